@@ -1,0 +1,55 @@
+"""What a stage hands to the next: safetensors files with a JSON header, readable without this project."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mmesid_jax.errors import UserError
+
+SCHEMA = 1  # raised whenever the tensors of an artifact change their meaning
+
+
+def write_artifact(
+  path: pathlib.Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]
+) -> None:
+  """Writes under a temporary name and renames. The header is one JSON object under the key "mmesid"."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + ".tmp")
+  metadata = {"mmesid": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
+  contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+  safetensors.numpy.save_file(contiguous, temporary, metadata=metadata)
+  os.replace(temporary, path)
+
+
+def read_header(path: pathlib.Path, stage: str) -> dict[str, Any]:
+  """The header of the stage's artifact. Raises UserError for a missing, truncated or foreign file."""
+  return _read(path, stage, header_only=True)[1]
+
+
+def read_artifact(path: pathlib.Path, stage: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Tensors and header. Raises UserError as `read_header` does."""
+  return _read(path, stage, header_only=False)
+
+
+def _read(path: pathlib.Path, stage: str, *, header_only: bool):
+  remedy = f"run mmesid_jax.train with the stage {stage} to write it again (delete the file first)"
+  if not path.is_file():
+    raise UserError(f"{path}: no such file; run mmesid_jax.train with the stage {stage} first")
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      header = json.loads((file.metadata() or {}).get("mmesid", "null"))
+      tensors = {} if header_only else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  except (OSError, ValueError, safetensors.SafetensorError) as error:
+    raise UserError(f"{path}: not a whole safetensors file ({error}); {remedy}") from error
+  if not isinstance(header, dict) or header.get("stage") != stage:
+    found = header.get("stage") if isinstance(header, dict) else "no mmesid header"
+    raise UserError(f"{path}: not an artifact of the stage {stage} (found: {found}); {remedy}")
+  if header.get("schema") != SCHEMA:
+    raise UserError(f"{path}: schema {header.get('schema')}, this version reads {SCHEMA}; {remedy}")
+  return tensors, header

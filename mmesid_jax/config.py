@@ -1,0 +1,273 @@
+"""What a configuration holds, the three presets, and the check before anything heavy starts."""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmesid_jax.errors import UserError
+
+STAGES = ("collaborative", "semantic_ids", "recommender")
+PRESETS = ("best", "paper", "released_code")
+RUN_KEYS = ("run", "stages")  # may differ between two runs of one workdir; so may data.dir
+
+
+def optimizer(learning_rate: float, weight_decay: float, **changes: Any) -> dict[str, Any]:
+  """AdamW's keys; schedule is "cosine" or "constant", clip 0 = no clipping by global norm."""
+  return {
+    "learning_rate": learning_rate,
+    "weight_decay": weight_decay,
+    "schedule": "cosine",
+    "warmup_steps": 100,
+    "clip": 1.0,
+    "b2": 0.999,
+    **changes,
+  }
+
+
+def default_config(preset: str = "best") -> ConfigDict:
+  """Every key there is, at laptop sizes. A preset sets choices, never sizes. Raises UserError."""
+  config = ConfigDict(
+    {
+      "preset": preset,
+      "seed": 0,
+      "stages": STAGES,
+      "data": {
+        "source": "files",  # files: data.dir holds sequences.txt; synthetic: made from data.synthetic
+        "dir": "",
+        "synthetic": {"users": 2000, "items": 600, "clusters": 24, "seed": 0},
+      },
+      # modality -> file in data.dir; "stage" = vectors of our own collaborative stage; "" = absent
+      "features": {"collaborative": "stage", "text": "", "visual": ""},
+      "collaborative": {
+        "width": 128,
+        "layers": 2,
+        "heads": 2,
+        "dropout": 0.5,
+        "loss": "softmax",  # over all items; "bce": one sampled negative, the published baseline
+        "rows": 32,
+        "row_length": 64,
+        "targets": 2048,
+        "epochs": 14,
+        "optimizer": optimizer(3e-3, 0.0),
+      },
+      "semantic_ids": {
+        "hidden": (512, 512),
+        "levels": 4,
+        "codes": 256,
+        "start": "balanced",  # k-means that the codebooks start from; "plain" or "random" otherwise
+        "reconstruction": "mmd",  # or "mse", "both"
+        "alignment": "info_nce",  # or "mmd", "none"
+        "temperature": 0.1,
+        "reconstruction_weight": 3.0,
+        "quantisation_weight": 1.0,
+        "alignment_weight": 0.01,
+        "commitment": 0.01,
+        "sinkhorn_epsilon": 0.003,  # 0 = the last level is assigned by the nearest code in training too
+        "sinkhorn_iterations": 50,
+        "batch": 1024,
+        "epochs": 200,
+        "validate_every_epochs": 10,
+        "optimizer": optimizer(2e-4, 1e-4, schedule="constant", warmup_steps=0),
+      },
+      "recommender": {
+        "width": 128,
+        "layers": 2,
+        "heads": 2,
+        "kv_heads": 2,
+        "head_width": 64,
+        "mlp_width": 256,
+        "rope_theta": 500_000.0,
+        "norm_eps": 1e-5,
+        "dropout": 0.5,
+        "item_dropout": 0.5,
+        "prompt": 1,  # learned prompt vectors
+        "response": 0,  # learned tokens behind every target; 0 = read at the token before it
+        "encoder": "mlp",  # or "sum": learned row + projected features + codes, tied to the scores
+        "codes": "codebooks",  # what code tables start from; or "random", "none" = no codes
+        "fusion": "frequency",  # or "sum": every source of a score weighs 1
+        "gate_temperature": 1.0,
+        "whiten": 0,  # principal directions kept of every feature table, whitened; 0 = as it is
+        "whiten_std": 0.04,
+        "targets_per_user": 0,  # only the last so many training targets; 0 = all
+        "rows": 16,
+        "row_length": 128,
+        "targets": 2048,
+        "epochs": 10,
+        "optimizer": optimizer(1.5e-3, 0.3),
+      },
+      "evaluation": {
+        "cutoffs": (5, 10, 20),
+        "select": "nDCG@10",  # on validation, history masked; "unmasked/nDCG@10" for the other
+        "targets": 256,
+        "resamples": 1000,
+      },
+      "run": {"log_every": 20, "save_every": 200},
+    }
+  )
+  apply_preset(config, preset)
+  return config
+
+
+def apply_preset(config: ConfigDict, preset: str) -> None:
+  """Sets the choices in which the paper, its released code and our best differ. Raises UserError."""
+  if preset not in PRESETS:
+    raise UserError(f"preset {preset!r}: expected one of {', '.join(PRESETS)}")
+  if preset == "best":
+    return
+  config.recommender.gate_temperature = 1e-3
+  config.recommender.response = 4
+  config.recommender.targets_per_user = 50
+  config.recommender.optimizer.weight_decay = 0.0
+  if preset == "released_code":
+    # An earlier commit aligns by MMD, and its commitment weight is the alignment weight by accident.
+    config.semantic_ids.alignment = "mmd"
+    config.semantic_ids.commitment = config.semantic_ids.alignment_weight
+
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(low: float) -> Rule:
+  return lambda x: x >= low, f"a number >= {low}"
+
+
+def _fraction() -> Rule:
+  return lambda x: 0 <= x < 1, "a number in [0, 1)"
+
+
+def _above_zero() -> Rule:
+  return lambda x: x > 0, "a number > 0"
+
+
+def _one_of(*names: str) -> Rule:
+  return lambda x: x in names, "one of " + ", ".join(names)
+
+
+def _list_of(test: Callable[[Any], bool], text: str) -> Rule:
+  return lambda x: len(x) > 0 and all(test(v) for v in x), text
+
+
+RULES: Mapping[str, Rule] = {
+  "preset": _one_of(*PRESETS),
+  "seed": _at_least(0),
+  "stages": _list_of(lambda s: s in STAGES, "a non-empty tuple out of " + ", ".join(STAGES)),
+  "data.source": _one_of("files", "synthetic"),
+  "data.synthetic.clusters": _at_least(1),
+  "data.synthetic.items": _at_least(2),
+  "data.synthetic.users": _at_least(1),
+  "collaborative.loss": _one_of("softmax", "bce"),
+  "semantic_ids.start": _one_of("balanced", "plain", "random"),
+  "semantic_ids.reconstruction": _one_of("mmd", "mse", "both"),
+  "semantic_ids.alignment": _one_of("info_nce", "mmd", "none"),
+  "semantic_ids.hidden": _list_of(lambda n: n >= 1, "a non-empty tuple of widths"),
+  "semantic_ids.batch": _at_least(2),
+  "semantic_ids.codes": _at_least(2),
+  "semantic_ids.temperature": _above_zero(),
+  "semantic_ids.sinkhorn_epsilon": _at_least(0),
+  "recommender.encoder": _one_of("mlp", "sum"),
+  "recommender.codes": _one_of("codebooks", "random", "none"),
+  "recommender.fusion": _one_of("frequency", "sum"),
+  "recommender.gate_temperature": _above_zero(),
+  "recommender.response": _at_least(0),
+  "recommender.targets_per_user": _at_least(0),
+  "recommender.whiten": _at_least(0),
+  "recommender.whiten_std": _above_zero(),
+  "recommender.rope_theta": _above_zero(),
+  "recommender.norm_eps": _above_zero(),
+  "evaluation.cutoffs": _list_of(lambda k: k >= 1, "a non-empty tuple of ranks >= 1"),
+  "evaluation.resamples": _at_least(0),
+}
+
+# For every key of this name that RULES does not hold under its whole name.
+RULES_BY_LAST_NAME: Mapping[str, Rule] = {
+  **{
+    name: _at_least(1)
+    for name in (
+      "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "prompt", "rows", "targets",
+      "epochs", "levels", "batch", "validate_every_epochs", "log_every", "save_every",
+      "sinkhorn_iterations",
+    )
+  },
+  "row_length": _at_least(2),
+  "dropout": _fraction(),
+  "item_dropout": _fraction(),
+  "learning_rate": _above_zero(),
+  "weight_decay": _at_least(0),
+  "clip": _at_least(0),
+  "warmup_steps": _at_least(0),
+  "b2": (lambda x: 0 < x < 1, "a number in (0, 1)"),
+  "schedule": _one_of("cosine", "constant"),
+  "reconstruction_weight": _at_least(0),
+  "quantisation_weight": _at_least(0),
+  "alignment_weight": _at_least(0),
+  "commitment": _at_least(0),
+}  # fmt: skip
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"a.b.c": value} of nested mappings; tuples become lists, as JSON has them."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping | ConfigDict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError for the first value out of range, or for values that do not fit each other."""
+  flat = flatten(config)
+  for key, value in flat.items():
+    rule = RULES.get(key) or RULES_BY_LAST_NAME.get(key.rsplit(".", 1)[-1])
+    if rule and not rule[0](value):
+      raise UserError(f"--config.{key}={value!r}: expected {rule[1]}")
+  if config.data.source == "files" and not config.data.dir:
+    raise UserError("--config.data.dir is not set: name the folder that holds sequences.txt")
+  if not modalities(config):
+    raise UserError("--config.features: every modality is empty; name at least one feature table")
+  _check_sizes(config)
+  select = config.evaluation.select.removeprefix("unmasked/")
+  known = [f"{m}@{k}" for m in ("HR", "nDCG", "MRR") for k in config.evaluation.cutoffs]
+  if select not in known:
+    near = difflib.get_close_matches(select, known, 1) or known[:1]
+    raise UserError(
+      f"--config.evaluation.select={config.evaluation.select}: no such metric at these cutoffs; "
+      f"did you mean {near[0]}?"
+    )
+
+
+def _check_sizes(config: ConfigDict) -> None:
+  c, r = config.collaborative, config.recommender
+  if c.width % c.heads:
+    raise UserError(
+      f"--config.collaborative.heads={c.heads}: does not divide collaborative.width={c.width}"
+    )
+  if r.heads % r.kv_heads:
+    raise UserError(
+      f"--config.recommender.kv_heads={r.kv_heads}: does not divide recommender.heads={r.heads}"
+    )
+  if r.head_width % 2:
+    raise UserError(f"--config.recommender.head_width={r.head_width}: rotary positions need it even")
+  if r.row_length <= r.response:
+    raise UserError(
+      f"--config.recommender.row_length={r.row_length}: must be above response={r.response}"
+    )
+
+
+def modalities(config: ConfigDict) -> tuple[str, ...]:
+  """The modalities that have a source, in the order of the configuration."""
+  return tuple(m for m, source in config.features.items() if source)
+
+
+def identity(config: ConfigDict) -> dict[str, Any]:
+  """The flat keys that two runs of one workdir must share."""
+  flat = flatten(json.loads(config.to_json_best_effort()))
+  return {
+    key: value
+    for key, value in flat.items()
+    if key.split(".")[0] not in RUN_KEYS and key != "data.dir"
+  }

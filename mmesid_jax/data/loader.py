@@ -1,0 +1,121 @@
+"""Grain datasets that feed the stages: batches of ids, endless, whose state is one integer.
+
+Feature tables live on the device, so a batch is a few kilobytes and the loader is never the bottleneck.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.data.packing import Batch, Layout, Packer, Pieces
+
+
+class PackedBatches(grain.IterDataset):
+  """Endless batches of shared-prefix rows; pieces are shuffled anew every epoch.
+
+  A batch takes pieces from the shuffled stream until the next one does not fit; that one opens the next
+  batch. Nothing is dropped or repeated, epochs follow each other without a gap. `shard` = (index, count)
+  gives every process its own part of the stream.
+  """
+
+  def __init__(
+    self,
+    dataset: Dataset,
+    pieces: Pieces,
+    layout: Layout,
+    *,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+  ):
+    super().__init__()
+    self.dataset, self.pieces, self.layout = dataset, pieces, layout
+    index, count = shard
+    self.order = grain.MapDataset.range(len(pieces)).seed(seed).shuffle()[index::count].repeat()
+    self.pieces_an_epoch = len(range(index, len(pieces), count))
+
+  def __iter__(self) -> "PackedBatchIterator":
+    return PackedBatchIterator(self)
+
+  def fill(self, packer: Packer, following: int) -> int:
+    """Adds pieces from stream position `following` on; returns the position of the first that did not fit."""
+    while True:
+      piece = int(self.order[following])
+      user, start, stop, first_target = (int(column[piece]) for column in self.pieces)
+      items = self.dataset.sequence(user)[start:stop]
+      if not packer.add(piece, items, first_target - start):
+        if not len(packer):
+          raise ValueError(f"a piece of {len(items)} items does not fit {self.layout}")
+        return following
+      following += 1
+
+  def batches_an_epoch(self) -> int:
+    """Batches that the first epoch takes: what schedules are planned with."""
+    following, batches = 0, 0
+    while following < self.pieces_an_epoch:
+      following = self.fill(Packer(self.layout), following)
+      batches += 1
+    return batches
+
+  def users(self, batch: Batch) -> list[int]:
+    """The user ids, as the data set writes them, that have a target in the batch."""
+    pieces = np.unique(batch.piece_Q[batch.piece_Q >= 0])
+    return sorted({int(u) for u in self.dataset.users[self.pieces.user[pieces]]})
+
+
+class PackedBatchIterator(grain.DatasetIterator):
+  def __init__(self, source: PackedBatches):
+    super().__init__()
+    self._source, self._following = source, 0
+
+  def __next__(self) -> Batch:
+    packer = Packer(self._source.layout)
+    self._following = self._source.fill(packer, self._following)
+    return packer.batch()
+
+  def get_state(self) -> dict[str, int]:
+    return {"following": self._following}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    self._following = state["following"]
+
+
+def item_batches(num_items: int, batch: int, *, seed: int) -> grain.IterDataset:
+  """Endless int64 [batch] arrays of item ids 1..num_items, shuffled anew every epoch."""
+  items = grain.MapDataset.range(1, num_items + 1).seed(seed).shuffle().repeat()
+  return items.batch(batch).to_iter_dataset()
+
+
+def in_order(dataset: Dataset, pieces: Pieces, layout: Layout) -> Iterator[Batch]:
+  """Every piece once, in order: evaluation batches. The last one is padded, nobody is dropped."""
+  return in_batches(
+    [
+      dataset.sequence(u)[a:b]
+      for u, a, b in zip(pieces.user, pieces.start, pieces.stop, strict=True)
+    ],
+    layout,
+    (pieces.first_target - pieces.start).tolist(),
+  )
+
+
+def in_batches(
+  sequences: Sequence[np.ndarray], layout: Layout, first_targets: Sequence[int] | None = None
+) -> Iterator[Batch]:
+  """Batches of the given sequences in order; piece_Q is the index of the sequence.
+
+  Targets are all items of a sequence, or those from first_targets[i] on. Raises ValueError when one
+  sequence alone is larger than a batch.
+  """
+  packer = Packer(layout)
+  for i, items in enumerate(sequences):
+    first = first_targets[i] if first_targets is not None else 0
+    if packer.add(i, items, first):
+      continue
+    if len(packer):
+      yield packer.batch()
+      packer = Packer(layout)
+    if not packer.add(i, items, first):
+      raise ValueError(f"sequence {i} ({len(items)} items) does not fit {layout}")
+  if len(packer):
+    yield packer.batch()

@@ -1,0 +1,81 @@
+"""Ranks every user's held-out item with any model that reads packed batches, or with fixed scores."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.data.loader import in_order
+from mmesid_jax.data.packing import Batch, Layout, evaluation_pieces
+from mmesid_jax.evaluation.ranking import PROTOCOLS, ranks, summary
+
+
+class SequenceModel(Protocol):
+  """What can be evaluated: SASRec and the recommender are."""
+
+  def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array: ...
+  def scores(self, h_QD: jax.Array) -> jax.Array: ...
+
+
+@nnx.jit
+def _model_ranks(model: SequenceModel, batch: Batch, history_QH: jax.Array):
+  return ranks(model.scores(model.hidden(batch)), batch.target_Q, history_QH)
+
+
+@jax.jit
+def _fixed_ranks(score_I: jax.Array, target_Q: jax.Array, history_QH: jax.Array):
+  return ranks(jnp.broadcast_to(score_I, (len(target_Q), len(score_I))), target_Q, history_QH)
+
+
+class Evaluator:
+  """The split's batches, made once; a model may be judged any number of times. split: "valid" or "test".
+
+  A history longer than a row is read from its newest items on; the mask always holds the whole of it.
+  """
+
+  def __init__(self, dataset: Dataset, layout: Layout, split: str):
+    self.pieces = evaluation_pieces(dataset, layout, split)
+    self._batches = list(in_order(dataset, self.pieces, layout))
+    lengths = self.pieces.stop - 1
+    self._history_UH = np.zeros((len(self.pieces), int(lengths.max(initial=1))), np.int32)
+    for row, (user, length) in enumerate(zip(self.pieces.user, lengths, strict=True)):
+      self._history_UH[row, :length] = dataset.sequence(user)[:length]
+
+  def __len__(self) -> int:
+    return len(self.pieces)
+
+  def model_ranks(self, model: SequenceModel) -> dict[str, np.ndarray]:
+    """protocol -> int32 [U], users in the data set's order."""
+    return self._ranks(lambda batch, history_QH: _model_ranks(model, batch, history_QH))
+
+  def fixed_ranks(self, score_I: np.ndarray) -> dict[str, np.ndarray]:
+    """The same for one score an item, whoever asks (popularity)."""
+    score_I = jnp.asarray(score_I)
+    return self._ranks(lambda batch, history_QH: _fixed_ranks(score_I, batch.target_Q, history_QH))
+
+  def metrics(self, model: SequenceModel, cutoffs) -> dict[str, float]:
+    """Flat metrics for selection: masked under their plain names, unmasked under "unmasked/"."""
+    found = self.model_ranks(model)
+    flat = {name: v["mean"] for name, v in summary(found["masked"], cutoffs).items()}
+    for name, v in summary(found["unmasked"], cutoffs).items():
+      flat[f"unmasked/{name}"] = v["mean"]
+    return flat
+
+  def _ranks(self, rank) -> dict[str, np.ndarray]:
+    result = {protocol: np.zeros(len(self.pieces), np.int32) for protocol in PROTOCOLS}
+    for batch in self._batches:
+      used_Q = batch.weight_Q > 0
+      history_QH = self._history_UH[np.maximum(batch.piece_Q, 0)]
+      found = jax.device_get(rank(batch, history_QH))
+      for protocol, rank_Q in zip(PROTOCOLS, found, strict=True):
+        result[protocol][batch.piece_Q[used_Q]] = rank_Q[used_Q]
+    return result
+
+
+def judge(rank: Mapping[str, np.ndarray], cutoffs, *, resamples: int, seed: int) -> dict:
+  """protocol -> metric -> mean and 95 % interval, from ranks by protocol."""
+  return {p: summary(r, cutoffs, resamples=resamples, seed=seed) for p, r in rank.items()}

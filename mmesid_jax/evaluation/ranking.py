@@ -1,0 +1,73 @@
+"""Full-catalogue ranking: ranks on the device, HR, nDCG and MRR with bootstrap intervals from the ranks."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PROTOCOLS = ("masked", "unmasked")
+
+
+def ranks(
+  scores_QI: jax.Array, target_Q: jax.Array, history_QH: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """int32 [Q] ranks from 1, with the history's items left out (masked) and with them (unmasked).
+
+  rank = 1 + number of other items whose score is not below the target's: ties, and NaN, count against it,
+  so a constant scorer gets nothing. Column 0 (padding) is never a candidate; history_QH is padded with 0.
+  A masked target that stands in its own history cannot be recommended and ranks last.
+  """
+  Q, I = scores_QI.shape  # noqa: E741
+  target_score_Q1 = jnp.take_along_axis(scores_QI, target_Q[:, None], axis=1)
+  ahead_QI = ~(scores_QI < target_score_Q1)
+  ahead_QI = ahead_QI.at[:, 0].set(False).at[jnp.arange(Q), target_Q].set(False)
+  unmasked_Q = 1 + ahead_QI.sum(1)
+  masked_Q = 1 + ahead_QI.at[jnp.arange(Q)[:, None], history_QH].set(False).sum(1)
+  repeated_Q = (history_QH == target_Q[:, None]).any(1)
+  return jnp.where(repeated_Q, I - 1, masked_Q), unmasked_Q
+
+
+def values(rank_U: np.ndarray, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
+  """What every user contributes: HR@k, nDCG@k and MRR@k, float64 [U] each (one target a user)."""
+  rank_U = np.asarray(rank_U, np.int64)
+  result = {}
+  for k in cutoffs:
+    hit_U = rank_U <= k
+    result[f"HR@{k}"] = hit_U.astype(np.float64)
+    result[f"nDCG@{k}"] = np.where(hit_U, 1 / np.log2(rank_U + 1), 0)
+    result[f"MRR@{k}"] = np.where(hit_U, 1 / rank_U, 0)
+  return result
+
+
+def summary(
+  rank_U: np.ndarray, cutoffs: Sequence[int], *, resamples: int = 0, seed: int = 0
+) -> dict[str, dict[str, float]]:
+  """metric -> {"mean", and with resamples > 0 "low", "high"}: 95 % percentile bootstrap over users."""
+  per_user = values(rank_U, cutoffs)
+  result = {name: {"mean": float(x_U.mean())} for name, x_U in per_user.items()}
+  if resamples:
+    table_UM = np.stack(list(per_user.values()), 1)
+    rng = np.random.default_rng(seed)
+    users = len(table_UM)
+    means_BM = np.stack(
+      [table_UM[rng.integers(0, users, users)].mean(0) for _ in range(resamples)]
+    )
+    low_M, high_M = np.percentile(means_BM, [2.5, 97.5], axis=0)
+    for name, low, high in zip(per_user, low_M, high_M, strict=True):
+      result[name] |= {"low": float(low), "high": float(high)}
+  return result
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
+  """Text table of model -> protocol -> metric -> {"mean"}; a row for each model and protocol."""
+  names = list(next(iter(next(iter(results.values())).values())))
+  names = [n for n in names if not n.startswith("MRR")]
+  names.sort(key=lambda n: not n.startswith("HR"))  # stable: HR first, then nDCG
+  width = max(len(model) for model in results)
+  lines = [" " * (width + 10) + "".join(f"{n:>9}" for n in names)]
+  for protocol in PROTOCOLS:
+    for model, protocols in results.items():
+      cells = "".join(f"{protocols[protocol][n]['mean']:9.4f}" for n in names)
+      lines.append(f"{protocol:<9} {model:<{width}}{cells}")
+  return "\n".join(lines)

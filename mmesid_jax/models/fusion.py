@@ -1,0 +1,76 @@
+"""Frequency-aware fusion: how far an item's score rests on what was learned of it or on its content.
+
+Source: MME-SID, section 4: score(i) = w_x (o . E_x[i]) + sum_m w_m (o . (W_m e_m[i] + b_m)), where the
+weights of item i come from its frequency in the training part alone.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.models.linear import Linear
+from mmesid_jax.models.variables import Frozen
+
+
+def normalised_frequency(counts_I: np.ndarray) -> np.ndarray:
+  """min-max over items 1..I of log(count + 1), float32 [I + 1]; row 0 (padding) is 0."""
+  log = np.log1p(counts_I.astype(np.float64))
+  low, high = log[1:].min(), log[1:].max()
+  scaled = (log - low) / max(high - low, 1e-12)
+  scaled[0] = 0
+  return scaled.astype(np.float32)
+
+
+class FrequencyFusion(nnx.Module):
+  """Weights [I, 1 + M] of the learned table and of M modalities, softmax(g(frequency) / temperature).
+
+  g = Linear(1, 64) - gelu - Linear(64, 10) - Linear(10, 64, no bias) - gelu - Linear(64, 1 + M), as in
+  the released code. kind "frequency", or "sum": every weight 1 and no parameters (the paper's ablation).
+  """
+
+  def __init__(self, counts_I: np.ndarray, M: int, *, kind: str, temperature: float, rngs: nnx.Rngs):
+    self.kind, self.temperature, self.sources = kind, temperature, 1 + M
+    self.frequency_I = Frozen(jnp.asarray(normalised_frequency(counts_I)))
+    if kind == "frequency":
+      self.layers = nnx.List(
+        [
+          Linear(1, 64, bias=True, rngs=rngs),
+          Linear(64, 10, bias=True, rngs=rngs),
+          Linear(10, 64, rngs=rngs),
+          Linear(64, 1 + M, bias=True, rngs=rngs),
+        ]
+      )
+
+  def weights(self) -> jax.Array:
+    """float32 [I, 1 + M], the learned table's first."""
+    frequency_I = self.frequency_I[...]
+    if self.kind == "sum":
+      return jnp.ones((len(frequency_I), self.sources))
+    first, down, up, last = self.layers
+    hidden = jax.nn.gelu(up(down(jax.nn.gelu(first(frequency_I[:, None])))))
+    return jax.nn.softmax(last(hidden) / self.temperature, axis=-1)
+
+
+def scores(o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array) -> jax.Array:
+  """[Q, I]: the formula above (for a "sum" encoder, o . its item vector, part by part weighted).
+
+  Two orders of the same products: with few targets (o W) e, so the catalogue is never projected into D;
+  with more targets than D is wide, projecting the catalogue once is the cheaper one.
+  """
+  table_ID = items.identity_ID[...]
+  if items.kind == "sum":
+    for m in items.code_IL:  # tied: what reads an item also scores it
+      table_ID = table_ID + items.quantised(m, jnp.arange(len(table_ID)))
+  parts = [(items.project[m], items.feature_IV[m][...]) for m in items.modalities]
+  if len(o_QD) > o_QD.shape[1]:
+    item_ID = weight_IS[:, :1] * table_ID
+    for s, (project, feature_IV) in enumerate(parts, start=1):
+      item_ID = item_ID + weight_IS[:, s : s + 1] * project(feature_IV)
+    return o_QD @ item_ID.T
+  score_QI = (o_QD @ table_ID.T) * weight_IS[:, 0]
+  for s, (project, feature_IV) in enumerate(parts, start=1):
+    source_QI = (o_QD @ project.weight[...].T) @ feature_IV.T + (o_QD @ project.bias[...])[:, None]
+    score_QI = score_QI + source_QI * weight_IS[:, s]
+  return score_QI

@@ -1,0 +1,65 @@
+"""One vector per item for the language model: what the collaborative, text and visual tables say of it.
+
+Source: MME-SID, section 4 ("Fine-tuning"): original vectors projected, quantised vectors as sums of code
+embeddings whose tables start from the trained codebooks.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmesid_jax.models.linear import Linear
+from mmesid_jax.models.variables import Frozen
+
+
+class ItemEncoder(nnx.Module):
+  """Item ids [...] -> vectors [..., D].
+
+  kind "mlp" (paper): gelu(MLP(concat over modalities of [W_m e_m + b_m ; sum_l E^m_l[code]])), the MLP
+  2MD -> MD -> relu -> D. kind "sum": the learned row of the item plus the same parts, added up: the same
+  table then reads and scores (tied), and text only has to say how an item differs from its identity.
+
+  features: modality -> float32 [I + 1, V]; codes: modality -> int32 [I + 1, L]; codebooks: modality ->
+  float32 [L, C, D]. Both of the latter may be empty: no codes.
+  """
+
+  def __init__(
+    self,
+    features: Mapping[str, jax.Array],
+    codes: Mapping[str, jax.Array],
+    codebooks: Mapping[str, jax.Array],
+    *,
+    D: int,
+    kind: str,
+    rngs: nnx.Rngs,
+  ):
+    rows = len(next(iter(features.values())))
+    self.modalities = tuple(features)
+    self.kind = kind
+    self.identity_ID = nnx.Param(jax.random.normal(rngs.params(), (rows, D)) * 0.02)
+    self.feature_IV = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in features.items()})
+    self.project = nnx.Dict(
+      {m: Linear(x.shape[1], D, bias=True, rngs=rngs) for m, x in features.items()}
+    )
+    self.code_IL = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in codes.items()})
+    self.codebook_LCD = nnx.Dict({m: nnx.Param(jnp.asarray(x)) for m, x in codebooks.items()})
+    if kind == "mlp":
+      parts = len(features) + len(codes)
+      self.hidden = Linear(parts * D, parts * D // 2, bias=True, rngs=rngs)
+      self.out = Linear(parts * D // 2, D, bias=True, rngs=rngs)
+
+  def quantised(self, modality: str, item: jax.Array) -> jax.Array:
+    """Sum over levels of the item's code embeddings, [..., D]."""
+    table_LCD = self.codebook_LCD[modality][...]
+    code = self.code_IL[modality][...][item]
+    level = jnp.arange(table_LCD.shape[0])
+    return table_LCD[level, code].sum(-2)
+
+  def __call__(self, item: jax.Array) -> jax.Array:
+    parts = [self.project[m](self.feature_IV[m][...][item]) for m in self.modalities]
+    parts += [self.quantised(m, item) for m in self.code_IL]
+    if self.kind == "sum":
+      return self.identity_ID[...][item] + sum(parts)
+    return jax.nn.gelu(self.out(jax.nn.relu(self.hidden(jnp.concatenate(parts, -1)))))

@@ -1,0 +1,45 @@
+"""The two layers that every model is made of: a projection and a normalisation; and dropout by key."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Linear(nnx.Module):
+  """y = x W (+ b) over the last axis; W [d_in, *d_out], float32, normal with variance 1 / d_in."""
+
+  def __init__(self, d_in: int, d_out: int | tuple[int, ...], *, bias=False, rngs: nnx.Rngs):
+    d_out = d_out if isinstance(d_out, tuple) else (d_out,)
+    self.weight = nnx.Param(jax.random.normal(rngs.params(), (d_in, *d_out)) / math.sqrt(d_in))
+    self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = jnp.tensordot(x, self.weight[...], axes=1)
+    return y if self.bias is None else y + self.bias[...]
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) * scale over the last axis, in float32 whatever x is. Source: Zhang and Sennrich 2019."""
+
+  def __init__(self, D: int, *, eps: float = 1e-5):
+    self.scale = nnx.Param(jnp.ones(D))
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return y.astype(x.dtype) * self.scale[...]
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Zeroes elements with probability `rate` and scales the rest by 1 / (1 - rate); key None = identity."""
+  if key is None or rate == 0:
+    return x
+  return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def split(key: jax.Array | None, count: int) -> list[jax.Array | None] | jax.Array:
+  """`count` keys out of one; None stays None."""
+  return [None] * count if key is None else jax.random.split(key, count)

@@ -1,0 +1,55 @@
+"""The recommender: a Llama that reads one token an item and scores the whole catalogue. Source: MME-SID."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmesid_jax.data.packing import Batch
+from mmesid_jax.models import fusion
+from mmesid_jax.models.attention import read, visible
+from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.models.linear import dropout, split
+from mmesid_jax.models.llama import Llama, LlamaConfig
+
+
+class RecommenderModel(nnx.Module):
+  """Soft prompt of P vectors, item tokens, S response tokens behind every target (0 = none).
+
+  `item_dropout` zeroes elements of the item tokens; the backbone has its own rate.
+  """
+
+  def __init__(
+    self,
+    items: ItemEncoder,
+    gates: fusion.FrequencyFusion,
+    backbone: LlamaConfig,
+    *,
+    P: int,
+    S: int,
+    item_dropout: float,
+    rngs: nnx.Rngs,
+  ):
+    self.items, self.gates = items, gates
+    self.backbone = Llama(backbone, rngs=rngs)
+    scale = 0.02
+    self.prompt_PD = nnx.Param(jax.random.normal(rngs.params(), (P, backbone.D)) * scale)
+    self.response_SD = nnx.Param(jax.random.normal(rngs.params(), (S, backbone.D)) * scale)
+    self.item_dropout = item_dropout
+
+  def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    """o [Q, D]: the last hidden state of every target's own prompt."""
+    item_key, backbone_key = split(key, 2)
+    item_ND = self.items(batch.item_N)  # once per distinct item
+    x_RTD = item_ND[batch.slot_RT]
+    if self.response_SD.shape[0]:
+      response_RTD = self.response_SD[...][batch.response_RT]
+      x_RTD = jnp.where(batch.branch_RT[..., None] > 0, response_RTD, x_RTD)
+    x_RTD = dropout(x_RTD, self.item_dropout, item_key)
+    prompt_PD, x_RTD = self.backbone(
+      self.prompt_PD[...], x_RTD, batch.position_RT, visible(batch), backbone_key
+    )
+    return read(prompt_PD[-1], x_RTD, batch.read_Q)
+
+  def scores(self, o_QD: jax.Array) -> jax.Array:
+    """[Q, I], column i = item i; column 0 is padding and no candidate."""
+    return fusion.scores(o_QD, self.items, self.gates.weights())

@@ -1,0 +1,94 @@
+"""Collaborative stage: SASRec on the training part; its item table is the collaborative modality.
+
+Writes collaborative.safetensors: `items` float32 [I + 1, D] (row 0 zero) and the model, which is a baseline.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mmesid_jax.data.loader import PackedBatches
+from mmesid_jax.data.packing import Batch, Layout, training_pieces
+from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.losses.softmax import binary_cross_entropy, cross_entropy
+from mmesid_jax.models.sasrec import SASRec
+from mmesid_jax.models.state import load
+from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
+from mmesid_jax.stages.workdir import Workdir, key_for
+from mmesid_jax.training.loop import fit
+
+STAGE = "collaborative"
+
+
+def build(config: ConfigDict, num_items: int, seed: int) -> SASRec:
+  """The model of `config` = config.collaborative, freshly drawn."""
+  return SASRec(
+    num_items,
+    D=config.width,
+    layers=config.layers,
+    heads=config.heads,
+    positions=config.row_length,
+    rate=config.dropout,
+    rngs=nnx.Rngs(key_for(seed, STAGE)),
+  )
+
+
+def loss(config: ConfigDict, num_items: int):
+  """The loss of a batch by config.loss; a "bce" negative is any other item, one for each target."""
+
+  def softmax(model: SASRec, batch: Batch, key: jax.Array):
+    total, weight = cross_entropy(
+      model.scores(model.hidden(batch, key)), batch.target_Q, batch.weight_Q
+    )
+    return total / jnp.maximum(weight, 1), {}
+
+  def bce(model: SASRec, batch: Batch, key: jax.Array):
+    model_key, negative_key = jax.random.split(key)
+    h_QD = model.hidden(batch, model_key)
+    # One of the I - 1 other items: an offset from the target, around the circle of items 1..I.
+    offset_Q = jax.random.randint(negative_key, batch.target_Q.shape, 1, num_items)
+    negative_Q = (batch.target_Q - 1 + offset_Q) % num_items + 1
+    item_ID = model.item_ID[...]
+    scores = [(h_QD * item_ID[i_Q]).sum(-1) for i_Q in (batch.target_Q, negative_Q)]
+    total, weight = binary_cross_entropy(*scores, batch.weight_Q)
+    return total / jnp.maximum(weight, 1), {}
+
+  return {"softmax": softmax, "bce": bce}[config.loss]
+
+
+def run(workdir: Workdir) -> None:
+  """Trains, keeps the best on validation, writes the artifact."""
+  config, dataset = workdir.config, workdir.dataset
+  c = config.collaborative
+  layout = Layout(c.rows, c.row_length, c.targets)
+  pieces, counts = training_pieces(dataset, layout, min_history=1)  # SASRec has no empty history
+  task = next_item_task(
+    STAGE,
+    config,
+    c,
+    model=build(c, dataset.num_items, config.seed),
+    loss=loss(c, dataset.num_items),
+    batches=PackedBatches(dataset, pieces, layout, seed=config.seed),
+    evaluator=Evaluator(dataset, evaluation_layout(layout, config.evaluation.targets), "valid"),
+  )
+  result = fit(task, workdir.folder(STAGE), **config.run)
+  items_ID = np.array(result.model.item_ID[...])
+  items_ID[0] = 0
+  workdir.write(
+    STAGE,
+    {"items": items_ID},
+    result.model,
+    valid={config.evaluation.select: result.best},
+    best_step=result.best_step,
+    cut_users=counts.cut_users,
+  )
+
+
+def restore(workdir: Workdir) -> SASRec:
+  """The trained model, from the artifact."""
+  model = build(workdir.config.collaborative, workdir.dataset.num_items, workdir.config.seed)
+  named, _ = workdir.read_model(STAGE)
+  load(model, named, str(workdir.artifact(STAGE)))
+  return model

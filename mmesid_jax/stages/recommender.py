@@ -1,0 +1,155 @@
+"""Recommender stage: a Llama on shared-prefix rows. Writes recommender.safetensors, the whole model."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mmesid_jax import artifacts
+from mmesid_jax.data.dataset import popularity
+from mmesid_jax.data.features import whiten
+from mmesid_jax.data.loader import PackedBatches
+from mmesid_jax.data.packing import Batch, Layout, training_pieces
+from mmesid_jax.errors import UserError
+from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.models.fusion import FrequencyFusion
+from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.models.llama import LlamaConfig
+from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.state import load
+from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
+from mmesid_jax.stages.workdir import Workdir, key_for
+from mmesid_jax.training.loop import fit
+
+STAGE = "recommender"
+
+
+def layout(config: ConfigDict) -> Layout:
+  """The batch shape of `config` = config.recommender."""
+  return Layout(config.rows, config.row_length, config.targets, config.response)
+
+
+def build(
+  config: ConfigDict,
+  seed: int,
+  *,
+  features: Mapping[str, np.ndarray],
+  codes: Mapping[str, np.ndarray],
+  codebooks: Mapping[str, np.ndarray],
+  counts_I: np.ndarray,
+) -> RecommenderModel:
+  """The model of `config` = config.recommender, freshly drawn around the given tables."""
+  rngs = nnx.Rngs(key_for(seed, STAGE))
+  items = ItemEncoder(features, codes, codebooks, D=config.width, kind=config.encoder, rngs=rngs)
+  gates = FrequencyFusion(
+    counts_I, len(features), kind=config.fusion, temperature=config.gate_temperature, rngs=rngs
+  )
+  backbone = LlamaConfig(
+    layers=config.layers,
+    D=config.width,
+    F=config.mlp_width,
+    N=config.heads,
+    K=config.kv_heads,
+    H=config.head_width,
+    rope_theta=config.rope_theta,
+    norm_eps=config.norm_eps,
+    dropout=config.dropout,
+  )
+  return RecommenderModel(
+    items,
+    gates,
+    backbone,
+    P=config.prompt,
+    S=config.response,
+    item_dropout=config.item_dropout,
+    rngs=rngs,
+  )
+
+
+def loss(model: RecommenderModel, batch: Batch, key: jax.Array):
+  """Mean over the batch's targets of the cross-entropy over all items. Source: MME-SID, section 4."""
+  total, weight = cross_entropy(
+    model.scores(model.hidden(batch, key)), batch.target_Q, batch.weight_Q
+  )
+  return total / jnp.maximum(weight, 1), {}
+
+
+def codes_and_codebooks(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """Per modality, as config.recommender.codes says; random codebooks have the trained ones' scale."""
+  choice = workdir.config.recommender.codes
+  if choice == "none":
+    return {}, {}
+  path = workdir.artifact("semantic_ids")
+  found, _ = artifacts.read_artifact(path, "semantic_ids")
+  codes = {k.removeprefix("codes."): x for k, x in found.items() if k.startswith("codes.")}
+  books = {k.removeprefix("codebooks."): x for k, x in found.items() if k.startswith("codebooks.")}
+  if choice == "random":
+    rng = np.random.default_rng(workdir.config.seed)
+    books = {m: rng.normal(0, x.std(), x.shape).astype(np.float32) for m, x in books.items()}
+  return codes, books
+
+
+def run(workdir: Workdir) -> None:
+  """Trains, keeps the best on validation, writes the artifact."""
+  config, dataset = workdir.config, workdir.dataset
+  c = config.recommender
+  features = workdir.features()
+  if c.whiten:
+    features = {m: whiten(x, min(c.whiten, x.shape[1]), c.whiten_std) for m, x in features.items()}
+  codes, codebooks = codes_and_codebooks(workdir)
+  pieces, counts = training_pieces(dataset, layout(c), targets_per_user=c.targets_per_user)
+  task = next_item_task(
+    STAGE,
+    config,
+    c,
+    model=build(
+      c,
+      config.seed,
+      features=features,
+      codes=codes,
+      codebooks=codebooks,
+      counts_I=popularity(dataset),
+    ),
+    loss=loss,
+    batches=PackedBatches(dataset, pieces, layout(c), seed=config.seed),
+    evaluator=Evaluator(dataset, evaluation_layout(layout(c), config.evaluation.targets), "valid"),
+  )
+  result = fit(task, workdir.folder(STAGE), **config.run)
+  workdir.write(
+    STAGE,
+    {"counts": popularity(dataset)},
+    result.model,
+    valid={config.evaluation.select: result.best},
+    best_step=result.best_step,
+    cut_users=counts.cut_users,
+    config=config.to_json_best_effort(),
+  )
+
+
+def restore(workdir_path, config: ConfigDict) -> RecommenderModel:
+  """The trained model from workdir_path/recommender.safetensors alone: no data set, no other artifact."""
+  path = workdir_path / f"{STAGE}.safetensors"
+  found, _ = artifacts.read_artifact(path, STAGE)
+  named = {k.removeprefix("model."): x for k, x in found.items() if k.startswith("model.")}
+
+  def tables(part: str) -> dict[str, np.ndarray]:
+    prefix = f"items.{part}."
+    return {k.removeprefix(prefix): x for k, x in named.items() if k.startswith(prefix)}
+
+  features = tables("feature_IV")
+  if not features:
+    raise UserError(f"{path}: holds no feature table; train the stage {STAGE} again")
+  model = build(
+    config.recommender,
+    config.seed,
+    features=features,
+    codes=tables("code_IL"),
+    codebooks=tables("codebook_LCD"),
+    counts_I=found["counts"],
+  )
+  load(model, named, str(path))
+  return model

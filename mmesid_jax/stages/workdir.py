@@ -1,0 +1,110 @@
+"""What every stage is given: the configuration, the data set, and where artifacts and fingerprints are."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mmesid_jax import artifacts
+from mmesid_jax.config import identity, modalities
+from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.data.features import read_features
+from mmesid_jax.models.state import tensors
+
+UPSTREAM = {
+  "collaborative": (),
+  "semantic_ids": ("collaborative",),
+  "recommender": ("collaborative", "semantic_ids"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """One experiment's folder: artifacts beside each other, a folder for every stage's training."""
+
+  path: pathlib.Path
+  config: ConfigDict
+  dataset: Dataset
+  data_dir: pathlib.Path
+
+  def artifact(self, stage: str) -> pathlib.Path:
+    return self.path / f"{stage}.safetensors"
+
+  def folder(self, stage: str) -> pathlib.Path:
+    """Checkpoints, metrics and event files of the stage's training."""
+    return self.path / stage
+
+  def needs(self, stage: str) -> tuple[str, ...]:
+    """The stages whose artifacts this one reads under the present configuration."""
+    own_vectors = self.config.features.collaborative == "stage"
+    used = {"collaborative": own_vectors, "semantic_ids": self.config.recommender.codes != "none"}
+    return tuple(s for s in UPSTREAM[stage] if used[s])
+
+  def fingerprint(self, stage: str) -> str:
+    """sha256 over everything that the artifact depends on: data, features, configuration, upstream."""
+    prefixes = ("seed", "evaluation.", "features.", f"{stage}.")
+    parts = {
+      "schema": artifacts.SCHEMA,
+      "stage": stage,
+      "dataset": self.dataset.fingerprint,
+      "config": {k: v for k, v in identity(self.config).items() if k.startswith(prefixes)},
+      "upstream": {s: self.fingerprint(s) for s in self.needs(stage)},
+    }
+    if stage != "collaborative":
+      files = {m: self.config.features[m] for m in modalities(self.config)}
+      parts["features"] = {m: self._digest(f) for m, f in files.items() if f != "stage"}
+    else:
+      parts["config"] = {k: v for k, v in parts["config"].items() if not k.startswith("features.")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+  def _digest(self, file: str) -> str:
+    with (self.data_dir / file).open("rb") as opened:
+      return hashlib.file_digest(opened, "sha256").hexdigest()
+
+  def features(self) -> dict[str, np.ndarray]:
+    """modality -> float32 [I + 1, V], row 0 zero. Raises UserError for a table that does not fit."""
+    tables = {}
+    for modality in modalities(self.config):
+      source = self.config.features[modality]
+      if source == "stage":
+        found, _ = artifacts.read_artifact(self.artifact("collaborative"), "collaborative")
+        tables[modality] = found["items"]
+      else:
+        tables[modality] = read_features(self.data_dir / source, self.dataset.num_items)
+    return tables
+
+  def write(
+    self, stage: str, named: dict[str, np.ndarray], model: nnx.Module | None, **header: Any
+  ) -> None:
+    """The stage's artifact: named tensors, the model's own under "model.", and the header."""
+    if model is not None:
+      named = named | {f"model.{name}": x for name, x in tensors(model).items()}
+    artifacts.write_artifact(
+      self.artifact(stage),
+      named,
+      {
+        "stage": stage,
+        "fingerprint": self.fingerprint(stage),
+        "dataset": self.dataset.fingerprint,
+        "num_items": self.dataset.num_items,
+        "shapes": {name: list(x.shape) for name, x in named.items() if not name.startswith("model.")},
+        **header,
+      },
+    )
+
+  def read_model(self, stage: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The stage's model tensors, without their prefix, and the header."""
+    found, header = artifacts.read_artifact(self.artifact(stage), stage)
+    prefix = "model."
+    return {k.removeprefix(prefix): x for k, x in found.items() if k.startswith(prefix)}, header
+
+
+def key_for(seed: int, stage: str) -> jax.Array:
+  """The random key that a stage starts its parameters from."""
+  return jax.random.fold_in(jax.random.key(seed), list(UPSTREAM).index(stage))

@@ -1,0 +1,58 @@
+"""Where numbers go while a stage trains: metrics.jsonl, TensorBoard event files and a progress bar."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import tqdm
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+  """Appends {"step": ..., name: value} lines to folder/metrics.jsonl and the same to folder/tensorboard.
+
+  On resume, lines behind `step` are dropped: the run comes by there again.
+  """
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "metrics.jsonl"
+    if path.exists():
+      kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+      temporary = path.with_suffix(".tmp")
+      temporary.write_text("".join(line + "\n" for line in kept))
+      os.replace(temporary, path)
+    self._file = path.open("a")
+    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+    self._file.flush()
+    for name, value in metrics.items():
+      self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    self._board.close()
+
+
+def _step(line: str) -> float:
+  """The step of a log line; a line that a crash cut short counts as too late."""
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError):
+    return float("inf")
+
+
+def progress(name: str, step: int, steps: int) -> tqdm.tqdm:
+  """A bar with ETA on stderr; in a log file it prints a line every half minute instead of redrawing."""
+  return tqdm.tqdm(
+    desc=name,
+    initial=step,
+    total=steps,
+    unit="step",
+    mininterval=0.5 if os.isatty(2) else 30,
+    dynamic_ncols=True,
+    smoothing=0.05,
+  )
