@@ -27,6 +27,14 @@ def write_artifact(
   os.replace(temporary, path)
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes under a temporary name and renames."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text)
+  os.replace(temporary, path)
+
+
 def read_header(path: pathlib.Path, stage: str) -> dict[str, Any]:
   """The header of the stage's artifact. Raises UserError for a missing, truncated or foreign file."""
   return _read(path, stage, header_only=True)[1]

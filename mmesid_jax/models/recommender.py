@@ -31,9 +31,12 @@ class RecommenderModel(nnx.Module):
   ):
     self.items, self.gates = items, gates
     self.backbone = Llama(backbone, rngs=rngs)
-    scale = 0.02
-    self.prompt_PD = nnx.Param(jax.random.normal(rngs.params(), (P, backbone.D)) * scale)
-    self.response_SD = nnx.Param(jax.random.normal(rngs.params(), (S, backbone.D)) * scale)
+
+    def table(rows):
+      return nnx.Param(jax.random.normal(rngs.params(), (rows, backbone.D)) * 0.02)
+
+    self.prompt_PD = table(P)
+    self.response_SD = table(S) if S else None
     self.item_dropout = item_dropout
 
   def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
@@ -41,7 +44,7 @@ class RecommenderModel(nnx.Module):
     item_key, backbone_key = split(key, 2)
     item_ND = self.items(batch.item_N)  # once per distinct item
     x_RTD = item_ND[batch.slot_RT]
-    if self.response_SD.shape[0]:
+    if self.response_SD is not None:
       response_RTD = self.response_SD[...][batch.response_RT]
       x_RTD = jnp.where(batch.branch_RT[..., None] > 0, response_RTD, x_RTD)
     x_RTD = dropout(x_RTD, self.item_dropout, item_key)

@@ -48,7 +48,7 @@ class Workdir:
 
   def fingerprint(self, stage: str) -> str:
     """sha256 over everything that the artifact depends on: data, features, configuration, upstream."""
-    prefixes = ("seed", "evaluation.", "features.", f"{stage}.")
+    prefixes = ("seed", "evaluation.", "features.", "recommender.width", f"{stage}.")
     parts = {
       "schema": artifacts.SCHEMA,
       "stage": stage,
@@ -78,6 +78,12 @@ class Workdir:
       else:
         tables[modality] = read_features(self.data_dir / source, self.dataset.num_items)
     return tables
+
+  def check_features(self) -> None:
+    """Reads every table that comes from a file. Raises UserError for one that does not fit."""
+    for modality in modalities(self.config):
+      if (source := self.config.features[modality]) != "stage":
+        read_features(self.data_dir / source, self.dataset.num_items)
 
   def write(
     self, stage: str, named: dict[str, np.ndarray], model: nnx.Module | None, **header: Any

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import tqdm
 from tensorboardX import SummaryWriter
 
+from mmesid_jax.artifacts import write_text
+
 
 class MetricsLog:
   """Appends {"step": ..., name: value} lines to folder/metrics.jsonl and the same to folder/tensorboard.
@@ -20,9 +22,7 @@ class MetricsLog:
     path = folder / "metrics.jsonl"
     if path.exists():
       kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-      temporary = path.with_suffix(".tmp")
-      temporary.write_text("".join(line + "\n" for line in kept))
-      os.replace(temporary, path)
+      write_text(path, "".join(line + "\n" for line in kept))
     self._file = path.open("a")
     self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 

@@ -110,11 +110,10 @@ class _Metrics:
     self._task, self._log, self._bar, self._checkpoints = task, log, bar, checkpoints
     self._behind = behind
     self._pending: collections.deque = collections.deque()
-    self._since, self._work = time.monotonic(), 0
+    self._since = time.monotonic()
 
   def add(self, step: int, metrics: dict[str, jax.Array], batch: Any) -> None:
     self._pending.append((step, metrics, batch))
-    self._work += self._task.work(batch)
     if step % self._behind == 0:
       self.fetch(until=step - self._behind)
 
@@ -136,8 +135,9 @@ class _Metrics:
           f"{good} in {self._checkpoints.folder}; a smaller learning_rate or clip may help"
         )
     now = time.monotonic()
-    rate = self._work / max(now - self._since, 1e-9)
-    self._since, self._work = now, 0
+    work = sum(self._task.work(batch) for _, _, batch in ready)
+    rate = work / max(now - self._since, 1e-9)
+    self._since = now
     step = ready[-1][0]
     mean = {name: float(sum(v[name] for v in values) / len(values)) for name in values[0]}
     mean |= {
@@ -145,7 +145,7 @@ class _Metrics:
       "learning_rate": float(self._task.schedule(step - 1)),
     }
     self._log.write(step, mean)
-    self._bar.set_postfix_str(f"loss {mean['loss']:.4f}, {rate:,.0f} {self._task.unit}/s")
+    self._bar.set_postfix_str(f"loss {mean['loss']:.4f}, {rate:,.0f} {self._task.unit}/s", refresh=False)
 
 
 def fit(task: Task, folder: pathlib.Path, *, log_every: int, save_every: int) -> Result:

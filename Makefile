@@ -1,0 +1,46 @@
+# Everything runs in .venv, made on first use and refreshed when the requirements change.
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALLED := $(VENV)/installed
+PARITY := $(VENV)/parity-installed
+QUICKSTART := runs/quickstart
+
+.PHONY: quickstart test parity format clean
+.DELETE_ON_ERROR:
+
+quickstart: $(INSTALLED)  ## an invented catalogue, all stages, then recommendations with titles
+	$(BIN)/python -m mmesid_jax.train --config=configs/quickstart.py --workdir=$(QUICKSTART)
+	$(BIN)/python -m mmesid_jax.recommend --workdir=$(QUICKSTART) --user=1,2,3
+
+test: $(INSTALLED)  ## lint, format check, tests that need neither GPU nor other implementations
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q
+
+parity: $(PARITY)  ## the same numbers as PyTorch, transformers and peft
+	$(BIN)/python -m pytest -q -m parity
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## environment and caches; runs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half an environment would pass for one
+
+$(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[test]'
+	touch $@
+
+# torch is pinned for equal numbers. Linux wheels of PyPI carry CUDA; where download size matters, the
+# CPU build does as well: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+$(PARITY): $(INSTALLED)
+	$(PIP) torch==2.13.0 --editable '.[test,parity]'
+	touch $@

@@ -1,0 +1,16 @@
+"""All stages on an embedded synthetic catalogue: 2,000 users, 600 items, three modalities.
+
+  python -m mmesid_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from mmesid_jax.config import default_config
+
+
+def get_config(preset: str = "best") -> ConfigDict:
+  config = default_config(preset)
+  config.data.source = "synthetic"
+  config.features.text = "text.npy"
+  config.features.visual = "visual.npy"
+  return config

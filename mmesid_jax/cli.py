@@ -1,0 +1,144 @@
+"""How entry points start: flags parsed, mistakes of the user told in one line, status 2.
+
+ml_collections answers a mistyped `--config.a.b` with a traceback, absl a mistyped flag with a hint
+to --helpfull. Here both name what is wrong and the nearest thing that exists. Nothing here imports
+jax, so a typo is refused before anything heavy starts.
+"""
+
+import difflib
+import os
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from mmesid_jax.errors import Interrupted, Stop, UserError
+
+CONFIG = "config"  # the flag that names the config file, in every entry point that takes one
+
+
+def run(main: Callable[[list[str]], object]) -> None:
+  """absl's app.run(main), where every `errors.Stop` ends as one line on stderr and its status.
+
+  A command line that does not parse is a UserError: `error: ...`, status 2. `main` gets the
+  arguments that are no flags: only the program's name, others are refused.
+  """
+  try:
+    app.run(main, flags_parser=_parse)
+  except Stop as stop:
+    label = "stopped" if isinstance(stop, Interrupted) else "error"
+    print(f"{label}: {' '.join(str(stop).splitlines())}", file=sys.stderr)
+    sys.exit(stop.status)
+
+
+def flat_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+  """The config's keys with dots between levels, sections and leaves."""
+  for key, value in config.items(preserve_field_references=True):
+    yield prefix + key
+    if isinstance(value, ConfigDict):
+      yield from flat_keys(value, f"{prefix}{key}.")
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+  """The most similar of the names. The last part counts most; `lr` is taken for `learning_rate`."""
+
+  def similarity(candidate: str) -> float:
+    part, other = name.rpartition(".")[2], candidate.rpartition(".")[2]
+    initials = "".join(word[0] for word in re.findall("[a-z0-9]+", other))
+    same = 1.0 if part == initials else difflib.SequenceMatcher(None, part, other).ratio()
+    return 2 * same + difflib.SequenceMatcher(None, name, candidate).ratio()
+
+  return max(names, key=similarity)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  path = _config_path(argv) if CONFIG in flags.FLAGS else None
+  if path is not None and not os.path.isfile(path.split(":", 1)[0]):
+    raise UserError(f"--{CONFIG}={path}: no such file")
+  try:
+    rest = flags.FLAGS(list(argv))
+  except UserError:
+    raise  # by the config file itself
+  except Exception as error:
+    problem = error
+  else:
+    problem = None
+  if problem is not None:
+    # the libraries say what broke inside them; with the config at hand, better can be said
+    config = _load_config(path) if path is not None else None
+    raise UserError(_explain(problem, argv, config)) from problem
+  if len(rest) > 1:
+    raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+  return rest
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+  for argument, following in zip(argv[1:], [*argv[2:], None], strict=True):
+    if argument == "--":
+      break
+    name, equals, value = argument.partition("=")
+    if name in (f"--{CONFIG}", f"-{CONFIG}"):
+      return value if equals else following
+  return None
+
+
+def _load_config(path: str) -> ConfigDict:
+  """The config as its file gives it, without overrides. Raises UserError for a broken file."""
+  file, *argument = path.split(":", 1)
+  try:
+    config = runpy.run_path(file)["get_config"](*argument)
+  except UserError:
+    raise
+  except SyntaxError as error:
+    raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+  except Exception as error:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    raise UserError(
+      f"--{CONFIG}={path}: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+    ) from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"--{CONFIG}={path}: get_config() returned no ConfigDict")
+  return config
+
+
+def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> str:
+  """One line that says what on the command line is wrong and what would be right."""
+  overrides = _overrides(argv)
+  if config is None and overrides:
+    return f"--{CONFIG}.{overrides[0]}: needs --{CONFIG}=FILE"
+  keys = list(flat_keys(config)) if config is not None else []
+  for key in overrides:
+    if re.sub(r"\[\d+\]", "", key) not in keys:
+      return f"--{CONFIG}.{key}: no such key; did you mean {nearest(key, keys)}?"
+    if "[" in key and isinstance(error, IndexError):
+      return f"--{CONFIG}.{key}: no such place; set the whole of --{CONFIG}.{key.split('[')[0]}"
+  if isinstance(error, flags.UnrecognizedFlagError):
+    name = error.flagname
+    known = [*(n for n in flags.FLAGS if len(n) > 1), *(f"{CONFIG}.{key}" for key in keys)]
+    return f"--{name}: no such flag; did you mean --{nearest(name, known)}?"
+  message = str(error.args[0] if error.args else error)
+  missing = re.fullmatch(r"flag --(\w+)=None: Flag .* must have a value other than None\.", message)
+  if missing:
+    return f"--{missing[1]} is missing; it must be given"
+  value = re.match(r"flag --([^=]+)=(.*?): ", message, re.DOTALL)
+  if value and value[1] in flags.FLAGS:
+    parser = flags.FLAGS[value[1]].parser
+    simple = {int: "an integer", float: "a number", bool: "true or false"}
+    for kind, wanted in simple.items():
+      if isinstance(parser, _PARSERS[kind]):
+        return f"--{value[1]}={value[2]}: expected {wanted}"
+  return message.removeprefix("flag ").strip() or type(error).__name__
+
+
+def _overrides(argv: Sequence[str]) -> list[str]:
+  """The keys that the command line sets, as in --config.key=value, in its order."""
+  pattern = re.compile(rf"--?(?:no)?{CONFIG}\.([^=]+)")
+  matches = (pattern.match(argument) for argument in argv[1:])
+  return [match[1] for match in matches if match]
+
+
+_PARSERS = {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser}

@@ -1,0 +1,140 @@
+"""An invented catalogue with known structure: what the quickstart and the tests learn from.
+
+Every item has a latent vector near its cluster's centre. Text and visual features are noisy
+non-linear views of that vector, users move from item to item by it: the next item is the one that
+the last item's latent vector, turned by a fixed rotation, points at. Order therefore carries what
+popularity does not know, and content says about rare items what interactions cannot.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mmesid_jax.data.dataset import ITEMS, SEQUENCES, write_whole
+from mmesid_jax.errors import UserError
+
+LATENT = 16  # width of the latent vectors
+SPREAD = 0.7  # of the items around their cluster's centre, whose own coordinates have deviation 1
+SHARPNESS = 0.4  # how strongly the last item decides among the items of the next item's cluster
+ZIPF = 0.7  # exponent of the popularity skew
+STAY = 0.8  # probability that the next item is of the same cluster
+NEIGHBOURS = (0.7, 0.2, 0.1)  # shares of the three clusters that users move on to
+SHORTEST, LONGEST, MEAN_LENGTH = 5, 30, 10
+
+VIEWS = {"text": (64, 0.15), "visual": (48, 0.3)}  # width and noise of each
+QUALITIES = (
+  *("Rose", "Almond", "Lemon", "Cedar", "Honey", "Mint"),
+  *("Lavender", "Coconut", "Ginger", "Violet", "Oat", "Sea salt"),
+)
+PRODUCTS = (
+  *("hand cream", "shampoo", "lip balm", "bath soap", "face mask", "hair oil"),
+  *("shower gel", "perfume", "body scrub", "nail polish", "foot balm", "eye cream"),
+)
+BRANDS = ("Alder & Finch", "Bluegate", "Coralie", "Dunmere", "Estrella", "Fernhill", "Gaspard")
+
+
+def write_synthetic(
+  directory: str | os.PathLike, *, users: int, items: int, clusters: int, seed: int
+) -> None:
+  """Writes sequences.txt, items.jsonl, text.npy and visual.npy, the same for the same arguments.
+
+  Nobody meets an item twice; users have 5 to 30 items, or all items of a smaller catalogue. Titles
+  name the cluster ("Rose hand cream no. 12"). Raises UserError for fewer than one user, fewer than
+  one cluster or fewer items than clusters, and when the directory cannot be written.
+  """
+  if users < 1 or not 1 <= clusters <= items:
+    raise UserError(
+      f"synthetic data of {users} users, {items} items, {clusters} clusters: expected at least one "
+      "user, one cluster and an item for every cluster"
+    )
+  rng = np.random.default_rng(seed)
+  cluster_I = rng.permutation(np.arange(items) % clusters)  # here index 0 is item id 1
+  z_IL = rng.normal(size=(clusters, LATENT))[cluster_I] + SPREAD * rng.normal(size=(items, LATENT))
+  views = {name: _view(z_IL, width, noise, rng) for name, (width, noise) in VIEWS.items()}
+  catalogue = _catalogue(cluster_I, clusters, rng)
+  sequences = _walks(users, cluster_I, z_IL, rng)
+
+  lines = (f"{u} {' '.join(map(str, s))}\n" for u, s in enumerate(sequences, start=1))
+  path = Path(directory)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    for name, x_IV in views.items():
+      write_whole(path / f"{name}.npy", lambda file, x_IV=x_IV: np.save(file, x_IV))
+    write_whole(path / ITEMS, lambda file: file.writelines(_json_line(i) for i in catalogue))
+    write_whole(path / SEQUENCES, lambda file: file.writelines(line.encode() for line in lines))
+  except OSError as error:
+    raise UserError(f"{path}: cannot write the synthetic dataset ({error.strerror})") from None
+
+
+def _view(z_IL: np.ndarray, width: int, noise: float, rng: np.random.Generator) -> np.ndarray:
+  """tanh of a random projection, plus noise: float32 [I + 1, width], row 0 zero."""
+  projection = rng.normal(size=(LATENT, width)) / np.sqrt(LATENT)
+  x_IV = np.tanh(1.5 * z_IL @ projection) + noise * rng.normal(size=(len(z_IL), width))
+  return np.concatenate([np.zeros((1, width)), x_IV]).astype(np.float32)
+
+
+def _catalogue(cluster_I: np.ndarray, clusters: int, rng: np.random.Generator) -> list[dict]:
+  brands = rng.integers(len(BRANDS), size=(clusters, 2))  # two brands sell in a cluster
+  counts = np.zeros(clusters, int)
+  catalogue = []
+  for item_id, k in enumerate(cluster_I, start=1):
+    counts[k] += 1
+    quality, product = cluster_name(int(k))
+    catalogue.append(
+      {
+        "item_id": item_id,
+        "title": f"{quality} {product} no. {counts[k]}",
+        "brand": BRANDS[brands[k, rng.integers(2)]],
+        "categories": ["Beauty", product.capitalize(), quality],
+        "description": None,
+      }
+    )
+  return catalogue
+
+
+def cluster_name(k: int) -> tuple[str, str]:
+  """Quality and product of a cluster, different for every k; neighbours in k share neither."""
+  series, place = divmod(k, len(QUALITIES) * len(PRODUCTS))
+  turn, product = divmod(place, len(PRODUCTS))
+  quality = QUALITIES[(turn + product) % len(QUALITIES)]
+  return quality if not series else f"{quality} {series + 1}", PRODUCTS[product]
+
+
+def _walks(
+  users: int, cluster_I: np.ndarray, z_IL: np.ndarray, rng: np.random.Generator
+) -> list[list[int]]:
+  """One list of distinct item ids for every user."""
+  items, clusters = len(cluster_I), cluster_I.max() + 1
+  popularity_I = 1.0 / rng.permutation(np.arange(1, items + 1)) ** ZIPF
+  rotation, _ = np.linalg.qr(rng.normal(size=(LATENT, LATENT)))
+  affinity_II = SHARPNESS * (z_IL @ rotation) @ z_IL.T
+  neighbours = np.array([rng.permutation(clusters)[: len(NEIGHBOURS)] for _ in range(clusters)])
+  members = [np.flatnonzero(cluster_I == k) for k in range(clusters)]
+  shares = np.array(NEIGHBOURS[: neighbours.shape[1]]) / sum(NEIGHBOURS[: neighbours.shape[1]])
+
+  walks = []
+  for _ in range(users):
+    length = min(items, LONGEST, SHORTEST + rng.geometric(1 / (MEAN_LENGTH - SHORTEST + 1)) - 1)
+    free_I = np.ones(items, bool)
+    item = rng.choice(items, p=popularity_I / popularity_I.sum())
+    walk = [item]
+    while len(walk) < length:
+      free_I[item] = False
+      k = cluster_I[item]
+      if rng.random() > STAY:
+        k = rng.choice(neighbours[k], p=shares)
+      candidates = members[k][free_I[members[k]]]
+      if not len(candidates):  # the user has the whole cluster: anything else goes
+        candidates = np.flatnonzero(free_I)
+      logits = affinity_II[item, candidates] + np.log(popularity_I[candidates])
+      weights = np.exp(logits - logits.max())
+      item = rng.choice(candidates, p=weights / weights.sum())
+      walk.append(item)
+    walks.append([int(i) + 1 for i in walk])
+  return walks
+
+
+def _json_line(item: dict) -> bytes:
+  return json.dumps(item).encode() + b"\n"

@@ -1,0 +1,158 @@
+"""Runs the stages that a configuration names, in order; skips one whose artifact is up to date."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shutil
+import subprocess
+
+import jax
+from ml_collections import ConfigDict
+
+from mmesid_jax import artifacts
+from mmesid_jax.config import RUN_KEYS, check, flatten, identity
+from mmesid_jax.data.dataset import prepare
+from mmesid_jax.data.synthetic import write_synthetic
+from mmesid_jax.errors import UserError
+from mmesid_jax.evaluation import ranking
+from mmesid_jax.stages import collaborative, evaluation, recommender, semantic_ids
+from mmesid_jax.stages.workdir import Workdir
+
+RUN = {
+  "collaborative": collaborative.run,
+  "semantic_ids": semantic_ids.run,
+  "recommender": recommender.run,
+}
+
+
+def run(config: ConfigDict, path: pathlib.Path, *, overwrite: bool = False) -> None:
+  """Trains what is not up to date, then evaluates on test. Everything is checked before anything trains.
+
+  Raises UserError for a configuration out of range, unreadable data, or a workdir that holds another
+  experiment (without `overwrite`, which redoes the stale stages only).
+  """
+  check(config)
+  _check_identity(config, path, overwrite)
+  workdir = open_workdir(config, path)
+  workdir.check_features()
+  stages = [s for s in RUN if s in config.stages]
+  stale = _stale(workdir, stages, overwrite)
+  for stage in stale:
+    shutil.rmtree(workdir.folder(stage), ignore_errors=True)
+    workdir.artifact(stage).unlink(missing_ok=True)
+  _describe(config, path)
+  users, items = len(workdir.dataset), workdir.dataset.num_items
+  print(f"{path}: {users:,} users, {items:,} items, {len(workdir.dataset.items):,} interactions")
+  for stage in stages:
+    if workdir.artifact(stage).exists():
+      print(f"{stage}: up to date")
+      continue
+    artifacts.write_text(_mark(workdir, stage), workdir.fingerprint(stage) + "\n")
+    RUN[stage](workdir)
+    print(f"{stage}: wrote {workdir.artifact(stage)}")
+  evaluate(workdir, "test")
+
+
+def evaluate(workdir: Workdir, split: str) -> None:
+  """Evaluates and prints the table."""
+  result = evaluation.evaluate(workdir, split)
+  print(f"\n{split}: {result['users']:,} users, every item ranked; masked = without the history's items")
+  print(ranking.table(result["models"]))
+  print(f"with 95 % intervals: {workdir.path / evaluation.file_name(split)}")
+
+
+def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
+  """The data set, prepared or made, and where the artifacts are."""
+  data_dir = pathlib.Path(config.data.dir)
+  if config.data.source == "synthetic":
+    data_dir = path / "synthetic"
+    if not (data_dir / "sequences.txt").exists():
+      write_synthetic(data_dir, **config.data.synthetic)
+  return Workdir(path, config, prepare(data_dir, path / "dataset"), data_dir)
+
+
+def reopen(path: pathlib.Path, data_dir: str | None = None) -> Workdir:
+  """The workdir of an earlier run, under the configuration that it was trained with. Raises UserError."""
+  file = path / "config.json"
+  if not file.is_file():
+    raise UserError(f"{file}: no such file; --workdir must name a folder that mmesid_jax.train wrote")
+  try:
+    config = ConfigDict(json.loads(file.read_text()))
+  except ValueError as error:
+    raise UserError(f"{file}: not JSON ({error}); run mmesid_jax.train in this workdir again") from error
+  if data_dir:
+    config.data.dir = data_dir
+  return open_workdir(config, path)
+
+
+def _check_identity(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> None:
+  file = path / "config.json"
+  if overwrite or not file.is_file():
+    return
+  old, new = identity(ConfigDict(json.loads(file.read_text()))), identity(config)
+  different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+  if different:
+    shown = ", ".join(f"{k} is {old.get(k)}, now {new.get(k)}" for k in different[:3])
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    raise UserError(
+      f"{path}: holds another experiment: {shown}{more}; "
+      "choose another --workdir, or --overwrite to redo the stages that this changes"
+    )
+
+
+def _mark(workdir: Workdir, stage: str) -> pathlib.Path:
+  """The file that says for which fingerprint the stage's folder was begun."""
+  return workdir.folder(stage) / "fingerprint"
+
+
+def _stale(workdir: Workdir, stages: list[str], overwrite: bool) -> list[str]:
+  """Stages begun or finished under another fingerprint. Raises UserError where that was not asked for."""
+  stale = []
+  for stage in stages:
+    found, mark = set(), _mark(workdir, stage)
+    if workdir.artifact(stage).exists():
+      found.add(artifacts.read_header(workdir.artifact(stage), stage)["fingerprint"])
+    elif mark.exists():
+      found.add(mark.read_text().strip())
+    for upstream in workdir.needs(stage):
+      if upstream not in stages and not workdir.artifact(upstream).exists():
+        raise UserError(
+          f"{workdir.artifact(upstream)}: no such file; the stage {stage} needs it: "
+          f"add {upstream} to --config.stages"
+        )
+    if found - {workdir.fingerprint(stage)}:
+      if not overwrite:
+        raise UserError(
+          f"{workdir.path}: the stage {stage} was made from other data or features; "
+          "--overwrite redoes it"
+        )
+      stale.append(stage)
+  return stale
+
+
+def _describe(config: ConfigDict, path: pathlib.Path) -> None:
+  """config.json (what a later run is compared with) and environment.json (what made it)."""
+  saved = ConfigDict(config)
+  if saved.data.dir:
+    saved.data.dir = str(pathlib.Path(saved.data.dir).absolute())
+  artifacts.write_text(path / "config.json", saved.to_json_best_effort(indent=1) + "\n")
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+  environment = {
+    "versions": {name: importlib.metadata.version(name) for name in packages},
+    "python": platform.python_version(),
+    "devices": [device.device_kind for device in jax.devices()],
+    "git": _git_revision(),
+    "run": {k: v for k, v in flatten(config).items() if k.split(".")[0] in RUN_KEYS},
+  }
+  artifacts.write_text(path / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+
+def _git_revision() -> str | None:
+  """The revision of the source tree, None for an installed package without one."""
+  source = pathlib.Path(__file__).parent
+  command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"]
+  try:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return None

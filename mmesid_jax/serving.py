@@ -1,0 +1,113 @@
+"""Recommendations from Python: Recommender.load(workdir).recommend(histories, top_k)."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.packing import Batch
+from mmesid_jax.errors import UserError
+from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.stages import recommender
+from mmesid_jax.stages.next_item import evaluation_layout
+
+LARGEST_BATCH = 64  # histories a dispatch; more are answered batch after batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+  """One recommended item; weights: what its score rests on, by source ("identity" or a modality)."""
+
+  item: int
+  score: float
+  weights: dict[str, float]
+  title: str | None = None
+
+
+@functools.partial(nnx.jit, static_argnames=("top_k", "repeat"))
+def _best(model: RecommenderModel, batch: Batch, history_QH: jax.Array, top_k: int, repeat: bool):
+  score_QI = model.scores(model.hidden(batch)).at[:, 0].set(-jnp.inf)
+  if not repeat:
+    score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], history_QH].set(-jnp.inf)
+  return jax.lax.top_k(score_QI, top_k)
+
+
+class Recommender:
+  """A trained model, ready to answer. Make one with `load`."""
+
+  def __init__(
+    self, model: RecommenderModel, config: ConfigDict, titles: Sequence[str | None] | None = None
+  ):
+    """titles: by item id, row 0 unused; None = no titles."""
+    self._model, self._titles = model, titles
+    self._layout = evaluation_layout(recommender.layout(config.recommender), LARGEST_BATCH)
+    self._weight_IS = np.asarray(model.gates.weights())
+    self._sources = ("identity", *model.items.modalities)
+    self.num_items = len(self._weight_IS) - 1
+
+  @classmethod
+  def load(
+    cls, workdir: str | pathlib.Path, titles: Sequence[str | None] | None = None
+  ) -> "Recommender":
+    """Reads config.json and recommender.safetensors in workdir. Raises UserError."""
+    path = pathlib.Path(workdir)
+    file = path / "config.json"
+    if not file.is_file():
+      raise UserError(f"{file}: no such file; name a folder that mmesid_jax.train wrote")
+    config = ConfigDict(json.loads(file.read_text()))
+    return cls(recommender.restore(path, config), config, titles)
+
+  def recommend(
+    self, histories: Sequence[Sequence[int]], top_k: int = 10, *, repeat: bool = False
+  ) -> list[list[Recommendation]]:
+    """The top_k items behind every history (item ids, oldest first; may be empty), best first.
+
+    Items of the history are left out unless `repeat`. A history longer than a row is read from its newest
+    items on. Raises UserError for an item id that the catalogue does not hold, or a top_k out of range.
+    """
+    if not 1 <= top_k <= self.num_items:
+      raise UserError(f"top_k={top_k}: expected a number from 1 to {self.num_items}")
+    arrays = [self._checked(i, history) for i, history in enumerate(histories)]
+    newest = [a[-self._layout.longest_history :] for a in arrays]
+    sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
+    width = 1 << max(max((len(a) for a in arrays), default=0), 1).bit_length()
+    results: list[list[Recommendation]] = []
+    first = [len(a) for a in newest]
+    for batch in in_batches(sequences, self._layout, first):
+      places = np.flatnonzero(batch.weight_Q)
+      history_QH = np.zeros((len(batch.weight_Q), width), np.int32)
+      for q in places:
+        history = arrays[batch.piece_Q[q]]
+        history_QH[q, : len(history)] = history
+      score_QK, item_QK = jax.device_get(_best(self._model, batch, history_QH, top_k, repeat))
+      results += [self._explained(item_QK[q], score_QK[q]) for q in places]
+    return results
+
+  def _checked(self, index: int, history: Sequence[int]) -> np.ndarray:
+    array = np.asarray(history, np.int64).reshape(-1)
+    unknown = array[(array < 1) | (array > self.num_items)]
+    if len(unknown):
+      raise UserError(
+        f"history {index + 1}: item {unknown[0]} is not in the catalogue (ids 1 to {self.num_items})"
+      )
+    return array.astype(np.int32)
+
+  def _explained(self, item_K: np.ndarray, score_K: np.ndarray) -> list[Recommendation]:
+    return [
+      Recommendation(
+        int(item),
+        float(score),
+        dict(zip(self._sources, map(float, self._weight_IS[item]), strict=True)),
+        self._titles[item] if self._titles else None,
+      )
+      for item, score in zip(item_K, score_K, strict=True)
+      if np.isfinite(score)
+    ]

@@ -1,0 +1,147 @@
+"""Shared-prefix rows are an optimisation: one target a row, alone, is the oracle."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.packing import Layout
+from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.models.fusion import FrequencyFusion
+from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.models.llama import LlamaConfig
+from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sasrec import SASRec
+
+ITEMS = 40
+D = 16
+
+
+def recommender(S: int, kind: str = "mlp") -> RecommenderModel:
+  rng = np.random.default_rng(0)
+  features = {m: rng.normal(size=(ITEMS + 1, 5)).astype(np.float32) for m in ("a", "b")}
+  codes = {m: rng.integers(0, 4, (ITEMS + 1, 3)).astype(np.int32) for m in features}
+  books = {m: rng.normal(size=(3, 4, D)).astype(np.float32) for m in features}
+  rngs = nnx.Rngs(0)
+  items = ItemEncoder(features, codes, books, D=D, kind=kind, rngs=rngs)
+  gates = FrequencyFusion(np.arange(ITEMS + 1), 2, kind="frequency", temperature=1.0, rngs=rngs)
+  backbone = LlamaConfig(layers=2, D=D, F=24, N=4, K=2, H=6)
+  return RecommenderModel(items, gates, backbone, P=3, S=S, item_dropout=0.0, rngs=rngs)
+
+
+def histories(lengths, seed=0):
+  rng = np.random.default_rng(seed)
+  return [rng.integers(1, ITEMS + 1, n) for n in lengths]
+
+
+@nnx.jit
+def batch_loss_and_gradient(model, batch):
+  def loss(model):
+    return cross_entropy(model.scores(model.hidden(batch)), batch.target_Q, batch.weight_Q)[0]
+
+  return nnx.value_and_grad(loss)(model)
+
+
+@nnx.jit
+def hidden(model, batch):
+  return model.hidden(batch)
+
+
+def loss_and_gradient(model, batches):
+  """Summed over batches; sums over targets, so that how they are batched does not matter."""
+  parts = [batch_loss_and_gradient(model, batch) for batch in batches]
+  return jax.tree.map(lambda *x: sum(x), *parts)
+
+
+def alone(sequences, layout, keep=None):
+  """One sample per target: its own prefix, its own row, nothing else in the batch."""
+  layout = dataclasses.replace(layout, rows=1, targets=1)
+  prefixes = [s[: t + 1] for s in sequences for t in range(len(s)) if keep is None or keep(s, t)]
+  return list(in_batches(prefixes, layout, [len(p) - 1 for p in prefixes]))
+
+
+def assert_equal(model, packed, single):
+  loss, gradient = loss_and_gradient(model, packed)
+  oracle_loss, oracle_gradient = loss_and_gradient(model, single)
+  np.testing.assert_allclose(loss, oracle_loss, rtol=1e-5)
+  leaves, oracle_leaves = jax.tree.leaves(gradient), jax.tree.leaves(oracle_gradient)
+  scale = max(float(jnp.abs(g).max()) for g in oracle_leaves)
+  for ours, oracle in zip(leaves, oracle_leaves, strict=True):
+    np.testing.assert_allclose(ours, oracle, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("S", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["mlp", "sum"])
+def test_packed_loss_and_gradient_equal_one_sample_per_target(S, kind):
+  model = recommender(S, kind)
+  sequences = histories([1, 2, 5, 1, 7, 3])
+  packed = list(in_batches(sequences, Layout(rows=2, row_length=48, targets=32, response=S)))
+  assert sum(int((b.segment_RT.max(1) > 1).any()) for b in packed), "no row holds several users"
+  assert_equal(model, packed, alone(sequences, Layout(1, 48, 1, S)))
+
+
+@pytest.mark.parametrize("S", [0, 2])
+def test_long_users_pack_as_one_sample_per_target(S):
+  """Users of 1, 2, 5, 50 and 204 items; the oracle's rows are 204 tokens long."""
+  model = recommender(S)
+  sequences = histories([50, 1, 204, 2, 5])
+  packed = list(in_batches(sequences, Layout(rows=1, row_length=800, targets=300, response=S)))
+  assert len(packed) == 1
+  assert_equal(model, packed, alone(sequences, Layout(1, 204 + S, 1, S)))
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+  lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+  row_length=st.sampled_from([40, 64]),
+  S=st.sampled_from([0, 2]),
+)
+def test_every_target_scores_as_if_it_were_alone(lengths, row_length, S):
+  model = recommender(S)
+  sequences = histories(lengths, seed=len(lengths))
+  packed = list(in_batches(sequences, Layout(3, row_length, 40, S)))
+  single = alone(sequences, Layout(1, row_length, 1, S))
+  seen = [
+    (int(b.piece_Q[q]), int(b.target_Q[q])) for b in packed for q in np.flatnonzero(b.weight_Q)
+  ]
+  assert seen == [(u, int(i)) for u, s in enumerate(sequences) for i in s]  # nobody lost, nobody twice
+  o_packed = np.concatenate([hidden(model, b)[b.weight_Q > 0] for b in packed])
+  o_single = np.concatenate([hidden(model, b)[b.weight_Q > 0] for b in single])
+  np.testing.assert_allclose(o_packed, o_single, atol=2e-5)
+
+
+@pytest.mark.parametrize("S", [0, 2])
+def test_no_target_depends_on_later_items_or_on_other_users(S):
+  """The gradient of one target's loss with respect to every token's vector says what it has seen."""
+  model = recommender(S)
+  first, second = np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8])
+  (batch,) = in_batches([first, second], Layout(1, 40, 16, S))
+
+  item_ND = model.items(batch.item_N)
+
+  def states(item_ND):
+    fed = nnx.merge(*nnx.split(model))
+    fed.items = lambda item: item_ND
+    return fed.hidden(batch).sum(1)
+
+  jacobian_QND = jax.jit(jax.jacrev(states))(item_ND)
+  for q in np.flatnonzero(batch.weight_Q):
+    touched_N = np.abs(jacobian_QND[q]).sum(1) > 0
+    seen = set(batch.item_N[np.flatnonzero(touched_N)].tolist())
+    user = first if batch.piece_Q[q] == 0 else second
+    before = user[: user.tolist().index(batch.target_Q[q])]
+    assert seen == set(before.tolist()), f"target {batch.target_Q[q]}"
+
+
+def test_sasrec_reads_packed_rows_as_single_ones():
+  model = SASRec(ITEMS, D=D, layers=2, heads=2, positions=32, rate=0.5, rngs=nnx.Rngs(0))
+  sequences = histories([2, 5, 9])
+  first = [1, 1, 1]
+  packed = list(in_batches(sequences, Layout(1, 32, 20), first))
+  assert_equal(model, packed, alone(sequences, Layout(1, 32, 1), lambda s, t: t > 0))

@@ -1,0 +1,151 @@
+import subprocess
+import sys
+
+import pytest
+
+from mmesid_jax.cli import nearest
+
+CONFIG = """
+import ml_collections
+from mmesid_jax.errors import UserError
+
+def get_config(preset="best"):
+  if preset == "worst":
+    raise UserError("preset 'worst': expected best")
+  if preset == "broken":
+    raise ValueError("two\\nlines")
+  recommender = dict(learning_rate=1e-3, steps=10, masked=True, stages=("a", "b"))
+  return ml_collections.ConfigDict(dict(seed=0, recommender=recommender))
+"""
+
+PROGRAM = """
+import sys
+from absl import flags
+from ml_collections import config_flags
+from mmesid_jax import cli, errors
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where to.", required=True)
+STOP = flags.DEFINE_string("stop", None, "What main raises.")
+
+def main(argv):
+  if STOP.value:
+    raise getattr(errors, STOP.value)("one\\ntwo")
+  assert "jax" not in sys.modules
+  print(len(argv), WORKDIR.value, CONFIG.value and CONFIG.value.recommender.steps)
+
+assert "jax" not in sys.modules
+cli.run(main)
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+  (tmp_path / "config.py").write_text(CONFIG)
+  (tmp_path / "syntax.py").write_text("x = 1\nx = = 2\n")
+  (tmp_path / "empty.py").write_text("")
+  (tmp_path / "none.py").write_text("def get_config(): pass\n")
+
+  def run(*arguments):
+    return subprocess.run(
+      [sys.executable, "-c", PROGRAM, *arguments],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+      env={"PYTHONPATH": ":".join(sys.path)},
+    )
+
+  return run
+
+
+def test_a_good_command_line_reaches_main(program):
+  result = program("--workdir=a", "--config=config.py", "--config.recommender.steps=3")
+  assert (result.returncode, result.stdout) == (0, "1 a 3\n"), result.stderr
+  result = program("--workdir", "a", "--config", "config.py:best", "--config.seed", "4")
+  assert (result.returncode, result.stdout) == (0, "1 a 10\n"), result.stderr
+  result = program("--workdir=a")
+  assert (result.returncode, result.stdout) == (0, "1 a None\n"), result.stderr
+
+
+W, C, R = "--workdir=a", "--config=config.py", "--config.recommender"
+BAD = [
+  ([W, C, f"{R}.lr=1"], f"{R}.lr: no such key; did you mean recommender.learning_rate?"),
+  ([W, C, f"{R}.maskd"], f"{R}.maskd: no such key; did you mean recommender.masked?"),
+  ([W, C, f"--noconfig{R[8:]}.maskd"], f"{R}.maskd: no such key; did you mean recommender.masked?"),
+  (
+    [W, C, "--config.recomender.steps=1"],
+    "recomender.steps: no such key; did you mean recommender.s",
+  ),
+  ([W, C, "--config.steps", "1"], "--config.steps: no such key; did you mean recommender.steps?"),
+  ([W, C, "--config.sead=1"], "--config.sead: no such key; did you mean seed?"),
+  ([W, C, f"{R}.steps.x=1"], f"{R}.steps.x: no such key; did you mean recommender.steps?"),
+  ([W, C, f"{R}.steps=abc"], f"{R}.steps=abc: expected an integer"),
+  ([W, C, f"{R}.steps=1.5"], f"{R}.steps=1.5: expected an integer"),
+  ([W, C, f"{R}.learning_rate=fast"], f"{R}.learning_rate=fast: expected a number"),
+  ([W, C, f"{R}.masked=maybe"], f"{R}.masked=maybe: expected true or false"),
+  ([W, C, f"{R}=3"], f"{R}=3: "),
+  ([W, C, f"{R}.stages[0]=c"], f"{R}.stages[0]: no such place; set the whole of {R}.stages"),
+  ([W, C, f"{R}.steps"], f"Missing value for flag {R}.steps"),
+  ([W, "--config.seed=1", C], "Found --config.seed=1 in argv before a value for --config"),
+  ([W, "--config.seed=1"], "--config.seed: needs --config=FILE"),
+  ([W, "--config=nowhere.py"], "--config=nowhere.py: no such file"),
+  ([W, "--config", "nowhere.py"], "--config=nowhere.py: no such file"),
+  ([W, "--config=/"], "--config=/: no such file"),
+  ([W, "--config=config.py:worst"], "preset 'worst': expected best"),
+  (
+    [W, "--config=config.py:broken"],
+    "--config=config.py:broken: ValueError: two lines (config.py:9)",
+  ),
+  ([W, "--config=syntax.py"], "syntax.py:2: invalid syntax"),
+  ([W, "--config=empty.py"], "--config=empty.py: KeyError: 'get_config'"),
+  ([W, "--config=none.py"], "--config=none.py: get_config() returned no ConfigDict"),
+  ([W, "--config"], "Missing value for flag --config"),
+  (["--wrkdir=a", C], "--wrkdir: no such flag; did you mean --workdir?"),
+  ([W, C, "--conifg.seed=3"], "--conifg.seed: no such flag; did you mean --config.seed?"),
+  ([C], "--workdir is missing; it must be given"),
+  (["--workdir"], "Missing value for flag --workdir"),
+  ([W, C, "stray"], "unexpected argument 'stray'; flags are written --name=value"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_a_bad_command_line_is_one_line_and_status_2(program, arguments, message):
+  result = program(*arguments)
+  assert result.returncode == 2, result
+  assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+  assert message in result.stderr
+  assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+  ("stop", "status", "label"),
+  [("UserError", 2, "error"), ("Diverged", 3, "error"), ("Interrupted", 75, "stopped")],
+)
+def test_a_stop_in_main_is_one_line_and_its_status(program, stop, status, label):
+  result = program("--workdir=a", f"--stop={stop}")
+  assert (result.returncode, result.stderr) == (status, f"{label}: one two\n")
+
+
+def test_a_bug_keeps_its_traceback(program):
+  result = program("--workdir=a", "--stop=Nonsense")
+  assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+def test_help_is_no_error(program):
+  result = program("--help")
+  assert "--workdir" in result.stdout and "error:" not in result.stderr
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("recommender.lr", "recommender.learning_rate"),
+    ("collaborative.lr", "collaborative.learning_rate"),
+    ("learning_rate", "recommender.learning_rate"),
+    ("recommender.width", "recommender.widths"),
+    ("sed", "seed"),
+  ],
+)
+def test_nearest(name, expected):
+  keys = ("seed", "recommender.learning_rate", "recommender.steps", "recommender.widths")
+  assert nearest(name, (*keys, "collaborative.learning_rate")) == expected

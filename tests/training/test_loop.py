@@ -1,0 +1,158 @@
+"""The loop all stages share: compiles once, resumes bit for bit, stops on NaN and on signals."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mmesid_jax.errors import Diverged, Interrupted, UserError
+from mmesid_jax.training.checkpoint import Checkpoints
+from mmesid_jax.training.loop import Task, fit
+
+
+class Line(nnx.Module):
+  def __init__(self):
+    self.weight = nnx.Param(jnp.zeros(3))
+
+
+def task(steps=12, poison=None, on_validate=None) -> Task:
+  """Fits a line to shuffled numbers, with noise from the step's key; `poison` is an item whose loss is NaN."""
+
+  def loss(model, batch, key):
+    x = batch.astype(jnp.float32) / 10
+    noise = jax.random.normal(key, x.shape)
+    error = (model.weight[...] * jnp.stack([x, x**2, noise], 1)).sum(1) - jnp.sin(x)
+    value = (error**2).mean()
+    return jnp.where((batch == poison).any(), jnp.nan, value) if poison else value, {}
+
+  def validate(model):
+    if on_validate:
+      on_validate()
+    return {"score": -float(jnp.abs(model.weight[...] - 0.1).sum())}
+
+  batches = grain.MapDataset.range(1, 65).seed(0).shuffle().repeat().batch(8).to_iter_dataset()
+  schedule = optax.constant_schedule(0.01)
+  return Task(
+    name="line",
+    model=Line(),
+    loss=loss,
+    batches=batches,
+    steps=steps,
+    validate_every=4,
+    optimizer=optax.adam(schedule),
+    schedule=schedule,
+    validate=validate,
+    select="score",
+    unit="items",
+    work=len,
+    blame=lambda batch: f"items {sorted(batch.tolist())}",
+    seed=0,
+  )
+
+
+def test_a_step_compiles_once_and_metrics_are_written(tmp_path):
+  result = fit(task(), tmp_path, log_every=3, save_every=5)
+  assert result.compilations == 1
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines if "valid/score" in line] == [4, 8, 12]
+  assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+  assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_the_best_parameters_come_back_not_the_last(tmp_path):
+  scores = iter([{"score": s} for s in (1.0, 3.0, 2.0)])
+  seen = []
+
+  def validate(model):
+    seen.append(np.asarray(model.weight[...]))
+    return next(scores)
+
+  changed = task()
+  object.__setattr__(changed, "validate", validate)
+  result = fit(changed, tmp_path, log_every=2, save_every=100)
+  assert (result.best, result.best_step) == (3.0, 8)
+  np.testing.assert_array_equal(result.model.weight[...], seen[1])
+
+
+def test_a_run_that_stopped_in_between_ends_as_one_that_did_not(tmp_path):
+  whole = fit(task(), tmp_path / "whole", log_every=3, save_every=5)
+  calls = []
+
+  def stop_at_second_validation():
+    calls.append(1)
+    if len(calls) == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(Interrupted, match="SIGTERM at step 8 of 12"):
+    fit(task(on_validate=stop_at_second_validation), tmp_path / "cut", log_every=3, save_every=5)
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  resumed = fit(task(), tmp_path / "cut", log_every=3, save_every=5)
+  assert resumed.compilations == 1
+  np.testing.assert_array_equal(resumed.model.weight[...], whole.model.weight[...])
+  assert (resumed.best, resumed.best_step) == (whole.best, whole.best_step)
+  steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").open()]
+  assert steps == sorted(steps)
+
+
+def test_a_loss_that_is_not_finite_names_step_batch_and_checkpoint(tmp_path):
+  with pytest.raises(Diverged) as caught:
+    fit(task(poison=17, steps=40), tmp_path, log_every=3, save_every=1)
+  message = str(caught.value)
+  step = int(message.split("at step ")[1].split(",")[0])
+  assert "17" in message.split("items [")[1].split("]")[0].split(", ")
+  assert f"last good checkpoint is step {step - 1}" in message
+  assert Checkpoints(tmp_path).latest == step - 1  # nothing was saved behind the NaN
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(tmp_path):
+  fit(task(), tmp_path, log_every=3, save_every=5)
+  for file in (tmp_path / "steps").rglob("*"):
+    if file.is_file() and "state" in file.parts:
+      file.write_bytes(b"")
+  with pytest.raises(UserError, match="not a readable checkpoint"):
+    fit(task(), tmp_path, log_every=3, save_every=5)
+
+
+CHILD = """
+import pathlib, sys, time
+sys.path.insert(0, {tests!r})
+import jax
+jax.config.update("jax_platforms", "cpu")
+from test_loop import task, fit
+import numpy as np
+slow = lambda: (pathlib.Path({folder!r}, "validated").touch(), time.sleep({sleep}))
+result = fit(task(steps=40, on_validate=slow), pathlib.Path({folder!r}), log_every=3, save_every=3)
+np.save({folder!r} + "/weight.npy", result.model.weight[...])
+"""
+
+
+def child(folder: pathlib.Path, sleep: float) -> subprocess.Popen:
+  code = CHILD.format(
+    tests=str(pathlib.Path(__file__).parent), folder=str(folder), sleep=sleep
+  )
+  return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
+
+def test_kill_9_then_resume_is_bit_equal(tmp_path):
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  assert child(whole, 0).wait() == 0
+  process = child(cut, 0.3)  # slow enough to be caught in the middle
+  deadline = time.monotonic() + 120
+  while not list(cut.glob("steps/[1-9]*")) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (cut / "weight.npy").exists(), "the run was over before it was killed"
+  assert child(cut, 0).wait() == 0
+  np.testing.assert_array_equal(np.load(cut / "weight.npy"), np.load(whole / "weight.npy"))
