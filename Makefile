@@ -33,7 +33,7 @@ clean:  ## environment and caches; runs stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half an environment would pass for one
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 	$(PIP) --editable '.[test]'

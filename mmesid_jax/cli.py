@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from mmesid_jax.errors import Interrupted, Stop, UserError
@@ -27,6 +27,7 @@ def run(main: Callable[[list[str]], object]) -> None:
   A command line that does not parse is a UserError: `error: ...`, status 2. `main` gets the
   arguments that are no flags: only the program's name, others are refused.
   """
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
     app.run(main, flags_parser=_parse)
   except Stop as stop:
@@ -71,6 +72,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     # the libraries say what broke inside them; with the config at hand, better can be said
     config = _load_config(path) if path is not None else None
     raise UserError(_explain(problem, argv, config)) from problem
+  if path is not None and not isinstance(flags.FLAGS[CONFIG].value, ConfigDict):
+    raise UserError(f"--{CONFIG}={path}: get_config() returned no ConfigDict")
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
   return rest
@@ -90,7 +93,7 @@ def _load_config(path: str) -> ConfigDict:
   """The config as its file gives it, without overrides. Raises UserError for a broken file."""
   file, *argument = path.split(":", 1)
   try:
-    config = runpy.run_path(file)["get_config"](*argument)
+    return runpy.run_path(file)["get_config"](*argument)
   except UserError:
     raise
   except SyntaxError as error:
@@ -100,9 +103,6 @@ def _load_config(path: str) -> ConfigDict:
     raise UserError(
       f"--{CONFIG}={path}: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
     ) from error
-  if not isinstance(config, ConfigDict):
-    raise UserError(f"--{CONFIG}={path}: get_config() returned no ConfigDict")
-  return config
 
 
 def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> str:

@@ -68,8 +68,8 @@ def default_config(preset: str = "best") -> ConfigDict:
         "sinkhorn_epsilon": 0.003,  # 0 = the last level is assigned by the nearest code in training too
         "sinkhorn_iterations": 50,
         "batch": 1024,
-        "epochs": 200,
-        "validate_every_epochs": 10,
+        "epochs": 60,
+        "validate_every_epochs": 5,
         "optimizer": optimizer(2e-4, 1e-4, schedule="constant", warmup_steps=0),
       },
       "recommender": {
@@ -85,18 +85,19 @@ def default_config(preset: str = "best") -> ConfigDict:
         "item_dropout": 0.5,
         "prompt": 1,  # learned prompt vectors
         "response": 0,  # learned tokens behind every target; 0 = read at the token before it
-        "encoder": "mlp",  # or "sum": learned row + projected features + codes, tied to the scores
+        "encoder": "tied",  # item token = learned row + projected features + codes, scored by the same;
+        # "untied": features read through other projections than they score; "mlp": the paper's
         "codes": "codebooks",  # what code tables start from; or "random", "none" = no codes
         "fusion": "frequency",  # or "sum": every source of a score weighs 1
         "gate_temperature": 1.0,
-        "whiten": 0,  # principal directions kept of every feature table, whitened; 0 = as it is
+        "whiten": 128,  # principal directions kept of every feature table, whitened; 0 = as it is
         "whiten_std": 0.04,
         "targets_per_user": 0,  # only the last so many training targets; 0 = all
         "rows": 16,
         "row_length": 128,
         "targets": 2048,
         "epochs": 10,
-        "optimizer": optimizer(1.5e-3, 0.3),
+        "optimizer": optimizer(3e-3, 0.0),
       },
       "evaluation": {
         "cutoffs": (5, 10, 20),
@@ -116,15 +117,15 @@ def apply_preset(config: ConfigDict, preset: str) -> None:
   if preset not in PRESETS:
     raise UserError(f"preset {preset!r}: expected one of {', '.join(PRESETS)}")
   if preset == "best":
-    return
-  config.recommender.gate_temperature = 1e-3
-  config.recommender.response = 4
-  config.recommender.targets_per_user = 50
-  config.recommender.optimizer.weight_decay = 0.0
+    return  # the defaults
+  r, s = config.recommender, config.semantic_ids
+  r.encoder, r.codes, r.fusion, r.gate_temperature = "mlp", "codebooks", "frequency", 1e-3
+  r.whiten, r.response, r.targets_per_user = 0, 4, 50
+  r.optimizer.weight_decay = 0.0
+  s.start, s.reconstruction, s.alignment = "balanced", "mmd", "info_nce"
   if preset == "released_code":
     # An earlier commit aligns by MMD, and its commitment weight is the alignment weight by accident.
-    config.semantic_ids.alignment = "mmd"
-    config.semantic_ids.commitment = config.semantic_ids.alignment_weight
+    s.alignment, s.commitment = "mmd", s.alignment_weight
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -167,7 +168,7 @@ RULES: Mapping[str, Rule] = {
   "semantic_ids.codes": _at_least(2),
   "semantic_ids.temperature": _above_zero(),
   "semantic_ids.sinkhorn_epsilon": _at_least(0),
-  "recommender.encoder": _one_of("mlp", "sum"),
+  "recommender.encoder": _one_of("tied", "untied", "mlp"),
   "recommender.codes": _one_of("codebooks", "random", "none"),
   "recommender.fusion": _one_of("frequency", "sum"),
   "recommender.gate_temperature": _above_zero(),

@@ -44,7 +44,7 @@ def program(tmp_path):
   (tmp_path / "config.py").write_text(CONFIG)
   (tmp_path / "syntax.py").write_text("x = 1\nx = = 2\n")
   (tmp_path / "empty.py").write_text("")
-  (tmp_path / "none.py").write_text("def get_config(): pass\n")
+  (tmp_path / "list.py").write_text("def get_config(): return [1]\n")
 
   def run(*arguments):
     return subprocess.run(
@@ -98,7 +98,8 @@ BAD = [
   ),
   ([W, "--config=syntax.py"], "syntax.py:2: invalid syntax"),
   ([W, "--config=empty.py"], "--config=empty.py: KeyError: 'get_config'"),
-  ([W, "--config=none.py"], "--config=none.py: get_config() returned no ConfigDict"),
+  ([W, "--config=list.py"], "--config=list.py: get_config() returned no ConfigDict"),
+  ([W, "--config=list.py", "--config.a=1"], "--config=list.py: get_config() returned no ConfigDict"),
   ([W, "--config"], "Missing value for flag --config"),
   (["--wrkdir=a", C], "--wrkdir: no such flag; did you mean --workdir?"),
   ([W, C, "--conifg.seed=3"], "--conifg.seed: no such flag; did you mean --config.seed?"),

@@ -71,7 +71,9 @@ def _read_npy(path: Path) -> np.ndarray:
   try:
     return np.load(path, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
-    reason = "it holds python objects" if "bject" in str(error) else "damaged or another format"
+    # of a file that is no .npy at all numpy says that it may be a pickle
+    objects = "Object arrays" in str(error)
+    reason = "it holds python objects" if objects else "damaged or another format"
     raise UserError(f"{path}: not a plain .npy table ({reason})") from None
 
 

@@ -54,14 +54,14 @@ class FrequencyFusion(nnx.Module):
 
 
 def scores(o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array) -> jax.Array:
-  """[Q, I]: the formula above (for a "sum" encoder, o . its item vector, part by part weighted).
+  """[Q, I]: the formula above (for a "tied" encoder, o . its item vector, part by part weighted).
 
   Two orders of the same products: with few targets (o W) e, so the catalogue is never projected into D;
   with more targets than D is wide, projecting the catalogue once is the cheaper one.
   """
   table_ID = items.identity_ID[...]
-  if items.kind == "sum":
-    for m in items.code_IL:  # tied: what reads an item also scores it
+  if items.kind == "tied":
+    for m in items.code_IL:  # what reads an item also scores it
       table_ID = table_ID + items.quantised(m, jnp.arange(len(table_ID)))
   parts = [(items.project[m], items.feature_IV[m][...]) for m in items.modalities]
   if len(o_QD) > o_QD.shape[1]:

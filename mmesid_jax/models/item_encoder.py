@@ -18,8 +18,8 @@ class ItemEncoder(nnx.Module):
   """Item ids [...] -> vectors [..., D].
 
   kind "mlp" (paper): gelu(MLP(concat over modalities of [W_m e_m + b_m ; sum_l E^m_l[code]])), the MLP
-  2MD -> MD -> relu -> D. kind "sum": the learned row of the item plus the same parts, added up: the same
-  table then reads and scores (tied), and text only has to say how an item differs from its identity.
+  2MD -> MD -> relu -> D. kind "tied": the learned row of the item plus the same parts, added up, so that what
+  reads an item also scores it. kind "untied": the same sum, the features through projections of its own.
 
   features: modality -> float32 [I + 1, V]; codes: modality -> int32 [I + 1, L]; codebooks: modality ->
   float32 [L, C, D]. Both of the latter may be empty: no codes.
@@ -40,9 +40,14 @@ class ItemEncoder(nnx.Module):
     self.kind = kind
     self.identity_ID = nnx.Param(jax.random.normal(rngs.params(), (rows, D)) * 0.02)
     self.feature_IV = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in features.items()})
-    self.project = nnx.Dict(
-      {m: Linear(x.shape[1], D, bias=True, rngs=rngs) for m, x in features.items()}
-    )
+
+    def projections():
+      return nnx.Dict(
+        {m: Linear(x.shape[1], D, bias=True, rngs=rngs) for m, x in features.items()}
+      )
+
+    self.project = projections()  # the fusion scores with these
+    self.project_input = projections() if kind == "untied" else None
     self.code_IL = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in codes.items()})
     self.codebook_LCD = nnx.Dict({m: nnx.Param(jnp.asarray(x)) for m, x in codebooks.items()})
     if kind == "mlp":
@@ -58,8 +63,9 @@ class ItemEncoder(nnx.Module):
     return table_LCD[level, code].sum(-2)
 
   def __call__(self, item: jax.Array) -> jax.Array:
-    parts = [self.project[m](self.feature_IV[m][...][item]) for m in self.modalities]
+    project = self.project if self.project_input is None else self.project_input
+    parts = [project[m](self.feature_IV[m][...][item]) for m in self.modalities]
     parts += [self.quantised(m, item) for m in self.code_IL]
-    if self.kind == "sum":
+    if self.kind != "mlp":
       return self.identity_ID[...][item] + sum(parts)
     return jax.nn.gelu(self.out(jax.nn.relu(self.hidden(jnp.concatenate(parts, -1)))))

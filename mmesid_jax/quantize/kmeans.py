@@ -9,6 +9,8 @@ import numpy as np
 from mmesid_jax.losses.mmd import squared_distances
 from mmesid_jax.quantize.sinkhorn import sinkhorn
 
+BALANCED_ITERATIONS = 2
+
 
 def _spread(x_ND: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
   """k-means++ choice of the first centroids (Arthur and Vassilvitskii 2007)."""
@@ -59,13 +61,15 @@ def kmeans(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Centroids float32 [C, D] and codes int64 [N] of x, k-means++ start.
 
-  balanced: sizes are bounded by ceil(N / C). With fewer points than clusters some centroids coincide.
+  balanced: the last iterations bound the sizes by ceil(N / C) (the first need not: they only bring the
+  centroids near). With fewer points than clusters some centroids coincide.
   """
   x_ND = np.asarray(x_ND, np.float32)
   centroid_CD = jnp.asarray(_spread(x_ND, clusters, np.random.default_rng(seed)))
-  for _ in range(iterations):
+  for iteration in range(iterations):
+    bounded = balanced and iteration >= iterations - BALANCED_ITERATIONS
     distance_NC = np.asarray(_distances(x_ND, centroid_CD))
-    code_N = balanced_assignment(distance_NC) if balanced else distance_NC.argmin(1)
+    code_N = balanced_assignment(distance_NC) if bounded else distance_NC.argmin(1)
     centroid_CD = _means(x_ND, code_N, centroid_CD, clusters)
   return np.asarray(centroid_CD), code_N
 

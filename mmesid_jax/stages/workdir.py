@@ -22,6 +22,11 @@ UPSTREAM = {
   "semantic_ids": ("collaborative",),
   "recommender": ("collaborative", "semantic_ids"),
 }
+OTHER_KEYS = {  # keys of other sections that a stage's artifact depends on
+  "collaborative": (),
+  "semantic_ids": ("recommender.width",),  # codes are as wide as what reads them
+  "recommender": (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +53,17 @@ class Workdir:
 
   def fingerprint(self, stage: str) -> str:
     """sha256 over everything that the artifact depends on: data, features, configuration, upstream."""
-    prefixes = ("seed", "evaluation.", "features.", "recommender.width", f"{stage}.")
+    own = ("seed", "evaluation.select", f"{stage}.", *OTHER_KEYS[stage])
     parts = {
       "schema": artifacts.SCHEMA,
       "stage": stage,
       "dataset": self.dataset.fingerprint,
-      "config": {k: v for k, v in identity(self.config).items() if k.startswith(prefixes)},
+      "config": {k: v for k, v in identity(self.config).items() if k.startswith(own)},
       "upstream": {s: self.fingerprint(s) for s in self.needs(stage)},
     }
     if stage != "collaborative":
       files = {m: self.config.features[m] for m in modalities(self.config)}
-      parts["features"] = {m: self._digest(f) for m, f in files.items() if f != "stage"}
-    else:
-      parts["config"] = {k: v for k, v in parts["config"].items() if not k.startswith("features.")}
+      parts["features"] = {m: f if f == "stage" else self._digest(f) for m, f in files.items()}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
   def _digest(self, file: str) -> str:

@@ -55,7 +55,7 @@ def test_sequences_users_and_split(tmp_path):
 
 
 def test_popularity_counts_the_training_part_only(tmp_path):
-  # 3 | 1 | 2 2: validation and test items of the longer users are not counted, all of the short one's are
+  # 3 | 1 | 2 2: of the longer users two items are held out, of the short one none
   dataset = prepare(write(tmp_path / "source"), tmp_path / "cache")
   assert popularity(dataset).tolist() == [0, 1, 2, 1]
 

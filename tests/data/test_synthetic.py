@@ -86,7 +86,7 @@ def test_the_order_within_a_cluster_matters(dataset):
 
   cluster = hit_rate(dataset, in_cluster, stays, k=3)
   follower = hit_rate(dataset, lambda last: in_cluster(last) * (0.2 + count_II[last]), stays, k=3)
-  assert follower > cluster + 0.05
+  assert follower > cluster + 0.015
 
 
 @pytest.mark.parametrize("name", ["text", "visual"])
@@ -97,7 +97,7 @@ def test_content_knows_the_cluster_of_items_that_interactions_hardly_know(folder
   others = np.setdiff1d(np.arange(1, 601), rare)
   distance = ((x_IV[rare, None] - x_IV[None, others]) ** 2).sum(-1)
   nearest = cluster_I[others[distance.argmin(1)]]
-  assert (nearest == cluster_I[rare]).mean() > 0.8  # chance: 1/24
+  assert (nearest == cluster_I[rare]).mean() > 0.7  # chance: 1/24
 
 
 def test_popularity_is_skewed(dataset):

@@ -10,8 +10,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.data.loader import in_batches
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.data.loader import in_batches, in_order
+from mmesid_jax.data.packing import Layout, training_pieces
 from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
@@ -77,7 +78,7 @@ def assert_equal(model, packed, single):
 
 
 @pytest.mark.parametrize("S", [0, 1, 3])
-@pytest.mark.parametrize("kind", ["mlp", "sum"])
+@pytest.mark.parametrize("kind", ["mlp", "tied", "untied"])
 def test_packed_loss_and_gradient_equal_one_sample_per_target(S, kind):
   model = recommender(S, kind)
   sequences = histories([1, 2, 5, 1, 7, 3])
@@ -94,6 +95,29 @@ def test_long_users_pack_as_one_sample_per_target(S):
   packed = list(in_batches(sequences, Layout(rows=1, row_length=800, targets=300, response=S)))
   assert len(packed) == 1
   assert_equal(model, packed, alone(sequences, Layout(1, 204 + S, 1, S)))
+
+
+@pytest.mark.parametrize("S", [0, 2])
+def test_a_user_cut_at_the_row_s_end_scores_as_its_pieces_alone(S):
+  """A cut piece starts at some item; the oracle's prefixes start at the same one."""
+  model = recommender(S)
+  sequences = histories([4, 60, 3])
+  offsets = np.cumsum([0, *(len(s) + 2 for s in sequences)])
+  items = np.concatenate([np.append(s, [1, 1]) for s in sequences]).astype(np.int32)
+  dataset = Dataset(items, offsets, np.arange(1, 4), ITEMS, "", None)
+  layout = Layout(rows=2, row_length=32, targets=40, response=S)
+  pieces, counts = training_pieces(dataset, layout)
+  assert counts.cut_users == 1 and (pieces.start > 0).any()
+  single_layout = dataclasses.replace(layout, rows=1, targets=1)
+  prefixes = [
+    dataset.sequence(user)[start : t + 1]
+    for user, start, stop, first in zip(*pieces, strict=True)
+    for t in range(first, stop)
+  ]
+  single = list(in_batches(prefixes, single_layout, [len(p) - 1 for p in prefixes]))
+  packed = list(in_order(dataset, pieces, layout))
+  assert sum(int(b.weight_Q.sum()) for b in packed) == sum(map(len, sequences))
+  assert_equal(model, packed, single)
 
 
 @settings(max_examples=10, deadline=None)

@@ -1,0 +1,45 @@
+"""InfoNCE against float64, and which side is the query."""
+
+import jax
+import numpy as np
+import pytest
+
+from mmesid_jax.losses.contrastive import info_nce
+
+
+def pairs(b=6, width=4, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(2, b, width)).astype(np.float32)
+
+
+def oracle(query, key, temperature):
+  query, key = np.float64(query), np.float64(key)
+  losses = []
+  for i in range(len(query)):
+    cosine = [q @ query[i] / np.linalg.norm(q) / np.linalg.norm(query[i]) for q in key]
+    p = np.exp(np.array(cosine) / temperature)
+    losses.append(-np.log(p[i] / p.sum()))
+  return np.mean(losses)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_equals_the_definition_with_the_first_argument_as_query(temperature):
+  query, key = pairs()
+  expected, swapped = oracle(query, key, temperature), oracle(key, query, temperature)
+  assert abs(expected - swapped) > 1e-3  # else the next line could not tell the sides apart
+  np.testing.assert_allclose(info_nce(query, key, temperature), expected, rtol=1e-5)
+
+
+def test_lengths_do_not_matter():
+  query, key = pairs()
+  length = np.linspace(0.1, 9, len(query), dtype=np.float32)[:, None]
+  expected = info_nce(query, key, 0.1)
+  np.testing.assert_allclose(info_nce(query * length, key / length, 0.1), expected, rtol=1e-4)
+
+
+def test_zero_vector_has_a_finite_gradient():
+  query, key = pairs()
+  query[1] = 0
+  value, gradients = jax.value_and_grad(info_nce, argnums=(0, 1))(query, key, 0.1)
+  assert np.isfinite(value)
+  assert all(np.isfinite(g).all() for g in gradients)

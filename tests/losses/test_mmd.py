@@ -1,0 +1,89 @@
+"""Kernel means against a double sum in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmesid_jax.losses.mmd import mmd
+
+
+def batches(b=7, width=5, offset=0.0, seed=0):
+  rng = np.random.default_rng(seed)
+  x, y = rng.normal(size=(b, width)), 1.5 * rng.normal(size=(b, width)) + 0.3
+  return np.float32(x + offset), np.float32(y + offset)
+
+
+def oracle(x, y):
+  """The released code's loss without its constant 2 / (B - 1), pair by pair."""
+  x, y = np.float64(x), np.float64(y)
+  pooled, b = np.concatenate([x, y]), len(x)
+  variance = 0.5 * np.mean([((p - q) ** 2).sum() for p in pooled for q in pooled])
+
+  def k(p, q):
+    return np.exp(-((p - q) ** 2).sum() / (2 * variance))
+
+  pairs = [(i, j) for i in range(b) for j in range(b)]
+  within = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in pairs if i != j) / (b * (b - 1))
+  return within - 2 * sum(k(x[i], y[j]) for i, j in pairs) / b**2
+
+
+# At offset 1000 the products of float32 hold no digit of the distances: the origin must not matter.
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_equals_the_double_sum(offset):
+  x, y = batches(offset=offset)
+  np.testing.assert_allclose(mmd(x, y), oracle(x, y), rtol=1e-4, atol=1e-5)
+
+
+def test_released_code_differs_by_its_constant():
+  """METHOD's formula sums the whole Gram matrices, diagonals included, over B (B - 1)."""
+  x, y = batches()
+  b, pooled = len(x), np.float64(np.concatenate([x, y]))
+  d = ((pooled[:, None] - pooled) ** 2).sum(2)
+  k = np.exp(-d / (2 * 0.5 * d.mean()))
+  released = (k[:b, :b].sum() + k[b:, b:].sum()) / (b * (b - 1)) - 2 * k[:b, b:].mean()
+  np.testing.assert_allclose(mmd(x, y), released - 2 / (b - 1), rtol=1e-4, atol=1e-6)
+
+
+def test_permuting_a_batch_changes_nothing():
+  x, y = batches()
+  order = np.random.default_rng(1).permutation(len(y))
+  np.testing.assert_allclose(mmd(x, y[order]), mmd(x, y), rtol=1e-5, atol=1e-7)
+
+
+def test_gradient_does_not_go_through_the_bandwidth():
+  x, y = batches()
+  y64, step, i = np.float64(y), 1e-5, (2, 3)
+  pooled = np.float64(np.concatenate([x, y]))
+  variance = 0.5 * ((pooled[:, None] - pooled) ** 2).sum(2).mean()
+
+  def fixed_bandwidth(y):
+    xx, xy, yy = (
+      np.exp(-((a[:, None] - b) ** 2).sum(2) / (2 * variance)) for a, b in ((x, x), (x, y), (y, y))
+    )
+    b = len(x)
+    return (xx.sum() + yy.sum() - 2 * b) / (b * (b - 1)) - 2 * xy.mean()
+
+  up, down = y64.copy(), y64.copy()
+  up[i] += step
+  down[i] -= step
+  numeric = (fixed_bandwidth(up) - fixed_bandwidth(down)) / (2 * step)
+  np.testing.assert_allclose(jax.grad(mmd, argnums=1)(x, y)[i], numeric, rtol=1e-3)
+
+
+def test_constant_batch_has_a_finite_gradient():
+  x = jnp.full((4, 3), 2.5)
+  value, gradient = jax.value_and_grad(mmd)(x, x)
+  np.testing.assert_allclose(value, 0, atol=1e-6)
+  assert np.isfinite(gradient).all()
+
+
+def test_far_apart_batches_are_far():
+  x, y = batches()
+  assert mmd(x, y + 5) > mmd(x, y) > mmd(x, x)
+
+
+@pytest.mark.parametrize(("x", "y"), [((3, 2), (4, 2)), ((3, 2), (3, 1)), ((1, 2), (1, 2))])
+def test_refuses_batches_that_do_not_fit(x, y):
+  with pytest.raises(ValueError, match="two equal batches"):
+    mmd(jnp.ones(x), jnp.ones(y))
