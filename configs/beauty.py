@@ -2,7 +2,8 @@
 
   python -m mmesid_jax.train --config=configs/beauty.py --config.data.dir=DIR --workdir=runs/beauty
 
-`--config=configs/beauty.py:paper` takes the published choices, `:released_code` those of the published code.
+`--config=configs/beauty.py:paper` takes the published choices, `:released_code` those of the
+published code.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """All stages on an embedded synthetic catalogue: 2,000 users, 600 items, three modalities.
 
-  python -m mmesid_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+python -m mmesid_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,5 @@
-"""What a stage hands to the next: safetensors files with a JSON header, readable without this project."""
+"""What a stage hands to the next: safetensors files with a JSON header, readable without this
+project."""
 
 import json
 import os
@@ -18,7 +19,8 @@ SCHEMA = 1  # raised whenever the tensors of an artifact change their meaning
 def write_artifact(
   path: pathlib.Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]
 ) -> None:
-  """Writes under a temporary name and renames. The header is one JSON object under the key "mmesid"."""
+  """Writes under a temporary name and renames. The header is one JSON object under the key
+  "mmesid"."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + ".tmp")
   metadata = {"mmesid": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
@@ -36,7 +38,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def read_header(path: pathlib.Path, stage: str) -> dict[str, Any]:
-  """The header of the stage's artifact. Raises UserError for a missing, truncated or foreign file."""
+  """The header of the stage's artifact. Raises UserError for a missing, truncated or foreign
+  file."""
   return _read(path, stage, header_only=True)[1]
 
 

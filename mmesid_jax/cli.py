@@ -65,15 +65,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except UserError:
     raise  # by the config file itself
   except Exception as error:
-    problem = error
+    problem, config = error, _load_config(path) if path is not None else None
   else:
-    problem = None
+    problem, config = None, flags.FLAGS[CONFIG].value if path is not None else None
+  if path is not None and not isinstance(config, ConfigDict):
+    raise UserError(f"--{CONFIG}={path}: get_config() returned no ConfigDict")
   if problem is not None:
     # the libraries say what broke inside them; with the config at hand, better can be said
-    config = _load_config(path) if path is not None else None
     raise UserError(_explain(problem, argv, config)) from problem
-  if path is not None and not isinstance(flags.FLAGS[CONFIG].value, ConfigDict):
-    raise UserError(f"--{CONFIG}={path}: get_config() returned no ConfigDict")
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
   return rest
@@ -89,7 +88,7 @@ def _config_path(argv: Sequence[str]) -> str | None:
   return None
 
 
-def _load_config(path: str) -> ConfigDict:
+def _load_config(path: str) -> object:
   """The config as its file gives it, without overrides. Raises UserError for a broken file."""
   file, *argument = path.split(":", 1)
   try:

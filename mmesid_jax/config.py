@@ -35,7 +35,7 @@ def default_config(preset: str = "best") -> ConfigDict:
       "seed": 0,
       "stages": STAGES,
       "data": {
-        "source": "files",  # files: data.dir holds sequences.txt; synthetic: made from data.synthetic
+        "source": "files",  # data.dir holds sequences.txt; "synthetic": made from data.synthetic
         "dir": "",
         "synthetic": {"users": 2000, "items": 600, "clusters": 24, "seed": 0},
       },
@@ -65,7 +65,7 @@ def default_config(preset: str = "best") -> ConfigDict:
         "quantisation_weight": 1.0,
         "alignment_weight": 0.01,
         "commitment": 0.01,
-        "sinkhorn_epsilon": 0.003,  # 0 = the last level is assigned by the nearest code in training too
+        "sinkhorn_epsilon": 0.003,  # of the last level in training; 0 = nearest code there too
         "sinkhorn_iterations": 50,
         "batch": 1024,
         "epochs": 60,
@@ -85,8 +85,9 @@ def default_config(preset: str = "best") -> ConfigDict:
         "item_dropout": 0.5,
         "prompt": 1,  # learned prompt vectors
         "response": 0,  # learned tokens behind every target; 0 = read at the token before it
-        "encoder": "tied",  # item token = learned row + projected features + codes, scored by the same;
+        # item token: "tied" = learned row + projected features + codes, scored by the same;
         # "untied": features read through other projections than they score; "mlp": the paper's
+        "encoder": "tied",
         "codes": "codebooks",  # what code tables start from; or "random", "none" = no codes
         "fusion": "frequency",  # or "sum": every source of a score weighs 1
         "gate_temperature": 1.0,
@@ -113,7 +114,8 @@ def default_config(preset: str = "best") -> ConfigDict:
 
 
 def apply_preset(config: ConfigDict, preset: str) -> None:
-  """Sets the choices in which the paper, its released code and our best differ. Raises UserError."""
+  """Sets the choices in which the paper, its released code and our best differ. Raises
+  UserError."""
   if preset not in PRESETS:
     raise UserError(f"preset {preset!r}: expected one of {', '.join(PRESETS)}")
   if preset == "best":
@@ -124,7 +126,7 @@ def apply_preset(config: ConfigDict, preset: str) -> None:
   r.optimizer.weight_decay = 0.0
   s.start, s.reconstruction, s.alignment = "balanced", "mmd", "info_nce"
   if preset == "released_code":
-    # An earlier commit aligns by MMD, and its commitment weight is the alignment weight by accident.
+    # An earlier commit aligns by MMD; its commitment weight is the alignment weight by accident.
     s.alignment, s.commitment = "mmd", s.alignment_weight
 
 
@@ -187,9 +189,9 @@ RULES_BY_LAST_NAME: Mapping[str, Rule] = {
   **{
     name: _at_least(1)
     for name in (
-      "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "prompt", "rows", "targets",
-      "epochs", "levels", "batch", "validate_every_epochs", "log_every", "save_every",
-      "sinkhorn_iterations",
+      "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "prompt",
+      "rows", "targets", "epochs", "levels", "batch", "validate_every_epochs",
+      "sinkhorn_iterations", "log_every", "save_every",
     )
   },
   "row_length": _at_least(2),
@@ -252,7 +254,9 @@ def _check_sizes(config: ConfigDict) -> None:
       f"--config.recommender.kv_heads={r.kv_heads}: does not divide recommender.heads={r.heads}"
     )
   if r.head_width % 2:
-    raise UserError(f"--config.recommender.head_width={r.head_width}: rotary positions need it even")
+    raise UserError(
+      f"--config.recommender.head_width={r.head_width}: rotary positions need it even"
+    )
   if r.row_length <= r.response:
     raise UserError(
       f"--config.recommender.row_length={r.row_length}: must be above response={r.response}"

@@ -20,6 +20,7 @@ class Diverged(Stop):
 
 
 class Interrupted(Stop):
-  """SIGINT or SIGTERM, after everything was saved; the same command goes on. Status 75 (try again)."""
+  """SIGINT or SIGTERM, after everything was saved; the same command goes on. Status 75 (try
+  again)."""
 
   status = 75

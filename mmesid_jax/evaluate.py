@@ -1,4 +1,5 @@
-"""Ranks the held-out items again: python -m mmesid_jax.evaluate --workdir=DIR [--split=valid|test]"""
+"""Ranks the held-out items again: python -m mmesid_jax.evaluate --workdir=DIR
+[--split=valid|test]"""
 
 import pathlib
 

@@ -27,10 +27,11 @@ RUN = {
 
 
 def run(config: ConfigDict, path: pathlib.Path, *, overwrite: bool = False) -> None:
-  """Trains what is not up to date, then evaluates on test. Everything is checked before anything trains.
+  """Trains what is not up to date, then evaluates on test. Everything is checked before anything
+  trains.
 
-  Raises UserError for a configuration out of range, unreadable data, or a workdir that holds another
-  experiment (without `overwrite`, which redoes the stale stages only).
+  Raises UserError for a configuration out of range, unreadable data, or a workdir that holds
+  another experiment (without `overwrite`, which redoes the stale stages only).
   """
   check(config)
   _check_identity(config, path, overwrite)
@@ -57,7 +58,9 @@ def run(config: ConfigDict, path: pathlib.Path, *, overwrite: bool = False) -> N
 def evaluate(workdir: Workdir, split: str) -> None:
   """Evaluates and prints the table."""
   result = evaluation.evaluate(workdir, split)
-  print(f"\n{split}: {result['users']:,} users, every item ranked; masked = without the history's items")
+  print(
+    f"\n{split}: {result['users']:,} users, every item ranked; masked = without the history's items"
+  )
   print(ranking.table(result["models"]))
   print(f"with 95 % intervals: {workdir.path / evaluation.file_name(split)}")
 
@@ -66,21 +69,34 @@ def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
   """The data set, prepared or made, and where the artifacts are."""
   data_dir = pathlib.Path(config.data.dir)
   if config.data.source == "synthetic":
-    data_dir = path / "synthetic"
-    if not (data_dir / "sequences.txt").exists():
-      write_synthetic(data_dir, **config.data.synthetic)
+    data_dir = _synthetic(config, path / "synthetic")
   return Workdir(path, config, prepare(data_dir, path / "dataset"), data_dir)
 
 
+def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
+  """The folder of the synthetic catalogue, written unless it is there with these very sizes."""
+  made_from = json.dumps(config.data.synthetic.to_dict(), sort_keys=True)
+  mark = folder / "made_from.json"
+  if not (mark.is_file() and mark.read_text() == made_from):
+    write_synthetic(folder, **config.data.synthetic)
+    artifacts.write_text(mark, made_from)
+  return folder
+
+
 def reopen(path: pathlib.Path, data_dir: str | None = None) -> Workdir:
-  """The workdir of an earlier run, under the configuration that it was trained with. Raises UserError."""
+  """The workdir of an earlier run, under the configuration that it was trained with. Raises
+  UserError."""
   file = path / "config.json"
   if not file.is_file():
-    raise UserError(f"{file}: no such file; --workdir must name a folder that mmesid_jax.train wrote")
+    raise UserError(
+      f"{file}: no such file; --workdir must name a folder that mmesid_jax.train wrote"
+    )
   try:
     config = ConfigDict(json.loads(file.read_text()))
   except ValueError as error:
-    raise UserError(f"{file}: not JSON ({error}); run mmesid_jax.train in this workdir again") from error
+    raise UserError(
+      f"{file}: not JSON ({error}); run mmesid_jax.train in this workdir again"
+    ) from error
   if data_dir:
     config.data.dir = data_dir
   return open_workdir(config, path)
@@ -107,7 +123,8 @@ def _mark(workdir: Workdir, stage: str) -> pathlib.Path:
 
 
 def _stale(workdir: Workdir, stages: list[str], overwrite: bool) -> list[str]:
-  """Stages begun or finished under another fingerprint. Raises UserError where that was not asked for."""
+  """Stages begun or finished under another fingerprint. Raises UserError where that was not asked
+  for."""
   stale = []
   for stage in stages:
     found, mark = set(), _mark(workdir, stage)

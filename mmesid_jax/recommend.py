@@ -1,7 +1,7 @@
 """Recommends: python -m mmesid_jax.recommend --workdir=DIR --history="12 57 901" --top_k=10
 
---user=1,2,3 takes users of the data set with their whole history; --histories=FILE reads one history of
-item ids a line and writes one JSON line each to stdout.
+--user=1,2,3 takes users of the data set with their whole history; --histories=FILE reads one
+history of item ids a line and writes one JSON line each to stdout.
 """
 
 import pathlib
@@ -11,7 +11,9 @@ from absl import flags
 from mmesid_jax import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
-HISTORY = flags.DEFINE_string("history", None, 'Item ids, oldest first: "12 57 901"; "" = a new user.')
+HISTORY = flags.DEFINE_string(
+  "history", None, 'Item ids, oldest first: "12 57 901"; "" = a new user.'
+)
 USER = flags.DEFINE_list("user", None, "User ids of the data set.")
 HISTORIES = flags.DEFINE_string("histories", None, "File with one history a line; JSON lines out.")
 TOP_K = flags.DEFINE_integer("top_k", 10, "How many items.", lower_bound=1)

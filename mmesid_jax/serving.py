@@ -24,7 +24,8 @@ LARGEST_BATCH = 64  # histories a dispatch; more are answered batch after batch
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-  """One recommended item; weights: what its score rests on, by source ("identity" or a modality)."""
+  """One recommended item; weights: what its score rests on, by source ("identity" or a
+  modality)."""
 
   item: int
   score: float
@@ -70,8 +71,9 @@ class Recommender:
   ) -> list[list[Recommendation]]:
     """The top_k items behind every history (item ids, oldest first; may be empty), best first.
 
-    Items of the history are left out unless `repeat`. A history longer than a row is read from its newest
-    items on. Raises UserError for an item id that the catalogue does not hold, or a top_k out of range.
+    Items of the history are left out unless `repeat`. A history longer than a row is read from its
+    newest items on. Raises UserError for an item id that the catalogue does not hold, or a top_k
+    out of range.
     """
     if not 1 <= top_k <= self.num_items:
       raise UserError(f"top_k={top_k}: expected a number from 1 to {self.num_items}")
@@ -96,7 +98,7 @@ class Recommender:
     unknown = array[(array < 1) | (array > self.num_items)]
     if len(unknown):
       raise UserError(
-        f"history {index + 1}: item {unknown[0]} is not in the catalogue (ids 1 to {self.num_items})"
+        f"history {index + 1}: item {unknown[0]} is not in the catalogue (1 to {self.num_items})"
       )
     return array.astype(np.int32)
 

@@ -1,4 +1,5 @@
-"""Trains the stages of a configuration: python -m mmesid_jax.train --config=configs/x.py --workdir=DIR"""
+"""Trains the stages of a configuration: python -m mmesid_jax.train --config=configs/x.py
+--workdir=DIR"""
 
 import pathlib
 

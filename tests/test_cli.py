@@ -99,7 +99,10 @@ BAD = [
   ([W, "--config=syntax.py"], "syntax.py:2: invalid syntax"),
   ([W, "--config=empty.py"], "--config=empty.py: KeyError: 'get_config'"),
   ([W, "--config=list.py"], "--config=list.py: get_config() returned no ConfigDict"),
-  ([W, "--config=list.py", "--config.a=1"], "--config=list.py: get_config() returned no ConfigDict"),
+  (
+    [W, "--config=list.py", "--config.a=1"],
+    "--config=list.py: get_config() returned no ConfigDict",
+  ),
   ([W, "--config"], "Missing value for flag --config"),
   (["--wrkdir=a", C], "--wrkdir: no such flag; did you mean --workdir?"),
   ([W, C, "--conifg.seed=3"], "--conifg.seed: no such flag; did you mean --config.seed?"),

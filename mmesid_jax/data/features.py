@@ -72,7 +72,7 @@ def _read_npy(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     # of a file that is no .npy at all numpy says that it may be a pickle
-    objects = "Object arrays" in str(error)
+    objects = "Python objects" in str(error)
     reason = "it holds python objects" if objects else "damaged or another format"
     raise UserError(f"{path}: not a plain .npy table ({reason})") from None
 

@@ -1,6 +1,7 @@
 """Grain datasets that feed the stages: batches of ids, endless, whose state is one integer.
 
-Feature tables live on the device, so a batch is a few kilobytes and the loader is never the bottleneck.
+Feature tables live on the device, so a batch is a few kilobytes and the loader is never the
+bottleneck.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,9 @@ from mmesid_jax.data.packing import Batch, Layout, Packer, Pieces
 class PackedBatches(grain.IterDataset):
   """Endless batches of shared-prefix rows; pieces are shuffled anew every epoch.
 
-  A batch takes pieces from the shuffled stream until the next one does not fit; that one opens the next
-  batch. Nothing is dropped or repeated, epochs follow each other without a gap. `shard` = (index, count)
-  gives every process its own part of the stream.
+  A batch takes pieces from the shuffled stream until the next one does not fit; that one opens the
+  next batch. Nothing is dropped or repeated, epochs follow each other without a gap. `shard` =
+  (index, count) gives every process its own part of the stream.
   """
 
   def __init__(
@@ -39,7 +40,8 @@ class PackedBatches(grain.IterDataset):
     return PackedBatchIterator(self)
 
   def fill(self, packer: Packer, following: int) -> int:
-    """Adds pieces from stream position `following` on; returns the position of the first that did not fit."""
+    """Adds pieces from stream position `following` on; returns the position of the first that did
+    not fit."""
     while True:
       piece = int(self.order[following])
       user, start, stop, first_target = (int(column[piece]) for column in self.pieces)

@@ -1,14 +1,15 @@
 """Shared-prefix rows: many users and all of their targets in rows of one fixed shape.
 
-Attention is causal, so a user's history is a trunk that all of that user's targets share. A row holds
-several users, each as a trunk of item tokens and, where the prompt ends in response tokens, one short
-branch for every target:
+Attention is causal, so a user's history is a trunk that all of that user's targets share. A row
+holds several users, each as a trunk of item tokens and, where the prompt ends in response tokens,
+one short branch for every target:
 
   item item item ... | response(t1) | response(t2) | ...
 
-A target with index t (t items before it) is read at the last token of its branch, or, without response
-tokens, at item token t - 1. A target with an empty history is then read at the end of the prompt.
-Everything here is numpy and integers; `mmesid_jax.models.attention` turns the integers into a mask.
+A target with index t (t items before it) is read at the last token of its branch, or, without
+response tokens, at item token t - 1. A target with an empty history is then read at the end of the
+prompt. Everything here is numpy and integers; `mmesid_jax.models.attention` turns the integers into
+a mask.
 """
 
 import dataclasses
@@ -37,7 +38,8 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """The fixed shape of a batch. response = number of response tokens behind every target, 0 = none."""
+  """The fixed shape of a batch. response = number of response tokens behind every target, 0 =
+  none."""
 
   rows: int
   row_length: int
@@ -87,9 +89,10 @@ def training_pieces(
 ) -> tuple[Pieces, PieceCounts]:
   """Every training target once, cut into pieces that fit a row.
 
-  A user with more items than a row holds is cut: a later piece starts up to half a row before its first
-  target, positions restart there, and its targets see the items from there on. targets_per_user keeps
-  only the last so many targets of a user (0 = all; the paper keeps 50), histories stay whole.
+  A user with more items than a row holds is cut: a later piece starts up to half a row before its
+  first target, positions restart there, and its targets see the items from there on.
+  targets_per_user keeps only the last so many targets of a user (0 = all; the paper keeps 50),
+  histories stay whole.
   """
   table, cut_users, targets, users = [], 0, 0, 0
   longest = layout.longest_training_piece
@@ -108,7 +111,8 @@ def training_pieces(
 
 
 def evaluation_pieces(dataset: Dataset, layout: Layout, split: str) -> Pieces:
-  """One piece a user that has a target in `split` ("valid" or "test"), its history cut to the newest items."""
+  """One piece a user that has a target in `split` ("valid" or "test"), its history cut to the
+  newest items."""
   users = evaluated_users(dataset)
   stop = dataset.lengths[users] - (1 if split == "valid" else 0)
   start = np.maximum(0, stop - 1 - layout.longest_history)

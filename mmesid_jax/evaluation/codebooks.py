@@ -22,7 +22,8 @@ def collisions(code_NL: np.ndarray) -> dict[str, float]:
 
 
 def health(codes: Mapping[str, np.ndarray], num_codes: int) -> dict[str, dict]:
-  """modality -> {"levels": [...], collisions}, and "joint": collisions of all modalities' codes together.
+  """modality -> {"levels": [...], collisions}, and "joint": collisions of all modalities' codes
+  together.
 
   codes: modality -> int [N, L], items only (no padding row).
   """

@@ -1,4 +1,5 @@
-"""Ranks every user's held-out item with any model that reads packed batches, or with fixed scores."""
+"""Ranks every user's held-out item with any model that reads packed batches, or with fixed
+scores."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -32,9 +33,11 @@ def _fixed_ranks(score_I: jax.Array, target_Q: jax.Array, history_QH: jax.Array)
 
 
 class Evaluator:
-  """The split's batches, made once; a model may be judged any number of times. split: "valid" or "test".
+  """The split's batches, made once; a model may be judged any number of times. split: "valid" or
+  "test".
 
-  A history longer than a row is read from its newest items on; the mask always holds the whole of it.
+  A history longer than a row is read from its newest items on; the mask always holds the whole of
+  it.
   """
 
   def __init__(self, dataset: Dataset, layout: Layout, split: str):

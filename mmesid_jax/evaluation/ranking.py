@@ -1,4 +1,5 @@
-"""Full-catalogue ranking: ranks on the device, HR, nDCG and MRR with bootstrap intervals from the ranks."""
+"""Full-catalogue ranking: ranks on the device, HR, nDCG and MRR with bootstrap intervals from the
+ranks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,9 +15,10 @@ def ranks(
 ) -> tuple[jax.Array, jax.Array]:
   """int32 [Q] ranks from 1, with the history's items left out (masked) and with them (unmasked).
 
-  rank = 1 + number of other items whose score is not below the target's: ties, and NaN, count against it,
-  so a constant scorer gets nothing. Column 0 (padding) is never a candidate; history_QH is padded with 0.
-  A masked target that stands in its own history cannot be recommended and ranks last.
+  rank = 1 + number of other items whose score is not below the target's: ties, and NaN, count
+  against it, so a constant scorer gets nothing. Column 0 (padding) is never a candidate; history_QH
+  is padded with 0. A masked target that stands in its own history cannot be recommended and ranks
+  last.
   """
   Q, I = scores_QI.shape  # noqa: E741
   target_score_Q1 = jnp.take_along_axis(scores_QI, target_Q[:, None], axis=1)
@@ -43,16 +45,15 @@ def values(rank_U: np.ndarray, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
 def summary(
   rank_U: np.ndarray, cutoffs: Sequence[int], *, resamples: int = 0, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-  """metric -> {"mean", and with resamples > 0 "low", "high"}: 95 % percentile bootstrap over users."""
+  """metric -> {"mean", and with resamples > 0 "low", "high"}: 95 % percentile bootstrap over
+  users."""
   per_user = values(rank_U, cutoffs)
   result = {name: {"mean": float(x_U.mean())} for name, x_U in per_user.items()}
   if resamples:
     table_UM = np.stack(list(per_user.values()), 1)
     rng = np.random.default_rng(seed)
     users = len(table_UM)
-    means_BM = np.stack(
-      [table_UM[rng.integers(0, users, users)].mean(0) for _ in range(resamples)]
-    )
+    means_BM = np.stack([table_UM[rng.integers(0, users, users)].mean(0) for _ in range(resamples)])
     low_M, high_M = np.percentile(means_BM, [2.5, 97.5], axis=0)
     for name, low, high in zip(per_user, low_M, high_M, strict=True):
       result[name] |= {"low": float(low), "high": float(high)}

@@ -1,4 +1,5 @@
-"""Losses of next-item prediction over the whole catalogue, and the sampled one that is often published."""
+"""Losses of next-item prediction over the whole catalogue, and the sampled one that is often
+published."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ def cross_entropy(
 def binary_cross_entropy(
   positive_Q: jax.Array, negative_Q: jax.Array, weight_Q: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Sum over targets of -log sigmoid(positive) - log(1 - sigmoid(negative)), and the sum of weights.
+  """Sum over targets of -log sigmoid(positive) - log(1 - sigmoid(negative)), and the sum of
+  weights.
 
   Scores of the target and of one sampled negative. Source: SASRec, section III.E.
   """

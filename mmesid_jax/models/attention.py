@@ -37,6 +37,7 @@ def attention(
 
 
 def read(prompt_D: jax.Array, x_RTD: jax.Array, read_Q: jax.Array) -> jax.Array:
-  """The hidden state [Q, D] at which every target is predicted: the end of the prompt or a token."""
+  """The hidden state [Q, D] at which every target is predicted: the end of the prompt or a
+  token."""
   flat_XD = jnp.concatenate([prompt_D[None], x_RTD.reshape(-1, x_RTD.shape[-1])])
   return flat_XD[read_Q]

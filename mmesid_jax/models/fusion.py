@@ -1,7 +1,8 @@
-"""Frequency-aware fusion: how far an item's score rests on what was learned of it or on its content.
+"""Frequency-aware fusion: how far an item's score rests on what was learned of it or on its
+content.
 
-Source: MME-SID, section 4: score(i) = w_x (o . E_x[i]) + sum_m w_m (o . (W_m e_m[i] + b_m)), where the
-weights of item i come from its frequency in the training part alone.
+Source: MME-SID, section 4: score(i) = w_x (o . E_x[i]) + sum_m w_m (o . (W_m e_m[i] + b_m)), where
+the weights of item i come from its frequency in the training part alone.
 """
 
 import jax
@@ -24,13 +25,17 @@ def normalised_frequency(counts_I: np.ndarray) -> np.ndarray:
 
 
 class FrequencyFusion(nnx.Module):
-  """Weights [I, 1 + M] of the learned table and of M modalities, softmax(g(frequency) / temperature).
+  """Weights [I, 1 + M] of the learned table and of M modalities, softmax(g(frequency) /
+  temperature).
 
-  g = Linear(1, 64) - gelu - Linear(64, 10) - Linear(10, 64, no bias) - gelu - Linear(64, 1 + M), as in
-  the released code. kind "frequency", or "sum": every weight 1 and no parameters (the paper's ablation).
+  g = Linear(1, 64) - gelu - Linear(64, 10) - Linear(10, 64, no bias) - gelu - Linear(64, 1 + M), as
+  in the released code. kind "frequency", or "sum": every weight 1 and no parameters (the paper's
+  ablation).
   """
 
-  def __init__(self, counts_I: np.ndarray, M: int, *, kind: str, temperature: float, rngs: nnx.Rngs):
+  def __init__(
+    self, counts_I: np.ndarray, M: int, *, kind: str, temperature: float, rngs: nnx.Rngs
+  ):
     self.kind, self.temperature, self.sources = kind, temperature, 1 + M
     self.frequency_I = Frozen(jnp.asarray(normalised_frequency(counts_I)))
     if kind == "frequency":
@@ -56,8 +61,8 @@ class FrequencyFusion(nnx.Module):
 def scores(o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array) -> jax.Array:
   """[Q, I]: the formula above (for a "tied" encoder, o . its item vector, part by part weighted).
 
-  Two orders of the same products: with few targets (o W) e, so the catalogue is never projected into D;
-  with more targets than D is wide, projecting the catalogue once is the cheaper one.
+  Two orders of the same products: with few targets (o W) e, so the catalogue is never projected
+  into D; with more targets than D is wide, projecting the catalogue once is the cheaper one.
   """
   table_ID = items.identity_ID[...]
   if items.kind == "tied":

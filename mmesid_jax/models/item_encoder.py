@@ -1,7 +1,8 @@
-"""One vector per item for the language model: what the collaborative, text and visual tables say of it.
+"""One vector per item for the language model: what the collaborative, text and visual tables say of
+it.
 
-Source: MME-SID, section 4 ("Fine-tuning"): original vectors projected, quantised vectors as sums of code
-embeddings whose tables start from the trained codebooks.
+Source: MME-SID, section 4 ("Fine-tuning"): original vectors projected, quantised vectors as sums of
+code embeddings whose tables start from the trained codebooks.
 """
 
 from collections.abc import Mapping
@@ -17,12 +18,13 @@ from mmesid_jax.models.variables import Frozen
 class ItemEncoder(nnx.Module):
   """Item ids [...] -> vectors [..., D].
 
-  kind "mlp" (paper): gelu(MLP(concat over modalities of [W_m e_m + b_m ; sum_l E^m_l[code]])), the MLP
-  2MD -> MD -> relu -> D. kind "tied": the learned row of the item plus the same parts, added up, so that what
-  reads an item also scores it. kind "untied": the same sum, the features through projections of its own.
+  kind "mlp" (paper): gelu(MLP(concat over modalities of [W_m e_m + b_m ; sum_l E^m_l[code]])), the
+  MLP 2MD -> MD -> relu -> D. kind "tied": the learned row of the item plus the same parts, added
+  up, so that what reads an item also scores it. kind "untied": the same sum, the features through
+  projections of its own.
 
-  features: modality -> float32 [I + 1, V]; codes: modality -> int32 [I + 1, L]; codebooks: modality ->
-  float32 [L, C, D]. Both of the latter may be empty: no codes.
+  features: modality -> float32 [I + 1, V]; codes: modality -> int32 [I + 1, L]; codebooks: modality
+  -> float32 [L, C, D]. Both of the latter may be empty: no codes.
   """
 
   def __init__(
@@ -42,9 +44,7 @@ class ItemEncoder(nnx.Module):
     self.feature_IV = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in features.items()})
 
     def projections():
-      return nnx.Dict(
-        {m: Linear(x.shape[1], D, bias=True, rngs=rngs) for m, x in features.items()}
-      )
+      return nnx.Dict({m: Linear(x.shape[1], D, bias=True, rngs=rngs) for m, x in features.items()})
 
     self.project = projections()  # the fusion scores with these
     self.project_input = projections() if kind == "untied" else None

@@ -1,4 +1,5 @@
-"""The two layers that every model is made of: a projection and a normalisation; and dropout by key."""
+"""The two layers that every model is made of: a projection and a normalisation; and dropout by
+key."""
 
 import math
 
@@ -21,7 +22,8 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-  """x / rms(x) * scale over the last axis, in float32 whatever x is. Source: Zhang and Sennrich 2019."""
+  """x / rms(x) * scale over the last axis, in float32 whatever x is. Source: Zhang and Sennrich
+  2019."""
 
   def __init__(self, D: int, *, eps: float = 1e-5):
     self.scale = nnx.Param(jnp.ones(D))
@@ -34,7 +36,8 @@ class RMSNorm(nnx.Module):
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Zeroes elements with probability `rate` and scales the rest by 1 / (1 - rate); key None = identity."""
+  """Zeroes elements with probability `rate` and scales the rest by 1 / (1 - rate); key None =
+  identity."""
   if key is None or rate == 0:
     return x
   return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)

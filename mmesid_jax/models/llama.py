@@ -1,8 +1,9 @@
 """Llama blocks over shared-prefix rows: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-Two streams pass through every layer: the prompt [P, D], computed once a step, and the rows [R, T, D],
-whose tokens all see the prompt's keys and values. Layers are stacked on axis 0 and scanned. Sources:
-Touvron et al. 2023; Hugging Face's conventions (half-split rotation, unscaled q), so weights carry over.
+Two streams pass through every layer: the prompt [P, D], computed once a step, and the rows [R, T,
+D], whose tokens all see the prompt's keys and values. Layers are stacked on axis 0 and scanned.
+Sources: Touvron et al. 2023; Hugging Face's conventions (half-split rotation, unscaled q), so
+weights carry over.
 """
 
 import dataclasses
@@ -31,7 +32,8 @@ class LlamaConfig:
 
 
 def rotate(x_RTNH: jax.Array, position_RT: jax.Array, theta: float) -> jax.Array:
-  """Rotary position embedding, half-split as in Hugging Face; angles in float32. Source: Su et al. 2021."""
+  """Rotary position embedding, half-split as in Hugging Face; angles in float32. Source: Su et al.
+  2021."""
   half = x_RTNH.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle = position_RT[..., None, None].astype(jnp.float32) * frequency
@@ -54,7 +56,8 @@ class GatedMLP(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Grouped-query attention of the prompt to itself and of the rows to the prompt and their own mask."""
+  """Grouped-query attention of the prompt to itself and of the rows to the prompt and their own
+  mask."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.q = Linear(c.D, (c.N, c.H), rngs=rngs)

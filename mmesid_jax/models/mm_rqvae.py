@@ -1,4 +1,5 @@
-"""MM-RQ-VAE: one residual-quantised autoencoder a modality, tied together by alignment. Source: MME-SID."""
+"""MM-RQ-VAE: one residual-quantised autoencoder a modality, tied together by alignment. Source:
+MME-SID."""
 
 from collections.abc import Mapping
 
@@ -10,7 +11,9 @@ from mmesid_jax.losses.contrastive import info_nce
 from mmesid_jax.losses.mmd import mmd
 from mmesid_jax.models.quantizer import ResidualQuantizer
 
-ANCHOR = "collaborative"  # alignment pairs it with every other modality; there is no text-visual term
+ANCHOR = (
+  "collaborative"  # alignment pairs it with every other modality; there is no text-visual term
+)
 
 
 class MLP(nnx.Module):
@@ -74,7 +77,9 @@ class MMRQVAE(nnx.Module):
 
 
 def reconstruction_loss(x_BV: jax.Array, y_BV: jax.Array, kind: str) -> jax.Array:
-  """kind "mmd" (paper), "mse" (element mean) or "both" (their sum)."""
+  """kind "mmd" (paper), "mse" (element mean) or "both" (their sum). Raises ValueError for another."""
+  if kind not in ("mmd", "mse", "both"):
+    raise ValueError(f"reconstruction {kind!r}: expected mmd, mse or both")
   parts = {"mmd": lambda: mmd(x_BV, y_BV), "mse": lambda: ((x_BV - y_BV) ** 2).mean()}
   return sum(parts[name]() for name in (("mmd", "mse") if kind == "both" else (kind,)))
 
@@ -94,10 +99,13 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Weighted sum of reconstruction, quantisation and alignment, and these three.
 
-  features: modality -> [B, V]. Reconstruction and quantisation are summed over modalities. Alignment of
-  the quantised collaborative vectors with those of every other modality: "info_nce" (paper), "mmd" (an
-  earlier commit of the released code) or "none"; 0 without a collaborative modality. Source: MME-SID.
+  features: modality -> [B, V]. Reconstruction and quantisation are summed over modalities.
+  Alignment of the quantised collaborative vectors with those of every other modality: "info_nce"
+  (paper), "mmd" (an earlier commit of the released code) or "none"; 0 without a collaborative
+  modality. Source: MME-SID. Raises ValueError for another `reconstruction` or `alignment`.
   """
+  if alignment not in ("info_nce", "mmd", "none"):
+    raise ValueError(f"alignment {alignment!r}: expected info_nce, mmd or none")
   parts = {name: jnp.zeros(()) for name in ("reconstruction", "quantisation", "alignment")}
   quantised = {}
   for modality, x_BV in features.items():

@@ -1,4 +1,5 @@
-"""Residual vector quantiser with a straight-through gradient. Source: MME-SID, section 3; Lee et al. 2022."""
+"""Residual vector quantiser with a straight-through gradient. Source: MME-SID, section 3; Lee et
+al. 2022."""
 
 from typing import NamedTuple
 
@@ -11,8 +12,8 @@ from mmesid_jax.quantize.sinkhorn import sinkhorn
 
 
 class Quantised(NamedTuple):
-  """codes int32 [B, L]; quantised [B, D], the sum of the chosen code vectors with the gradient passed
-  straight through to the input; residual [B, D], what is left; loss, a scalar."""
+  """codes int32 [B, L]; quantised [B, D], the sum of the chosen code vectors with the gradient
+  passed straight through to the input; residual [B, D], what is left; loss, a scalar."""
 
   code_BL: jax.Array
   quantised_BD: jax.Array

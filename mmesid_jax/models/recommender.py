@@ -1,4 +1,5 @@
-"""The recommender: a Llama that reads one token an item and scores the whole catalogue. Source: MME-SID."""
+"""The recommender: a Llama that reads one token an item and scores the whole catalogue. Source:
+MME-SID."""
 
 import jax
 import jax.numpy as jnp

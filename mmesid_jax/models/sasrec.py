@@ -1,7 +1,7 @@
 """SASRec: self-attentive sequential recommendation. Source: Kang and McAuley, ICDM 2018.
 
-Pre-norm blocks, learned positions, one item table for input and output. Reads shared-prefix rows without
-prompt and response, so that every position of every user is a target.
+Pre-norm blocks, learned positions, one item table for input and output. Reads shared-prefix rows
+without prompt and response, so that every position of every user is a target.
 """
 
 import jax

@@ -20,7 +20,8 @@ def tensors(model: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def load(model: nnx.Module, named: Mapping[str, np.ndarray], source: str) -> None:
-  """Sets every Variable of the model. Raises UserError when names or shapes differ; source says whence."""
+  """Sets every Variable of the model. Raises UserError when names or shapes differ; source says
+  whence."""
   flat = nnx.to_flat_state(nnx.state(model))
   names = {_name(path) for path, _ in flat}
   if different := sorted(names ^ named.keys()):

@@ -4,4 +4,5 @@ from flax import nnx
 
 
 class Frozen(nnx.Variable):
-  """Feature tables, codes and backbone weights that stay as they are; not an nnx.Param on purpose."""
+  """Feature tables, codes and backbone weights that stay as they are; not an nnx.Param on
+  purpose."""

@@ -1,4 +1,5 @@
-"""k-means that codebooks start from: plain, or balanced so that no code begins with more than its share."""
+"""k-means that codebooks start from: plain, or balanced so that no code begins with more than its
+share."""
 
 import functools
 
@@ -27,8 +28,8 @@ def _spread(x_ND: np.ndarray, clusters: int, rng: np.random.Generator) -> np.nda
 def balanced_assignment(distance_NC: np.ndarray) -> np.ndarray:
   """Codes int [N] such that no code has more than ceil(N / C) points.
 
-  Points choose in the order of how much they prefer their best code under the transport plan; a point
-  whose code is full takes its best code that is not.
+  Points choose in the order of how much they prefer their best code under the transport plan; a
+  point whose code is full takes its best code that is not.
   """
   N, C = distance_NC.shape
   capacity = -(-N // C)
@@ -61,8 +62,8 @@ def kmeans(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Centroids float32 [C, D] and codes int64 [N] of x, k-means++ start.
 
-  balanced: the last iterations bound the sizes by ceil(N / C) (the first need not: they only bring the
-  centroids near). With fewer points than clusters some centroids coincide.
+  balanced: the last iterations bound the sizes by ceil(N / C) (the first need not: they only bring
+  the centroids near). With fewer points than clusters some centroids coincide.
   """
   x_ND = np.asarray(x_ND, np.float32)
   centroid_CD = jnp.asarray(_spread(x_ND, clusters, np.random.default_rng(seed)))

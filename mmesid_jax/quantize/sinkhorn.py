@@ -7,9 +7,9 @@ import jax.numpy as jnp
 def sinkhorn(distance_BC: jax.Array, *, epsilon: float, iterations: int) -> jax.Array:
   """log of the transport plan [B, C] from a batch to the codes, both with uniform marginals.
 
-  Distances are shifted and scaled to [-1, 1] over the batch first, so epsilon has no unit. In the log
-  domain float32 is enough (the released code needs float64). argmax over C is the assignment. Sources:
-  Cuturi 2013; MME-SID's released code (epsilon 0.003, 50 iterations).
+  Distances are shifted and scaled to [-1, 1] over the batch first, so epsilon has no unit. In the
+  log domain float32 is enough (the released code needs float64). argmax over C is the assignment.
+  Sources: Cuturi 2013; MME-SID's released code (epsilon 0.003, 50 iterations).
   """
   d_BC = jax.lax.stop_gradient(distance_BC.astype(jnp.float32))
   low, high = d_BC.min(), d_BC.max()

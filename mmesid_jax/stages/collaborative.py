@@ -1,6 +1,7 @@
 """Collaborative stage: SASRec on the training part; its item table is the collaborative modality.
 
-Writes collaborative.safetensors: `items` float32 [I + 1, D] (row 0 zero) and the model, which is a baseline.
+Writes collaborative.safetensors: `items` float32 [I + 1, D] (row 0 zero) and the model, which is a
+baseline.
 """
 
 import jax

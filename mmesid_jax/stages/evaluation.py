@@ -1,4 +1,5 @@
-"""Ranks the held-out items by popularity, SASRec and the recommender; a table and evaluation.json."""
+"""Ranks the held-out items by popularity, SASRec and the recommender; a table and
+evaluation.json."""
 
 import json
 import pathlib
@@ -16,9 +17,11 @@ from mmesid_jax.stages.workdir import Workdir
 
 
 def evaluate(workdir: Workdir, split: str) -> dict[str, Any]:
-  """Every model whose artifact is there, both protocols, means and 95 % bootstrap intervals over users.
+  """Every model whose artifact is there, both protocols, means and 95 % bootstrap intervals over
+  users.
 
-  Writes evaluation.json (test) or evaluation_valid.json. Raises UserError when no user has a target.
+  Writes evaluation.json (test) or evaluation_valid.json. Raises UserError when no user has a
+  target.
   """
   config, dataset = workdir.config, workdir.dataset
 

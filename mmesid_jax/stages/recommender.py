@@ -1,4 +1,5 @@
-"""Recommender stage: a Llama on shared-prefix rows. Writes recommender.safetensors, the whole model."""
+"""Recommender stage: a Llama on shared-prefix rows. Writes recommender.safetensors, the whole
+model."""
 
 from collections.abc import Mapping
 
@@ -71,7 +72,8 @@ def build(
 
 
 def loss(model: RecommenderModel, batch: Batch, key: jax.Array):
-  """Mean over the batch's targets of the cross-entropy over all items. Source: MME-SID, section 4."""
+  """Mean over the batch's targets of the cross-entropy over all items. Source: MME-SID, section
+  4."""
   total, weight = cross_entropy(
     model.scores(model.hidden(batch, key)), batch.target_Q, batch.weight_Q
   )
@@ -79,7 +81,8 @@ def loss(model: RecommenderModel, batch: Batch, key: jax.Array):
 
 
 def codes_and_codebooks(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """Per modality, as config.recommender.codes says; random codebooks have the trained ones' scale."""
+  """Per modality, as config.recommender.codes says; random codebooks have the trained ones'
+  scale."""
   choice = workdir.config.recommender.codes
   if choice == "none":
     return {}, {}
@@ -131,7 +134,8 @@ def run(workdir: Workdir) -> None:
 
 
 def restore(workdir_path, config: ConfigDict) -> RecommenderModel:
-  """The trained model from workdir_path/recommender.safetensors alone: no data set, no other artifact."""
+  """The trained model from workdir_path/recommender.safetensors alone: no data set, no other
+  artifact."""
   path = workdir_path / f"{STAGE}.safetensors"
   found, _ = artifacts.read_artifact(path, STAGE)
   named = {k.removeprefix("model."): x for k, x in found.items() if k.startswith("model.")}

@@ -40,7 +40,8 @@ class Tables(nnx.Module):
 def build(
   config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int
 ) -> Tables:
-  """Freshly drawn autoencoders whose codebooks start from k-means through the untrained encoders."""
+  """Freshly drawn autoencoders whose codebooks start from k-means through the untrained
+  encoders."""
   rngs = nnx.Rngs(key_for(seed, STAGE))
   model = MMRQVAE(
     {m: x.shape[1] for m, x in features.items()},
@@ -104,7 +105,9 @@ def run(workdir: Workdir) -> None:
   steps_an_epoch = -(-num_items // batch)
   steps = steps_an_epoch * c.epochs
   options = loss_options(c)
-  fixed = np.resize(np.random.default_rng(config.seed).permutation(num_items) + 1, (steps_an_epoch, batch))
+  fixed = np.resize(
+    np.random.default_rng(config.seed).permutation(num_items) + 1, (steps_an_epoch, batch)
+  )
 
   @nnx.jit
   def whole_loss(tables: Tables, item_B: jax.Array) -> jax.Array:
@@ -143,7 +146,9 @@ def run(workdir: Workdir) -> None:
   codes = all_codes(result.model, num_items)
   report = health({m: x[1:] for m, x in codes.items()}, c.codes)
   print(table(report))
-  books = {m: part.quantizer.codebook_LCD[...] for m, part in result.model.model.by_modality.items()}
+  books = {
+    m: part.quantizer.codebook_LCD[...] for m, part in result.model.model.by_modality.items()
+  }
   workdir.write(
     STAGE,
     {f"codes.{m}": x for m, x in codes.items()}

@@ -1,4 +1,5 @@
-"""What every stage is given: the configuration, the data set, and where artifacts and fingerprints are."""
+"""What every stage is given: the configuration, the data set, and where artifacts and fingerprints
+are."""
 
 import dataclasses
 import hashlib
@@ -52,7 +53,8 @@ class Workdir:
     return tuple(s for s in UPSTREAM[stage] if used[s])
 
   def fingerprint(self, stage: str) -> str:
-    """sha256 over everything that the artifact depends on: data, features, configuration, upstream."""
+    """sha256 over everything that the artifact depends on: data, features, configuration,
+    upstream."""
     own = ("seed", "evaluation.select", f"{stage}.", *OTHER_KEYS[stage])
     parts = {
       "schema": artifacts.SCHEMA,
@@ -71,7 +73,8 @@ class Workdir:
       return hashlib.file_digest(opened, "sha256").hexdigest()
 
   def features(self) -> dict[str, np.ndarray]:
-    """modality -> float32 [I + 1, V], row 0 zero. Raises UserError for a table that does not fit."""
+    """modality -> float32 [I + 1, V], row 0 zero. Raises UserError for a table that does not
+    fit."""
     tables = {}
     for modality in modalities(self.config):
       source = self.config.features[modality]
@@ -102,7 +105,9 @@ class Workdir:
         "fingerprint": self.fingerprint(stage),
         "dataset": self.dataset.fingerprint,
         "num_items": self.dataset.num_items,
-        "shapes": {name: list(x.shape) for name, x in named.items() if not name.startswith("model.")},
+        "shapes": {
+          name: list(x.shape) for name, x in named.items() if not name.startswith("model.")
+        },
         **header,
       },
     )

@@ -1,4 +1,5 @@
-"""Orbax checkpoints of a stage: what resumes it (state and data iterator), and its best parameters."""
+"""Orbax checkpoints of a stage: what resumes it (state and data iterator), and its best
+parameters."""
 
 import pathlib
 
@@ -10,7 +11,8 @@ from mmesid_jax.errors import UserError
 
 
 class Checkpoints:
-  """`folder/steps` holds the newest states with the Grain iterator, `folder/best` the best parameters."""
+  """`folder/steps` holds the newest states with the Grain iterator, `folder/best` the best
+  parameters."""
 
   def __init__(self, folder: pathlib.Path, *, keep: int = 2):
     self.folder = folder.absolute()
@@ -26,7 +28,8 @@ class Checkpoints:
     return self._steps.latest_step()
 
   def save(self, step: int, state, iterator: grain.DatasetIterator) -> None:
-    """Writes in the background. Call after the step `step` was trained and before the next batch is taken."""
+    """Writes in the background. Call after the step `step` was trained and before the next batch is
+    taken."""
     if step in self._steps.all_steps():
       return
     self._steps.save(
@@ -37,7 +40,8 @@ class Checkpoints:
     )
 
   def restore(self, state, iterator: grain.DatasetIterator):
-    """The newest state, shaped as `state`; the iterator is moved to where it was. Raises UserError."""
+    """The newest state, shaped as `state`; the iterator is moved to where it was. Raises
+    UserError."""
     step = self.latest
     args = ocp.args.Composite(
       state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),

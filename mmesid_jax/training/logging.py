@@ -1,4 +1,5 @@
-"""Where numbers go while a stage trains: metrics.jsonl, TensorBoard event files and a progress bar."""
+"""Where numbers go while a stage trains: metrics.jsonl, TensorBoard event files and a progress
+bar."""
 
 import json
 import os
@@ -12,7 +13,8 @@ from mmesid_jax.artifacts import write_text
 
 
 class MetricsLog:
-  """Appends {"step": ..., name: value} lines to folder/metrics.jsonl and the same to folder/tensorboard.
+  """Appends {"step": ..., name: value} lines to folder/metrics.jsonl and the same to
+  folder/tensorboard.
 
   On resume, lines behind `step` are dropped: the run comes by there again.
   """
@@ -46,7 +48,8 @@ def _step(line: str) -> float:
 
 
 def progress(name: str, step: int, steps: int) -> tqdm.tqdm:
-  """A bar with ETA on stderr; in a log file it prints a line every half minute instead of redrawing."""
+  """A bar with ETA on stderr; in a log file it prints a line every half minute instead of
+  redrawing."""
   return tqdm.tqdm(
     desc=name,
     initial=step,

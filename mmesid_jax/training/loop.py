@@ -1,4 +1,5 @@
-"""The training loop of all stages: one compiled step, logging that never waits, checkpoints, resuming."""
+"""The training loop of all stages: one compiled step, logging that never waits, checkpoints,
+resuming."""
 
 import collections
 import dataclasses
@@ -26,9 +27,9 @@ from mmesid_jax.training.logging import MetricsLog, progress
 class Task:
   """What a stage hands to the loop.
 
-  loss(model, batch, key) -> float32 scalar, dict of further scalars; validate(model) -> metrics, of which
-  `select` is maximised. `work` counts a batch's targets or items (named by `unit`) for the rate; `blame`
-  names what stands in a batch when its loss is not finite.
+  loss(model, batch, key) -> float32 scalar, dict of further scalars; validate(model) -> metrics, of
+  which `select` is maximised. `work` counts a batch's targets or items (named by `unit`) for the
+  rate; `blame` names what stands in a batch when its loss is not finite.
   """
 
   name: str
@@ -49,7 +50,8 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The trained model with its best parameters in place, what it scored, and how often a step compiled."""
+  """The trained model with its best parameters in place, what it scored, and how often a step
+  compiled."""
 
   model: nnx.Module
   best: float
@@ -60,8 +62,8 @@ class Result:
 def make_step(task: Task, graph: nnx.GraphDef):
   """The jitted step (state, frozen, batch) -> (state, metrics); state is donated.
 
-  state = {"params", "optimizer", "step"}. The key of a step is the seed folded with the step's number, so
-  a resumed run draws what an uninterrupted one would have.
+  state = {"params", "optimizer", "step"}. The key of a step is the seed folded with the step's
+  number, so a resumed run draws what an uninterrupted one would have.
   """
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -84,7 +86,8 @@ def make_step(task: Task, graph: nnx.GraphDef):
 
 
 class _Signals:
-  """Turns the first SIGINT or SIGTERM into a flag that the loop reads; a second one acts as usual."""
+  """Turns the first SIGINT or SIGTERM into a flag that the loop reads; a second one acts as
+  usual."""
 
   def __enter__(self):
     self.received: signal.Signals | None = None
@@ -118,7 +121,8 @@ class _Metrics:
       self.fetch(until=step - self._behind)
 
   def fetch(self, until: int) -> None:
-    """Writes the mean over the steps up to `until`. Raises Diverged for the first that is not finite."""
+    """Writes the mean over the steps up to `until`. Raises Diverged for the first that is not
+    finite."""
     ready = []
     while self._pending and self._pending[0][0] <= until:
       ready.append(self._pending.popleft())
@@ -145,15 +149,17 @@ class _Metrics:
       "learning_rate": float(self._task.schedule(step - 1)),
     }
     self._log.write(step, mean)
-    self._bar.set_postfix_str(f"loss {mean['loss']:.4f}, {rate:,.0f} {self._task.unit}/s", refresh=False)
+    self._bar.set_postfix_str(
+      f"loss {mean['loss']:.4f}, {rate:,.0f} {self._task.unit}/s", refresh=False
+    )
 
 
 def fit(task: Task, folder: pathlib.Path, *, log_every: int, save_every: int) -> Result:
   """Trains to task.steps, from the newest checkpoint in `folder` where there is one.
 
-  Validates every task.validate_every steps and at the end; the best parameters are kept and returned.
-  Raises Interrupted after SIGINT or SIGTERM, when everything is saved; Diverged when the loss is not
-  finite.
+  Validates every task.validate_every steps and at the end; the best parameters are kept and
+  returned. Raises Interrupted after SIGINT or SIGTERM, when everything is saved; Diverged when the
+  loss is not finite.
   """
   graph, params, frozen = nnx.split(task.model, nnx.Param, ...)
   state = {
@@ -163,7 +169,9 @@ def fit(task: Task, folder: pathlib.Path, *, log_every: int, save_every: int) ->
   }
   best = {"score": np.asarray(-np.inf), "step": np.asarray(0)}
   train_step = make_step(task, graph)
-  iterator = iter(grain.experimental.ThreadPrefetchIterDataset(task.batches, prefetch_buffer_size=4))
+  iterator = iter(
+    grain.experimental.ThreadPrefetchIterDataset(task.batches, prefetch_buffer_size=4)
+  )
   checkpoints = Checkpoints(folder)
   if checkpoints.latest is not None:
     saved = checkpoints.restore({"train": state, "best": best}, iterator)
@@ -195,8 +203,8 @@ def fit(task: Task, folder: pathlib.Path, *, log_every: int, save_every: int) ->
         if stop:
           checkpoints.wait()
           raise Interrupted(
-            f"{signals.received.name} at step {step} of {task.steps}: saved in {checkpoints.folder}; "
-            "run the same command again to go on"
+            f"{signals.received.name} at step {step} of {task.steps}: saved in "
+            f"{checkpoints.folder}; run the same command again to go on"
           )
       checkpoints.wait()
       params = checkpoints.restore_best(state["params"])

@@ -134,7 +134,9 @@ def test_every_target_scores_as_if_it_were_alone(lengths, row_length, S):
   seen = [
     (int(b.piece_Q[q]), int(b.target_Q[q])) for b in packed for q in np.flatnonzero(b.weight_Q)
   ]
-  assert seen == [(u, int(i)) for u, s in enumerate(sequences) for i in s]  # nobody lost, nobody twice
+  assert seen == [
+    (u, int(i)) for u, s in enumerate(sequences) for i in s
+  ]  # nobody lost, nobody twice
   o_packed = np.concatenate([hidden(model, b)[b.weight_Q > 0] for b in packed])
   o_single = np.concatenate([hidden(model, b)[b.weight_Q > 0] for b in single])
   np.testing.assert_allclose(o_packed, o_single, atol=2e-5)
@@ -142,7 +144,8 @@ def test_every_target_scores_as_if_it_were_alone(lengths, row_length, S):
 
 @pytest.mark.parametrize("S", [0, 2])
 def test_no_target_depends_on_later_items_or_on_other_users(S):
-  """The gradient of one target's loss with respect to every token's vector says what it has seen."""
+  """The gradient of one target's loss with respect to every token's vector says what it has
+  seen."""
   model = recommender(S)
   first, second = np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8])
   (batch,) = in_batches([first, second], Layout(1, 40, 16, S))

@@ -31,7 +31,9 @@ def test_centroids_are_means_of_their_points():
       np.testing.assert_allclose(centroid[c], x[code == c].mean(0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("points", "clusters"), [(100, 8), (96, 8), (9, 8), (8, 8), (5, 8), (7, 1)])
+@pytest.mark.parametrize(
+  ("points", "clusters"), [(100, 8), (96, 8), (9, 8), (8, 8), (5, 8), (7, 1)]
+)
 def test_balanced_sizes_are_bounded(points, clusters):
   """Nearly all points in one blob: plain k-means would give it one code."""
   x, _ = blobs([points - 2, 2])

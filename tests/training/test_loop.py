@@ -27,7 +27,8 @@ class Line(nnx.Module):
 
 
 def task(steps=12, poison=None, on_validate=None) -> Task:
-  """Fits a line to shuffled numbers, with noise from the step's key; `poison` is an item whose loss is NaN."""
+  """Fits a line to shuffled numbers, with noise from the step's key; `poison` is an item whose loss
+  is NaN."""
 
   def loss(model, batch, key):
     x = batch.astype(jnp.float32) / 10
@@ -138,9 +139,7 @@ np.save({folder!r} + "/weight.npy", result.model.weight[...])
 
 
 def child(folder: pathlib.Path, sleep: float) -> subprocess.Popen:
-  code = CHILD.format(
-    tests=str(pathlib.Path(__file__).parent), folder=str(folder), sleep=sleep
-  )
+  code = CHILD.format(tests=str(pathlib.Path(__file__).parent), folder=str(folder), sleep=sleep)
   return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
 

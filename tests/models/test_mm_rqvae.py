@@ -1,0 +1,180 @@
+"""MM-RQ-VAE: any set of modalities, and switches that do what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mmesid_jax.losses.contrastive import info_nce
+from mmesid_jax.losses.mmd import mmd
+from mmesid_jax.models import mm_rqvae
+from mmesid_jax.models.mm_rqvae import MMRQVAE
+from mmesid_jax.quantize.kmeans import residual_kmeans
+
+WIDTHS = {"collaborative": 6, "text": 9, "visual": 7}
+OPTIONS = {
+  "reconstruction": "mmd",
+  "alignment": "info_nce",
+  "temperature": 0.1,
+  "reconstruction_weight": 3.0,
+  "quantisation_weight": 1.0,
+  "alignment_weight": 0.01,
+  "sinkhorn_epsilon": 0.0,
+  "sinkhorn_iterations": 50,
+}
+SETS = [("text",), ("collaborative",), ("collaborative", "text"), ("text", "visual"), tuple(WIDTHS)]
+
+
+def model(names=tuple(WIDTHS)):
+  widths = {m: WIDTHS[m] for m in names}
+  return MMRQVAE(widths, hidden=(12, 10), D=8, levels=2, codes=4, commitment=0.1, rngs=nnx.Rngs(0))
+
+
+def features(names=tuple(WIDTHS), batch=16):
+  rng = np.random.default_rng(0)
+  return {m: rng.normal(size=(batch, WIDTHS[m])).astype(np.float32) for m in names}
+
+
+def loss(model, x, **changed):
+  return mm_rqvae.loss(model, x, **(OPTIONS | changed))
+
+
+def passed(model, x):
+  """modality -> quantised, decoded, quantisation loss."""
+  found = {}
+  for m, x_BV in x.items():
+    part = model.by_modality[m]
+    q = part.quantizer(part.encoder(x_BV))
+    found[m] = q.quantised_BD, part.decoder(q.quantised_BD), q.loss
+  return found
+
+
+@pytest.mark.parametrize("names", SETS, ids="+".join)
+def test_sums_over_whatever_modalities_there_are(names):
+  net, x = model(names), features(names)
+  total, parts = loss(net, x)
+  found = passed(net, x)
+  expected = {
+    "reconstruction": sum(mmd(x[m], found[m][1]) for m in names),
+    "quantisation": sum(found[m][2] for m in names),
+    "alignment": 0.0,
+  }
+  if "collaborative" in names:  # the query; text and visual are never aligned with each other
+    expected["alignment"] = sum(
+      info_nce(found["collaborative"][0], found[m][0], 0.1) for m in names if m != "collaborative"
+    )
+  assert (parts["alignment"] > 0) == ("collaborative" in names and len(names) > 1)
+  assert parts.keys() == expected.keys()
+  for name, value in expected.items():
+    assert parts[name].dtype == jnp.float32 and parts[name].shape == ()
+    np.testing.assert_allclose(parts[name], value, rtol=1e-5)
+  weighted = (
+    3 * expected["reconstruction"] + expected["quantisation"] + 0.01 * expected["alignment"]
+  )
+  np.testing.assert_allclose(total, weighted, rtol=1e-5)
+
+
+def test_reconstruction_switch():
+  net, x = model(), features()
+  found = passed(net, x)
+  mse = sum(((x[m] - found[m][1]) ** 2).mean() for m in x)
+  kernel = sum(mmd(x[m], found[m][1]) for m in x)
+  for kind, expected in (("mse", mse), ("mmd", kernel), ("both", mse + kernel)):
+    parts = loss(net, x, reconstruction=kind)[1]
+    np.testing.assert_allclose(parts["reconstruction"], expected, rtol=1e-5)
+
+
+def test_alignment_switch():
+  net, x = model(), features()
+  q = {m: found[0] for m, found in passed(net, x).items()}
+  expected = {
+    "none": 0.0,
+    "mmd": mmd(q["collaborative"], q["text"]) + mmd(q["collaborative"], q["visual"]),
+  }
+  for kind, value in expected.items():
+    np.testing.assert_allclose(loss(net, x, alignment=kind)[1]["alignment"], value, rtol=1e-5)
+
+
+def test_temperature_and_sinkhorn_reach_the_loss():
+  net, x = model(), features()
+  base = loss(net, x)[1]
+  assert loss(net, x, temperature=1.0)[1]["alignment"] != base["alignment"]
+  assert loss(net, x, sinkhorn_epsilon=0.003)[1]["quantisation"] != base["quantisation"]
+
+
+@pytest.mark.parametrize("switch", ["reconstruction", "alignment"])
+def test_refuses_an_unknown_switch(switch):
+  with pytest.raises(ValueError, match=f"{switch}.*infonce"):
+    loss(model(), features(), **{switch: "infonce"})
+
+
+def test_every_parameter_has_a_gradient():
+  """The straight-through gradient reaches encoders; codebooks learn from the quantisation loss
+  alone."""
+  net, x = model(), features()
+  gradient = nnx.grad(lambda net: loss(net, x, reconstruction="mse")[0])(net)
+  for path, value in nnx.to_flat_state(gradient):
+    assert np.abs(value[...]).max() > 0, path
+  gradient = nnx.grad(lambda net: loss(net, x, quantisation_weight=0.0)[0])(net)
+  for m in x:
+    np.testing.assert_array_equal(gradient.by_modality[m].quantizer.codebook_LCD[...], 0)
+
+
+def test_encode_takes_the_nearest_codes():
+  net, x = model(), features()
+  for m, x_BV in x.items():
+    part = net.by_modality[m]
+    z, books = np.float64(part.encoder(x_BV)), np.float64(part.quantizer.codebook_LCD[...])
+    for level, book in enumerate(books):
+      code = ((z[:, None] - book) ** 2).sum(2).argmin(1)
+      np.testing.assert_array_equal(net.encode(m, x_BV)[:, level], code)
+      z -= book[code]
+
+
+def test_widths_and_mirrored_decoder():
+  part = model().by_modality["text"]
+  assert [layer.kernel.shape for layer in part.encoder.layers] == [(9, 12), (12, 10), (10, 8)]
+  assert [layer.kernel.shape for layer in part.decoder.layers] == [(8, 10), (10, 12), (12, 9)]
+
+
+def test_relu_between_layers_and_none_behind():
+  encoder, x = model().by_modality["text"].encoder, features()["text"]
+  y = x
+  for i, layer in enumerate(encoder.layers):
+    y = y @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+    y = np.maximum(y, 0) if i < len(encoder.layers) - 1 else y
+  np.testing.assert_allclose(encoder(x), y, rtol=1e-4, atol=1e-5)
+  assert (y < 0).any()
+
+
+def test_xavier_normal_weights():
+  wide = MMRQVAE(
+    {"a": 300}, hidden=(500,), D=8, levels=1, codes=2, commitment=0.1, rngs=nnx.Rngs(0)
+  )
+  kernel = wide.by_modality["a"].encoder.layers[0].kernel[...]
+  np.testing.assert_allclose(jnp.std(kernel), (2 / 800) ** 0.5, rtol=0.02)
+
+
+def test_loss_falls_in_training():
+  """Paper's loss, codebooks from k-means. Not so for every setting: stop-gradients make no descent."""
+  net, x = model(), features(batch=32)
+  for m, part in net.by_modality.items():
+    book = residual_kmeans(part.encoder(x[m]), 2, 4, balanced=True)
+    part.quantizer.codebook_LCD[...] = jnp.asarray(book)
+  graph, params = nnx.split(net)
+  adam = optax.adam(1e-3)
+  state = adam.init(params)
+
+  @jax.jit
+  def step(params, state):
+    value, gradient = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p), x)[0])(params)
+    update, state = adam.update(gradient, state)
+    return optax.apply_updates(params, update), state, value
+
+  values = []
+  for _ in range(150):
+    params, state, value = step(params, state)
+    values.append(float(value))
+  assert values[-1] < 0.6 * values[0]

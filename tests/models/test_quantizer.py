@@ -1,0 +1,93 @@
+"""The residual quantiser against numpy, level by level."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmesid_jax.models.quantizer import ResidualQuantizer
+from mmesid_jax.quantize.sinkhorn import sinkhorn
+
+LEVELS, CODES, D, MU = 3, 5, 4, 0.25
+
+
+@pytest.fixture
+def quantizer():
+  return ResidualQuantizer(LEVELS, CODES, D, commitment=MU, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture
+def z():
+  return np.random.default_rng(0).normal(size=(32, D)).astype(np.float32)
+
+
+def oracle(z, books):
+  """Codes, residual and loss in float64."""
+  residual, codes, losses = np.float64(z), [], []
+  for book in np.float64(books):
+    code = np.array(
+      [min(range(len(book)), key=lambda k: ((r - book[k]) ** 2).sum()) for r in residual]
+    )
+    losses.append((1 + MU) * ((residual - book[code]) ** 2).mean())  # both terms have one value
+    residual = residual - book[code]
+    codes.append(code)
+  return np.stack(codes, 1), residual, np.mean(losses)
+
+
+def test_codes_residual_and_loss(quantizer, z):
+  found = quantizer(z)
+  codes, residual, loss = oracle(z, quantizer.codebook_LCD[...])
+  assert found.code_BL.dtype == jnp.int32
+  np.testing.assert_array_equal(found.code_BL, codes)
+  np.testing.assert_allclose(found.residual_BD, residual, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
+
+
+def test_quantised_and_residual_make_the_input(quantizer, z):
+  found = quantizer(z)
+  np.testing.assert_allclose(found.quantised_BD + found.residual_BD, z, rtol=1e-5, atol=1e-6)
+
+
+def test_quantised_is_what_the_codes_decode_to(quantizer, z):
+  found = quantizer(z)
+  decoded = quantizer.decode(found.code_BL)
+  np.testing.assert_allclose(found.quantised_BD, decoded, rtol=1e-5, atol=1e-6)
+  expected = sum(np.asarray(quantizer.codebook_LCD[l])[found.code_BL[:, l]] for l in range(LEVELS))  # noqa: E741
+  np.testing.assert_allclose(decoded, expected, rtol=1e-6)
+
+
+def test_straight_through_gradient_is_the_identity(quantizer, z):
+  weight = np.random.default_rng(1).normal(size=z.shape).astype(np.float32)
+  to_z = jax.grad(lambda z: (quantizer(z).quantised_BD * weight).sum())(z)
+  np.testing.assert_allclose(to_z, weight, rtol=1e-6)
+  to_books = nnx.grad(lambda q: (q(z).quantised_BD * weight).sum())(quantizer)
+  np.testing.assert_array_equal(to_books.codebook_LCD[...], 0)
+
+
+def test_loss_pulls_codes_and_input_to_each_other(quantizer, z):
+  """Codebooks feel the first term with weight 1, the input the second with weight mu."""
+  codes, _, _ = oracle(z, quantizer.codebook_LCD[...])
+  books = np.float64(quantizer.codebook_LCD[...])
+  to_books, to_z = np.zeros_like(books), np.zeros(z.shape)
+  residual, scale = np.float64(z), 2 / z.size / LEVELS
+  for level, book in enumerate(books):
+    residual = residual - book[codes[:, level]]
+    np.add.at(to_books[level], codes[:, level], -scale * residual)
+    to_z += MU * scale * residual
+  found = nnx.grad(lambda q: q(z).loss)(quantizer).codebook_LCD[...]
+  np.testing.assert_allclose(found, to_books, rtol=1e-4, atol=1e-7)
+  found = jax.grad(lambda z: quantizer(z).loss)(z)
+  np.testing.assert_allclose(found, to_z, rtol=1e-4, atol=1e-7)
+
+
+def test_sinkhorn_assigns_the_last_level_only(quantizer, z):
+  plain, spread = quantizer(z), quantizer(z, sinkhorn_epsilon=0.003, sinkhorn_iterations=50)
+  np.testing.assert_array_equal(spread.code_BL[:, :-1], plain.code_BL[:, :-1])
+  book = np.asarray(quantizer.codebook_LCD[LEVELS - 1])
+  before = z - quantizer.decode(plain.code_BL) + book[plain.code_BL[:, -1]]
+  distance = ((before[:, None] - book) ** 2).sum(2)
+  expected = sinkhorn(distance, epsilon=0.003, iterations=50).argmax(1)
+  np.testing.assert_array_equal(spread.code_BL[:, -1], expected)
+  assert (spread.code_BL[:, -1] != plain.code_BL[:, -1]).any()
+  np.testing.assert_allclose(spread.quantised_BD + spread.residual_BD, z, rtol=1e-5, atol=1e-6)
