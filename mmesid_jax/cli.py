@@ -73,6 +73,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   if problem is not None:
     # the libraries say what broke inside them; with the config at hand, better can be said
     raise UserError(_explain(problem, argv, config)) from problem
+  _check_tuples(argv)
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
   return rest
@@ -131,6 +132,17 @@ def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -
       if isinstance(parser, _PARSERS[kind]):
         return f"--{value[1]}={value[2]}: expected {wanted}"
   return message.removeprefix("flag ").strip() or type(error).__name__
+
+
+def _check_tuples(argv: Sequence[str]) -> None:
+  """Raises UserError for a tuple set to elements of another type, which ml_collections takes."""
+  for key in _overrides(argv):
+    flag = flags.FLAGS[f"{CONFIG}.{key}"]
+    if isinstance(flag, flags.MultiFlag) and flag.default:  # how ml_collections parses tuples
+      kind = type(flag.default[0])
+      if not all(type(x) is kind or (kind is float and type(x) is int) for x in flag.value):
+        like = ",".join(map(str, flag.default))
+        raise UserError(f"--{CONFIG}.{key}: expected values of type {kind.__name__}, as in {like}")
 
 
 def _overrides(argv: Sequence[str]) -> list[str]:

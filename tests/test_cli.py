@@ -14,7 +14,7 @@ def get_config(preset="best"):
     raise UserError("preset 'worst': expected best")
   if preset == "broken":
     raise ValueError("two\\nlines")
-  recommender = dict(learning_rate=1e-3, steps=10, masked=True, stages=("a", "b"))
+  recommender = dict(learning_rate=1e-3, steps=10, masked=True, stages=("a", "b"), sizes=(3, 4))
   return ml_collections.ConfigDict(dict(seed=0, recommender=recommender))
 """
 
@@ -63,6 +63,8 @@ def test_a_good_command_line_reaches_main(program):
   assert (result.returncode, result.stdout) == (0, "1 a 3\n"), result.stderr
   result = program("--workdir", "a", "--config", "config.py:best", "--config.seed", "4")
   assert (result.returncode, result.stdout) == (0, "1 a 10\n"), result.stderr
+  for sizes in ("--config.recommender.sizes=5,6", "--config.recommender.sizes=(5,)"):
+    assert program("--workdir=a", "--config=config.py", sizes).returncode == 0
   result = program("--workdir=a")
   assert (result.returncode, result.stdout) == (0, "1 a None\n"), result.stderr
 
@@ -86,6 +88,9 @@ BAD = [
   ([W, C, f"{R}=3"], f"{R}=3: "),
   ([W, C, f"{R}.stages[0]=c"], f"{R}.stages[0]: no such place; set the whole of {R}.stages"),
   ([W, C, f"{R}.steps"], f"Missing value for flag {R}.steps"),
+  ([W, C, f"{R}.sizes=5,x"], f"{R}.sizes: expected values of type int, as in 3,4"),
+  ([W, C, f"{R}.sizes=1.5,2"], f"{R}.sizes: expected values of type int, as in 3,4"),
+  ([W, C, f"{R}.sizes=5", f"{R}.sizes=x"], f"{R}.sizes: expected values of type int, as in 3,4"),
   ([W, "--config.seed=1", C], "Found --config.seed=1 in argv before a value for --config"),
   ([W, "--config.seed=1"], "--config.seed: needs --config=FILE"),
   ([W, "--config=nowhere.py"], "--config=nowhere.py: no such file"),
@@ -152,4 +157,4 @@ def test_help_is_no_error(program):
 )
 def test_nearest(name, expected):
   keys = ("seed", "recommender.learning_rate", "recommender.steps", "recommender.widths")
-  assert nearest(name, (*keys, "collaborative.learning_rate")) == expected
+  assert nearest(name, (*keys, "collaborative.layers", "collaborative.learning_rate")) == expected

@@ -1,19 +1,26 @@
 """The two layers that every model is made of: a projection and a normalisation; and dropout by
 key."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 
 class Linear(nnx.Module):
-  """y = x W (+ b) over the last axis; W [d_in, *d_out], float32, normal with variance 1 / d_in."""
+  """y = x W (+ b) over the last axis; W [d_in, *d_out] float32, normal; no std: d_in ** -0.5."""
 
-  def __init__(self, d_in: int, d_out: int | tuple[int, ...], *, bias=False, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    d_in: int,
+    d_out: int | tuple[int, ...],
+    *,
+    bias: bool = False,
+    std: float | None = None,
+    rngs: nnx.Rngs,
+  ):
     d_out = d_out if isinstance(d_out, tuple) else (d_out,)
-    self.weight = nnx.Param(jax.random.normal(rngs.params(), (d_in, *d_out)) / math.sqrt(d_in))
+    std = d_in**-0.5 if std is None else std
+    self.weight = nnx.Param(jax.random.normal(rngs.params(), (d_in, *d_out)) * std)
     self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
 
   def __call__(self, x: jax.Array) -> jax.Array:

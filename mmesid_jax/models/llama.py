@@ -15,6 +15,10 @@ from flax import nnx
 from mmesid_jax.models.attention import attention
 from mmesid_jax.models.linear import Linear, RMSNorm, dropout, split
 
+# Standard deviation of every fresh weight, Hugging Face's initializer_range: what a layer adds at
+# first is as small as the item vectors that it is added to, so it does not drown them.
+INIT = 0.02
+
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
@@ -47,9 +51,9 @@ class GatedMLP(nnx.Module):
   """Llama's feed-forward: down(silu(gate(x)) * up(x)). Shapes [..., D] -> [..., D]."""
 
   def __init__(self, D: int, F: int, *, rngs: nnx.Rngs):
-    self.gate = Linear(D, F, rngs=rngs)
-    self.up = Linear(D, F, rngs=rngs)
-    self.down = Linear(F, D, rngs=rngs)
+    self.gate = Linear(D, F, std=INIT, rngs=rngs)
+    self.up = Linear(D, F, std=INIT, rngs=rngs)
+    self.down = Linear(F, D, std=INIT, rngs=rngs)
 
   def __call__(self, x_RTD: jax.Array) -> jax.Array:
     return self.down(jax.nn.silu(self.gate(x_RTD)) * self.up(x_RTD))
@@ -60,10 +64,10 @@ class Attention(nnx.Module):
   mask."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
-    self.q = Linear(c.D, (c.N, c.H), rngs=rngs)
-    self.k = Linear(c.D, (c.K, c.H), rngs=rngs)
-    self.v = Linear(c.D, (c.K, c.H), rngs=rngs)
-    self.out = Linear(c.N * c.H, c.D, rngs=rngs)
+    self.q = Linear(c.D, (c.N, c.H), std=INIT, rngs=rngs)
+    self.k = Linear(c.D, (c.K, c.H), std=INIT, rngs=rngs)
+    self.v = Linear(c.D, (c.K, c.H), std=INIT, rngs=rngs)
+    self.out = Linear(c.N * c.H, c.D, std=INIT, rngs=rngs)
     self.theta = c.rope_theta
 
   def project(self, x_RTD: jax.Array, position_RT: jax.Array) -> tuple[jax.Array, ...]:

@@ -77,7 +77,7 @@ class MMRQVAE(nnx.Module):
 
 
 def reconstruction_loss(x_BV: jax.Array, y_BV: jax.Array, kind: str) -> jax.Array:
-  """kind "mmd" (paper), "mse" (element mean) or "both" (their sum). Raises ValueError for another."""
+  """kind "mmd" (paper), "mse" (element mean) or "both" (their sum); else raises ValueError."""
   if kind not in ("mmd", "mse", "both"):
     raise ValueError(f"reconstruction {kind!r}: expected mmd, mse or both")
   parts = {"mmd": lambda: mmd(x_BV, y_BV), "mse": lambda: ((x_BV - y_BV) ** 2).mean()}

@@ -54,6 +54,12 @@ def test_sequences_users_and_split(tmp_path):
     dataset.sequence(3)
 
 
+def test_two_items_are_too_few_to_evaluate(tmp_path):
+  dataset = prepare(write(tmp_path / "source", "1 1 2\n2 1 2 3\n"), tmp_path / "cache")
+  assert evaluated_users(dataset).tolist() == [1]
+  assert dataset.train_lengths.tolist() == [2, 1]
+
+
 def test_popularity_counts_the_training_part_only(tmp_path):
   # 3 | 1 | 2 2: of the longer users two items are held out, of the short one none
   dataset = prepare(write(tmp_path / "source"), tmp_path / "cache")
@@ -253,6 +259,28 @@ def test_an_interrupted_write_leaves_no_valid_cache_and_no_litter(tmp_path, monk
       prepare(source, tmp_path / "cache")
   assert [p.name for p in (tmp_path / "cache").iterdir()] == ["users.npy"]
   assert prepare(source, tmp_path / "cache").sequence(0).tolist() == [3, 1, 2]
+
+
+def test_an_interrupted_rewrite_is_not_taken_for_the_old_cache(tmp_path, monkeypatch):
+  source = write(tmp_path / "source", "1 1 2\n")
+  prepare(source, tmp_path / "cache")
+
+  def only_users(file, array):
+    if array.dtype != np.int64 or array[0] == 0:
+      raise OSError(28, "No space left on device")
+    np.lib.format.write_array(file, array)
+
+  with monkeypatch.context() as patch, pytest.raises(UserError):
+    patch.setattr(np, "save", only_users)
+    prepare(write(source, "5 2 1\n"), tmp_path / "cache")
+  assert prepare(write(source, "1 1 2\n"), tmp_path / "cache").users.tolist() == [1]
+
+
+def test_a_cache_file_of_another_dataset_is_noticed(tmp_path):
+  source = write(tmp_path / "source")
+  prepare(source, tmp_path / "cache")
+  np.save(tmp_path / "cache" / "items.npy", np.ones(5, np.int32))
+  assert prepare(source, tmp_path / "cache").sequence(2).tolist() == [2, 2, 3, 1]
 
 
 def test_a_source_is_only_read_and_a_cache_that_cannot_be_made_says_so(tmp_path):

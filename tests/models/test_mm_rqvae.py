@@ -158,7 +158,7 @@ def test_xavier_normal_weights():
 
 
 def test_loss_falls_in_training():
-  """Paper's loss, codebooks from k-means. Not so for every setting: stop-gradients make no descent."""
+  """The paper's loss from k-means. Stop-gradients are no descent: other settings may rise."""
   net, x = model(), features(batch=32)
   for m, part in net.by_modality.items():
     book = residual_kmeans(part.encoder(x[m]), 2, 4, balanced=True)
