@@ -58,17 +58,17 @@ def default_config(preset: str = "best") -> ConfigDict:
         "levels": 4,
         "codes": 256,
         "start": "balanced",  # k-means that the codebooks start from; "plain" or "random" otherwise
-        "reconstruction": "mmd",  # or "mse", "both"
+        "reconstruction": "both",  # "mmd" (paper), "mse" or "both"
         "alignment": "info_nce",  # or "mmd", "none"
         "temperature": 0.1,
         "reconstruction_weight": 3.0,
         "quantisation_weight": 1.0,
         "alignment_weight": 0.01,
-        "commitment": 0.01,
+        "commitment": 0.25,
         "sinkhorn_epsilon": 0.003,  # of the last level in training; 0 = nearest code there too
         "sinkhorn_iterations": 50,
         "batch": 1024,
-        "epochs": 60,
+        "epochs": 20,
         "validate_every_epochs": 5,
         "optimizer": optimizer(2e-4, 1e-4, schedule="constant", warmup_steps=0),
       },
@@ -91,14 +91,16 @@ def default_config(preset: str = "best") -> ConfigDict:
         "codes": "codebooks",  # what code tables start from; or "random", "none" = no codes
         "fusion": "frequency",  # or "sum": every source of a score weighs 1
         "gate_temperature": 1.0,
-        "whiten": 128,  # principal directions kept of every feature table, whitened; 0 = as it is
+        # principal directions kept of every feature table, whitened to whiten_std, code tables scaled
+        # to the same; 0 = both as they are
+        "whiten": 128,
         "whiten_std": 0.04,
         "targets_per_user": 0,  # only the last so many training targets; 0 = all
         "rows": 16,
         "row_length": 128,
         "targets": 2048,
-        "epochs": 10,
-        "optimizer": optimizer(3e-3, 0.0),
+        "epochs": 8,
+        "optimizer": optimizer(2e-3, 0.0),
       },
       "evaluation": {
         "cutoffs": (5, 10, 20),
@@ -124,7 +126,7 @@ def apply_preset(config: ConfigDict, preset: str) -> None:
   r.encoder, r.codes, r.fusion, r.gate_temperature = "mlp", "codebooks", "frequency", 1e-3
   r.whiten, r.response, r.targets_per_user = 0, 4, 50
   r.optimizer.weight_decay = 0.0
-  s.start, s.reconstruction, s.alignment = "balanced", "mmd", "info_nce"
+  s.start, s.reconstruction, s.alignment, s.commitment = "balanced", "mmd", "info_nce", 0.01
   if preset == "released_code":
     # An earlier commit aligns by MMD; its commitment weight is the alignment weight by accident.
     s.alignment, s.commitment = "mmd", s.alignment_weight

@@ -93,7 +93,23 @@ def codes_and_codebooks(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[s
   if choice == "random":
     rng = np.random.default_rng(workdir.config.seed)
     books = {m: rng.normal(0, x.std(), x.shape).astype(np.float32) for m, x in books.items()}
+  if workdir.config.recommender.whiten:
+    std = workdir.config.recommender.whiten_std
+    books = {m: standardised(x, codes[m][1:], std) for m, x in books.items()}
   return codes, books
+
+
+def standardised(book_LCD: np.ndarray, code_NL: np.ndarray, std: float) -> np.ndarray:
+  """The codebooks shifted and scaled so that the items' sums of codes have mean 0 and `std`.
+
+  Distances between items keep their proportions; without it the sums are several times as large as
+  the learned rows and the whitened features that they are added to.
+  """
+  levels = np.arange(len(book_LCD))
+  shift_L1D = np.stack([book_LCD[level][code_NL[:, level]].mean(0) for level in levels])[:, None]
+  centred_LCD = book_LCD - shift_L1D
+  spread = centred_LCD[levels, code_NL].sum(1).std()
+  return (centred_LCD * (std / max(spread, 1e-12))).astype(np.float32)
 
 
 def run(workdir: Workdir) -> None:
