@@ -13,4 +13,9 @@ def get_config(preset: str = "best") -> ConfigDict:
   config.data.source = "synthetic"
   config.features.text = "text.npy"
   config.features.visual = "visual.npy"
+  # A small catalogue wants small batches: enough steps in few epochs.
+  for stage, rows in ((config.collaborative, 8), (config.recommender, 4)):
+    stage.rows, stage.targets, stage.optimizer.warmup_steps = rows, 512, 40
+  config.collaborative.epochs = 12
+  config.recommender.whiten = 32
   return config

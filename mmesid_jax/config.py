@@ -85,14 +85,14 @@ def default_config(preset: str = "best") -> ConfigDict:
         "item_dropout": 0.5,
         "prompt": 1,  # learned prompt vectors
         "response": 0,  # learned tokens behind every target; 0 = read at the token before it
-        # item token: "tied" = learned row + projected features + codes, scored by the same;
+        # item token: "tied" = learned row + projected features (both score too) + codes;
         # "untied": features read through other projections than they score; "mlp": the paper's
         "encoder": "tied",
         "codes": "codebooks",  # what code tables start from; or "random", "none" = no codes
         "fusion": "frequency",  # or "sum": every source of a score weighs 1
         "gate_temperature": 1.0,
-        # principal directions kept of every feature table, whitened to whiten_std, code tables scaled
-        # to the same; 0 = both as they are
+        # principal directions kept of every feature table, whitened to whiten_std, and code tables
+        # scaled to the same; 0 = both as they are
         "whiten": 128,
         "whiten_std": 0.04,
         "targets_per_user": 0,  # only the last so many training targets; 0 = all
@@ -100,7 +100,7 @@ def default_config(preset: str = "best") -> ConfigDict:
         "row_length": 128,
         "targets": 2048,
         "epochs": 8,
-        "optimizer": optimizer(2e-3, 0.0),
+        "optimizer": optimizer(3e-3, 0.0),
       },
       "evaluation": {
         "cutoffs": (5, 10, 20),

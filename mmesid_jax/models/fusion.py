@@ -59,15 +59,12 @@ class FrequencyFusion(nnx.Module):
 
 
 def scores(o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array) -> jax.Array:
-  """[Q, I]: the formula above (for a "tied" encoder, o . its item vector, part by part weighted).
+  """[Q, I]: the formula above. Codes are inputs only, items are scored by row and content.
 
   Two orders of the same products: with few targets (o W) e, so the catalogue is never projected
   into D; with more targets than D is wide, projecting the catalogue once is the cheaper one.
   """
   table_ID = items.identity_ID[...]
-  if items.kind == "tied":
-    for m in items.code_IL:  # what reads an item also scores it
-      table_ID = table_ID + items.quantised(m, jnp.arange(len(table_ID)))
   parts = [(items.project[m], items.feature_IV[m][...]) for m in items.modalities]
   if len(o_QD) > o_QD.shape[1]:
     item_ID = weight_IS[:, :1] * table_ID
