@@ -37,7 +37,7 @@ def default_config(preset: str = "best") -> ConfigDict:
       "data": {
         "source": "files",  # data.dir holds sequences.txt; "synthetic": made from data.synthetic
         "dir": "",
-        "synthetic": {"users": 2000, "items": 600, "clusters": 24, "seed": 0},
+        "synthetic": {"num_users": 2000, "num_items": 600, "num_clusters": 24, "seed": 0},
       },
       # modality -> file in data.dir; "stage" = vectors of our own collaborative stage; "" = absent
       "features": {"collaborative": "stage", "text": "", "visual": ""},
@@ -160,9 +160,9 @@ RULES: Mapping[str, Rule] = {
   "seed": _at_least(0),
   "stages": _list_of(lambda s: s in STAGES, "a non-empty tuple out of " + ", ".join(STAGES)),
   "data.source": _one_of("files", "synthetic"),
-  "data.synthetic.clusters": _at_least(1),
-  "data.synthetic.items": _at_least(2),
-  "data.synthetic.users": _at_least(1),
+  "data.synthetic.num_clusters": _at_least(1),
+  "data.synthetic.num_items": _at_least(2),
+  "data.synthetic.num_users": _at_least(1),
   "collaborative.loss": _one_of("softmax", "bce"),
   "semantic_ids.start": _one_of("balanced", "plain", "random"),
   "semantic_ids.reconstruction": _one_of("mmd", "mse", "both"),

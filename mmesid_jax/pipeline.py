@@ -78,7 +78,14 @@ def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   made_from = json.dumps(config.data.synthetic.to_dict(), sort_keys=True)
   mark = folder / "made_from.json"
   if not (mark.is_file() and mark.read_text() == made_from):
-    write_synthetic(folder, **config.data.synthetic)
+    sizes = config.data.synthetic
+    write_synthetic(
+      folder,
+      users=sizes.num_users,
+      items=sizes.num_items,
+      clusters=sizes.num_clusters,
+      seed=sizes.seed,
+    )
     artifacts.write_text(mark, made_from)
   return folder
 
