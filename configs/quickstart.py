@@ -17,5 +17,5 @@ def get_config(preset: str = "best") -> ConfigDict:
   for stage, rows in ((config.collaborative, 8), (config.recommender, 4)):
     stage.rows, stage.targets, stage.optimizer.warmup_steps = rows, 512, 40
   config.collaborative.epochs = 12
-  config.recommender.whiten = 32
+  config.recommender.epochs = 6
   return config
