@@ -14,7 +14,7 @@ QUICKSTART := runs/quickstart
 
 quickstart: $(INSTALLED)  ## an invented catalogue, all stages, then recommendations with titles
 	$(BIN)/python -m mmesid_jax.train --config=configs/quickstart.py --workdir=$(QUICKSTART)
-	$(BIN)/python -m mmesid_jax.recommend --workdir=$(QUICKSTART) --user=1,2,3
+	$(BIN)/python -m mmesid_jax.recommend --workdir=$(QUICKSTART) --user=1,2,3 --top_k=3
 
 test: $(INSTALLED)  ## lint, format check, tests that need neither GPU nor other implementations
 	$(BIN)/ruff check .
