@@ -6,6 +6,7 @@ jax, so a typo is refused before anything heavy starts.
 """
 
 import difflib
+import errno
 import os
 import re
 import runpy
@@ -25,7 +26,8 @@ def run(main: Callable[[list[str]], object]) -> None:
   """absl's app.run(main), where every `errors.Stop` ends as one line on stderr and its status.
 
   A command line that does not parse is a UserError: `error: ...`, status 2. `main` gets the
-  arguments that are no flags: only the program's name, others are refused.
+  arguments that are no flags: only the program's name, others are refused. A folder that cannot be
+  written, or a full disk, is told in one line too.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
@@ -34,6 +36,11 @@ def run(main: Callable[[list[str]], object]) -> None:
     label = "stopped" if isinstance(stop, Interrupted) else "error"
     print(f"{label}: {' '.join(str(stop).splitlines())}", file=sys.stderr)
     sys.exit(stop.status)
+  except OSError as error:
+    if error.errno not in _PLACE or not error.filename:
+      raise
+    print(f"error: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
+    sys.exit(UserError.status)
 
 
 def flat_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
@@ -151,5 +158,11 @@ def _overrides(argv: Sequence[str]) -> list[str]:
   matches = (pattern.match(argument) for argument in argv[1:])
   return [match[1] for match in matches if match]
 
+
+# What is wrong with a place that the user named, rather than with the program.
+_PLACE = (
+  *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+  *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 _PARSERS = {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser}

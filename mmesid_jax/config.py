@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -263,6 +264,26 @@ def _check_sizes(config: ConfigDict) -> None:
     raise UserError(
       f"--config.recommender.row_length={r.row_length}: must be above response={r.response}"
     )
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+  """The configuration that workdir/config.json holds. Raises UserError for none, or another
+  version's."""
+  file = workdir / "config.json"
+  if not file.is_file():
+    raise UserError(f"{file}: no such file; name a folder that mmesid_jax.train wrote")
+  try:
+    config = ConfigDict(json.loads(file.read_text()))
+  except (ValueError, TypeError) as error:
+    raise UserError(
+      f"{file}: not a JSON object ({error}); delete it and run mmesid_jax.train again"
+    ) from error
+  different = flatten(config).keys() ^ flatten(default_config()).keys()
+  if different := sorted(k for k in different if not k.startswith("features.")):
+    raise UserError(
+      f"{file}: written by another version of mmesid_jax: {different[0]} is on one side only"
+    )
+  return config
 
 
 def modalities(config: ConfigDict) -> tuple[str, ...]:

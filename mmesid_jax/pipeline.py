@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts
-from mmesid_jax.config import RUN_KEYS, check, flatten, identity
+from mmesid_jax.config import RUN_KEYS, check, flatten, identity, read_config
 from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
@@ -93,27 +93,16 @@ def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
 def reopen(path: pathlib.Path, data_dir: str | None = None) -> Workdir:
   """The workdir of an earlier run, under the configuration that it was trained with. Raises
   UserError."""
-  file = path / "config.json"
-  if not file.is_file():
-    raise UserError(
-      f"{file}: no such file; --workdir must name a folder that mmesid_jax.train wrote"
-    )
-  try:
-    config = ConfigDict(json.loads(file.read_text()))
-  except ValueError as error:
-    raise UserError(
-      f"{file}: not JSON ({error}); run mmesid_jax.train in this workdir again"
-    ) from error
+  config = read_config(path)
   if data_dir:
     config.data.dir = data_dir
   return open_workdir(config, path)
 
 
 def _check_identity(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> None:
-  file = path / "config.json"
-  if overwrite or not file.is_file():
+  if overwrite or not (path / "config.json").is_file():
     return
-  old, new = identity(ConfigDict(json.loads(file.read_text()))), identity(config)
+  old, new = identity(read_config(path)), identity(config)
   different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
   if different:
     shown = ", ".join(f"{k} is {old.get(k)}, now {new.get(k)}" for k in different[:3])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mmesid_jax.config import read_config
 from mmesid_jax.data.loader import in_batches
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.errors import UserError
@@ -60,10 +60,7 @@ class Recommender:
   ) -> "Recommender":
     """Reads config.json and recommender.safetensors in workdir. Raises UserError."""
     path = pathlib.Path(workdir)
-    file = path / "config.json"
-    if not file.is_file():
-      raise UserError(f"{file}: no such file; name a folder that mmesid_jax.train wrote")
-    config = ConfigDict(json.loads(file.read_text()))
+    config = read_config(path)
     return cls(recommender.restore(path, config), config, titles)
 
   def recommend(

@@ -5,12 +5,20 @@ bottleneck.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Batch, Layout, Packer, Pieces
+
+
+class Epoch(NamedTuple):
+  """How many batches an epoch takes, and which share of their tokens is in use (not padding)."""
+
+  batches: int
+  fill: float
 
 
 class PackedBatches(grain.IterDataset):
@@ -52,13 +60,14 @@ class PackedBatches(grain.IterDataset):
         return following
       following += 1
 
-  def batches_an_epoch(self) -> int:
-    """Batches that the first epoch takes: what schedules are planned with."""
-    following, batches = 0, 0
+  def epoch(self) -> Epoch:
+    """Packs the first epoch, to know what schedules are planned with and how full rows are."""
+    following, batches, tokens = 0, 0, 0
     while following < self.pieces_an_epoch:
-      following = self.fill(Packer(self.layout), following)
-      batches += 1
-    return batches
+      packer = Packer(self.layout)
+      following = self.fill(packer, following)
+      batches, tokens = batches + 1, tokens + packer.tokens
+    return Epoch(batches, tokens / max(batches * self.layout.rows * self.layout.row_length, 1))
 
   def users(self, batch: Batch) -> list[int]:
     """The user ids, as the data set writes them, that have a target in the batch."""

@@ -146,6 +146,11 @@ class Packer:
   def __len__(self) -> int:
     return len(self._placed)
 
+  @property
+  def tokens(self) -> int:
+    """Tokens in use; the rest of the batch is padding."""
+    return self._free_R.size * self.layout.row_length - int(self._free_R.sum())
+
   def batch(self) -> Batch:
     """The batch of everything placed so far, padded to the layout's shape."""
     R, T, Q, S = (

@@ -72,6 +72,7 @@ def run(workdir: Workdir) -> None:
     model=build(c, dataset.num_items, config.seed),
     loss=loss(c, dataset.num_items),
     batches=PackedBatches(dataset, pieces, layout, seed=config.seed),
+    counts=counts,
     evaluator=Evaluator(dataset, evaluation_layout(layout, config.evaluation.targets), "valid"),
   )
   result = fit(task, workdir.folder(STAGE), **config.run)

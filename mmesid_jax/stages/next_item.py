@@ -7,7 +7,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.data.loader import PackedBatches
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.packing import Layout, PieceCounts
+from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task
@@ -26,18 +27,25 @@ def next_item_task(
   model: nnx.Module,
   loss: Callable,
   batches: PackedBatches,
+  counts: PieceCounts,
   evaluator: Evaluator,
 ) -> Task:
-  """Validates once an epoch, selects by config.evaluation.select."""
-  steps_an_epoch = batches.batches_an_epoch()
-  steps = steps_an_epoch * stage_config.epochs
+  """Says how the users pack. Validates once an epoch, selects by config.evaluation.select."""
+  epoch = batches.epoch()
+  if not epoch.batches:
+    raise UserError(f"{stage}: no user has enough items before the held-out ones to train on")
+  steps = epoch.batches * stage_config.epochs
+  print(
+    f"{stage}: {counts.targets:,} targets of {counts.users:,} users ({counts.cut_users:,} cut), "
+    f"{epoch.batches:,} batches an epoch, {epoch.fill:.0%} of their tokens in use"
+  )
   return Task(
     name=stage,
     model=model,
     loss=loss,
     batches=batches,
     steps=steps,
-    validate_every=steps_an_epoch,
+    validate_every=epoch.batches,
     optimizer=optimizer.adamw(stage_config.optimizer, steps),
     schedule=optimizer.schedule(stage_config.optimizer, steps),
     validate=lambda trained: evaluator.metrics(trained, config.evaluation.cutoffs),

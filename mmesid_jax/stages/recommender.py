@@ -135,6 +135,7 @@ def run(workdir: Workdir) -> None:
     ),
     loss=loss,
     batches=PackedBatches(dataset, pieces, layout(c), seed=config.seed),
+    counts=counts,
     evaluator=Evaluator(dataset, evaluation_layout(layout(c), config.evaluation.targets), "valid"),
   )
   result = fit(task, workdir.folder(STAGE), **config.run)

@@ -75,7 +75,7 @@ def make_step(task: Task, graph: nnx.GraphDef):
 
     (value, extra), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
     update, optimizer = task.optimizer.update(gradient, state["optimizer"], state["params"])
-    metrics = {"loss": value, "gradient_norm": optax.global_norm(gradient), **extra}
+    metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient), **extra}
     return {
       "params": optax.apply_updates(state["params"], update),
       "optimizer": optimizer,

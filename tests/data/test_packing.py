@@ -1,0 +1,133 @@
+"""Packing against brute force: which targets there are, and what each of them may see."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.data.loader import in_order
+from mmesid_jax.data.packing import Layout, Packer, evaluation_pieces, training_pieces
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=12)
+layouts = st.builds(
+  Layout,
+  rows=st.integers(1, 3),
+  row_length=st.integers(8, 70),
+  targets=st.integers(4, 80),
+  response=st.sampled_from([0, 1, 3]),
+)
+
+
+def dataset(lengths) -> Dataset:
+  """No item occurs twice, so an item says which user and which place it comes from."""
+  offsets = np.cumsum([0, *lengths])
+  items = np.arange(1, offsets[-1] + 1, dtype=np.int32)
+  return Dataset(items, offsets, np.arange(101, 101 + len(lengths)), len(items), "", None)
+
+
+def trained(length: int) -> int:
+  """Items of a user's training part: all but the last two, where there are three."""
+  return length - 2 if length >= 3 else length
+
+
+@given(lengths, layouts, st.integers(0, 2), st.sampled_from([0, 1, 5]))
+def test_every_training_target_is_there_once(lengths, layout, min_history, targets_per_user):
+  data = dataset(lengths)
+  pieces, counts = training_pieces(
+    data, layout, min_history=min_history, targets_per_user=targets_per_user
+  )
+  expected = []
+  for user, length in enumerate(lengths):
+    places = range(trained(length))[-targets_per_user or None :]
+    expected += [(user, t) for t in places if t >= min_history]
+  found = [(u, t) for u, _, stop, first in zip(*pieces, strict=True) for t in range(first, stop)]
+  assert found == expected
+  assert counts.targets == len(expected)
+  assert counts.users == len({user for user, _ in expected})
+  assert counts.pieces == len(pieces)
+
+
+@given(lengths, layouts)
+def test_a_piece_fits_a_row_alone_and_only_long_users_are_cut(lengths, layout):
+  data = dataset(lengths)
+  pieces, counts = training_pieces(data, layout)
+  longest = layout.longest_training_piece
+  for user, start, stop, first in zip(*pieces, strict=True):
+    assert Packer(layout).add(0, data.sequence(user)[start:stop], first - start)
+    if trained(lengths[user]) <= longest:
+      assert (start, first) == (0, 0)
+    elif first:  # a later piece: its first target sees what half a row holds, or all there is
+      assert first - start >= min(first, longest // 2)
+  assert counts.cut_users == sum(trained(n) > longest for n in lengths)
+
+
+@given(lengths, layouts, st.sampled_from(["valid", "test"]))
+def test_evaluation_reads_the_newest_items_before_the_held_out_one(lengths, layout, split):
+  data = dataset(lengths)
+  pieces = evaluation_pieces(data, layout, split)
+  assert pieces.user.tolist() == [u for u, n in enumerate(lengths) if n >= 3]
+  for user, start, stop, first in zip(*pieces, strict=True):
+    target = lengths[user] - (2 if split == "valid" else 1)
+    assert (first, stop) == (target, target + 1)
+    assert start == max(0, target - layout.longest_history)
+
+
+@settings(max_examples=60)
+@given(lengths, layouts)
+def test_a_packed_target_sees_its_own_history_and_nothing_else(lengths, layout):
+  """Read back from the integers alone, with loops where the model has a mask."""
+  data = dataset(lengths)
+  pieces, _ = training_pieces(data, layout)
+  batches = list(in_order(data, pieces, layout))
+  seen_by_target = {}
+  for batch in batches:
+    item_RT = batch.item_N[batch.slot_RT]
+    assert item_RT.shape == batch.segment_RT.shape == (layout.rows, layout.row_length)
+    assert (batch.segment_RT[item_RT > 0] > 0).all()
+    for q in np.flatnonzero(batch.weight_Q):
+      target, piece = int(batch.target_Q[q]), int(batch.piece_Q[q])
+      assert (piece, target) not in seen_by_target
+      if not batch.read_Q[q]:
+        seen_by_target[piece, target] = ([], [])
+        continue
+      r, t = divmod(int(batch.read_Q[q]) - 1, layout.row_length)
+      trunk, branch = [], []
+      for k in np.flatnonzero(batch.segment_RT[r] == batch.segment_RT[r, t]):
+        position = int(batch.position_RT[r, k])
+        if batch.branch_RT[r, k] == 0 and position < batch.horizon_RT[r, t]:
+          trunk.append((position, int(item_RT[r, k])))
+        elif batch.branch_RT[r, k] == batch.branch_RT[r, t] and batch.branch_RT[r, t]:
+          assert item_RT[r, k] == 0
+          branch.append((position, int(batch.response_RT[r, k])))
+      seen_by_target[piece, target] = (sorted(trunk), branch)
+  expected = {}
+  for n, (user, start, stop, first) in enumerate(zip(*pieces, strict=True)):
+    items = data.sequence(user).tolist()
+    for t in range(first, stop):
+      history = list(enumerate(items[start:t]))
+      branch = [(t - start + s, s) for s in range(layout.response)]
+      expected[n, items[t]] = (history, branch)
+  assert seen_by_target == expected
+
+
+@given(lengths, layouts)
+def test_what_is_not_used_is_padding(lengths, layout):
+  data = dataset(lengths)
+  pieces, _ = training_pieces(data, layout)
+  for batch in in_order(data, pieces, layout):
+    padding_RT = batch.segment_RT == 0
+    for name in ("slot_RT", "position_RT", "horizon_RT", "branch_RT", "response_RT"):
+      x_RT = getattr(batch, name)
+      assert x_RT.dtype == np.int32 and not x_RT[padding_RT].any(), name
+    unused_Q = batch.weight_Q == 0
+    assert (batch.piece_Q[unused_Q] == -1).all() and (batch.piece_Q[~unused_Q] >= 0).all()
+    assert not batch.target_Q[unused_Q].any() and batch.target_Q[~unused_Q].all()
+    assert len(batch.item_N) == layout.rows * layout.row_length + 1 and batch.item_N[0] == 0
+
+
+def test_first_fit_takes_the_first_row_with_room():
+  packer = Packer(Layout(rows=2, row_length=8, targets=100))
+  placed = [packer.add(n, np.arange(1, size + 2), 0) for n, size in enumerate([6, 5, 2, 3, 1])]
+  assert placed == [True, True, True, True, False]  # rows of 6 + 2 and of 5 + 3 tokens are full
+  assert packer.tokens == 16
+  assert packer.batch().segment_RT.tolist() == [[1] * 6 + [2] * 2, [1] * 5 + [2] * 3]
