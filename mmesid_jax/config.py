@@ -239,10 +239,11 @@ def check(config: ConfigDict) -> None:
   select = config.evaluation.select.removeprefix("unmasked/")
   known = [f"{m}@{k}" for m in ("HR", "nDCG", "MRR") for k in config.evaluation.cutoffs]
   if select not in known:
-    near = difflib.get_close_matches(select, known, 1) or known[:1]
+    by_small_letters = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(select.lower(), by_small_letters, 1, cutoff=0)
     raise UserError(
       f"--config.evaluation.select={config.evaluation.select}: no such metric at these cutoffs; "
-      f"did you mean {near[0]}?"
+      f"did you mean {by_small_letters[near[0]]}?"
     )
 
 
@@ -274,7 +275,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     raise UserError(f"{file}: no such file; name a folder that mmesid_jax.train wrote")
   try:
     config = ConfigDict(json.loads(file.read_text()))
-  except (ValueError, TypeError) as error:
+  except (ValueError, AttributeError) as error:
     raise UserError(
       f"{file}: not a JSON object ({error}); delete it and run mmesid_jax.train again"
     ) from error

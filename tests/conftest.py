@@ -1,4 +1,75 @@
+import pathlib
+import shutil
+
 import jax
+import pytest
+
+from mmesid_jax import pipeline
+from mmesid_jax.config import default_config
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+TINY = {  # every stage in seconds
+  "data.source": "synthetic",
+  "data.synthetic.num_users": 60,
+  "data.synthetic.num_items": 40,
+  "data.synthetic.num_clusters": 4,
+  "features.text": "text.npy",
+  "collaborative.width": 8,
+  "collaborative.layers": 1,
+  "collaborative.rows": 4,
+  "collaborative.row_length": 32,
+  "collaborative.targets": 96,
+  "collaborative.epochs": 2,
+  "semantic_ids.hidden": (16,),
+  "semantic_ids.levels": 2,
+  "semantic_ids.codes": 4,
+  "semantic_ids.batch": 16,
+  "semantic_ids.epochs": 2,
+  "semantic_ids.validate_every_epochs": 1,
+  "recommender.width": 8,
+  "recommender.layers": 1,
+  "recommender.head_width": 4,
+  "recommender.mlp_width": 16,
+  "recommender.whiten": 8,
+  "recommender.rows": 4,
+  "recommender.row_length": 32,
+  "recommender.targets": 96,
+  "recommender.epochs": 2,
+  "evaluation.targets": 32,
+  "evaluation.resamples": 20,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+  """Programs that several tests compile are compiled by the first of them."""
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+  """tiny(preset, key=value, ...): a configuration of all stages that trains in seconds."""
+
+  def make(preset="best", changes=()):
+    config = default_config(preset)
+    config.update_from_flattened_dict({**TINY, **dict(changes)})
+    return config
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory) -> pathlib.Path:
+  """A workdir with every stage trained once. Read only: copy it to change it."""
+  path = tmp_path_factory.mktemp("runs") / "tiny"
+  pipeline.run(tiny(), path)
+  return path
+
+
+@pytest.fixture
+def workdir(trained, tmp_path) -> pathlib.Path:
+  """A copy of the trained workdir, to be changed."""
+  return pathlib.Path(shutil.copytree(trained, tmp_path / "copy"))

@@ -1,0 +1,294 @@
+"""Every key has a rule, presets leave sizes alone, and a refusal names the key that was typed."""
+
+import ast
+import importlib.util
+import json
+import pathlib
+import re
+import runpy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mmesid_jax.config import (
+  PRESETS,
+  RULES,
+  RULES_BY_LAST_NAME,
+  check,
+  default_config,
+  flatten,
+  identity,
+  modalities,
+  read_config,
+)
+from mmesid_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+# What a preset may not touch; each is 1 at the least.
+SIZES = (
+  *(f"collaborative.{n}" for n in ("width", "layers", "heads")),
+  *(f"semantic_ids.{n}" for n in ("levels", "codes", "batch")),
+  *("semantic_ids.validate_every_epochs", "semantic_ids.sinkhorn_iterations"),
+  *(f"recommender.{n}" for n in ("width", "layers", "heads", "kv_heads", "head_width")),
+  *(f"recommender.{n}" for n in ("mlp_width", "prompt")),
+  *(
+    f"{s}.{n}" for s in ("collaborative", "recommender") for n in ("rows", "row_length", "targets")
+  ),
+  *(f"{s}.epochs" for s in ("collaborative", "semantic_ids", "recommender")),
+  *(f"data.synthetic.{n}" for n in ("num_users", "num_items", "num_clusters")),
+  *("evaluation.targets", "run.log_every", "run.save_every"),
+)
+OTHER_SIZES = ("semantic_ids.hidden", "evaluation.cutoffs", "evaluation.resamples")
+
+# No value of these is wrong by itself: files are looked for when they are read.
+FREE = {
+  *("data.dir", "features.collaborative", "features.text", "features.visual"),
+  "data.synthetic.seed",
+}
+
+
+def valid_config(preset: str = "best", changes: Mapping[str, Any] | None = None) -> ConfigDict:
+  config = default_config(preset)
+  config.data.dir = "somewhere"
+  config.update_from_flattened_dict(changes or {})
+  return config
+
+
+DEFAULTS = flatten(valid_config())
+
+
+def changed(key: str, value) -> ConfigDict:
+  return valid_config(changes={key: tuple(value) if isinstance(value, list) else value})
+
+
+def assert_refused(key: str, value) -> None:
+  with pytest.raises(UserError) as caught:
+    check(changed(key, value))
+  message = str(caught.value)
+  assert message.startswith(f"--config.{key}={value!r}: expected "), message
+  assert "\n" not in message
+
+
+def wrong(value) -> list:
+  """What no key of this kind may be."""
+  if isinstance(value, list):
+    return [[], ["nonsense"] if isinstance(value[0], str) else [*value, -1]]
+  return {int: [-1], float: [-1.0, float("nan")], str: ["nonsense", ""]}[type(value)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_valid_and_leaves_sizes_alone(preset):
+  config = valid_config(preset)
+  check(config)
+  flat = flatten(config)
+  assert config.preset == preset
+  assert flat.keys() == DEFAULTS.keys()
+  assert {k: flat[k] for k in (*SIZES, *OTHER_SIZES)} == {
+    k: DEFAULTS[k] for k in (*SIZES, *OTHER_SIZES)
+  }
+
+
+def test_the_presets_differ_where_the_readme_says_so():
+  paper, released = flatten(valid_config("paper")), flatten(valid_config("released_code"))
+  published = {
+    "recommender.encoder": "mlp",
+    "recommender.fusion": "frequency",
+    "recommender.gate_temperature": 0.001,
+    "recommender.whiten": 0,
+    "recommender.targets_per_user": 50,
+    "semantic_ids.reconstruction": "mmd",
+    "semantic_ids.alignment": "info_nce",
+    "semantic_ids.commitment": 0.01,
+  }
+  assert {key: paper[key] for key in published} == published
+  assert paper["recommender.response"] > 0 == DEFAULTS["recommender.response"]
+  assert {k for k in paper if paper[k] != released[k]} == {"preset", "semantic_ids.alignment"}
+
+
+def test_an_unknown_preset_is_refused():
+  with pytest.raises(UserError, match="preset 'worst': expected one of best, paper, released_code"):
+    default_config("worst")
+
+
+@pytest.mark.parametrize(
+  "key", [key for key in DEFAULTS if key not in FREE | {"evaluation.select"}]
+)
+def test_every_key_has_a_rule_that_names_it(key):
+  """A new key without a rule fails here: give it one, or put it on the list of the free ones."""
+  for value in wrong(DEFAULTS[key]):
+    assert_refused(key, value)
+
+
+@pytest.mark.parametrize("key", SIZES)
+def test_a_size_is_one_at_the_least(key):
+  assert_refused(key, 0)
+
+
+@pytest.mark.parametrize(
+  "name, refused, taken",
+  [
+    ("dropout", 1.0, 0.0),
+    ("item_dropout", 1.0, 0.0),
+    ("b2", 1.0, 0.5),
+    ("b2", 0.0, 1e-9),
+    ("learning_rate", 0.0, 1e-9),
+    ("temperature", 0.0, 1e-9),
+    ("gate_temperature", 0.0, 1e-9),
+    ("whiten_std", 0.0, 1e-9),
+    ("rope_theta", 0.0, 1e-9),
+    ("norm_eps", 0.0, 1e-9),
+    ("row_length", 1, 2),
+    ("batch", 1, 2),
+    ("num_items", 1, 2),
+    ("semantic_ids.codes", 1, 2),
+    ("semantic_ids.hidden", [8, 0], [1]),
+    ("stages", ["collaborative", "recommend"], ["recommender"]),
+    ("evaluation.cutoffs", [0, 10], [10]),
+    *((name, -1, 0) for name in ("seed", "whiten", "response", "targets_per_user", "resamples")),
+    *((name, -1, 0) for name in ("warmup_steps",)),
+    *((name, -1e-9, 0.0) for name in ("weight_decay", "clip", "sinkhorn_epsilon", "commitment")),
+    *((f"{kind}_weight", -1e-9, 0.0) for kind in ("reconstruction", "quantisation", "alignment")),
+  ],
+)
+def test_the_rules_hold_up_to_the_edge(name, refused, taken):
+  keys = [k for k in DEFAULTS if k not in FREE and (k == name or k.endswith(f".{name}"))]
+  assert keys
+  for key in keys:
+    assert_refused(key, refused)
+    check(changed(key, taken))
+
+
+def test_no_rule_is_about_a_key_that_is_not_there():
+  assert RULES.keys() <= DEFAULTS.keys()
+  assert RULES_BY_LAST_NAME.keys() <= {key.rsplit(".", 1)[-1] for key in DEFAULTS}
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"data.dir": ""}, "--config.data.dir is not set"),
+    ({"features.collaborative": ""}, "--config.features: every modality is empty"),
+    ({"collaborative.heads": 3}, "--config.collaborative.heads=3: .*width=128"),
+    (
+      {"recommender.heads": 4, "recommender.kv_heads": 3},
+      "--config.recommender.kv_heads=3: .*heads=4",
+    ),
+    ({"recommender.head_width": 9}, "--config.recommender.head_width=9: "),
+    (
+      {"recommender.row_length": 4, "recommender.response": 4},
+      "--config.recommender.row_length=4: .*response=4",
+    ),
+    ({"evaluation.select": "nDCG@7"}, "--config.evaluation.select=nDCG@7: .*mean nDCG@"),
+    ({"evaluation.select": "ndcg@10"}, "--config.evaluation.select=ndcg@10: .*mean nDCG@10"),
+    ({"evaluation.select": "masked/HR@5"}, "--config.evaluation.select=masked/HR@5: .*mean HR@5"),
+    ({"evaluation.cutoffs": (5,)}, "--config.evaluation.select=nDCG@10: .*mean nDCG@5"),
+  ],
+)
+def test_values_that_do_not_fit_each_other_are_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    check(valid_config(changes=changes))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"data.source": "synthetic", "data.dir": ""},
+    {"features.collaborative": "", "features.text": "text.npy"},
+    {"recommender.heads": 4, "recommender.kv_heads": 2},
+    {"recommender.row_length": 5, "recommender.response": 4},
+    {"evaluation.select": "unmasked/MRR@20"},
+    {"evaluation.cutoffs": (7,), "evaluation.select": "HR@7"},
+  ],
+)
+def test_values_that_fit_each_other_are_taken(changes):
+  check(valid_config(changes=changes))
+
+
+def test_modalities_are_those_with_a_source_in_the_order_of_the_configuration():
+  config = valid_config(changes={"features.visual": "v.npy", "features.collaborative": "c.npy"})
+  assert modalities(config) == ("collaborative", "visual")
+
+
+def test_identity_leaves_out_only_what_may_differ_between_two_runs():
+  free = {"stages", "data.dir", "run.log_every", "run.save_every"}
+  whole = identity(valid_config())
+  assert whole.keys() == DEFAULTS.keys() - free
+  json.dumps(whole)
+  for key, value in DEFAULTS.items():
+    other = {list: [3], int: 77, float: 0.77, str: "other"}[type(value)]
+    assert (identity(changed(key, other)) == whole) == (key in free), key
+
+
+def test_a_saved_configuration_comes_back(tmp_path):
+  config = valid_config("paper", {"seed": 3})
+  (tmp_path / "config.json").write_text(config.to_json_best_effort())
+  back = read_config(tmp_path)
+  check(back)
+  assert flatten(back) == flatten(config)
+  assert identity(back) == identity(config)
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    (None, "no such file"),
+    ("{", "not a JSON object"),
+    ("[1]", "not a JSON object"),
+    ("{}", "another version of mmesid_jax: collaborative.dropout"),
+    (json.dumps({**json.loads(valid_config().to_json_best_effort()), "new": 1}), "version.*: new"),
+  ],
+)
+def test_a_saved_configuration_that_is_none_is_one_clear_line(tmp_path, text, message):
+  if text is not None:
+    (tmp_path / "config.json").write_text(text)
+  with pytest.raises(UserError, match=f"config.json: .*{message}"):
+    read_config(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # how ml_collections loads a file
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_a_config_file_loads_locked_and_valid(file, preset):
+  """By the flag that the entry points define."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
+  values(["train", f"--config={file}:{preset}"])
+  config = values.config
+  assert config.is_locked and config.preset == preset
+  assert flatten(config).keys() == DEFAULTS.keys()
+  config.data.dir = "somewhere"
+  check(config)
+  with pytest.raises(AttributeError):
+    config.recommender.epoch = 3
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_a_config_file_without_a_preset_is_the_best_one(file):
+  get_config = runpy.run_path(str(file))["get_config"]
+  assert flatten(get_config()) == flatten(get_config("best"))
+
+
+def test_a_preset_of_beauty_is_the_default_one_with_text():
+  for preset in PRESETS:
+    config = runpy.run_path(str(ROOT / "configs/beauty.py"))["get_config"](preset)
+    expected = default_config(preset)
+    expected.features.text = "text.npy"
+    assert flatten(config) == flatten(expected)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_the_docstring_of_a_config_file_is_a_command_that_exists(file):
+  docstring = ast.get_docstring(ast.parse(file.read_text()))
+  modules = re.findall(r"python -m (\S+)", docstring)
+  named = re.findall(r"--config=([\w./]+)(?::(\w+))?", docstring)
+  assert modules and named
+  assert all(importlib.util.find_spec(module) for module in modules)
+  assert {ROOT / path for path, _ in named} == {file}
+  assert {preset for _, preset in named} <= {"", *PRESETS}
+  for key in re.findall(r"--config\.([\w.]+)=", docstring):
+    assert key in DEFAULTS

@@ -1,0 +1,147 @@
+"""What the package's source promises as a whole, read without running it."""
+
+import ast
+import graphlib
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
+
+# From top to bottom. A module imports from its own folder and from lines further down.
+LAYERS = (
+  ("train", "evaluate", "recommend"),
+  ("recommending",),
+  ("pipeline",),
+  ("serving",),
+  ("stages",),
+  ("training", "evaluation"),
+  ("models",),
+  ("quantize",),
+  ("losses",),
+  ("data",),
+  ("artifacts", "config", "cli"),
+  ("errors",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+# Models know the form of a batch, and nothing else of the data.
+DATA_FOR_MODELS = {"data.packing"}
+
+MODULES = {
+  ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+    file.read_text(), str(file)
+  )
+  for file in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imported(nodes) -> set[str]:
+  """Full names of what these nodes import: `from a import b` is a.b."""
+  names: set[str] = set()
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"line {node.lineno}: imports here are absolute"
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def our_modules(names: set[str]) -> set[str]:
+  """The modules of the package that are imported by these names, without `mmesid_jax.`."""
+  found = set()
+  for name in names:
+    if name.startswith("mmesid_jax."):
+      name = name.removeprefix("mmesid_jax.")
+      found.add(name if name in MODULES else name.rpartition(".")[0])
+  return found
+
+
+def at_import(node: ast.AST):
+  """The nodes that run when the module is imported: no bodies of functions."""
+  if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    parts = [*node.decorator_list, *node.args.defaults, *node.args.kw_defaults]
+  elif isinstance(node, ast.Lambda):
+    parts = [*node.args.defaults, *node.args.kw_defaults]
+  else:
+    parts = [*ast.iter_child_nodes(node)]
+  for part in filter(None, parts):
+    yield part
+    yield from at_import(part)
+
+
+IMPORTS = {name: our_modules(imported(ast.walk(tree))) for name, tree in MODULES.items()}
+EARLY_IMPORTS = {name: imported(at_import(tree)) for name, tree in MODULES.items()}
+
+
+def layer(module: str) -> str:
+  return module.split(".")[0]
+
+
+def test_every_module_has_its_place():
+  assert {layer(module) for module in MODULES} - {"__init__"} == LEVEL.keys()
+  assert IMPORTS.pop("__init__", set()) == set()
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__"])
+def test_imports_go_down(module):
+  for other in IMPORTS[module]:
+    ours, theirs = layer(module), layer(other)
+    if "." in module and ours == theirs:
+      continue  # of the same folder
+    assert LEVEL[ours] < LEVEL[theirs], f"{module} imports {other}"
+    if ours == "models" and theirs == "data":
+      assert other in DATA_FOR_MODELS, f"{module} imports {other}"
+
+
+def test_no_modules_import_each_other():
+  graphlib.TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names them
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "recommend", "config"])
+def test_a_mistyped_command_is_refused_before_jax_is_loaded(module):
+  """Nothing that parsing a command needs imports jax, not even over other modules."""
+  heavy = {"jax", "flax", "optax", "orbax", "grain", "numpy"}
+  waiting, seen = [module], set()
+  while waiting:
+    name = waiting.pop()
+    seen.add(name)
+    assert not {n.split(".")[0] for n in EARLY_IMPORTS[name]} & heavy, name
+    waiting += our_modules(EARLY_IMPORTS[name]) - seen
+
+
+def dotted(node: ast.expr) -> str:
+  if isinstance(node, ast.Attribute):
+    return f"{dotted(node.value)}.{node.attr}"
+  return node.id if isinstance(node, ast.Name) else "?"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_importing_does_no_work_on_a_device(module):
+  """jax.jit and its like only wrap; anything else of jax, when imported, would start a backend."""
+  wrappers = {"jax.jit", "nnx.jit", "jax.vmap", "jax.grad", "jax.named_call"}
+  for node in at_import(MODULES[module]):
+    if isinstance(node, ast.Call):
+      name = dotted(node.func)
+      if name.split(".")[0] in ("jax", "jnp", "lax", "nnx", "random", "optax"):
+        assert name in wrappers, f"{module}:{node.lineno} calls {name} when it is imported"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_unpickled(module):
+  """A file that somebody sends must not be able to run code."""
+  tree = MODULES[module]
+  roots = {name.split(".")[0] for name in imported(ast.walk(tree))}
+  assert not roots & {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+      assert isinstance(node.value, ast.Constant) and node.value.value is False, module
+    if isinstance(node, ast.Call) and dotted(node.func) in ("np.load", "numpy.load"):
+      assert any(keyword.arg == "allow_pickle" for keyword in node.keywords), module
+
+
+def test_files_are_short_and_named_after_what_they_hold():
+  for file in PACKAGE.rglob("*.py"):
+    assert len(file.read_text().splitlines()) <= 400, file
+    assert file.stem not in ("utils", "util", "helpers", "common", "misc"), file

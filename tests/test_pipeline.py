@@ -1,0 +1,242 @@
+"""All stages at toy size: what is written, what is done again, what is refused."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mmesid_jax import pipeline
+from mmesid_jax.artifacts import read_artifact
+from mmesid_jax.errors import Interrupted, UserError
+from mmesid_jax.evaluation.evaluator import Evaluator
+
+STAGES = ("collaborative", "semantic_ids", "recommender")
+
+
+def artifacts(path: pathlib.Path) -> dict[str, int]:
+  """Every artifact, finished or not, and when it was written."""
+  found = [*path.rglob("*.safetensors"), *path.rglob("*.tmp")]
+  return {file.name: file.stat().st_mtime_ns for file in found}
+
+
+def test_every_stage_leaves_an_artifact_that_says_what_it_is(trained):
+  for stage in STAGES:
+    tensors, header = read_artifact(trained / f"{stage}.safetensors", stage)
+    assert (header["stage"], header["num_items"]) == (stage, 40)
+    assert {name: list(tensors[name].shape) for name in header["shapes"]} == header["shapes"]
+  codes = read_artifact(trained / "semantic_ids.safetensors", "semantic_ids")[0]
+  assert codes["codes.text"].shape == (41, 2) and not codes["codes.text"][0].any()
+  assert codes["codebooks.text"].shape == (2, 4, 8)
+  assert not read_artifact(trained / "collaborative.safetensors", "collaborative")[0]["items"][
+    0
+  ].any()
+
+
+def test_the_evaluation_holds_every_model_in_both_protocols(trained):
+  found = json.loads((trained / "evaluation.json").read_text())
+  assert list(found["models"]) == ["popularity", "SASRec", "MME-SID"] and found["users"] == 60
+  for protocols in found["models"].values():
+    assert list(protocols) == ["masked", "unmasked"]
+    for metrics in protocols.values():
+      assert {f"{m}@{k}" for m in ("HR", "nDCG", "MRR") for k in (5, 10, 20)} == metrics.keys()
+      assert all(0 <= v["low"] <= v["mean"] <= v["high"] <= 1 for v in metrics.values())
+
+
+def test_config_and_environment_are_written_down(trained, tiny):
+  environment = json.loads((trained / "environment.json").read_text())
+  assert {"versions", "python", "devices", "git"} <= environment.keys()
+  assert json.loads((trained / "config.json").read_text())["recommender"]["width"] == 8
+
+
+def test_a_second_run_trains_nothing(workdir, tiny, capsys):
+  before = artifacts(workdir)
+  config = tiny(changes={"run.log_every": 3})  # how it runs may differ
+  pipeline.run(config, workdir)
+  assert capsys.readouterr().out.count("up to date") == 3
+  assert artifacts(workdir) == before
+
+
+def test_another_experiment_is_refused_by_what_differs(workdir, tiny):
+  before = artifacts(workdir)
+  with pytest.raises(UserError) as caught:
+    pipeline.run(tiny(changes={"recommender.mlp_width": 24}), workdir)
+  message = str(caught.value)
+  assert "recommender.mlp_width is 16, now 24" in message and "--overwrite" in message
+  assert artifacts(workdir) == before
+
+
+@pytest.mark.parametrize(
+  ("change", "redone"),
+  [
+    ({"recommender.mlp_width": 24}, {"recommender.safetensors"}),
+    ({"semantic_ids.commitment": 0.5}, {"recommender.safetensors", "semantic_ids.safetensors"}),
+    ({"evaluation.resamples": 5}, set()),
+  ],
+)
+def test_overwrite_redoes_what_the_change_concerns(workdir, tiny, change, redone):
+  before = artifacts(workdir)
+  pipeline.run(tiny(changes=change), workdir, overwrite=True)
+  after = artifacts(workdir)
+  assert {name for name in after if after[name] != before[name]} == redone
+
+
+@pytest.mark.parametrize("file", ["text.npy", "sequences.txt"])
+def test_other_data_under_the_same_configuration_is_refused(workdir, tiny, tmp_path, file):
+  source = pathlib.Path(shutil.copytree(workdir / "synthetic", tmp_path / "data"))
+  config = tiny(changes={"data.source": "files", "data.dir": str(source)})
+  pipeline.run(config, workdir, overwrite=True)  # adopt the folder: the same data, nothing stale
+  if file == "text.npy":
+    np.save(source / file, np.load(source / file) + 1)
+  else:
+    lines = (source / file).read_text().splitlines()
+    (source / file).write_text("\n".join(lines[:-1]) + "\n")
+  with pytest.raises(UserError, match="made from other data or features; --overwrite redoes it"):
+    pipeline.run(config, workdir)
+
+
+def truncate(workdir):
+  file = workdir / "collaborative.safetensors"
+  file.write_bytes(file.read_bytes()[:-100])
+
+
+def swap(workdir):
+  shutil.copy(workdir / "semantic_ids.safetensors", workdir / "collaborative.safetensors")
+
+
+def foreign(workdir):
+  safetensors.numpy.save_file({"x": np.zeros(3)}, workdir / "collaborative.safetensors")
+
+
+@pytest.mark.parametrize(
+  ("damage", "says"),
+  [
+    (truncate, "not a whole safetensors file"),
+    (swap, "not an artifact of the stage collaborative (found: semantic_ids)"),
+    (foreign, "not an artifact of the stage collaborative (found: no mmesid header)"),
+  ],
+)
+def test_a_damaged_or_foreign_artifact_is_named(workdir, tiny, damage, says):
+  damage(workdir)
+  with pytest.raises(UserError) as caught:
+    pipeline.run(tiny(), workdir)
+  message = str(caught.value)
+  assert says in message and str(workdir / "collaborative.safetensors") in message
+  assert "run mmesid_jax.train with the stage collaborative" in message
+
+
+def test_a_stage_without_its_upstream_is_refused(tiny, tmp_path):
+  with pytest.raises(UserError, match="add collaborative to --config.stages"):
+    pipeline.run(tiny(changes={"stages": ("recommender",)}), tmp_path)
+  assert not artifacts(tmp_path)
+
+
+def table(rows=41, width=6, dtype=np.float32):
+  return np.random.default_rng(0).normal(size=(rows, width)).astype(dtype)
+
+
+BAD_TABLES = {
+  "wrong rows": (table(rows=40), "40 rows; expected 41"),
+  "not a number": (np.where(np.arange(41)[:, None] == 7, np.nan, table()), "row 7 holds NaN"),
+  "objects": (table().astype(object), "python objects"),
+  "flat": (table()[:, 0], "a table of shape [41]"),
+  "missing": (None, "no such file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TABLES)
+def test_a_feature_table_that_does_not_fit_stops_before_anything_trains(
+  trained, tiny, tmp_path, kind
+):
+  x, says = BAD_TABLES[kind]
+  source = pathlib.Path(shutil.copytree(trained / "synthetic", tmp_path / "data"))
+  (source / "text.npy").unlink()
+  if x is not None:
+    np.save(source / "text.npy", x, allow_pickle=True)
+  config = tiny(changes={"data.source": "files", "data.dir": str(source)})
+  with pytest.raises(UserError) as caught:
+    pipeline.run(config, tmp_path / "run")
+  assert str(source / "text.npy") in str(caught.value) and says in str(caught.value)
+  assert not artifacts(tmp_path / "run")
+
+
+def test_a_stopped_recommender_ends_as_one_that_was_not(workdir, trained, tiny, monkeypatch):
+  """SIGTERM in the middle of a real stage, with its packed batches and its dropout."""
+  (workdir / "recommender.safetensors").unlink()
+  shutil.rmtree(workdir / "recommender")
+  metrics = Evaluator.metrics
+
+  def stop(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return metrics(*arguments)
+
+  monkeypatch.setattr(Evaluator, "metrics", stop)
+  with pytest.raises(Interrupted, match="recommender: SIGTERM|SIGTERM at step"):
+    pipeline.run(tiny(), workdir)
+  assert "recommender.safetensors" not in artifacts(workdir)
+  monkeypatch.undo()
+  pipeline.run(tiny(), workdir)
+  resumed, whole = (
+    read_artifact(path / "recommender.safetensors", "recommender")[0] for path in (workdir, trained)
+  )
+  assert resumed.keys() == whole.keys()
+  for name in whole:
+    np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
+
+
+VARIANTS = {
+  "paper": ("paper", {}),
+  "released_code": ("released_code", {}),
+  "untied, summed, random codes": (
+    "best",
+    {"recommender.encoder": "untied", "recommender.fusion": "sum", "recommender.codes": "random"},
+  ),
+  "mmd, random start": (
+    "best",
+    {
+      "semantic_ids.reconstruction": "mmd",
+      "semantic_ids.alignment": "mmd",
+      "semantic_ids.start": "random",
+      "semantic_ids.sinkhorn_epsilon": 0.0,
+    },
+  ),
+  "bce, no alignment, unmasked": (
+    "best",
+    {
+      "collaborative.loss": "bce",
+      "semantic_ids.alignment": "none",
+      "semantic_ids.reconstruction": "mse",
+      "semantic_ids.start": "plain",
+      "evaluation.select": "unmasked/nDCG@10",
+    },
+  ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_choice_runs(tiny, tmp_path, name):
+  preset, changes = VARIANTS[name]
+  quick = {f"{stage}.epochs": 1 for stage in STAGES}
+  pipeline.run(tiny(preset, {**quick, **changes}), tmp_path)
+  assert {f"{stage}.safetensors" for stage in STAGES} == artifacts(tmp_path).keys()
+
+
+def test_own_vectors_and_no_codes_need_only_the_recommender(trained, tiny, tmp_path):
+  source = pathlib.Path(shutil.copytree(trained / "synthetic", tmp_path / "data"))
+  np.save(source / "own.npy", table())
+  changes = {
+    "data.source": "files",
+    "data.dir": str(source),
+    "features.collaborative": "own.npy",
+    "recommender.codes": "none",
+    "recommender.whiten": 4,
+    "stages": ("recommender",),
+  }
+  pipeline.run(tiny(changes=changes), tmp_path / "run")
+  assert artifacts(tmp_path / "run").keys() == {"recommender.safetensors"}
+  found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+  assert list(found["models"]) == ["popularity", "MME-SID"]

@@ -1,0 +1,59 @@
+"""Recommendations from Python: what comes back, and what is refused."""
+
+import numpy as np
+import pytest
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.serving import Recommender
+
+
+@pytest.fixture(scope="module")
+def model(trained) -> Recommender:
+  return Recommender.load(trained)
+
+
+HISTORIES = [[1, 2, 3], [], [7], list(range(1, 36)), [40, 40, 5]]
+
+
+def test_answers_are_ranked_items_outside_the_history_with_their_reasons(model):
+  for history, answer in zip(HISTORIES, model.recommend(HISTORIES, top_k=5), strict=True):
+    items = [r.item for r in answer]
+    assert len(items) == len(set(items)) == 5
+    assert all(1 <= i <= 40 for i in items) and not set(items) & set(history)
+    assert [r.score for r in answer] == sorted((r.score for r in answer), reverse=True)
+    for r in answer:
+      assert list(r.weights) == ["identity", "collaborative", "text"]
+      assert sum(r.weights.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_items_of_the_history_return_when_asked_for(model):
+  (everything,) = model.recommend([[1, 2, 3]], top_k=40, repeat=True)
+  assert sorted(r.item for r in everything) == list(range(1, 41))
+  (without,) = model.recommend([[1, 2, 3]], top_k=40)
+  assert [r.item for r in without] == [r.item for r in everything if r.item > 3]
+
+
+def test_many_histories_are_answered_as_each_alone(model):
+  many = [[1 + (7 * n + k) % 40 for k in range(n % 9)] for n in range(150)]
+  together = model.recommend(many, top_k=3)
+  for n in (0, 63, 64, 149):
+    (alone,) = model.recommend([many[n]], top_k=3)
+    assert [r.item for r in together[n]] == [r.item for r in alone]
+    np.testing.assert_allclose([r.score for r in together[n]], [r.score for r in alone], rtol=1e-4)
+
+
+def test_a_history_longer_than_a_row_is_read_from_its_newest_items(model):
+  long = [1 + k % 20 for k in range(100)]
+  (answer,) = model.recommend([long], top_k=20)
+  (newest,) = model.recommend([long[-32:]], top_k=20)
+  assert [r.item for r in answer] == [r.item for r in newest]
+  assert min(r.item for r in answer) == 21  # all twenty items of the history stay left out
+
+
+@pytest.mark.parametrize(
+  ("history", "top_k", "says"),
+  [([1, 41], 3, "item 41 is not in"), ([0], 3, "item 0 is not in"), ([1], 41, "top_k=41")],
+)
+def test_unknown_items_and_lengths_are_refused(model, history, top_k, says):
+  with pytest.raises(UserError, match=says):
+    model.recommend([[1], history], top_k=top_k)
