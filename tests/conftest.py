@@ -9,6 +9,7 @@ from mmesid_jax.config import default_config
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of what tests do
 
 TINY = {  # every stage in seconds
   "data.source": "synthetic",

@@ -1,6 +1,6 @@
 """A model's parameters and tables as flat named arrays, out and in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -19,9 +19,14 @@ def tensors(model: nnx.Module) -> dict[str, np.ndarray]:
   return {_name(path): np.asarray(jax.device_get(v[...])) for path, v in flat}
 
 
-def load(model: nnx.Module, named: Mapping[str, np.ndarray], source: str) -> None:
-  """Sets every Variable of the model. Raises UserError when names or shapes differ; source says
-  whence."""
+def loaded(
+  build: Callable[[], nnx.Module], named: Mapping[str, np.ndarray], source: str
+) -> nnx.Module:
+  """The model that `build` makes, every Variable read from `named`; nothing is drawn or computed.
+
+  Raises UserError when names or shapes differ; source says whence the tensors are.
+  """
+  model = nnx.eval_shape(build)
   flat = nnx.to_flat_state(nnx.state(model))
   names = {_name(path) for path, _ in flat}
   if different := sorted(names ^ named.keys()):
@@ -34,3 +39,4 @@ def load(model: nnx.Module, named: Mapping[str, np.ndarray], source: str) -> Non
       )
     variable.set_value(jax.numpy.asarray(value))
   nnx.update(model, nnx.from_flat_state(flat))
+  return model

@@ -15,7 +15,7 @@ from mmesid_jax.data.packing import Batch, Layout, training_pieces
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.softmax import binary_cross_entropy, cross_entropy
 from mmesid_jax.models.sasrec import SASRec
-from mmesid_jax.models.state import load
+from mmesid_jax.models.state import loaded
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
 from mmesid_jax.training.loop import fit
@@ -90,7 +90,8 @@ def run(workdir: Workdir) -> None:
 
 def restore(workdir: Workdir) -> SASRec:
   """The trained model, from the artifact."""
-  model = build(workdir.config.collaborative, workdir.dataset.num_items, workdir.config.seed)
+  config, num_items = workdir.config, workdir.dataset.num_items
   named, _ = workdir.read_model(STAGE)
-  load(model, named, str(workdir.artifact(STAGE)))
-  return model
+  return loaded(
+    lambda: build(config.collaborative, num_items, config.seed), named, str(workdir.artifact(STAGE))
+  )

@@ -21,7 +21,7 @@ from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.state import load
+from mmesid_jax.models.state import loaded
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
 from mmesid_jax.training.loop import fit
@@ -164,13 +164,15 @@ def restore(workdir_path, config: ConfigDict) -> RecommenderModel:
   features = tables("feature_IV")
   if not features:
     raise UserError(f"{path}: holds no feature table; train the stage {STAGE} again")
-  model = build(
-    config.recommender,
-    config.seed,
-    features=features,
-    codes=tables("code_IL"),
-    codebooks=tables("codebook_LCD"),
-    counts_I=found["counts"],
-  )
-  load(model, named, str(path))
-  return model
+
+  def abstract() -> RecommenderModel:
+    return build(
+      config.recommender,
+      config.seed,
+      features=features,
+      codes=tables("code_IL"),
+      codebooks=tables("codebook_LCD"),
+      counts_I=found["counts"],
+    )
+
+  return loaded(abstract, named, str(path))

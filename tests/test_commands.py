@@ -1,0 +1,137 @@
+"""The commands as a user types them: mistakes are one line and status 2, and leave nothing."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mmesid_jax.config import flatten
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(program: str, *arguments: str) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, "-m", f"mmesid_jax.{program}", *arguments],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+  )
+
+
+def run(program: str, *arguments: str) -> tuple[int, str, str]:
+  """Exit status, stdout, stderr."""
+  process = start(program, *arguments)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def refused(program: str, *arguments: str) -> str:
+  """The one line that the command ends with."""
+  status, _, err = run(program, *arguments)
+  assert status == 2, err
+  assert err.startswith("error: ") and err.count("\n") == 1, err
+  return err
+
+
+def train(workdir: pathlib.Path, data: pathlib.Path, *more: str) -> tuple[str, ...]:
+  return (
+    "--config=configs/beauty.py",
+    f"--workdir={workdir}",
+    f"--config.data.dir={data}",
+    "--config.features.text=",
+    *more,
+  )
+
+
+SEQUENCES = {
+  "not a number": ("1 2 3 4\n2 3 x 4\n", "sequences.txt:2"),
+  "out of range": ("1 2 3 4\n2 3 99 4\n", "sequences.txt:2"),
+  "a user twice": ("1 2 3 4\n1 3 5 4\n", "sequences.txt:2"),
+  "nothing": ("", "sequences.txt"),
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_bad_sequences_are_named_by_file_and_line(tmp_path, kind):
+  text, where = SEQUENCES[kind]
+  data = tmp_path / "data"
+  data.mkdir()
+  (data / "sequences.txt").write_text(text)
+  (data / "items.jsonl").write_text("".join(f'{{"item_id": {i}}}\n' for i in range(1, 6)))
+  assert f"{data}/{where}" in refused("train", *train(tmp_path / "run", data))
+  assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_mistakes_on_the_command_line_are_one_line(trained, tmp_path):
+  assert "no such" in refused("train", *train(tmp_path / "run", tmp_path / "missing"))
+  line = refused("train", *train(tmp_path / "run", tmp_path, "--config.recommender.lr=1"))
+  assert "did you mean recommender.learning_rate" in line or "recommender.optimizer" in line
+  line = refused("train", *train(tmp_path / "run", tmp_path, "--config.recommender.dropout=1.5"))
+  assert "--config.recommender.dropout=1.5: expected a number in [0, 1)" in line
+  (tmp_path / "file").write_text("")
+  line = refused("train", *train(tmp_path / "file" / "run", trained / "synthetic"))
+  assert str(tmp_path / "file") in line
+  assert "config.json" in refused("evaluate", f"--workdir={tmp_path / 'nowhere'}")
+  assert "item 41 is not in the catalogue" in refused(
+    "recommend", f"--workdir={trained}", "--history=1 41"
+  )
+  assert "'x' is not a whole number" in refused(
+    "recommend", f"--workdir={trained}", "--history=1 x"
+  )
+  line = refused("train", *train(trained, trained / "synthetic"))
+  assert "holds another experiment" in line and "--overwrite" in line
+
+
+def test_a_truncated_artifact_is_named_with_the_stage_to_run(workdir):
+  file = workdir / "recommender.safetensors"
+  file.write_bytes(file.read_bytes()[:1000])
+  line = refused("recommend", f"--workdir={workdir}", "--history=1")
+  assert str(file) in line and "with the stage recommender" in line
+
+
+def test_recommend_prints_lists_for_people_and_json_lines_for_programs(trained, tmp_path):
+  status, out, err = run("recommend", f"--workdir={trained}", "--user=1,2", "--top_k=3")
+  assert status == 0, err
+  assert out.count("had:") == 2 and out.count("score") == 6 and "no. " in out  # titles
+  file = tmp_path / "histories.txt"
+  file.write_text("1 2 3\n\n7\n")
+  status, out, err = run("recommend", f"--workdir={trained}", f"--histories={file}", "--top_k=2")
+  assert status == 0, err
+  answers = [json.loads(line) for line in out.splitlines()]
+  assert [a["history"] for a in answers] == [[1, 2, 3], [], [7]]
+  assert all({"item", "title", "score", "weights"} == r.keys() for a in answers for r in a["items"])
+
+
+def test_evaluate_prints_a_table_and_writes_it(workdir):
+  status, out, err = run("evaluate", f"--workdir={workdir}", "--split=valid")
+  assert status == 0, err
+  assert out.count("MME-SID") == 2
+  assert json.loads((workdir / "evaluation_valid.json").read_text())["split"] == "valid"
+
+
+def test_ctrl_c_saves_says_where_and_the_same_command_goes_on(trained, tiny, tmp_path):
+  data = shutil.copytree(trained / "synthetic", tmp_path / "data")
+  sizes = {k: v for k, v in flatten(tiny()).items() if k.startswith("collaborative.")}
+  small = [f"--config.{key}={value}" for key, value in sizes.items()]
+  only = ["--config.stages=('collaborative',)", "--config.run.save_every=5"]
+  command = train(tmp_path / "run", data, *small, *only, "--config.collaborative.epochs=2000")
+  process = start("train", *command)
+  steps = tmp_path / "run" / "collaborative" / "steps"
+  deadline = time.monotonic() + 200
+  while not list(steps.glob("[1-9]*")) and time.monotonic() < deadline:
+    time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=100)
+  assert process.returncode == 75, err
+  last = err.strip().splitlines()[-1]
+  assert last.startswith("stopped: SIGINT at step") and "run the same command again" in last
+  assert str(tmp_path / "run" / "collaborative") in last
