@@ -1,5 +1,4 @@
-"""The two layers that every model is made of: a projection and a normalisation; and dropout by
-key."""
+"""What every model is made of: an affine layer, and dropout by key."""
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +25,6 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     y = jnp.tensordot(x, self.weight[...], axes=1)
     return y if self.bias is None else y + self.bias[...]
-
-
-class RMSNorm(nnx.Module):
-  """x / rms(x) * scale over the last axis, in float32 whatever x is. Source: Zhang and Sennrich
-  2019."""
-
-  def __init__(self, D: int, *, eps: float = 1e-5):
-    self.scale = nnx.Param(jnp.ones(D))
-    self.eps = eps
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-    return y.astype(x.dtype) * self.scale[...]
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

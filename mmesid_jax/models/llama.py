@@ -10,19 +10,32 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmesid_jax.models.attention import attention
-from mmesid_jax.models.linear import Linear, RMSNorm, dropout, split
+from mmesid_jax.models.linear import dropout, split
+from mmesid_jax.models.lora import LoRAConfig
+from mmesid_jax.models.projection import Projection
+from mmesid_jax.models.variables import Pretrained
 
-# Standard deviation of every fresh weight, Hugging Face's initializer_range: what a layer adds at
-# first is as small as the item vectors that it is added to, so it does not drown them.
-INIT = 0.02
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Llama 3.1's stretch of the rotation to longer texts; lengths in tokens."""
+
+  factor: float
+  low_frequency_factor: float
+  high_frequency_factor: float
+  original_length: int
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-  """Sizes: layers, D model width, F mlp width, N query heads, K key/value heads, H head width."""
+  """Sizes: layers, D model width, F mlp width, N query heads, K key/value heads, H head width.
+
+  weights: "trained", or how frozen ones are kept (storage.KINDS); compute: dtype of activations.
+  """
 
   layers: int
   D: int
@@ -31,15 +44,37 @@ class LlamaConfig:
   K: int
   H: int
   rope_theta: float = 500_000.0
+  rope_scaling: RopeScaling | None = None
   norm_eps: float = 1e-5
   dropout: float = 0.0
+  weights: str = "trained"
+  compute: str = "float32"
+  lora: LoRAConfig | None = None
+
+  def projection(self, name: str, d_in: int, d_out, rngs: nnx.Rngs) -> Projection:
+    """The block's projection of that name, adapted if the name is among the LoRA targets."""
+    lora = self.lora if self.lora and name in self.lora.targets else None
+    return Projection(d_in, d_out, weights=self.weights, lora=lora, rngs=rngs)
 
 
-def rotate(x_RTNH: jax.Array, position_RT: jax.Array, theta: float) -> jax.Array:
-  """Rotary position embedding, half-split as in Hugging Face; angles in float32. Source: Su et al.
-  2021."""
-  half = x_RTNH.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+def frequencies(c: LlamaConfig) -> np.ndarray:
+  """Radians a position, float32 [H / 2]. Source: Su et al. 2021.
+
+  With scaling, as Llama 3.1: waves longer than original_length / low_frequency_factor are slowed
+  down by factor, those shorter than original_length / high_frequency_factor stay, linear between.
+  """
+  half = c.H // 2
+  frequency = c.rope_theta ** -(np.arange(half) / half)
+  if (s := c.rope_scaling) is not None:
+    turns = s.original_length * frequency / (2 * np.pi)
+    keep = (turns - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor)
+    keep = np.clip(keep, 0, 1)
+    frequency = frequency * (keep + (1 - keep) / s.factor)
+  return frequency.astype(np.float32)
+
+
+def rotate(x_RTNH: jax.Array, position_RT: jax.Array, frequency: np.ndarray) -> jax.Array:
+  """Rotary position embedding, half-split as in Hugging Face; angles in float32."""
   angle = position_RT[..., None, None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   x, y = jnp.split(x_RTNH.astype(jnp.float32), 2, axis=-1)
@@ -47,16 +82,34 @@ def rotate(x_RTNH: jax.Array, position_RT: jax.Array, theta: float) -> jax.Array
   return rotated.astype(x_RTNH.dtype)
 
 
+class RMSNorm(nnx.Module):
+  """x / rms(x) * scale over the last axis, in float32 whatever x is. Source: Zhang and Sennrich
+  2019."""
+
+  def __init__(self, c: LlamaConfig):
+    if c.weights == "trained":
+      self.scale = nnx.Param(jnp.ones(c.D))
+    else:
+      self.scale = Pretrained(jnp.ones(c.D, "float32" if c.weights == "float32" else "bfloat16"))
+    self.eps = c.norm_eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
 class GatedMLP(nnx.Module):
   """Llama's feed-forward: down(silu(gate(x)) * up(x)). Shapes [..., D] -> [..., D]."""
 
-  def __init__(self, D: int, F: int, *, rngs: nnx.Rngs):
-    self.gate = Linear(D, F, std=INIT, rngs=rngs)
-    self.up = Linear(D, F, std=INIT, rngs=rngs)
-    self.down = Linear(F, D, std=INIT, rngs=rngs)
+  def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
+    self.gate = c.projection("gate", c.D, c.F, rngs)
+    self.up = c.projection("up", c.D, c.F, rngs)
+    self.down = c.projection("down", c.F, c.D, rngs)
 
-  def __call__(self, x_RTD: jax.Array) -> jax.Array:
-    return self.down(jax.nn.silu(self.gate(x_RTD)) * self.up(x_RTD))
+  def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    keys = split(key, 3)
+    return self.down(jax.nn.silu(self.gate(x, keys[0])) * self.up(x, keys[1]), keys[2])
 
 
 class Attention(nnx.Module):
@@ -64,27 +117,32 @@ class Attention(nnx.Module):
   mask."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
-    self.q = Linear(c.D, (c.N, c.H), std=INIT, rngs=rngs)
-    self.k = Linear(c.D, (c.K, c.H), std=INIT, rngs=rngs)
-    self.v = Linear(c.D, (c.K, c.H), std=INIT, rngs=rngs)
-    self.out = Linear(c.N * c.H, c.D, std=INIT, rngs=rngs)
-    self.theta = c.rope_theta
+    self.q = c.projection("q", c.D, (c.N, c.H), rngs)
+    self.k = c.projection("k", c.D, (c.K, c.H), rngs)
+    self.v = c.projection("v", c.D, (c.K, c.H), rngs)
+    self.out = c.projection("out", c.N * c.H, c.D, rngs)
+    self.config = c
 
-  def project(self, x_RTD: jax.Array, position_RT: jax.Array) -> tuple[jax.Array, ...]:
+  def project(self, x_RTD: jax.Array, position_RT: jax.Array, key) -> tuple[jax.Array, ...]:
     """Rotated queries and keys, and values."""
-    q, k = (rotate(f(x_RTD), position_RT, self.theta) for f in (self.q, self.k))
-    return q, k, self.v(x_RTD)
+    keys, frequency = split(key, 3), frequencies(self.config)
+    q, k = (
+      rotate(f(x_RTD, f_key), position_RT, frequency)
+      for f, f_key in ((self.q, keys[0]), (self.k, keys[1]))
+    )
+    return q, k, self.v(x_RTD, keys[2])
 
   def __call__(
-    self, prompt_PD: jax.Array, x_RTD: jax.Array, position_RT: jax.Array, mask_RTT: jax.Array
+    self, prompt_PD: jax.Array, x_RTD: jax.Array, position_RT: jax.Array, mask_RTT: jax.Array, key
   ) -> tuple[jax.Array, jax.Array]:
     R, T, D = x_RTD.shape
     P = len(prompt_PD)
-    q_1PNH, *prompt_kv = self.project(prompt_PD[None], jnp.arange(P)[None])
+    keys = split(key, 4)
+    q_1PNH, *prompt_kv = self.project(prompt_PD[None], jnp.arange(P)[None], keys[0])
     causal_1PP = jnp.tri(P, dtype=bool)[None]
     prompt_1PNH = attention(q_1PNH, *prompt_kv, causal_1PP)
 
-    q_RTNH, *row_kv = self.project(x_RTD, P + position_RT)
+    q_RTNH, *row_kv = self.project(x_RTD, P + position_RT, keys[1])
     # [prompt, row]: every token sees the whole prompt, so no token is left with nothing to see.
     k, v = (
       jnp.concatenate([jnp.broadcast_to(p, (R, *p.shape[1:])), r], axis=1)
@@ -92,30 +150,33 @@ class Attention(nnx.Module):
     )
     mask_RTS = jnp.concatenate([jnp.ones((R, T, P), bool), mask_RTT], axis=2)
     row_RTNH = attention(q_RTNH, k, v, mask_RTS)
-    return self.out(prompt_1PNH.reshape(P, -1)), self.out(row_RTNH.reshape(R, T, -1))
+    return (
+      self.out(prompt_1PNH.reshape(P, -1), keys[2]),
+      self.out(row_RTNH.reshape(R, T, -1), keys[3]),
+    )
 
 
 class Block(nnx.Module):
   """One layer, both streams."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
-    self.norm_attention = RMSNorm(c.D, eps=c.norm_eps)
+    self.norm_attention = RMSNorm(c)
     self.attention = Attention(c, rngs=rngs)
-    self.norm_mlp = RMSNorm(c.D, eps=c.norm_eps)
-    self.mlp = GatedMLP(c.D, c.F, rngs=rngs)
+    self.norm_mlp = RMSNorm(c)
+    self.mlp = GatedMLP(c, rngs=rngs)
     self.rate = c.dropout
 
   def __call__(self, prompt_PD, x_RTD, position_RT, mask_RTT, key):
     def add(stream, update, update_key):
       return stream + dropout(update, self.rate, update_key)
 
-    keys = split(key, 4)
+    keys = split(key, 7)
     update_prompt, update_row = self.attention(
-      self.norm_attention(prompt_PD), self.norm_attention(x_RTD), position_RT, mask_RTT
+      self.norm_attention(prompt_PD), self.norm_attention(x_RTD), position_RT, mask_RTT, keys[4]
     )
     prompt_PD, x_RTD = add(prompt_PD, update_prompt, keys[0]), add(x_RTD, update_row, keys[1])
-    prompt_PD = add(prompt_PD, self.mlp(self.norm_mlp(prompt_PD)), keys[2])
-    x_RTD = add(x_RTD, self.mlp(self.norm_mlp(x_RTD)), keys[3])
+    prompt_PD = add(prompt_PD, self.mlp(self.norm_mlp(prompt_PD), keys[5]), keys[2])
+    x_RTD = add(x_RTD, self.mlp(self.norm_mlp(x_RTD), keys[6]), keys[3])
     return prompt_PD, x_RTD
 
 
@@ -124,8 +185,8 @@ class Llama(nnx.Module):
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.blocks = nnx.vmap(lambda r: Block(c, rngs=r))(rngs.split(c.layers))
-    self.norm = RMSNorm(c.D, eps=c.norm_eps)
-    self.layers = c.layers
+    self.norm = RMSNorm(c)
+    self.config = c
 
   def __call__(
     self,
@@ -136,12 +197,13 @@ class Llama(nnx.Module):
     key: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """position_RT counts from the end of the prompt; mask_RTT as `attention.visible` makes it."""
+    prompt_PD, x_RTD = (x.astype(self.config.compute) for x in (prompt_PD, x_RTD))
     graph, stacked = nnx.split(self.blocks)
-    keys = None if key is None else jax.random.split(key, self.layers)
+    keys = None if key is None else jax.random.split(key, self.config.layers)
 
     def layer(streams, state_and_key):
       state, layer_key = state_and_key
       return nnx.merge(graph, state)(*streams, position_RT, mask_RTT, layer_key), None
 
     streams, _ = jax.lax.scan(layer, (prompt_PD, x_RTD), (stacked, keys))
-    return tuple(self.norm(x) for x in streams)
+    return tuple(self.norm(x).astype(jnp.float32) for x in streams)

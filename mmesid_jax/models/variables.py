@@ -1,8 +1,16 @@
-"""Variable types beside nnx.Param: what a model holds but does not train."""
+"""Variable types beside nnx.Param: what a model holds but does not train, and low-rank factors."""
 
 from flax import nnx
 
 
 class Frozen(nnx.Variable):
-  """Feature tables, codes and backbone weights that stay as they are; not an nnx.Param on
-  purpose."""
+  """Feature tables and codes: they stay as they are; not an nnx.Param on purpose."""
+
+
+class Pretrained(Frozen):
+  """Backbone weights that stay as a checkpoint holds them: read from it again, never written to an
+  artifact."""
+
+
+class LoRAParam(nnx.Param):
+  """A factor of a low-rank update: trained, and exported as an adapter."""

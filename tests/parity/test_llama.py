@@ -1,72 +1,158 @@
-"""Our Llama against the one of Hugging Face transformers, with the same random weights."""
+"""Our Llama against transformers', both from the same checkpoint on disk; and back to disk."""
 
-import jax
+import dataclasses
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity.llamas import (
+  STRETCHED,
+  llama_from,
+  randomise_lora,
+  reloaded,
+  states,
+  tokens,
+  torch_llama,
+  torch_states,
+)
 
-from mmesid_jax.models.llama import Llama, LlamaConfig
+from mmesid_jax.hf.architecture import architecture_json, read_architecture
+from mmesid_jax.hf.checkpoint import Checkpoint, write_checkpoint
+from mmesid_jax.hf.llama_weights import to_hugging_face
+from mmesid_jax.models.llama import Llama
+from mmesid_jax.models.lora import TARGETS, LoRAConfig
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-C = LlamaConfig(layers=3, D=32, F=48, N=4, K=2, H=8, rope_theta=1234.0, norm_eps=3e-3)
+CASES = {
+  "Llama 3, grouped queries": {},
+  "Llama 3.1, stretched rotation": {"rope_parameters": STRETCHED},
+  "Llama 3.2, tied embeddings": {"tie_word_embeddings": True, "rope_parameters": STRETCHED},
+  "wide heads": {"head_dim": 24},
+  "no grouping": {"num_key_value_heads": 4},
+}
 
 
-def reference(ours: Llama):
-  """A transformers model that holds our weights: [in, heads, width] becomes [heads * width, in]."""
-  theirs = transformers.LlamaModel(
-    transformers.LlamaConfig(
-      vocab_size=8,
-      hidden_size=C.D,
-      intermediate_size=C.F,
-      num_hidden_layers=C.layers,
-      num_attention_heads=C.N,
-      num_key_value_heads=C.K,
-      head_dim=C.H,
-      rms_norm_eps=C.norm_eps,
-      rope_parameters={"rope_type": "default", "rope_theta": C.rope_theta},
-      attn_implementation="eager",
-    )
-  ).eval()
-
-  def put(parameter, value):
-    parameter.data = torch.tensor(np.array(value, np.float32))
-
-  blocks = ours.blocks
-  for i, layer in enumerate(theirs.layers):
-    attention, mlp = blocks.attention, blocks.mlp
-    for name in ("q", "k", "v"):
-      weight = getattr(attention, name).weight[...][i]
-      put(getattr(layer.self_attn, f"{name}_proj").weight, weight.reshape(C.D, -1).T)
-    put(layer.self_attn.o_proj.weight, attention.out.weight[...][i].T)
-    for name in ("gate", "up", "down"):
-      put(getattr(layer.mlp, f"{name}_proj").weight, getattr(mlp, name).weight[...][i].T)
-    put(layer.input_layernorm.weight, blocks.norm_attention.scale[...][i])
-    put(layer.post_attention_layernorm.weight, blocks.norm_mlp.scale[...][i])
-  put(theirs.norm.weight, ours.norm.scale[...])
-  return theirs
-
-
-def test_prompt_and_row_equal_one_causal_sequence_in_transformers():
-  ours = Llama(C, rngs=nnx.Rngs(0))
-  leaves, tree = jax.tree.flatten(nnx.state(ours))
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  larger = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-  nnx.update(
-    ours, jax.tree.unflatten(tree, larger)
-  )  # fresh weights are small: nothing would differ
-  P, T = 3, 9
-  x_SD = np.random.default_rng(0).normal(size=(P + T, C.D)).astype(np.float32)
-  prompt_PD, row_RTD = ours(
-    jnp.asarray(x_SD[:P]),
-    jnp.asarray(x_SD[None, P:]),
-    jnp.arange(T)[None],
-    jnp.tri(T, dtype=bool)[None],
+@pytest.mark.parametrize("case", CASES)
+def test_hidden_states_equal_transformers(case, tmp_path):
+  model = torch_llama(**CASES[case])
+  model.save_pretrained(tmp_path)
+  x_TD = tokens(model)
+  np.testing.assert_allclose(
+    states(llama_from(tmp_path), x_TD), torch_states(model.model, x_TD), atol=1e-4
   )
-  with torch.no_grad():
-    expected = reference(ours)(inputs_embeds=torch.tensor(x_SD[None])).last_hidden_state[0].numpy()
-  got = np.concatenate([prompt_PD, row_RTD[0]])
-  np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_rotation_of_older_config_files(tmp_path):
+  """transformers before version 5 wrote rope_theta and rope_scaling."""
+  model = torch_llama(rope_parameters=STRETCHED)
+  model.save_pretrained(tmp_path)
+  file = tmp_path / "config.json"
+  config = json.loads(file.read_text())
+  rope = config.pop("rope_parameters")
+  config["rope_theta"], config["rope_scaling"] = rope.pop("rope_theta"), rope
+  file.write_text(json.dumps(config))
+  x_TD = tokens(model)
+  np.testing.assert_allclose(
+    states(llama_from(tmp_path), x_TD), torch_states(model.model, x_TD), atol=1e-4
+  )
+
+
+def test_shards_with_an_index(tmp_path):
+  model = torch_llama()
+  model.save_pretrained(tmp_path, max_shard_size="100KB")
+  assert len(list(tmp_path.glob("*.safetensors"))) > 2
+  x_TD = tokens(model)
+  np.testing.assert_allclose(
+    states(llama_from(tmp_path), x_TD), torch_states(model.model, x_TD), atol=1e-4
+  )
+
+
+def test_bfloat16_weights_stay_what_they_are(tmp_path):
+  """bf16 in the file, float32 arithmetic on both sides: storage alone must not cost anything."""
+  model = torch_llama().to(torch.bfloat16)
+  model.save_pretrained(tmp_path)
+  x_TD = tokens(model)
+  llama = llama_from(tmp_path, weights="bfloat16")
+  assert llama.blocks.mlp.gate.weight.dtype == jnp.bfloat16
+  theirs = reloaded(tmp_path, dtype=torch.float32)
+  np.testing.assert_allclose(states(llama, x_TD), torch_states(theirs, x_TD), atol=1e-4)
+
+
+def test_bfloat16_arithmetic_is_as_near_to_float32_as_transformers_is(tmp_path):
+  model = torch_llama()
+  model.save_pretrained(tmp_path)
+  x_TD = tokens(model)
+  exact = torch_states(model.model, x_TD)
+  ours = states(llama_from(tmp_path, weights="bfloat16", compute="bfloat16"), x_TD)
+  theirs = torch_states(reloaded(tmp_path, dtype=torch.bfloat16), x_TD)
+  assert np.abs(ours - exact).mean() < 1.5 * np.abs(theirs - exact).mean()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_round_trip_is_byte_equal(dtype, tied, tmp_path):
+  model = torch_llama(tie_word_embeddings=tied).to(getattr(torch, dtype))
+  model.save_pretrained(tmp_path / "source", max_shard_size="100KB")
+  source = Checkpoint(tmp_path / "source")
+  llama = llama_from(tmp_path / "source", weights=dtype)
+  config = json.loads((tmp_path / "source" / "config.json").read_text())
+  write_checkpoint(tmp_path / "back", to_hugging_face(llama, source), config)
+  back = Checkpoint(tmp_path / "back")
+  assert sorted(back.keys()) == sorted(source.keys())
+  for key in source.keys():
+    ours, theirs = back.read(key), source.read(key)
+    assert ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes(), key
+
+
+def test_merged_export_loads_in_transformers(tmp_path):
+  torch_llama().save_pretrained(tmp_path / "source")
+  llama = llama_from(
+    tmp_path / "source", lora=LoRAConfig(rank=2, alpha=4.0, rslora=True, targets=TARGETS)
+  )
+  randomise_lora(llama)
+  config = json.loads((tmp_path / "source" / "config.json").read_text())
+  write_checkpoint(
+    tmp_path / "merged", to_hugging_face(llama, Checkpoint(tmp_path / "source")), config
+  )
+  merged = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "merged", attn_implementation="eager"
+  )
+  x_TD = tokens(merged)
+  np.testing.assert_allclose(states(llama, x_TD), torch_states(merged.model, x_TD), atol=1e-4)
+
+
+def test_a_llama_from_scratch_loads_in_transformers(tmp_path):
+  config = dataclasses.replace(
+    read_architecture_of(hidden_size=32, num_attention_heads=4, head_dim=6, tmp_path=tmp_path),
+    weights="trained",
+  )
+  llama = Llama(config, rngs=nnx.Rngs(0))
+  vocabulary = ("model.embed_tokens.weight", np.zeros((5, config.D), np.float32))
+  write_checkpoint(
+    tmp_path / "ours",
+    [vocabulary, *to_hugging_face(llama)],
+    architecture_json(config, vocabulary=5, dtype="float32"),
+  )
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "ours", attn_implementation="eager"
+  )
+  x_TD = tokens(theirs)
+  np.testing.assert_allclose(states(llama, x_TD), torch_states(theirs.model, x_TD), atol=1e-4)
+
+
+def read_architecture_of(tmp_path, **changes):
+  sizes = {
+    "model_type": "llama",
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "rope_parameters": STRETCHED,
+  }
+  folder = tmp_path / "architecture"
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(sizes | changes))
+  return read_architecture(folder)

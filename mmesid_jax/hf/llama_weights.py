@@ -1,0 +1,235 @@
+"""Llama weights between Hugging Face's layout and ours: one table, read in both directions.
+
+Hugging Face keeps a linear layer as [out, in], ours is [layer, in, *out]; rotation and scale of the
+queries are the same, so nothing but transposing and stacking happens.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.hf.checkpoint import Checkpoint
+from mmesid_jax.models.llama import Llama
+from mmesid_jax.models.projection import Projection
+from mmesid_jax.models.storage import BLOCK, Quantised, quantise
+from mmesid_jax.parallel.sharding import make_mesh, sharding
+
+EMBEDDING = "model.embed_tokens.weight"
+IGNORED = (EMBEDDING, "lm_head.weight")  # the prompt's rows are read apart; nothing reads logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """path: of the layer in our module; key: Hugging Face's, {} = number of the layer; axes: logical
+  axes of our weight behind the layer axis."""
+
+  path: str
+  key: str
+  axes: tuple[str, ...]
+
+
+TABLE = (
+  Entry("norm_attention", "model.layers.{}.input_layernorm.weight", ("norm",)),
+  Entry("attention.q", "model.layers.{}.self_attn.q_proj.weight", ("embed", "heads", "head_width")),
+  Entry(
+    "attention.k", "model.layers.{}.self_attn.k_proj.weight", ("embed", "kv_heads", "head_width")
+  ),
+  Entry(
+    "attention.v", "model.layers.{}.self_attn.v_proj.weight", ("embed", "kv_heads", "head_width")
+  ),
+  Entry("attention.out", "model.layers.{}.self_attn.o_proj.weight", ("heads", "embed")),
+  Entry("norm_mlp", "model.layers.{}.post_attention_layernorm.weight", ("norm",)),
+  Entry("mlp.gate", "model.layers.{}.mlp.gate_proj.weight", ("embed", "mlp")),
+  Entry("mlp.up", "model.layers.{}.mlp.up_proj.weight", ("embed", "mlp")),
+  Entry("mlp.down", "model.layers.{}.mlp.down_proj.weight", ("mlp", "embed")),
+)
+FINAL_NORM = "model.norm.weight"
+
+
+def layer_of(llama: Llama, entry: Entry) -> nnx.Module:
+  """The projection or norm that the entry names, all layers stacked."""
+  module = llama.blocks
+  for name in entry.path.split("."):
+    module = getattr(module, name)
+  return module
+
+
+def weight_of(layer: nnx.Module) -> nnx.Variable | Quantised:
+  return layer.weight if isinstance(layer, Projection) else layer.scale
+
+
+def _shape(weight: nnx.Variable | Quantised) -> tuple[int, ...]:
+  """[layer, in, *out] of the weight itself, however it is stored."""
+  if isinstance(weight, Quantised):
+    layers, blocks, *out = weight.scale.shape
+    return (layers, blocks * BLOCK, *out)
+  return weight.shape
+
+
+def _hf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Of one layer in Hugging Face's layout."""
+  return (math.prod(shape[1:]), shape[0]) if len(shape) > 1 else shape
+
+
+def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
+  """Every tensor of the checkpoint is used once or on the ignore list, every weight is filled, all
+  shapes agree. Reads headers only. Raises UserError that names both sides."""
+  layers = llama.config.layers
+  wanted: dict[str, tuple[str, tuple[int, ...]]] = {FINAL_NORM: ("norm", llama.norm.scale.shape)}
+  for entry in TABLE:
+    shape = _hf_shape(_shape(weight_of(layer_of(llama, entry)))[1:])
+    for i in range(layers):
+      wanted[entry.key.format(i)] = (f"blocks.{entry.path}[{i}]", shape)
+  found = set(checkpoint.keys())
+  if missing := sorted(wanted.keys() - found):
+    raise UserError(
+      f"{checkpoint.directory}: {missing[0]} is missing ({len(missing)} tensors are), which fills "
+      f"{wanted[missing[0]][0]}; config.json asks for {layers} layers"
+    )
+  if unknown := sorted(found - wanted.keys() - set(IGNORED)):
+    raise UserError(
+      f"{checkpoint.directory}: {unknown[0]} fits no parameter ({len(unknown)} tensors do not); "
+      f"config.json asks for {layers} layers without biases"
+    )
+  for key, (path, shape) in wanted.items():
+    if checkpoint.shape(key) != shape:
+      raise UserError(
+        f"{checkpoint.directory}: {key} has shape {checkpoint.shape(key)}, {path} wants {shape}"
+      )
+    if not checkpoint.is_float(key):
+      raise UserError(
+        f"{checkpoint.directory}: {key} does not hold 16- or 32-bit floats; quantised checkpoints "
+        "are not read: take the original one and set recommender.backbone.weights"
+      )
+
+
+def load(llama: Llama, checkpoint: Checkpoint, mesh: Mesh | None = None) -> None:
+  """Fills every weight of the backbone (LoRA apart), each device reading its own slices only.
+
+  Slices that several devices hold are read once; the host keeps one device's slice of one stacked
+  weight at a time. Quantised weights are coded layer by layer as they come. No mesh: one device.
+  Raises UserError as `check_keys` does.
+  """
+  check_keys(llama, checkpoint)
+  mesh = mesh or make_mesh()
+  norm = llama.norm.scale
+  final = checkpoint.read(FINAL_NORM).astype(norm.dtype)
+  norm.set_value(jax.device_put(final, sharding(mesh, ("norm",))))
+  for entry in TABLE:
+    weight = weight_of(layer_of(llama, entry))
+    if isinstance(weight, Quantised):
+      _load_quantised(weight, checkpoint, entry, mesh)
+    else:
+      _load_dense(weight, checkpoint, entry, mesh)
+
+
+def _placed(variable: nnx.Variable, entry: Entry, mesh: Mesh, read) -> None:
+  """Fills the variable with read(index) for every shard; equal indices are read once."""
+  where = sharding(mesh, ("layer", *entry.axes))
+  try:
+    where.shard_shape(variable.shape)
+  except ValueError as error:
+    raise UserError(
+      f"{entry.path}: shape {variable.shape} does not divide over the mesh {dict(mesh.shape)}; "
+      "choose mesh sizes that divide it"
+    ) from error
+  devices: dict[tuple, list] = {}
+  for device, index in where.addressable_devices_indices_map(variable.shape).items():
+    bounds = tuple(s.indices(n)[:2] for s, n in zip(index, variable.shape, strict=True))
+    devices.setdefault(bounds, []).append(device)
+  pieces = []
+  for bounds, holders in devices.items():
+    piece = read(*bounds)
+    pieces += [jax.device_put(piece, device) for device in holders]
+    jax.block_until_ready(pieces[-len(holders) :])
+    del piece
+  variable.set_value(jax.make_array_from_single_device_arrays(variable.shape, where, pieces))
+
+
+def _slab(checkpoint: Checkpoint, entry: Entry, i: int, shape, *bounds) -> np.ndarray:
+  """Layer i of the weight, cut to the bounds of [in, *out], transposed to our layout."""
+  if len(bounds) == 1:
+    return checkpoint.read(entry.key.format(i), slice(*bounds[0]))
+  rows, (first, last), *widths = bounds
+  inner = math.prod(shape[3:])  # a whole head a step: widths of heads are never cut
+  read = checkpoint.read(entry.key.format(i), slice(first * inner, last * inner), slice(*rows))
+  return read.T.reshape(rows[1] - rows[0], last - first, *(b - a for a, b in widths))
+
+
+def _load_dense(weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry, mesh: Mesh) -> None:
+  def read(layers, *bounds):
+    piece = np.empty([b - a for a, b in (layers, *bounds)], weight.dtype)
+    for i in range(*layers):
+      piece[i - layers[0]] = _slab(checkpoint, entry, i, weight.shape, *bounds)
+    return piece
+
+  _placed(weight, entry, mesh, read)
+
+
+def _load_quantised(weight: Quantised, checkpoint: Checkpoint, entry: Entry, mesh: Mesh) -> None:
+  shape = _shape(weight)
+  per_code = shape[1] // weight.codes.shape[1]  # input rows that share a code byte
+  scales: dict[tuple, np.ndarray] = {}
+
+  def read(layers, rows, *out):
+    rows = tuple(r * per_code for r in rows)
+    if (rows[0] % BLOCK) or (rows[1] % BLOCK):
+      raise UserError(
+        f"{entry.path}: {weight.kind} wants whole blocks of {BLOCK} input rows a device; "
+        f"a smaller mesh.fsdp or mesh.tensor, or bfloat16"
+      )
+    codes, scale = None, []
+    for i in range(*layers):
+      slab = _slab(checkpoint, entry, i, shape, rows, *out)
+      layer_codes, layer_scale = jax.device_get(quantise(slab, weight.kind))
+      if codes is None:
+        codes = np.empty((layers[1] - layers[0], *layer_codes.shape), layer_codes.dtype)
+      codes[i - layers[0]] = layer_codes
+      scale.append(layer_scale)
+    scales[(layers, tuple(r // BLOCK for r in rows), *out)] = np.stack(scale)
+    return codes
+
+  _placed(weight.codes, entry, mesh, read)
+  _placed(weight.scale, entry, mesh, lambda *bounds: scales.pop(bounds))
+
+
+def to_hugging_face(
+  llama: Llama, source: Checkpoint | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+  """(key, tensor) in Hugging Face's layout and dtype, a layer at a time, LoRA merged in.
+
+  LoRA is added in float32 before the cast. What the model does not hold as it was, embeddings and
+  quantised weights, is read from the source. Raises ValueError for quantised weights without one.
+  """
+  for i in range(llama.config.layers):
+    for entry in TABLE:
+      layer, key = layer_of(llama, entry), entry.key.format(i)
+      weight = weight_of(layer)
+      if not isinstance(weight, Quantised):
+        array = np.asarray(jax.device_get(weight[...][i]))
+        array = array.reshape(len(array), -1).T if array.ndim > 1 else array
+      elif source is not None:
+        array = source.read(key)
+      else:
+        raise ValueError(f"{entry.path} is kept as {weight.kind}: name the checkpoint it came from")
+      yield key, _merged(array, layer, i)
+  yield FINAL_NORM, np.asarray(jax.device_get(llama.norm.scale[...]))
+  for key in IGNORED:
+    if source is not None and key in source.keys():
+      yield key, source.read(key)
+
+
+def _merged(array: np.ndarray, layer: nnx.Module, i: int) -> np.ndarray:
+  """The weight [out, in] of layer i plus its LoRA update, in the weight's dtype."""
+  lora = getattr(layer, "lora", None)
+  if lora is None:
+    return array
+  a, b = (np.asarray(jax.device_get(factor[...][i])) for factor in (lora.a, lora.b))
+  delta = lora.scale * (a @ b.reshape(len(b), -1)).T
+  return (array.astype(np.float32) + delta).astype(array.dtype)

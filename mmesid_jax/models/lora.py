@@ -1,0 +1,46 @@
+"""Low-rank adaptation of a projection. Source: Hu et al. 2021; rsLoRA: Kalajdzievski 2023."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmesid_jax.models.linear import dropout
+from mmesid_jax.models.variables import LoRAParam
+
+TARGETS = ("q", "k", "v", "out", "gate", "up", "down")  # a block's projections, by attribute name
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+  """targets: the projections that are adapted, out of TARGETS; dropout acts on their input."""
+
+  rank: int
+  alpha: float
+  dropout: float = 0.0
+  rslora: bool = False
+  targets: tuple[str, ...] = ("gate", "up", "down")
+
+  @property
+  def scale(self) -> float:
+    """alpha / rank, or alpha / sqrt(rank) with rank-stabilised scaling."""
+    return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class LoRA(nnx.Module):
+  """scale * (dropout(x) A) B: A [d_in, rank] uniform in +-d_in ** -0.5, B [rank, *d_out] zero.
+
+  Both float32, so that small updates are kept; the products are taken in the dtype of x.
+  """
+
+  def __init__(self, d_in: int, d_out: tuple[int, ...], c: LoRAConfig, *, rngs: nnx.Rngs):
+    bound = d_in**-0.5  # Kaiming's uniform with a = sqrt(5), which peft draws from
+    shape = (d_in, c.rank)
+    self.a = LoRAParam(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+    self.b = LoRAParam(jnp.zeros((c.rank, *d_out)))
+    self.scale, self.rate = c.scale, c.dropout
+
+  def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    a, b = (factor[...].astype(x.dtype) for factor in (self.a, self.b))
+    return self.scale * jnp.tensordot(dropout(x, self.rate, key) @ a, b, axes=1)

@@ -1,0 +1,43 @@
+"""A projection of the backbone: trained or frozen, dense or quantised, with or without LoRA."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmesid_jax.models.lora import LoRA, LoRAConfig
+from mmesid_jax.models.storage import Quantised, stored
+
+# Standard deviation of every fresh weight, Hugging Face's initializer_range: what a layer adds at
+# first is as small as the item vectors that it is added to, so it does not drown them.
+INIT = 0.02
+
+
+class Projection(nnx.Module):
+  """y = x W (+ LoRA) over the last axis; W [d_in, *d_out]; computed in the dtype of x.
+
+  weights "trained": an nnx.Param, float32, normal with std INIT. Any of storage.KINDS: frozen, to
+  be filled from a checkpoint.
+  """
+
+  def __init__(
+    self,
+    d_in: int,
+    d_out: int | tuple[int, ...],
+    *,
+    weights: str,
+    lora: LoRAConfig | None,
+    rngs: nnx.Rngs,
+  ):
+    d_out = d_out if isinstance(d_out, tuple) else (d_out,)
+    shape = (d_in, *d_out)
+    if weights == "trained":
+      self.weight = nnx.Param(jax.random.normal(rngs.params(), shape) * INIT)
+    else:
+      self.weight = stored(shape, weights)
+    self.lora = LoRA(d_in, d_out, lora, rngs=rngs) if lora else None
+
+  def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    weight = self.weight
+    dense = weight.dense(x.dtype) if isinstance(weight, Quantised) else weight[...].astype(x.dtype)
+    y = jnp.tensordot(x, dense, axes=1)
+    return y if self.lora is None else y + self.lora(x, key)
