@@ -12,7 +12,24 @@ from mmesid_jax.errors import UserError
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
 PRESETS = ("best", "paper", "released_code")
-RUN_KEYS = ("run", "stages")  # may differ between two runs of one workdir; so may data.dir
+PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
+RUN_KEYS = ("run", "stages")  # may differ between two runs of one workdir
+# Where things are may differ too: what they hold is compared by fingerprint.
+LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
+
+ITEMS = "{items}"  # where the history's tokens stand in a prompt text
+_TASK = "Given the user's purchase history, predict next possible item to be purchased."
+_END = f" {ITEMS} <|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+PROMPTS = {
+  # What the authors document.
+  "paper": (
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+    "You are a helpful AI assistant for recommendations<|eot_id|>"
+    f"<|start_header_id|>user<|end_header_id|>\n\n{_TASK}{_END}"
+  ),
+  # What their code tokenises: the beginning is overwritten.
+  "released_code": f"<|begin_of_text|>{{ {_TASK}{_END}",
+}
 
 
 def optimizer(learning_rate: float, weight_decay: float, **changes: Any) -> dict[str, Any]:
@@ -74,6 +91,22 @@ def default_config(preset: str = "best") -> ConfigDict:
         "optimizer": optimizer(2e-4, 1e-4, schedule="constant", warmup_steps=0),
       },
       "recommender": {
+        "backbone": {
+          "kind": "full",  # all weights trained; "lora": frozen with LoRA; "frozen"
+          "checkpoint": "",  # a Hugging Face directory; "" = from scratch, of the sizes below
+          "weights": "bfloat16",  # how frozen ones are kept: or "float32", "int8", "nf4"
+          "compute": "float32",  # of activations; or "bfloat16"
+          "remat": "none",  # "layers": activations are computed again, not kept: a third slower
+        },
+        "lora": {
+          "rank": 8,
+          "alpha": 16.0,
+          "rslora": False,
+          "dropout": 0.05,
+          "targets": ("gate", "up", "down"),  # or "q", "k", "v", "out"
+          "start": "",  # a PEFT directory to start from
+        },
+        # With a checkpoint, a size of 0 is the checkpoint's, and any other must be equal to it.
         "width": 128,
         "layers": 2,
         "heads": 2,
@@ -84,8 +117,13 @@ def default_config(preset: str = "best") -> ConfigDict:
         "norm_eps": 1e-5,
         "dropout": 0.5,
         "item_dropout": 0.5,
-        "prompt": 1,  # learned prompt vectors
-        "response": 0,  # learned tokens behind every target; 0 = read at the token before it
+        "prompt": {
+          # With a checkpoint: text with {items}, cut by its tokenizer; then length and response
+          # are 0, and become its numbers of tokens.
+          "text": "",
+          "length": 1,  # learned prompt vectors
+          "response": 0,  # learned tokens behind every target; 0 = read at the token before it
+        },
         # item token: "tied" = learned row + projected features (both score too) + codes;
         # "untied": features read through other projections than they score; "mlp": the paper's
         "encoder": "tied",
@@ -125,7 +163,7 @@ def apply_preset(config: ConfigDict, preset: str) -> None:
     return  # the defaults
   r, s = config.recommender, config.semantic_ids
   r.encoder, r.codes, r.fusion, r.gate_temperature = "mlp", "codebooks", "frequency", 1e-3
-  r.whiten, r.response, r.targets_per_user = 0, 4, 50
+  r.whiten, r.prompt.response, r.targets_per_user = 0, 4, 50
   r.optimizer.weight_decay = 0.0
   s.start, s.reconstruction, s.alignment, s.commitment = "balanced", "mmd", "info_nce", 0.01
   if preset == "released_code":
@@ -173,11 +211,19 @@ RULES: Mapping[str, Rule] = {
   "semantic_ids.codes": _at_least(2),
   "semantic_ids.temperature": _above_zero(),
   "semantic_ids.sinkhorn_epsilon": _at_least(0),
+  "recommender.backbone.kind": _one_of("full", "lora", "frozen"),
+  "recommender.backbone.weights": _one_of("float32", "bfloat16", "int8", "nf4"),
+  "recommender.backbone.compute": _one_of("float32", "bfloat16"),
+  "recommender.backbone.remat": _one_of("none", "layers"),
+  "recommender.lora.alpha": _above_zero(),
+  "recommender.lora.targets": _list_of(
+    lambda name: name in PROJECTIONS, "a non-empty tuple out of " + ", ".join(PROJECTIONS)
+  ),
   "recommender.encoder": _one_of("tied", "untied", "mlp"),
   "recommender.codes": _one_of("codebooks", "random", "none"),
   "recommender.fusion": _one_of("frequency", "sum"),
   "recommender.gate_temperature": _above_zero(),
-  "recommender.response": _at_least(0),
+  "recommender.prompt.response": _at_least(0),
   "recommender.targets_per_user": _at_least(0),
   "recommender.whiten": _at_least(0),
   "recommender.whiten_std": _above_zero(),
@@ -192,7 +238,7 @@ RULES_BY_LAST_NAME: Mapping[str, Rule] = {
   **{
     name: _at_least(1)
     for name in (
-      "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "prompt",
+      "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "length", "rank",
       "rows", "targets", "epochs", "levels", "batch", "validate_every_epochs",
       "sinkhorn_iterations", "log_every", "save_every",
     )
@@ -226,6 +272,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def check(config: ConfigDict) -> None:
   """Raises UserError for the first value out of range, or for values that do not fit each other."""
+  _check_checkpoint(config.recommender)  # without one, sizes of 0 would be blamed instead
   flat = flatten(config)
   for key, value in flat.items():
     rule = RULES.get(key) or RULES_BY_LAST_NAME.get(key.rsplit(".", 1)[-1])
@@ -247,6 +294,21 @@ def check(config: ConfigDict) -> None:
     )
 
 
+def _check_checkpoint(r: ConfigDict) -> None:
+  if r.backbone.checkpoint:
+    return
+  if r.backbone.kind in ("lora", "frozen"):
+    raise UserError(
+      f"--config.recommender.backbone.kind={r.backbone.kind}: keeps pretrained weights; name "
+      "their directory with --config.recommender.backbone.checkpoint"
+    )
+  if r.prompt.text:
+    raise UserError(
+      "--config.recommender.prompt.text: text is cut by a checkpoint's tokenizer; name its "
+      "directory with --config.recommender.backbone.checkpoint, or leave the text empty"
+    )
+
+
 def _check_sizes(config: ConfigDict) -> None:
   c, r = config.collaborative, config.recommender
   if c.width % c.heads:
@@ -261,9 +323,10 @@ def _check_sizes(config: ConfigDict) -> None:
     raise UserError(
       f"--config.recommender.head_width={r.head_width}: rotary positions need it even"
     )
-  if r.row_length <= r.response:
+  if r.row_length <= r.prompt.response:
     raise UserError(
-      f"--config.recommender.row_length={r.row_length}: must be above response={r.response}"
+      f"--config.recommender.row_length={r.row_length}: must be above "
+      f"prompt.response={r.prompt.response}"
     )
 
 
@@ -298,5 +361,5 @@ def identity(config: ConfigDict) -> dict[str, Any]:
   return {
     key: value
     for key, value in flat.items()
-    if key.split(".")[0] not in RUN_KEYS and key != "data.dir"
+    if key.split(".")[0] not in RUN_KEYS and key not in LOCATIONS
   }

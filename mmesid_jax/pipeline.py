@@ -11,12 +11,12 @@ import jax
 from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts
-from mmesid_jax.config import RUN_KEYS, check, flatten, identity, read_config
+from mmesid_jax.config import LOCATIONS, RUN_KEYS, check, flatten, identity, read_config
 from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import ranking
-from mmesid_jax.stages import collaborative, evaluation, recommender, semantic_ids
+from mmesid_jax.stages import backbone, collaborative, evaluation, recommender, semantic_ids
 from mmesid_jax.stages.workdir import Workdir
 
 RUN = {
@@ -33,7 +33,9 @@ def run(config: ConfigDict, path: pathlib.Path, *, overwrite: bool = False) -> N
   Raises UserError for a configuration out of range, unreadable data, or a workdir that holds
   another experiment (without `overwrite`, which redoes the stale stages only).
   """
+  backbone.resolve(config)
   check(config)
+  backbone.check(config)
   _check_identity(config, path, overwrite)
   workdir = open_workdir(config, path)
   workdir.check_features()
@@ -147,8 +149,9 @@ def _stale(workdir: Workdir, stages: list[str], overwrite: bool) -> list[str]:
 def _describe(config: ConfigDict, path: pathlib.Path) -> None:
   """config.json (what a later run is compared with) and environment.json (what made it)."""
   saved = ConfigDict(config)
-  if saved.data.dir:
-    saved.data.dir = str(pathlib.Path(saved.data.dir).absolute())
+  where = {key: place for key, place in flatten(config).items() if key in LOCATIONS and place}
+  absolute = {key: str(pathlib.Path(place).absolute()) for key, place in where.items()}
+  saved.update_from_flattened_dict(absolute)
   artifacts.write_text(path / "config.json", saved.to_json_best_effort(indent=1) + "\n")
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   environment = {

@@ -8,6 +8,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.config import default_config
 
 jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)  # meshes; what is not sharded runs on the first
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of what tests do
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from absl import flags
+from checkpoints import write_tiny_checkpoint
 from ml_collections import ConfigDict, config_flags
 
 from mmesid_jax.config import (
+  LOCATIONS,
   PRESETS,
   RULES,
   RULES_BY_LAST_NAME,
@@ -25,6 +27,7 @@ from mmesid_jax.config import (
   read_config,
 )
 from mmesid_jax.errors import UserError
+from mmesid_jax.stages import backbone
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -35,7 +38,7 @@ SIZES = (
   *(f"semantic_ids.{n}" for n in ("levels", "codes", "batch")),
   *("semantic_ids.validate_every_epochs", "semantic_ids.sinkhorn_iterations"),
   *(f"recommender.{n}" for n in ("width", "layers", "heads", "kv_heads", "head_width")),
-  *(f"recommender.{n}" for n in ("mlp_width", "prompt")),
+  *(f"recommender.{n}" for n in ("mlp_width", "prompt.length", "lora.rank")),
   *(
     f"{s}.{n}" for s in ("collaborative", "recommender") for n in ("rows", "row_length", "targets")
   ),
@@ -48,7 +51,8 @@ OTHER_SIZES = ("semantic_ids.hidden", "evaluation.cutoffs", "evaluation.resample
 # No value of these is wrong by itself: files are looked for when they are read.
 FREE = {
   *("data.dir", "features.collaborative", "features.text", "features.visual"),
-  "data.synthetic.seed",
+  *("data.synthetic.seed", "recommender.lora.rslora", "recommender.prompt.text"),
+  *("recommender.backbone.checkpoint", "recommender.lora.start"),
 }
 
 
@@ -106,7 +110,7 @@ def test_the_presets_differ_where_the_readme_says_so():
     "semantic_ids.commitment": 0.01,
   }
   assert {key: paper[key] for key in published} == published
-  assert paper["recommender.response"] > 0 == DEFAULTS["recommender.response"]
+  assert paper["recommender.prompt.response"] > 0 == DEFAULTS["recommender.prompt.response"]
   assert {k for k in paper if paper[k] != released[k]} == {"preset", "semantic_ids.alignment"}
 
 
@@ -180,9 +184,11 @@ def test_no_rule_is_about_a_key_that_is_not_there():
     ),
     ({"recommender.head_width": 9}, "--config.recommender.head_width=9: "),
     (
-      {"recommender.row_length": 4, "recommender.response": 4},
+      {"recommender.row_length": 4, "recommender.prompt.response": 4},
       "--config.recommender.row_length=4: .*response=4",
     ),
+    ({"recommender.backbone.kind": "lora"}, "backbone.kind=lora: .*backbone.checkpoint"),
+    ({"recommender.prompt.text": "a {items}"}, "prompt.text: .*backbone.checkpoint"),
     ({"evaluation.select": "nDCG@7"}, "--config.evaluation.select=nDCG@7: .*mean nDCG@"),
     ({"evaluation.select": "ndcg@10"}, "--config.evaluation.select=ndcg@10: .*mean nDCG@10"),
     ({"evaluation.select": "masked/HR@5"}, "--config.evaluation.select=masked/HR@5: .*mean HR@5"),
@@ -200,7 +206,7 @@ def test_values_that_do_not_fit_each_other_are_refused(changes, message):
     {"data.source": "synthetic", "data.dir": ""},
     {"features.collaborative": "", "features.text": "text.npy"},
     {"recommender.heads": 4, "recommender.kv_heads": 2},
-    {"recommender.row_length": 5, "recommender.response": 4},
+    {"recommender.row_length": 5, "recommender.prompt.response": 4},
     {"evaluation.select": "unmasked/MRR@20"},
     {"evaluation.cutoffs": (7,), "evaluation.select": "HR@7"},
   ],
@@ -215,12 +221,12 @@ def test_modalities_are_those_with_a_source_in_the_order_of_the_configuration():
 
 
 def test_identity_leaves_out_only_what_may_differ_between_two_runs():
-  free = {"stages", "data.dir", "run.log_every", "run.save_every"}
+  free = {"stages", "run.log_every", "run.save_every", *LOCATIONS}
   whole = identity(valid_config())
   assert whole.keys() == DEFAULTS.keys() - free
   json.dumps(whole)
   for key, value in DEFAULTS.items():
-    other = {list: [3], int: 77, float: 0.77, str: "other"}[type(value)]
+    other = {list: [3], int: 77, float: 0.77, str: "other", bool: True}[type(value)]
     assert (identity(changed(key, other)) == whole) == (key in free), key
 
 
@@ -253,7 +259,7 @@ def test_a_saved_configuration_that_is_none_is_one_clear_line(tmp_path, text, me
 @pytest.mark.filterwarnings("ignore:the load_module")  # how ml_collections loads a file
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
-def test_a_config_file_loads_locked_and_valid(file, preset):
+def test_a_config_file_loads_locked_and_valid(file, preset, tmp_path):
   """By the flag that the entry points define."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
@@ -262,6 +268,10 @@ def test_a_config_file_loads_locked_and_valid(file, preset):
   assert config.is_locked and config.preset == preset
   assert flatten(config).keys() == DEFAULTS.keys()
   config.data.dir = "somewhere"
+  if config.recommender.backbone.kind != "full":
+    write_tiny_checkpoint(tmp_path / "base")
+    config.recommender.backbone.checkpoint = str(tmp_path / "base")
+    backbone.resolve(config)
   check(config)
   with pytest.raises(AttributeError):
     config.recommender.epoch = 3

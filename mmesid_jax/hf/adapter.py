@@ -1,9 +1,11 @@
 """LoRA factors as a PEFT directory, out and in: what PyTorch users load with `peft`."""
 
 import json
+import math
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import safetensors.numpy
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.llama_weights import TABLE, layer_of
 from mmesid_jax.models.llama import Llama
+from mmesid_jax.models.variables import LoRAParam
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -25,10 +28,10 @@ PEFT_NAME = {e.path.split(".")[-1]: e.key.split(".")[-2] for e in TABLE if "norm
 
 def describe(llama: Llama) -> str:
   """How many projections are adapted, and with how many parameters."""
-  layers = [lora for _, lora in _adapted(llama)]
-  count = len(layers) * llama.config.layers
-  size = sum(x.a[...].size + x.b[...].size for x in layers)
-  return f"LoRA: matched {count:,} projections, {size / 1e6:.2f} M parameters"
+  factors = list(_factors(llama))
+  projections = sum(len(keys) for _, keys in factors) // 2
+  size = sum(factor[...].size for factor, _ in factors)
+  return f"LoRA: matched {projections:,} projections, {size / 1e6:.2f} M parameters"
 
 
 def write_adapter(llama: Llama, directory: pathlib.Path, *, base: str) -> None:
@@ -38,13 +41,9 @@ def write_adapter(llama: Llama, directory: pathlib.Path, *, base: str) -> None:
   """
   c = llama.config.lora
   named = {}
-  for key, lora in _adapted(llama):
-    a_LIR = np.asarray(jax.device_get(lora.a[...]))
-    b_LRO = np.asarray(jax.device_get(lora.b[...])).reshape(*a_LIR.shape[::2], -1)
-    for i in range(llama.config.layers):
-      module = PREFIX + key.format(i).removesuffix(".weight")
-      named[f"{module}.lora_A.weight"] = np.ascontiguousarray(a_LIR[i].T)
-      named[f"{module}.lora_B.weight"] = np.ascontiguousarray(b_LRO[i].T)
+  for factor, keys in _factors(llama):
+    for key, layer in zip(keys, np.asarray(jax.device_get(factor[...])), strict=True):
+      named[key] = np.ascontiguousarray(layer.reshape(len(layer), -1).T)
   config = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -73,40 +72,51 @@ def read_adapter(llama: Llama, directory: pathlib.Path) -> None:
   Raises UserError for files that are missing or damaged, an adapter of another kind, rank or scale,
   or of a base with other sizes.
   """
+  check(llama, directory)
+  with _open(directory) as file:
+    for factor, keys in _factors(llama):
+      value = np.empty(factor.shape, np.float32)
+      for key, place in zip(keys, value, strict=True):
+        place[...] = file.get_tensor(key).T.reshape(place.shape)
+      factor.set_value(jnp.asarray(value))
+
+
+def check(llama: Llama, directory: pathlib.Path) -> None:
+  """Whether `read_adapter` will do: adapter_config.json, names and shapes. Raises UserError."""
   _check_config(llama, directory)
+  wanted = {key: factor.shape for factor, keys in _factors(llama) for key in keys}
+  with _open(directory) as file:
+    if different := sorted(wanted.keys() ^ set(file.keys())):
+      side = "missing" if different[0] in wanted else "not of this model"
+      raise UserError(
+        f"{directory / WEIGHTS}: {different[0]} is {side}; it was trained on another base"
+      )
+    for key, (_, d_in, *d_out) in wanted.items():
+      shape = (math.prod(d_out), d_in)
+      found = tuple(file.get_slice(key).get_shape())
+      if found != shape:
+        raise UserError(
+          f"{directory / WEIGHTS}: {key} has shape {found}, this base and rank want {shape}"
+        )
+
+
+def _open(directory: pathlib.Path):
   file = directory / WEIGHTS
+  if not file.is_file():
+    raise UserError(f"{directory}: holds no {WEIGHTS}; pickled adapters are not opened")
   try:
-    found = safetensors.numpy.load_file(file)
+    return safetensors.safe_open(file, framework="numpy")
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise UserError(f"{file}: not a whole safetensors file ({error})") from error
-  wanted = {}
-  for key, lora in _adapted(llama):
-    for i in range(llama.config.layers):
-      module = PREFIX + key.format(i).removesuffix(".weight")
-      wanted[f"{module}.lora_A.weight"] = (lora.a, i)
-      wanted[f"{module}.lora_B.weight"] = (lora.b, i)
-  if different := sorted(wanted.keys() ^ found.keys()):
-    side = "missing" if different[0] in wanted else "not of this model"
-    raise UserError(f"{file}: {different[0]} is {side}; it was trained on another base")
-  values = {id(v): np.empty(v.shape, np.float32) for v, _ in wanted.values()}
-  for name, (variable, i) in wanted.items():
-    place = values[id(variable)][i]
-    theirs = found[name].T
-    if theirs.shape != (len(place), place[0].size):
-      raise UserError(
-        f"{file}: {name} has shape {found[name].shape}, this base and rank want "
-        f"{(place[0].size, len(place))}"
-      )
-    place[...] = theirs.reshape(place.shape)
-  for variable, _ in wanted.values():
-    variable.set_value(jnp.asarray(values[id(variable)]))
 
 
-def _adapted(llama: Llama):
-  """(Hugging Face's key, LoRA) of every adapted projection, all layers stacked."""
+def _factors(llama: Llama) -> Iterator[tuple[LoRAParam, list[str]]]:
+  """Every factor [layer, d_in, *d_out], and the keys of its layers in PEFT's file [d_out, d_in]."""
   for entry in TABLE:
     if (lora := getattr(layer_of(llama, entry), "lora", None)) is not None:
-      yield entry.key, lora
+      module = PREFIX + entry.key.removesuffix(".weight")
+      for factor, name in ((lora.a, "lora_A"), (lora.b, "lora_B")):
+        yield factor, [f"{module}.{name}.weight".format(i) for i in range(llama.config.layers)]
 
 
 def _check_config(llama: Llama, directory: pathlib.Path) -> None:
@@ -118,8 +128,6 @@ def _check_config(llama: Llama, directory: pathlib.Path) -> None:
     theirs.get("r")
   except (ValueError, AttributeError) as error:
     raise UserError(f"{file}: not a JSON object ({error})") from error
-  if not (directory / WEIGHTS).is_file():
-    raise UserError(f"{directory}: holds no {WEIGHTS}; pickled adapters are not opened")
   c = llama.config.lora
   expected = {
     "peft_type": "LORA",

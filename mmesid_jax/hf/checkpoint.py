@@ -94,6 +94,12 @@ class Checkpoint:
         raise UserError(f"{self.directory / name}: does not hold {key}, but {INDEX} says so")
 
 
+def refuse_existing(directory: pathlib.Path) -> None:
+  """Nothing that is there is written over. Raises UserError."""
+  if directory.exists():
+    raise UserError(f"{directory}: exists already; name a new directory")
+
+
 def write_checkpoint(
   directory: pathlib.Path,
   tensors: Iterable[tuple[str, np.ndarray]],
@@ -107,8 +113,7 @@ def write_checkpoint(
   the tokenizer's and other small files. The directory appears whole or not at all. Raises UserError
   when it exists.
   """
-  if directory.exists():
-    raise UserError(f"{directory}: exists already; name a new directory")
+  refuse_existing(directory)
   temporary = directory.with_name(directory.name + ".tmp")
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)

@@ -9,16 +9,18 @@ import math
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.models.projection import Projection
 from mmesid_jax.models.storage import BLOCK, Quantised, quantise
-from mmesid_jax.parallel.sharding import make_mesh, sharding
+from mmesid_jax.parallel.sharding import sharding
 
 EMBEDDING = "model.embed_tokens.weight"
 IGNORED = (EMBEDDING, "lm_head.weight")  # the prompt's rows are read apart; nothing reads logits
@@ -113,15 +115,12 @@ def load(llama: Llama, checkpoint: Checkpoint, mesh: Mesh | None = None) -> None
   """Fills every weight of the backbone (LoRA apart), each device reading its own slices only.
 
   Slices that several devices hold are read once; the host keeps one device's slice of one stacked
-  weight at a time. Quantised weights are coded layer by layer as they come. No mesh: one device.
-  Raises UserError as `check_keys` does.
+  weight at a time. Quantised weights are coded layer by layer as they come. No mesh: the default
+  device. Raises UserError as `check_keys` does.
   """
   check_keys(llama, checkpoint)
-  mesh = mesh or make_mesh()
-  norm = llama.norm.scale
-  final = checkpoint.read(FINAL_NORM).astype(norm.dtype)
-  norm.set_value(jax.device_put(final, sharding(mesh, ("norm",))))
-  for entry in TABLE:
+  _place(llama.norm.scale, ("norm",), mesh, lambda *_: checkpoint.read(FINAL_NORM))
+  for entry in tqdm(TABLE, f"reading {checkpoint.directory}", delay=3, leave=False):
     weight = weight_of(layer_of(llama, entry))
     if isinstance(weight, Quantised):
       _load_quantised(weight, checkpoint, entry, mesh)
@@ -129,27 +128,29 @@ def load(llama: Llama, checkpoint: Checkpoint, mesh: Mesh | None = None) -> None
       _load_dense(weight, checkpoint, entry, mesh)
 
 
-def _placed(variable: nnx.Variable, entry: Entry, mesh: Mesh, read) -> None:
-  """Fills the variable with read(index) for every shard; equal indices are read once."""
-  where = sharding(mesh, ("layer", *entry.axes))
+def _place(variable: nnx.Variable, axes: tuple[str, ...], mesh: Mesh | None, read) -> None:
+  """Fills the variable with read(*bounds) for every shard; bounds that are equal are read once."""
+  shape = variable.shape
+  if mesh is None:
+    variable.set_value(jnp.asarray(read(*((0, n) for n in shape)), variable.dtype))
+    return
+  where = sharding(mesh, axes)
   try:
-    where.shard_shape(variable.shape)
+    where.shard_shape(shape)
   except ValueError as error:
     raise UserError(
-      f"{entry.path}: shape {variable.shape} does not divide over the mesh {dict(mesh.shape)}; "
-      "choose mesh sizes that divide it"
+      f"a weight with axes {axes} and shape {shape} does not divide over the mesh "
+      f"{dict(mesh.shape)}; choose sizes that divide it"
     ) from error
-  devices: dict[tuple, list] = {}
-  for device, index in where.addressable_devices_indices_map(variable.shape).items():
-    bounds = tuple(s.indices(n)[:2] for s, n in zip(index, variable.shape, strict=True))
-    devices.setdefault(bounds, []).append(device)
+  holders: dict[tuple, list[jax.Device]] = {}
+  for device, index in where.addressable_devices_indices_map(shape).items():
+    bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+    holders.setdefault(bounds, []).append(device)
   pieces = []
-  for bounds, holders in devices.items():
-    piece = read(*bounds)
-    pieces += [jax.device_put(piece, device) for device in holders]
-    jax.block_until_ready(pieces[-len(holders) :])
-    del piece
-  variable.set_value(jax.make_array_from_single_device_arrays(variable.shape, where, pieces))
+  for bounds, devices in holders.items():
+    piece = np.asarray(read(*bounds), variable.dtype)
+    pieces += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+  variable.set_value(jax.make_array_from_single_device_arrays(shape, where, pieces))
 
 
 def _slab(checkpoint: Checkpoint, entry: Entry, i: int, shape, *bounds) -> np.ndarray:
@@ -162,17 +163,21 @@ def _slab(checkpoint: Checkpoint, entry: Entry, i: int, shape, *bounds) -> np.nd
   return read.T.reshape(rows[1] - rows[0], last - first, *(b - a for a, b in widths))
 
 
-def _load_dense(weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry, mesh: Mesh) -> None:
+def _load_dense(
+  weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry, mesh: Mesh | None
+) -> None:
   def read(layers, *bounds):
     piece = np.empty([b - a for a, b in (layers, *bounds)], weight.dtype)
     for i in range(*layers):
       piece[i - layers[0]] = _slab(checkpoint, entry, i, weight.shape, *bounds)
     return piece
 
-  _placed(weight, entry, mesh, read)
+  _place(weight, ("layer", *entry.axes), mesh, read)
 
 
-def _load_quantised(weight: Quantised, checkpoint: Checkpoint, entry: Entry, mesh: Mesh) -> None:
+def _load_quantised(
+  weight: Quantised, checkpoint: Checkpoint, entry: Entry, mesh: Mesh | None
+) -> None:
   shape = _shape(weight)
   per_code = shape[1] // weight.codes.shape[1]  # input rows that share a code byte
   scales: dict[tuple, np.ndarray] = {}
@@ -195,8 +200,9 @@ def _load_quantised(weight: Quantised, checkpoint: Checkpoint, entry: Entry, mes
     scales[(layers, tuple(r // BLOCK for r in rows), *out)] = np.stack(scale)
     return codes
 
-  _placed(weight.codes, entry, mesh, read)
-  _placed(weight.scale, entry, mesh, lambda *bounds: scales.pop(bounds))
+  axes = ("layer", *entry.axes)
+  _place(weight.codes, axes, mesh, read)
+  _place(weight.scale, axes, mesh, lambda *bounds: scales.pop(bounds))
 
 
 def to_hugging_face(

@@ -5,21 +5,10 @@ import pathlib
 
 import numpy as np
 
+from mmesid_jax.config import ITEMS
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.hf.llama_weights import EMBEDDING
-
-ITEMS = "{items}"
-TASK = "Given the user's purchase history, predict next possible item to be purchased."
-END = f" {ITEMS} <|eot_id|><|start_header_id|>assistant<|end_header_id|>"
-
-# Documented by the authors; and what their code tokenises, whose beginning is overwritten.
-PAPER = (
-  "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
-  "You are a helpful AI assistant for recommendations<|eot_id|>"
-  f"<|start_header_id|>user<|end_header_id|>\n\n{TASK}{END}"
-)
-RELEASED_CODE = f"<|begin_of_text|>{{ {TASK}{END}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.models.linear import Linear
+from mmesid_jax.models.linear import Linear, gelu
 from mmesid_jax.models.variables import Frozen
 
 
@@ -54,7 +54,7 @@ class FrequencyFusion(nnx.Module):
     if self.kind == "sum":
       return jnp.ones((len(frequency_I), self.sources))
     first, down, up, last = self.layers
-    hidden = jax.nn.gelu(up(down(jax.nn.gelu(first(frequency_I[:, None])))))
+    hidden = gelu(up(down(gelu(first(frequency_I[:, None])))))
     return jax.nn.softmax(last(hidden) / self.temperature, axis=-1)
 
 

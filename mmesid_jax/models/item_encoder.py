@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmesid_jax.models.linear import Linear
+from mmesid_jax.models.linear import Linear, gelu
 from mmesid_jax.models.variables import Frozen
 
 
@@ -68,4 +68,4 @@ class ItemEncoder(nnx.Module):
     parts += [self.quantised(m, item) for m in self.code_IL]
     if self.kind != "mlp":
       return self.identity_ID[...][item] + sum(parts)
-    return jax.nn.gelu(self.out(jax.nn.relu(self.hidden(jnp.concatenate(parts, -1)))))
+    return gelu(self.out(jax.nn.relu(self.hidden(jnp.concatenate(parts, -1)))))

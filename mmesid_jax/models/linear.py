@@ -27,6 +27,11 @@ class Linear(nnx.Module):
     return y if self.bias is None else y + self.bias[...]
 
 
+def gelu(x: jax.Array) -> jax.Array:
+  """The exact one, x * Phi(x), as torch has it; jax's default is an approximation."""
+  return jax.nn.gelu(x, approximate=False)
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """Zeroes elements with probability `rate` and scales the rest by 1 / (1 - rate); key None =
   identity."""

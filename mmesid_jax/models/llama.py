@@ -17,7 +17,7 @@ from mmesid_jax.models.attention import attention
 from mmesid_jax.models.linear import dropout, split
 from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.models.projection import Projection
-from mmesid_jax.models.variables import Pretrained
+from mmesid_jax.models.variables import LoRAParam, Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class LlamaConfig:
   """Sizes: layers, D model width, F mlp width, N query heads, K key/value heads, H head width.
 
   weights: "trained", or how frozen ones are kept (storage.KINDS); compute: dtype of activations.
+  remat: "none" keeps every activation for the backward pass; "layers" keeps what enters a layer and
+  computes the rest again.
   """
 
   layers: int
@@ -49,7 +51,14 @@ class LlamaConfig:
   dropout: float = 0.0
   weights: str = "trained"
   compute: str = "float32"
+  remat: str = "none"
   lora: LoRAConfig | None = None
+
+  @property
+  def parameters(self) -> int:
+    """Weights of all blocks and norms; no embeddings, no LoRA."""
+    heads = 2 * self.N * self.H + 2 * self.K * self.H
+    return self.layers * self.D * (heads + 3 * self.F + 2) + self.D
 
   def projection(self, name: str, d_in: int, d_out, rngs: nnx.Rngs) -> Projection:
     """The block's projection of that name, adapted if the name is among the LoRA targets."""
@@ -188,6 +197,17 @@ class Llama(nnx.Module):
     self.norm = RMSNorm(c)
     self.config = c
 
+  @classmethod
+  def unfilled(cls, c: LlamaConfig, *, rngs: nnx.Rngs) -> "Llama":
+    """Weights are shapes until a checkpoint fills them, so nothing of their size is allocated
+    twice; LoRA is drawn."""
+    key = rngs.params()
+    llama = nnx.eval_shape(lambda: cls(c, rngs=nnx.Rngs(0)))
+    if c.lora is not None:
+      draw = jax.jit(lambda key: nnx.state(cls(c, rngs=nnx.Rngs(key)), LoRAParam))
+      nnx.update(llama, draw(key))
+    return llama
+
   def __call__(
     self,
     prompt_PD: jax.Array,
@@ -205,5 +225,7 @@ class Llama(nnx.Module):
       state, layer_key = state_and_key
       return nnx.merge(graph, state)(*streams, position_RT, mask_RTT, layer_key), None
 
+    if self.config.remat == "layers":
+      layer = jax.checkpoint(layer, prevent_cse=False)  # in a scan nothing can be shared anyway
     streams, _ = jax.lax.scan(layer, (prompt_PD, x_RTD), (stacked, keys))
     return tuple(self.norm(x).astype(jnp.float32) for x in streams)

@@ -6,21 +6,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmesid_jax.config import PROJECTIONS
 from mmesid_jax.models.linear import dropout
 from mmesid_jax.models.variables import LoRAParam
-
-TARGETS = ("q", "k", "v", "out", "gate", "up", "down")  # a block's projections, by attribute name
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-  """targets: the projections that are adapted, out of TARGETS; dropout acts on their input."""
+  """targets: the projections of a block that are adapted; dropout acts on their input."""
 
   rank: int
   alpha: float
   dropout: float = 0.0
   rslora: bool = False
   targets: tuple[str, ...] = ("gate", "up", "down")
+
+  def __post_init__(self):
+    if unknown := set(self.targets) - set(PROJECTIONS) or not self.targets:
+      raise ValueError(f"LoRA matches no projection: {unknown}, expected some of {PROJECTIONS}")
 
   @property
   def scale(self) -> float:

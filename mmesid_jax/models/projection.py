@@ -1,11 +1,13 @@
 """A projection of the backbone: trained or frozen, dense or quantised, with or without LoRA."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.models.lora import LoRA, LoRAConfig
-from mmesid_jax.models.storage import Quantised, stored
+from mmesid_jax.models.storage import Quantised, dequantise, stored
 
 # Standard deviation of every fresh weight, Hugging Face's initializer_range: what a layer adds at
 # first is as small as the item vectors that it is added to, so it does not drown them.
@@ -38,6 +40,15 @@ class Projection(nnx.Module):
 
   def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     weight = self.weight
-    dense = weight.dense(x.dtype) if isinstance(weight, Quantised) else weight[...].astype(x.dtype)
-    y = jnp.tensordot(x, dense, axes=1)
+    if isinstance(weight, Quantised):
+      y = _product(x, weight.codes[...], weight.scale[...], weight.kind)
+    else:
+      y = jnp.tensordot(x, weight[...].astype(x.dtype), axes=1)
     return y if self.lora is None else y + self.lora(x, key)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _product(x: jax.Array, codes: jax.Array, scale: jax.Array, kind: str) -> jax.Array:
+  """x W of a quantised W. Checkpointed, so that the backward pass makes the floats of W again:
+  kept for it, those of all layers together would take what quantising saves."""
+  return jnp.tensordot(x, dequantise(codes, scale, kind).astype(x.dtype), axes=1)

@@ -11,12 +11,15 @@ from mmesid_jax.models.attention import read, visible
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.linear import dropout, split
 from mmesid_jax.models.llama import Llama, LlamaConfig
+from mmesid_jax.models.variables import Pretrained
 
 
 class RecommenderModel(nnx.Module):
-  """Soft prompt of P vectors, item tokens, S response tokens behind every target (0 = none).
+  """Prompt of P vectors, item tokens, S response tokens behind every target (0 = none).
 
-  `item_dropout` zeroes elements of the item tokens; the backbone has its own rate.
+  `pretrained`: the backbone's weights are shapes until a checkpoint fills them; `text`: so are the
+  vectors of prompt and response, which are learned otherwise. `item_dropout` zeroes elements of the
+  item tokens; the backbone has its own rates.
   """
 
   def __init__(
@@ -28,12 +31,16 @@ class RecommenderModel(nnx.Module):
     P: int,
     S: int,
     item_dropout: float,
+    pretrained: bool = False,
+    text: bool = False,
     rngs: nnx.Rngs,
   ):
     self.items, self.gates = items, gates
-    self.backbone = Llama(backbone, rngs=rngs)
+    self.backbone = (Llama.unfilled if pretrained else Llama)(backbone, rngs=rngs)
 
     def table(rows):
+      if text:
+        return Pretrained(jnp.zeros((rows, backbone.D)))
       return nnx.Param(jax.random.normal(rngs.params(), (rows, backbone.D)) * 0.02)
 
     self.prompt_PD = table(P)

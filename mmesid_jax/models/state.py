@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.models.variables import Pretrained
 
 
 def _name(path) -> str:
@@ -14,9 +15,17 @@ def _name(path) -> str:
 
 
 def tensors(model: nnx.Module) -> dict[str, np.ndarray]:
-  """{"a.b.c": array} of every Variable of the model."""
-  flat = nnx.to_flat_state(nnx.state(model))
-  return {_name(path): np.asarray(jax.device_get(v[...])) for path, v in flat}
+  """{"a.b.c": array} of every Variable of the model but the pretrained ones."""
+  return {name: np.asarray(jax.device_get(v[...])) for name, v in named_variables(model)}
+
+
+def named_variables(model: nnx.Module) -> list[tuple[str, nnx.Variable]]:
+  """("a.b.c", Variable) of every Variable of the model but the pretrained ones."""
+  return [(_name(path), variable) for path, variable in _own(model)]
+
+
+def _own(model: nnx.Module):
+  return nnx.to_flat_state(nnx.state(model, nnx.Not(Pretrained)))
 
 
 def loaded(
@@ -24,10 +33,11 @@ def loaded(
 ) -> nnx.Module:
   """The model that `build` makes, every Variable read from `named`; nothing is drawn or computed.
 
-  Raises UserError when names or shapes differ; source says whence the tensors are.
+  Pretrained weights are left as shapes, to be filled from their checkpoint. Raises UserError when
+  names or shapes differ; source says whence the tensors are.
   """
   model = nnx.eval_shape(build)
-  flat = nnx.to_flat_state(nnx.state(model))
+  flat = _own(model)
   names = {_name(path) for path, _ in flat}
   if different := sorted(names ^ named.keys()):
     raise UserError(f"{source}: does not hold this model: {different[0]} is on one side only")

@@ -45,10 +45,6 @@ class Quantised(nnx.Module):
     self.scale = Pretrained(jnp.zeros((d_in // BLOCK, *d_out), jnp.bfloat16))
     self.kind = kind
 
-  def dense(self, dtype) -> jax.Array:
-    """The weight [..., d_in, *d_out] in `dtype`; made where it is used, so only codes persist."""
-    return dequantise(self.codes[...], self.scale[...], self.kind).astype(dtype)
-
 
 def dequantise(codes: jax.Array, scale: jax.Array, kind: str) -> jax.Array:
   """float32 [d_in, *d_out] from `quantise`'s codes and scales."""

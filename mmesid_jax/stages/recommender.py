@@ -1,5 +1,5 @@
-"""Recommender stage: a Llama on shared-prefix rows. Writes recommender.safetensors, the whole
-model."""
+"""Recommender stage: a Llama on shared-prefix rows. Writes recommender.safetensors: the whole model
+but for what its checkpoint holds; and with LoRA a PEFT directory, adapter/, beside it."""
 
 from collections.abc import Mapping
 
@@ -19,9 +19,9 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.state import loaded
+from mmesid_jax.stages import backbone
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
 from mmesid_jax.training.loop import fit
@@ -31,7 +31,7 @@ STAGE = "recommender"
 
 def layout(config: ConfigDict) -> Layout:
   """The batch shape of `config` = config.recommender."""
-  return Layout(config.rows, config.row_length, config.targets, config.response)
+  return Layout(config.rows, config.row_length, config.targets, config.prompt.response)
 
 
 def build(
@@ -49,24 +49,15 @@ def build(
   gates = FrequencyFusion(
     counts_I, len(features), kind=config.fusion, temperature=config.gate_temperature, rngs=rngs
   )
-  backbone = LlamaConfig(
-    layers=config.layers,
-    D=config.width,
-    F=config.mlp_width,
-    N=config.heads,
-    K=config.kv_heads,
-    H=config.head_width,
-    rope_theta=config.rope_theta,
-    norm_eps=config.norm_eps,
-    dropout=config.dropout,
-  )
   return RecommenderModel(
     items,
     gates,
-    backbone,
-    P=config.prompt,
-    S=config.response,
+    backbone.llama_config(config),
+    P=config.prompt.length,
+    S=config.prompt.response,
     item_dropout=config.item_dropout,
+    pretrained=bool(config.backbone.checkpoint),
+    text=bool(config.prompt.text),
     rngs=rngs,
   )
 
@@ -121,24 +112,27 @@ def run(workdir: Workdir) -> None:
     features = {m: whiten(x, min(c.whiten, x.shape[1]), c.whiten_std) for m, x in features.items()}
   codes, codebooks = codes_and_codebooks(workdir)
   pieces, counts = training_pieces(dataset, layout(c), targets_per_user=c.targets_per_user)
+  model = build(
+    c,
+    config.seed,
+    features=features,
+    codes=codes,
+    codebooks=codebooks,
+    counts_I=popularity(dataset),
+  )
+  backbone.start(model, c)
   task = next_item_task(
     STAGE,
     config,
     c,
-    model=build(
-      c,
-      config.seed,
-      features=features,
-      codes=codes,
-      codebooks=codebooks,
-      counts_I=popularity(dataset),
-    ),
+    model=model,
     loss=loss,
     batches=PackedBatches(dataset, pieces, layout(c), seed=config.seed),
     counts=counts,
     evaluator=Evaluator(dataset, evaluation_layout(layout(c), config.evaluation.targets), "valid"),
   )
   result = fit(task, workdir.folder(STAGE), **config.run)
+  backbone.write_adapter(result.model, c, workdir.path / "adapter")
   workdir.write(
     STAGE,
     {"counts": popularity(dataset)},
@@ -175,4 +169,6 @@ def restore(workdir_path, config: ConfigDict) -> RecommenderModel:
       counts_I=found["counts"],
     )
 
-  return loaded(abstract, named, str(path))
+  model = loaded(abstract, named, str(path))
+  backbone.fill(model, config.recommender)
+  return model

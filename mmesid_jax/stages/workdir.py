@@ -17,6 +17,7 @@ from mmesid_jax.config import identity, modalities
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import read_features
 from mmesid_jax.models.state import tensors
+from mmesid_jax.stages import backbone
 
 UPSTREAM = {
   "collaborative": (),
@@ -66,6 +67,8 @@ class Workdir:
     if stage != "collaborative":
       files = {m: self.config.features[m] for m in modalities(self.config)}
       parts["features"] = {m: f if f == "stage" else self._digest(f) for m, f in files.items()}
+    if stage == "recommender":
+      parts |= backbone.fingerprint(self.config.recommender)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
   def _digest(self, file: str) -> str:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmesid_jax.config import PROJECTIONS
 from mmesid_jax.hf.architecture import read_architecture
 from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.hf.llama_weights import load
 from mmesid_jax.models.llama import Llama
-from mmesid_jax.models.lora import TARGETS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -91,7 +91,7 @@ def randomise_lora(llama: Llama, seed: int = 0) -> None:
   """B is zero at first: an adapter that nothing would miss."""
   rng = np.random.default_rng(seed)
   for module in (llama.blocks.attention, llama.blocks.mlp):
-    for name in TARGETS:
+    for name in PROJECTIONS:
       if (lora := getattr(getattr(module, name, None), "lora", None)) is not None:
         for factor in (lora.a, lora.b):
           factor.set_value(jnp.asarray(rng.normal(size=factor.shape) * 0.1, jnp.float32))

@@ -18,11 +18,12 @@ from parity.llamas import (
   torch_states,
 )
 
+from mmesid_jax.config import PROJECTIONS
 from mmesid_jax.hf.architecture import architecture_json, read_architecture
 from mmesid_jax.hf.checkpoint import Checkpoint, write_checkpoint
 from mmesid_jax.hf.llama_weights import to_hugging_face
 from mmesid_jax.models.llama import Llama
-from mmesid_jax.models.lora import TARGETS, LoRAConfig
+from mmesid_jax.models.lora import LoRAConfig
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -112,7 +113,7 @@ def test_round_trip_is_byte_equal(dtype, tied, tmp_path):
 def test_merged_export_loads_in_transformers(tmp_path):
   torch_llama().save_pretrained(tmp_path / "source")
   llama = llama_from(
-    tmp_path / "source", lora=LoRAConfig(rank=2, alpha=4.0, rslora=True, targets=TARGETS)
+    tmp_path / "source", lora=LoRAConfig(rank=2, alpha=4.0, rslora=True, targets=PROJECTIONS)
   )
   randomise_lora(llama)
   config = json.loads((tmp_path / "source" / "config.json").read_text())

@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 from parity.llamas import llama_from, randomise_lora, states, tokens, torch_llama, torch_states
 
+from mmesid_jax.config import PROJECTIONS
 from mmesid_jax.hf.adapter import read_adapter, write_adapter
-from mmesid_jax.models.lora import TARGETS, LoRAConfig
+from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.models.variables import LoRAParam
 
 pytestmark = pytest.mark.parity
@@ -17,7 +18,9 @@ peft = pytest.importorskip("peft")
 
 CASES = {
   "the paper's": LoRAConfig(rank=8, alpha=16.0, targets=("gate", "up", "down")),
-  "every projection, rank-stabilised": LoRAConfig(rank=3, alpha=4.0, rslora=True, targets=TARGETS),
+  "every projection, rank-stabilised": LoRAConfig(
+    rank=3, alpha=4.0, rslora=True, targets=PROJECTIONS
+  ),
   "queries and values": LoRAConfig(rank=2, alpha=1.0, targets=("v", "q")),
 }
 

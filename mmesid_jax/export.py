@@ -1,0 +1,23 @@
+"""Writes the trained backbone, LoRA merged in, as a Hugging Face directory: python -m
+mmesid_jax.export --workdir=DIR --output=NEW_DIR"""
+
+import pathlib
+
+from absl import flags
+
+from mmesid_jax import cli
+
+WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
+OUTPUT = flags.DEFINE_string("output", None, "The directory to be made.")
+flags.mark_flags_as_required(["workdir", "output"])
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  from mmesid_jax import exporting
+
+  exporting.run(pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value))
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,61 @@
+"""What the command `export` does: the backbone for transformers, in a directory of its own."""
+
+import itertools
+import json
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mmesid_jax.config import read_config
+from mmesid_jax.hf.architecture import architecture_json
+from mmesid_jax.hf.checkpoint import Checkpoint, refuse_existing, write_checkpoint
+from mmesid_jax.hf.llama_weights import EMBEDDING, TABLE, to_hugging_face
+from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.stages import recommender
+
+
+def run(workdir: pathlib.Path, output: pathlib.Path) -> None:
+  """Raises UserError for a workdir without a trained recommender, or an output that exists."""
+  refuse_existing(output)
+  config = read_config(workdir)
+  write(recommender.restore(workdir, config), config.recommender, output)
+  print(f"wrote {output}")
+
+
+def write(model: RecommenderModel, c: ConfigDict, output: pathlib.Path) -> None:
+  """The backbone of config.recommender = c. Raises UserError when the output exists.
+
+  From a checkpoint: its config, tokenizer, embeddings and lm_head, which training leaves alone, and
+  the weights with LoRA merged in. From scratch: the learned vectors of prompt and response stand in
+  for the embeddings, so `inputs_embeds` finds them and token i is vector i.
+  """
+  llama, source = model.backbone, None
+  if c.backbone.checkpoint:
+    source = Checkpoint(c.backbone.checkpoint)
+    architecture = _architecture_of(source, llama.config.weights)
+    embeddings = []
+  else:
+    tables = [t for t in (model.prompt_PD, model.response_SD) if t is not None]
+    table = np.concatenate([np.asarray(t[...]) for t in tables])
+    architecture = architecture_json(llama.config, vocabulary=len(table), dtype="float32")
+    embeddings = [(EMBEDDING, table)]
+  tensors = tqdm(
+    to_hugging_face(llama, source), "export", len(TABLE) * llama.config.layers, delay=3, leave=False
+  )
+  write_checkpoint(
+    output,
+    itertools.chain(embeddings, tensors),
+    architecture,
+    copy_from=source and source.directory,
+  )
+
+
+def _architecture_of(source: Checkpoint, weights: str) -> dict:
+  """The source's config.json; its dtype is what the weights are kept in, unless that is codes."""
+  architecture = json.loads((source.directory / "config.json").read_text())
+  dtype = "float32" if weights == "trained" else weights
+  if dtype in ("float32", "bfloat16"):
+    architecture["torch_dtype" if "torch_dtype" in architecture else "dtype"] = dtype
+  return architecture

@@ -1,0 +1,173 @@
+"""The recommender's backbone as the configuration wants it: sizes, pretrained weights, adapters."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.hf import adapter, llama_weights, prompt
+from mmesid_jax.hf.architecture import read_architecture
+from mmesid_jax.hf.checkpoint import Checkpoint
+from mmesid_jax.models.llama import Llama, LlamaConfig
+from mmesid_jax.models.lora import LoRAConfig
+from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.storage import BLOCK
+from mmesid_jax.models.variables import Frozen, Pretrained
+
+SIZES = {  # key of config.recommender -> field of LlamaConfig
+  "width": "D",
+  "layers": "layers",
+  "heads": "N",
+  "kv_heads": "K",
+  "head_width": "H",
+  "mlp_width": "F",
+  "rope_theta": "rope_theta",
+  "norm_eps": "norm_eps",
+}
+
+
+def resolve(config: ConfigDict) -> None:
+  """Fills what the checkpoint knows into config.recommender, in place; without one, nothing.
+
+  A size that is not 0 must be the checkpoint's; so must prompt.length and prompt.response with a
+  prompt text, where they become the tokenizer's counts. Raises UserError.
+  """
+  c = config.recommender
+  if not c.backbone.checkpoint:
+    return
+  directory = pathlib.Path(c.backbone.checkpoint)
+  architecture = read_architecture(directory)
+  found = {key: getattr(architecture, field) for key, field in SIZES.items()}
+  _fill(c, found, directory / "config.json")
+  if c.prompt.text:
+    tokens = prompt.tokenise(directory, c.prompt.text)
+    counts = {"length": len(tokens.before), "response": len(tokens.behind)}
+    _fill(c.prompt, counts, "the tokenizer")
+
+
+def check(config: ConfigDict) -> None:
+  """Whether checkpoint and adapter are what the resolved configuration takes them for; reads their
+  headers only. Raises UserError."""
+  c = config.recommender
+  if not c.backbone.checkpoint:
+    return
+  if c.backbone.kind != "full" and c.backbone.weights in ("int8", "nf4"):
+    for key, width in (("width", c.width), ("mlp_width", c.mlp_width)):
+      if width % BLOCK:
+        raise UserError(
+          f"--config.recommender.backbone.weights={c.backbone.weights}: wants {key}={width} in "
+          f"blocks of {BLOCK}; take bfloat16"
+        )
+  llama = nnx.eval_shape(lambda: Llama(llama_config(c), rngs=nnx.Rngs(0)))
+  llama_weights.check_keys(llama, Checkpoint(c.backbone.checkpoint))
+  if c.lora.start:
+    adapter.check(llama, pathlib.Path(c.lora.start))
+
+
+def _fill(section: ConfigDict, found: dict[str, float], source) -> None:
+  if different := [k for k, v in found.items() if section[k] and section[k] != v]:
+    asked = ", ".join(f"{k}={section[k]}" for k in different)
+    says = ", ".join(f"{k}={found[k]}" for k in different)
+    raise UserError(f"--config.recommender: {asked}, but {source} says {says}; 0 takes that")
+  section.update({k: type(section[k])(v) for k, v in found.items()})
+
+
+def llama_config(c: ConfigDict) -> LlamaConfig:
+  """What config.recommender = c says of the backbone, and its checkpoint where there is one."""
+  lora = None
+  if c.backbone.kind == "lora":
+    lora = LoRAConfig(
+      rank=c.lora.rank,
+      alpha=c.lora.alpha,
+      dropout=c.lora.dropout,
+      rslora=c.lora.rslora,
+      targets=tuple(c.lora.targets),
+    )
+  if c.backbone.checkpoint:
+    base = read_architecture(pathlib.Path(c.backbone.checkpoint))
+  else:
+    base = LlamaConfig(**{field: c[key] for key, field in SIZES.items()})
+  return dataclasses.replace(
+    base,
+    dropout=c.dropout,
+    weights="trained" if c.backbone.kind == "full" else c.backbone.weights,
+    compute=c.backbone.compute,
+    remat=c.backbone.remat,
+    lora=lora,
+  )
+
+
+def fill(model: RecommenderModel, c: ConfigDict) -> None:
+  """Reads what the checkpoint holds into the model: weights, vectors of a prompt text."""
+  if not c.backbone.checkpoint:
+    return
+  checkpoint = Checkpoint(c.backbone.checkpoint)
+  llama_weights.load(model.backbone, checkpoint)
+  if c.prompt.text:
+    tokens = prompt.tokenise(checkpoint.directory, c.prompt.text)
+    model.prompt_PD.set_value(jnp.asarray(prompt.embeddings(checkpoint, tokens.before)))
+    if tokens.behind:
+      model.response_SD.set_value(jnp.asarray(prompt.embeddings(checkpoint, tokens.behind)))
+
+
+def start(model: RecommenderModel, c: ConfigDict) -> None:
+  """Before training: fills the model, reads the adapter to start from, says what is trained."""
+  fill(model, c)
+  if c.backbone.kind == "lora":
+    if c.lora.start:
+      adapter.read_adapter(model.backbone, pathlib.Path(c.lora.start))
+    print(adapter.describe(model.backbone))
+  print(memory(model))
+
+
+def write_adapter(model: RecommenderModel, c: ConfigDict, directory: pathlib.Path) -> None:
+  """The trained LoRA factors for peft; without LoRA nothing."""
+  if c.backbone.kind == "lora":
+    adapter.write_adapter(model.backbone, directory, base=c.backbone.checkpoint)
+
+
+def memory(model: RecommenderModel) -> str:
+  """What the model takes on every device, by what it is for, in one line."""
+  trained = nnx.state(model, nnx.Param)
+  frozen = nnx.state(model.backbone, Pretrained)
+  tables = nnx.state(model, nnx.All(Frozen, nnx.Not(Pretrained)))
+  line = f"memory a device: trained {_mib(trained)}, gradient and AdamW {_mib(trained, 3)}"
+  if jax.tree.leaves(frozen):
+    stored = sum(x.nbytes for x in jax.tree.leaves(frozen))
+    a_parameter = stored / model.backbone.config.parameters
+    line += f", frozen backbone {_mib(frozen)} ({a_parameter:.2f} bytes a parameter)"
+  return f"{line}, tables {_mib(tables)}; activations come on top"
+
+
+def _mib(state: nnx.State, times: int = 1) -> str:
+  held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+  return f"{times * held / 2**20:,.1f} MiB"
+
+
+def fingerprint(c: ConfigDict) -> dict[str, str]:
+  """What the stage's artifact depends on outside of the configuration's text; {} = nothing.
+
+  Of the checkpoint: sha256 of config.json, tokenizer.json, names, shapes and a row of every tensor,
+  which tells checkpoints apart without reading them whole. Of the adapter: sha256 of its weights.
+  """
+  if not c.backbone.checkpoint:
+    return {}
+  checkpoint = Checkpoint(c.backbone.checkpoint)
+  digest = hashlib.sha256()
+  for name in ("config.json", "tokenizer.json"):
+    file = checkpoint.directory / name
+    digest.update(file.read_bytes() if file.is_file() else b"")
+  for key in sorted(checkpoint.keys()):
+    digest.update(f"{key} {checkpoint.shape(key)}".encode())
+    digest.update(np.ascontiguousarray(checkpoint.read(key, slice(0, 1))).tobytes())
+  found = {"checkpoint": digest.hexdigest()}
+  if c.lora.start:
+    weights = (pathlib.Path(c.lora.start) / adapter.WEIGHTS).read_bytes()
+    found["adapter"] = hashlib.sha256(weights).hexdigest()
+  return found

@@ -1,0 +1,138 @@
+"""Checkpoints that are not what they should be: one line each, before any memory is taken."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from checkpoints import write_tiny_checkpoint
+from flax import nnx
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.hf.architecture import read_architecture
+from mmesid_jax.hf.checkpoint import INDEX, SINGLE, Checkpoint, write_checkpoint
+from mmesid_jax.hf.llama_weights import check_keys
+from mmesid_jax.models.llama import Llama
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def base(tmp_path):
+  write_tiny_checkpoint(tmp_path / "base")
+  return tmp_path / "base"
+
+
+def opened(base):
+  config = read_architecture(base)
+  check_keys(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))), Checkpoint(base))
+
+
+def rewrite(base, change):
+  tensors = safetensors.numpy.load_file(base / SINGLE)
+  change(tensors)
+  safetensors.numpy.save_file(tensors, base / SINGLE)
+
+
+def shard(base, *, rename=lambda name: name):
+  """The one file as two shards and an index."""
+  tensors = safetensors.numpy.load_file(base / SINGLE)
+  names = sorted(tensors)
+  parts = {"a.safetensors": names[:5], "b.safetensors": names[5:]}
+  for file, keys in parts.items():
+    safetensors.numpy.save_file({k: tensors[k] for k in keys}, base / file)
+  (base / SINGLE).unlink()
+  weight_map = {key: rename(file) for file, keys in parts.items() for key in keys}
+  (base / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_a_whole_one_is_taken(base):
+  opened(base)
+  shard(base)
+  opened(base)
+
+
+@pytest.mark.parametrize(
+  "damage, message",
+  [
+    (lambda b: (b / SINGLE).unlink(), "holds neither"),
+    (lambda b: (b / SINGLE).rename(b / "pytorch_model.bin"), "pytorch_model.bin .*save_pretrained"),
+    (lambda b: (b / SINGLE).rename(b / "consolidated.00.pth"), "consolidated.00.pth .*pickles"),
+    (lambda b: (b / SINGLE).write_bytes((b / SINGLE).read_bytes()[:-7]), f"{SINGLE}: not a whole"),
+    (lambda b: (b / SINGLE).write_bytes(b"no header"), f"{SINGLE}: not a whole"),
+    (lambda b: (b / "config.json").unlink(), "config.json: no such file"),
+    (lambda b: (b / "config.json").write_text("[1"), "config.json: not a JSON object"),
+    (lambda b: rewrite(b, lambda t: t.pop(UP)), f"{UP} is missing .*mlp.up\\[1\\]"),
+    (
+      lambda b: rewrite(b, lambda t: t.update({"model.layers.2.mlp.up_proj.weight": t[UP]})),
+      "layers.2.mlp.up_proj.weight fits no parameter",
+    ),
+    (
+      lambda b: rewrite(b, lambda t: t.update({UP: t[UP][:, :-1].copy()})),
+      rf"{UP} has shape \(128, 63\), .*mlp.up\[1\] wants \(128, 64\)",
+    ),
+    (
+      lambda b: rewrite(b, lambda t: t.update({UP: t[UP].astype(np.int8)})),
+      f"{UP} does not hold 16- or 32-bit floats",
+    ),
+    (lambda b: shard(b, rename=lambda f: f.replace("b.", "c.")), "c.safetensors: no such file"),
+    (lambda b: shard(b, rename=lambda f: "a.safetensors"), "a.safetensors: does not hold"),
+    (lambda b: shard(b, rename=lambda f: "../" + f), "'../a.safetensors' is not a file name"),
+    (lambda b: (shard(b), (b / INDEX).write_text("{}")), f"{INDEX}: expected an object"),
+  ],
+)
+def test_damage_is_told_in_one_line(base, damage, message):
+  damage(base)
+  with pytest.raises(UserError, match=message) as error:
+    opened(base)
+  assert "\n" not in str(error.value)
+
+
+def test_no_directory(tmp_path):
+  with pytest.raises(UserError, match="absent: no such directory"):
+    Checkpoint(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"model_type": "mistral"}, "model_type is 'mistral', expected 'llama'"),
+    ({"sliding_window": 4096}, "sliding_window is 4096"),
+    ({"attention_bias": True}, "attention_bias is True"),
+    ({"mlp_bias": True}, "mlp_bias is True"),
+    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ({"hidden_size": None}, "hidden_size is None, expected an integer"),
+    ({"num_hidden_layers": 2.5}, "num_hidden_layers is 2.5"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor"),
+    ({"head_dim": 15}, "head_dim is 15, expected an even"),
+    ({"head_dim": None, "num_attention_heads": 6}, "head_dim is None, .*no multiple of 6"),
+    ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is .*'default' or 'llama3'"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters is .*expected numbers"),
+  ],
+)
+def test_architectures_that_are_not_ours_are_refused(base, change, message):
+  file = base / "config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | change))
+  with pytest.raises(UserError, match=message):
+    read_architecture(base)
+
+
+def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):
+  monkeypatch.setattr("mmesid_jax.hf.checkpoint.SHARD_BYTES", 1000)
+  rng = np.random.default_rng(0)
+  tensors = {f"t{i}": rng.normal(size=(i + 1, 30)).astype(ml_dtypes.bfloat16) for i in range(12)}
+  write_checkpoint(tmp_path / "out", tensors.items(), {})
+  files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+  assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+  back = Checkpoint(tmp_path / "out")
+  assert {key: back.read(key).tobytes() for key in back.keys()} == {
+    key: x.tobytes() for key, x in tensors.items()
+  }
+
+
+def test_an_export_never_lands_in_a_directory_that_is_there(tmp_path):
+  (tmp_path / "out").mkdir()
+  with pytest.raises(UserError, match="out: exists already"):
+    write_checkpoint(tmp_path / "out", [], {})
+  assert not list((tmp_path / "out").iterdir())
