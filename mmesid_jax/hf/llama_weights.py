@@ -79,15 +79,20 @@ def _hf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
   return (math.prod(shape[1:]), shape[0]) if len(shape) > 1 else shape
 
 
-def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
-  """Every tensor of the checkpoint is used once or on the ignore list, every weight is filled, all
-  shapes agree. Reads headers only. Raises UserError that names both sides."""
-  layers = llama.config.layers
+def expected(llama: Llama) -> dict[str, tuple[str, tuple[int, ...]]]:
+  """Hugging Face's key -> the path that it fills, and the shape that it must have."""
   wanted: dict[str, tuple[str, tuple[int, ...]]] = {FINAL_NORM: ("norm", llama.norm.scale.shape)}
   for entry in TABLE:
     shape = _hf_shape(_shape(weight_of(layer_of(llama, entry)))[1:])
-    for i in range(layers):
+    for i in range(llama.config.layers):
       wanted[entry.key.format(i)] = (f"blocks.{entry.path}[{i}]", shape)
+  return wanted
+
+
+def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
+  """Every tensor of the checkpoint is used once or on the ignore list, every weight is filled, all
+  shapes agree. Reads headers only. Raises UserError that names both sides."""
+  layers, wanted = llama.config.layers, expected(llama)
   found = set(checkpoint.keys())
   if missing := sorted(wanted.keys() - found):
     raise UserError(

@@ -116,11 +116,7 @@ def torch_scores(history, llama, ids, given, encoder):
   return score[1:]  # row 0 is padding
 
 
-@pytest.mark.parametrize(
-  "encoder, template",
-  [("mlp", PROMPTS["paper"]), ("tied", PROMPTS["released_code"])],
-  ids=["mlp", "tied"],
-)
+@pytest.mark.parametrize("encoder, prompt", [("mlp", "paper"), ("tied", "released_code")])
 def test_scores_and_gradients_equal_one_sample_per_target_in_torch(encoder, prompt, tmp_path):
   template = PROMPTS[prompt]
   base = tmp_path / "base"
