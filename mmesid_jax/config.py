@@ -13,7 +13,7 @@ from mmesid_jax.errors import UserError
 STAGES = ("collaborative", "semantic_ids", "recommender")
 PRESETS = ("best", "paper", "released_code")
 PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
-RUN_KEYS = ("run", "stages")  # may differ between two runs of one workdir
+RUN_KEYS = ("run", "profile", "stages")  # may differ between two runs of one workdir
 # Where things are may differ too: what they hold is compared by fingerprint.
 LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
 
@@ -97,6 +97,7 @@ def default_config(preset: str = "best") -> ConfigDict:
           "weights": "bfloat16",  # how frozen ones are kept: or "float32", "int8", "nf4"
           "compute": "float32",  # of activations; or "bfloat16"
           "remat": "none",  # "layers": activations are computed again, not kept: a third slower
+          "unroll": 1,  # layers compiled as one piece: more may be faster and compiles longer
         },
         "lora": {
           "rank": 8,
@@ -147,7 +148,13 @@ def default_config(preset: str = "best") -> ConfigDict:
         "targets": 256,
         "resamples": 1000,
       },
-      "run": {"log_every": 20, "save_every": 200},
+      "run": {
+        "log_every": 20,
+        "save_every": 200,
+        # what is slow to compile is kept in the workdir, or where JAX_COMPILATION_CACHE_DIR says
+        "compilation_cache": True,
+      },
+      "profile": {"steps": 0},  # steps a stage that are traced, once it has settled
     }
   )
   apply_preset(config, preset)
@@ -231,6 +238,7 @@ RULES: Mapping[str, Rule] = {
   "recommender.norm_eps": _above_zero(),
   "evaluation.cutoffs": _list_of(lambda k: k >= 1, "a non-empty tuple of ranks >= 1"),
   "evaluation.resamples": _at_least(0),
+  "profile.steps": _at_least(0),
 }
 
 # For every key of this name that RULES does not hold under its whole name.
@@ -240,7 +248,7 @@ RULES_BY_LAST_NAME: Mapping[str, Rule] = {
     for name in (
       "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "length", "rank",
       "rows", "targets", "epochs", "levels", "batch", "validate_every_epochs",
-      "sinkhorn_iterations", "log_every", "save_every",
+      "sinkhorn_iterations", "log_every", "save_every", "unroll",
     )
   },
   "row_length": _at_least(2),

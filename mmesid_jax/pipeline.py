@@ -72,7 +72,15 @@ def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
   data_dir = pathlib.Path(config.data.dir)
   if config.data.source == "synthetic":
     data_dir = _synthetic(config, path / "synthetic")
+  _keep_compiled(config, path)
   return Workdir(path, config, prepare(data_dir, path / "dataset"), data_dir)
+
+
+def _keep_compiled(config: ConfigDict, path: pathlib.Path) -> None:
+  """What takes a second or more to compile is kept on disk, for the next run and for evaluation."""
+  chosen_by_user = jax.config.jax_compilation_cache_dir
+  if config.run.compilation_cache and not chosen_by_user:
+    jax.config.update("jax_compilation_cache_dir", str((path / "compiled").absolute()))
 
 
 def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:

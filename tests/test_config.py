@@ -50,7 +50,13 @@ OTHER_SIZES = ("semantic_ids.hidden", "evaluation.cutoffs", "evaluation.resample
 
 # No value of these is wrong by itself: files are looked for when they are read.
 FREE = {
-  *("data.dir", "features.collaborative", "features.text", "features.visual"),
+  *(
+    "data.dir",
+    "run.compilation_cache",
+    "features.collaborative",
+    "features.text",
+    "features.visual",
+  ),
   *("data.synthetic.seed", "recommender.lora.rslora", "recommender.prompt.text"),
   *("recommender.backbone.checkpoint", "recommender.lora.start"),
 }
@@ -221,7 +227,8 @@ def test_modalities_are_those_with_a_source_in_the_order_of_the_configuration():
 
 
 def test_identity_leaves_out_only_what_may_differ_between_two_runs():
-  free = {"stages", "run.log_every", "run.save_every", *LOCATIONS}
+  free = {"stages", "profile.steps", *LOCATIONS}
+  free |= {key for key in DEFAULTS if key.startswith("run.")}
   whole = identity(valid_config())
   assert whole.keys() == DEFAULTS.keys() - free
   json.dumps(whole)

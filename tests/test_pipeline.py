@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -240,3 +241,19 @@ def test_own_vectors_and_no_codes_need_only_the_recommender(trained, tiny, tmp_p
   assert artifacts(tmp_path / "run").keys() == {"recommender.safetensors"}
   found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
   assert list(found["models"]) == ["popularity", "MME-SID"]
+
+
+@pytest.mark.parametrize(
+  ("asked", "of_the_user", "kept"),
+  [(True, None, "compiled"), (False, None, None), (True, "elsewhere", "elsewhere")],
+)
+def test_compiled_steps_are_kept_in_the_workdir_unless_told_otherwise(
+  tiny, tmp_path, asked, of_the_user, kept
+):
+  option, before = "jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update(option, of_the_user and str(tmp_path / of_the_user))
+    pipeline.open_workdir(tiny(changes={"run.compilation_cache": asked}), tmp_path)
+    assert jax.config.jax_compilation_cache_dir == (kept and str(tmp_path / kept))
+  finally:
+    jax.config.update(option, before)

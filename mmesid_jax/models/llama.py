@@ -36,7 +36,7 @@ class LlamaConfig:
 
   weights: "trained", or how frozen ones are kept (storage.KINDS); compute: dtype of activations.
   remat: "none" keeps every activation for the backward pass; "layers" keeps what enters a layer and
-  computes the rest again.
+  computes the rest again. unroll: layers that the compiler sees at once in the scan over them.
   """
 
   layers: int
@@ -52,13 +52,28 @@ class LlamaConfig:
   weights: str = "trained"
   compute: str = "float32"
   remat: str = "none"
+  unroll: int = 1
   lora: LoRAConfig | None = None
+
+  @property
+  def projections(self) -> dict[str, tuple[int, int]]:
+    """A block's projections: name -> (width in, width out)."""
+    queries, keys = self.N * self.H, self.K * self.H
+    return {
+      "q": (self.D, queries),
+      "k": (self.D, keys),
+      "v": (self.D, keys),
+      "out": (queries, self.D),
+      "gate": (self.D, self.F),
+      "up": (self.D, self.F),
+      "down": (self.F, self.D),
+    }
 
   @property
   def parameters(self) -> int:
     """Weights of all blocks and norms; no embeddings, no LoRA."""
-    heads = 2 * self.N * self.H + 2 * self.K * self.H
-    return self.layers * self.D * (heads + 3 * self.F + 2) + self.D
+    weights = sum(d_in * d_out for d_in, d_out in self.projections.values())
+    return self.layers * (weights + 2 * self.D) + self.D
 
   def projection(self, name: str, d_in: int, d_out, rngs: nnx.Rngs) -> Projection:
     """The block's projection of that name, adapted if the name is among the LoRA targets."""
@@ -227,5 +242,5 @@ class Llama(nnx.Module):
 
     if self.config.remat == "layers":
       layer = jax.checkpoint(layer, prevent_cse=False)  # in a scan nothing can be shared anyway
-    streams, _ = jax.lax.scan(layer, (prompt_PD, x_RTD), (stacked, keys))
+    streams, _ = jax.lax.scan(layer, (prompt_PD, x_RTD), (stacked, keys), unroll=self.config.unroll)
     return tuple(self.norm(x).astype(jnp.float32) for x in streams)

@@ -99,6 +99,7 @@ def llama_config(c: ConfigDict) -> LlamaConfig:
     weights="trained" if c.backbone.kind == "full" else c.backbone.weights,
     compute=c.backbone.compute,
     remat=c.backbone.remat,
+    unroll=c.backbone.unroll,
     lora=lora,
   )
 

@@ -14,11 +14,11 @@ from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, training_pieces
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.softmax import binary_cross_entropy, cross_entropy
+from mmesid_jax.models import flops
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.models.state import loaded
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
-from mmesid_jax.training.loop import fit
 
 STAGE = "collaborative"
 
@@ -65,17 +65,19 @@ def run(workdir: Workdir) -> None:
   c = config.collaborative
   layout = Layout(c.rows, c.row_length, c.targets)
   pieces, counts = training_pieces(dataset, layout, min_history=1)  # SASRec has no empty history
+  model = build(c, dataset.num_items, config.seed)
   task = next_item_task(
     STAGE,
     config,
     c,
-    model=build(c, dataset.num_items, config.seed),
+    model=model,
     loss=loss(c, dataset.num_items),
     batches=PackedBatches(dataset, pieces, layout, seed=config.seed),
     counts=counts,
     evaluator=Evaluator(dataset, evaluation_layout(layout, config.evaluation.targets), "valid"),
+    flops=lambda batch: flops.sasrec(model, flops.useful(batch, prompt=0)),
   )
-  result = fit(task, workdir.folder(STAGE), **config.run)
+  result = workdir.fit(task)
   items_ID = np.array(result.model.item_ID[...])
   items_ID[0] = 0
   workdir.write(

@@ -3,15 +3,17 @@
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.data.loader import PackedBatches
-from mmesid_jax.data.packing import Layout, PieceCounts
+from mmesid_jax.data.packing import Batch, Layout, PieceCounts
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task
+from mmesid_jax.training.throughput import Amounts
 
 
 def evaluation_layout(training: Layout, targets: int) -> Layout:
@@ -29,6 +31,7 @@ def next_item_task(
   batches: PackedBatches,
   counts: PieceCounts,
   evaluator: Evaluator,
+  flops: Callable[[Batch], float],
 ) -> Task:
   """Says how the users pack. Validates once an epoch, selects by config.evaluation.select."""
   epoch = batches.epoch()
@@ -51,7 +54,12 @@ def next_item_task(
     validate=lambda trained: evaluator.metrics(trained, config.evaluation.cutoffs),
     select=config.evaluation.select,
     unit="targets",
-    work=lambda batch: int(batch.weight_Q.sum()),
+    amounts=lambda batch: Amounts(
+      work=np.count_nonzero(batch.weight_Q),
+      flops=flops(batch),
+      tokens=np.count_nonzero(batch.segment_RT),
+      places=batch.segment_RT.size,
+    ),
     blame=lambda batch: f"users {batches.users(batch)}",
     seed=config.seed,
   )

@@ -17,6 +17,7 @@ from mmesid_jax.data.packing import Batch, Layout, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.recommender import RecommenderModel
@@ -24,7 +25,6 @@ from mmesid_jax.models.state import loaded
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
-from mmesid_jax.training.loop import fit
 
 STAGE = "recommender"
 
@@ -130,8 +130,9 @@ def run(workdir: Workdir) -> None:
     batches=PackedBatches(dataset, pieces, layout(c), seed=config.seed),
     counts=counts,
     evaluator=Evaluator(dataset, evaluation_layout(layout(c), config.evaluation.targets), "valid"),
+    flops=lambda batch: flops.recommender(model, flops.useful(batch, c.prompt.length)),
   )
-  result = fit(task, workdir.folder(STAGE), **config.run)
+  result = workdir.fit(task)
   backbone.write_adapter(result.model, c, workdir.path / "adapter")
   workdir.write(
     STAGE,

@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.loader import item_batches
 from mmesid_jax.evaluation.codebooks import health, table
-from mmesid_jax.models import mm_rqvae
+from mmesid_jax.models import flops, mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.variables import Frozen
 from mmesid_jax.quantize.kmeans import residual_kmeans
 from mmesid_jax.stages.workdir import Workdir, key_for
 from mmesid_jax.training import optimizer
-from mmesid_jax.training.loop import Task, fit
+from mmesid_jax.training.loop import Task
+from mmesid_jax.training.throughput import Amounts
 
 STAGE = "semantic_ids"
 CHUNK = 4096  # items encoded at once
@@ -126,9 +127,10 @@ def run(workdir: Workdir) -> None:
     del key  # nothing is drawn while it trains
     return mm_rqvae.loss(tables.model, tables.features(item_B), **options)
 
+  tables = build(c, workdir.features(), code_width=config.recommender.width, seed=config.seed)
   task = Task(
     name=STAGE,
-    model=build(c, workdir.features(), code_width=config.recommender.width, seed=config.seed),
+    model=tables,
     loss=step_loss,
     batches=item_batches(num_items, batch, seed=config.seed),
     steps=steps,
@@ -138,11 +140,11 @@ def run(workdir: Workdir) -> None:
     validate=validate,
     select="negative_loss",
     unit="items",
-    work=len,
+    amounts=lambda items: Amounts(len(items), flops.mm_rqvae(tables.model, len(items))),
     blame=lambda items: f"items {sorted(items.tolist())[:20]}",
     seed=config.seed,
   )
-  result = fit(task, workdir.folder(STAGE), **config.run)
+  result = workdir.fit(task)
   codes = all_codes(result.model, num_items)
   report = health({m: x[1:] for m, x in codes.items()}, c.codes)
   print(table(report))

@@ -18,6 +18,7 @@ from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import read_features
 from mmesid_jax.models.state import tensors
 from mmesid_jax.stages import backbone
+from mmesid_jax.training.loop import Result, Task, fit
 
 UPSTREAM = {
   "collaborative": (),
@@ -46,6 +47,17 @@ class Workdir:
   def folder(self, stage: str) -> pathlib.Path:
     """Checkpoints, metrics and event files of the stage's training."""
     return self.path / stage
+
+  def fit(self, task: Task) -> Result:
+    """Trains in the folder of the task's stage, as the run keys say. Raises as `loop.fit` does."""
+    run = self.config.run
+    return fit(
+      task,
+      self.folder(task.name),
+      log_every=run.log_every,
+      save_every=run.save_every,
+      profile_steps=self.config.profile.steps,
+    )
 
   def needs(self, stage: str) -> tuple[str, ...]:
     """The stages whose artifacts this one reads under the present configuration."""

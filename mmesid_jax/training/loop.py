@@ -7,7 +7,6 @@ import functools
 import math
 import pathlib
 import signal
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +20,8 @@ from flax import nnx
 from mmesid_jax.errors import Diverged, Interrupted
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.logging import MetricsLog, progress
+from mmesid_jax.training.profile import Trace
+from mmesid_jax.training.throughput import Amounts, Throughput, describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Task:
   """What a stage hands to the loop.
 
   loss(model, batch, key) -> float32 scalar, dict of further scalars; validate(model) -> metrics, of
-  which `select` is maximised. `work` counts a batch's targets or items (named by `unit`) for the
-  rate; `blame` names what stands in a batch when its loss is not finite.
+  which `select` is maximised. `amounts` counts what a batch gives to do, its targets or items named
+  by `unit`; `blame` names what stands in a batch when its loss is not finite.
   """
 
   name: str
@@ -43,7 +44,7 @@ class Task:
   validate: Callable[[nnx.Module], Mapping[str, float]]
   select: str
   unit: str
-  work: Callable[[Any], int]
+  amounts: Callable[[Any], Amounts]
   blame: Callable[[Any], str]
   seed: int
 
@@ -113,10 +114,17 @@ class _Metrics:
     self._task, self._log, self._bar, self._checkpoints = task, log, bar, checkpoints
     self._behind = behind
     self._pending: collections.deque = collections.deque()
-    self._since = time.monotonic()
+    self._compiled = False
+    self.throughput = Throughput(task.unit)
 
   def add(self, step: int, metrics: dict[str, jax.Array], batch: Any) -> None:
     self._pending.append((step, metrics, batch))
+    if self._compiled:
+      self.throughput.started(metrics["loss"], self._task.amounts(batch))
+    else:  # the first step compiles: it is no measure of the rate
+      jax.block_until_ready(metrics)
+      self._compiled = True
+      self.throughput.restart()
     if step % self._behind == 0:
       self.fetch(until=step - self._behind)
 
@@ -138,28 +146,23 @@ class _Metrics:
           f"{self._task.name}: loss is {value['loss']} at step {step}, {self._task.blame(batch)}; "
           f"{good} in {self._checkpoints.folder}; a smaller learning_rate or clip may help"
         )
-    now = time.monotonic()
-    work = sum(self._task.work(batch) for _, _, batch in ready)
-    rate = work / max(now - self._since, 1e-9)
-    self._since = now
     step = ready[-1][0]
     mean = {name: float(sum(v[name] for v in values) / len(values)) for name in values[0]}
-    mean |= {
-      f"{self._task.unit}_per_second": rate,
-      "learning_rate": float(self._task.schedule(step - 1)),
-    }
-    self._log.write(step, mean)
-    self._bar.set_postfix_str(
-      f"loss {mean['loss']:.4f}, {rate:,.0f} {self._task.unit}/s", refresh=False
-    )
+    mean["learning_rate"] = float(self._task.schedule(step - 1))
+    rates = self.throughput.read()
+    self._log.write(step, mean | rates)
+    if rates:  # else what the bar shows is the newest that is known
+      self._bar.set_postfix_str(f"loss {mean['loss']:.4f}, {describe(rates)}", refresh=False)
 
 
-def fit(task: Task, folder: pathlib.Path, *, log_every: int, save_every: int) -> Result:
+def fit(
+  task: Task, folder: pathlib.Path, *, log_every: int, save_every: int, profile_steps: int = 0
+) -> Result:
   """Trains to task.steps, from the newest checkpoint in `folder` where there is one.
 
   Validates every task.validate_every steps and at the end; the best parameters are kept and
-  returned. Raises Interrupted after SIGINT or SIGTERM, when everything is saved; Diverged when the
-  loss is not finite.
+  returned. profile_steps > 0 writes a trace of so many steps to folder/trace. Raises Interrupted
+  after SIGINT or SIGTERM, when everything is saved; Diverged when the loss is not finite.
   """
   graph, params, frozen = nnx.split(task.model, nnx.Param, ...)
   state = {
@@ -178,16 +181,21 @@ def fit(task: Task, folder: pathlib.Path, *, log_every: int, save_every: int) ->
     state, best = saved["train"], saved["best"]
   step = int(state["step"])
   log = MetricsLog(folder, step)
+  trace = Trace(folder / "trace", profile_steps, task.steps - step)
 
   with _Signals() as signals, progress(task.name, step, task.steps) as bar:
     metrics = _Metrics(task, log, bar, checkpoints, log_every)
     try:
       while step < task.steps:
         batch = next(iterator)
+        trace.before_step()
         state, scalars = train_step(state, frozen, batch)
         step += 1
         bar.update()
         metrics.add(step, scalars, batch)
+        if written := trace.after_step(scalars["loss"]):
+          bar.write(written)
+          metrics.throughput.restart()
         if step % task.validate_every == 0 or step == task.steps:
           metrics.fetch(until=step)  # never judge or keep parameters that came out of a NaN
           score = task.validate(nnx.merge(graph, state["params"], frozen))
@@ -196,10 +204,12 @@ def fit(task: Task, folder: pathlib.Path, *, log_every: int, save_every: int) ->
           if score[task.select] > best["score"]:
             best = {"score": np.asarray(score[task.select]), "step": np.asarray(step)}
             checkpoints.save_best(step, state["params"])
+          metrics.throughput.restart()
         stop = signals.received is not None
         if stop or step % save_every == 0 or step == task.steps:
           metrics.fetch(until=step)
           checkpoints.save(step, {"train": state, "best": best}, iterator)
+          metrics.throughput.restart()
         if stop:
           checkpoints.wait()
           raise Interrupted(
@@ -208,7 +218,10 @@ def fit(task: Task, folder: pathlib.Path, *, log_every: int, save_every: int) ->
           )
       checkpoints.wait()
       params = checkpoints.restore_best(state["params"])
+      if rates := metrics.throughput.overall():
+        bar.write(f"{task.name}: {describe(rates)}")
     finally:
+      trace.close()
       log.close()
       checkpoints.close()
   return Result(

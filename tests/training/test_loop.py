@@ -19,6 +19,7 @@ from flax import nnx
 from mmesid_jax.errors import Diverged, Interrupted, UserError
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.loop import Task, fit
+from mmesid_jax.training.throughput import Amounts
 
 
 class Line(nnx.Module):
@@ -56,7 +57,7 @@ def task(steps=12, poison=None, on_validate=None) -> Task:
     validate=validate,
     select="score",
     unit="items",
-    work=len,
+    amounts=lambda batch: Amounts(len(batch), flops=24.0),
     blame=lambda batch: f"items {sorted(batch.tolist())}",
     seed=0,
   )
@@ -69,6 +70,18 @@ def test_a_step_compiles_once_and_metrics_are_written(tmp_path):
   assert [line["step"] for line in lines if "valid/score" in line] == [4, 8, 12]
   assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
   assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_rates_are_logged_and_a_trace_is_written(tmp_path):
+  fit(task(), tmp_path, log_every=2, save_every=100, profile_steps=2)
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  rates = [line for line in lines if "items_per_second" in line]
+  assert rates
+  for line in rates:  # every step has 8 items and 24 operations
+    assert line["tflops_per_second"] * 1e12 == pytest.approx(3 * line["items_per_second"])
+    assert "mfu" not in line  # no data sheet gives the peak of a CPU
+  assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+  assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
 
 
 def test_the_best_parameters_come_back_not_the_last(tmp_path):

@@ -1,0 +1,99 @@
+"""What the accelerator gets done: work a second, floating-point operations, memory."""
+
+import collections
+import time
+from typing import NamedTuple
+
+import jax
+
+# Dense bf16, operations a second, from the makers' data sheets; part of device_kind, lower case.
+PEAKS = {
+  "a100": 312e12,
+  "h100": 989.4e12,  # SXM
+  "h200": 989.4e12,
+  "b200": 2250e12,
+  "tpu v4": 275e12,
+  "tpu v5 lite": 197e12,
+  "tpu v5e": 197e12,
+  "tpu v5": 459e12,  # v5p calls itself so; behind the two before it, which it begins
+  "tpu v6": 918e12,
+}
+
+
+def peak(device_kind: str) -> float | None:
+  """Dense bf16 operations a second of one device by its data sheet, None for one not listed."""
+  return next((rate for name, rate in PEAKS.items() if name in device_kind.lower()), None)
+
+
+class Amounts(NamedTuple):
+  """What one step gets done: targets or items, model operations, and, of stages that read rows,
+  real tokens and the places that there were for them."""
+
+  work: float
+  flops: float
+  tokens: float = 0.0
+  places: float = 0.0
+
+
+class Throughput:
+  """Rates over the steps that the device has finished, whatever the host has sent ahead."""
+
+  def __init__(self, unit: str):
+    self.unit = unit
+    self._peak = peak(jax.devices()[0].device_kind)
+    self._running: collections.deque[tuple[jax.Array, Amounts]] = collections.deque()
+    self._seconds, self._total = 0.0, Amounts(0, 0)
+    self.restart()
+
+  def restart(self) -> None:
+    """Starts the clock. Nothing may be running: what was, counts as not timed."""
+    self._running.clear()
+    self._since = time.monotonic()
+
+  def started(self, output: jax.Array, amounts: Amounts) -> None:
+    """A step was sent to the device; `output` is there once it is done."""
+    self._running.append((output, amounts))
+
+  def read(self) -> dict[str, float]:
+    """Rates since the last reading; {} when no step has finished."""
+    finished = []
+    while self._running and self._running[0][0].is_ready():
+      finished.append(self._running.popleft()[1])
+    if not finished:
+      return {}
+    now = time.monotonic()
+    seconds, self._since = now - self._since, now
+    done = Amounts(*map(sum, zip(*finished, strict=True)))
+    self._seconds += seconds
+    self._total = Amounts(*(a + b for a, b in zip(self._total, done, strict=True)))
+    return self._rates(done, seconds)
+
+  def overall(self) -> dict[str, float]:
+    """Rates over everything read so far, pauses left out."""
+    return self._rates(self._total, self._seconds) if self._seconds else {}
+
+  def _rates(self, done: Amounts, seconds: float) -> dict[str, float]:
+    rates = {f"{self.unit}_per_second": done.work / seconds}
+    if done.places:
+      rates |= {"tokens_per_second": done.tokens / seconds, "row_fill": done.tokens / done.places}
+    rates["tflops_per_second"] = done.flops / seconds / 1e12
+    if self._peak:
+      rates["mfu"] = done.flops / seconds / self._peak
+    # What a device with memory of its own tells; a CPU does not.
+    if memory := jax.local_devices()[0].memory_stats():
+      rates["peak_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
+    return rates
+
+
+def describe(rates: dict[str, float]) -> str:
+  """Rates in one short line."""
+  forms = {
+    "targets_per_second": "{:,.0f} targets/s",
+    "items_per_second": "{:,.0f} items/s",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "row_fill": "rows {:.0%} full",
+    "tflops_per_second": "{:.3g} TFLOP/s",
+    "mfu": "MFU {:.1%}",
+    "peak_memory_gib": "{:.1f} GiB at most",
+  }
+  return ", ".join(form.format(rates[name]) for name, form in forms.items() if name in rates)

@@ -1,0 +1,96 @@
+"""The count of operations behind MFU against XLA's own, of the compiled gradient: layers unrolled
+and nothing recomputed, since XLA counts the body of a loop once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmesid_jax.data.packing import Batch, Layout, Packer
+from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.models import flops, mm_rqvae
+from mmesid_jax.models.fusion import FrequencyFusion
+from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.models.llama import LlamaConfig
+from mmesid_jax.models.lora import LoRAConfig
+from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sasrec import SASRec
+
+LLAMA = LlamaConfig(layers=2, D=256, F=768, N=4, K=2, H=64, unroll=2)
+LORA = dataclasses.replace(LLAMA, weights="float32", lora=LoRAConfig(16, 32.0))
+WIDTHS = {"collaborative": 64, "text": 384}
+ITEMS, P = 1500, 16
+
+
+def compiled_flops(make, loss, data) -> float:
+  """What XLA counts in loss(model, data) and its gradient; nothing is allocated."""
+  graph, trained, frozen = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
+
+  def value(trained, frozen, data):
+    return loss(nnx.merge(graph, trained, frozen), data)
+
+  compiled = jax.jit(jax.value_and_grad(value)).lower(trained, frozen, data).compile()
+  return compiled.cost_analysis()["flops"]
+
+
+def recommender(llama: LlamaConfig, kind: str) -> RecommenderModel:
+  rngs = nnx.Rngs(0)
+  features = {m: np.zeros((ITEMS + 1, V), np.float32) for m, V in WIDTHS.items()}
+  codes = {m: np.zeros((ITEMS + 1, 4), np.int32) for m in WIDTHS}
+  books = {m: np.zeros((4, 32, llama.D), np.float32) for m in WIDTHS}
+  items = ItemEncoder(features, codes, books, D=llama.D, kind=kind, rngs=rngs)
+  counts_I = np.arange(ITEMS + 1)
+  gates = FrequencyFusion(counts_I, len(WIDTHS), kind="sum", temperature=1.0, rngs=rngs)
+  return RecommenderModel(items, gates, llama, P=P, S=2, item_dropout=0.0, rngs=rngs)
+
+
+def catalogue_loss(model, batch: Batch) -> jax.Array:
+  return cross_entropy(model.scores(model.hidden(batch)), batch.target_Q, batch.weight_Q)[0]
+
+
+@pytest.mark.parametrize(
+  ("llama", "kind", "targets"),  # targets on either side of the width: both orders of scoring
+  [(LLAMA, "tied", 512), (LLAMA, "mlp", 128), (LORA, "tied", 128), (LORA, "untied", 512)],
+  ids=["full-tied", "full-mlp", "lora-tied", "lora-untied"],
+)
+def test_recommender(llama, kind, targets):
+  layout = Layout(rows=4, row_length=256, targets=targets, response=2)
+  counted = compiled_flops(lambda: recommender(llama, kind), catalogue_loss, Packer(layout).batch())
+  ours = flops.recommender(recommender(llama, kind), flops.padded(layout, P))
+  assert ours == pytest.approx(counted, rel=0.05)
+
+
+def test_sasrec():
+  def make():
+    return SASRec(ITEMS, D=256, layers=2, heads=4, positions=256, rate=0.0, rngs=nnx.Rngs(0))
+
+  layout = Layout(rows=4, row_length=256, targets=512)
+  counted = compiled_flops(make, catalogue_loss, Packer(layout).batch())
+  assert flops.sasrec(make(), flops.padded(layout, 0)) == pytest.approx(counted, rel=0.05)
+
+
+def test_mm_rqvae():
+  def make():
+    return mm_rqvae.MMRQVAE(
+      WIDTHS, hidden=(512, 512), D=256, levels=4, codes=256, commitment=0.25, rngs=nnx.Rngs(0)
+    )
+
+  def loss(model, features):
+    return mm_rqvae.loss(
+      model,
+      features,
+      reconstruction="mse",
+      alignment="none",
+      temperature=1.0,
+      reconstruction_weight=1.0,
+      quantisation_weight=1.0,
+      alignment_weight=0.0,
+      sinkhorn_epsilon=0.0,
+      sinkhorn_iterations=1,
+    )[0]
+
+  counted = compiled_flops(make, loss, {m: jnp.zeros((64, V)) for m, V in WIDTHS.items()})
+  assert flops.mm_rqvae(make(), 64) == pytest.approx(counted, rel=0.05)
