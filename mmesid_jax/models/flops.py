@@ -2,11 +2,13 @@
 convention; recomputation, padding and element-wise work do not count.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from mmesid_jax.data.packing import Batch, Layout
+from mmesid_jax.data.packing import Batch
+from mmesid_jax.models.fusion import projects_catalogue
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.recommender import RecommenderModel
@@ -33,32 +35,25 @@ def useful(batch: Batch, prompt: int) -> Work:
   return Work(int(tokens), prompt, int(pairs), int(items), int(targets))
 
 
-def padded(layout: Layout, prompt: int) -> Work:
-  """What the compiled step does: every place of the batch, and every pair, seen or not."""
-  tokens = layout.rows * layout.row_length
-  pairs = prompt * prompt + tokens * (prompt + layout.row_length)
-  return Work(tokens, prompt, pairs, tokens + 1, layout.targets)
-
-
-def product(rows: float, weights: float, *, trained: bool = True, reaches_input: bool = True):
+def product(rows: int, weights: int, *, trained: bool = True, reaches_input: bool = True) -> int:
   """x W of so many rows: 2 operations a weight forward, 2 for the gradient of x where something
   trained stands before it, 2 for the gradient of W where W is trained."""
   return 2 * rows * weights * (1 + reaches_input + trained)
 
 
-def llama(c: LlamaConfig, work: Work) -> float:
+def llama(c: LlamaConfig, work: Work) -> int:
   """All blocks, prompt and rows; what they read is trained."""
   tokens = work.prompt + work.tokens
-  sizes = c.projections
-  total = product(tokens, sum(a * b for a, b in sizes.values()), trained=c.weights == "trained")
+  total = product(tokens, c.weights_a_layer, trained=c.weights == "trained")
   # q k and p v, each with the gradients of both of its factors.
   total += 2 * product(work.pairs, c.N * c.H)
   if c.lora:
-    total += product(tokens, c.lora.rank * sum(sum(sizes[name]) for name in c.lora.targets))
+    for d_in, d_out in (c.projections[name] for name in c.lora.targets):
+      total += product(tokens, c.lora.rank * (d_in + math.prod(d_out)))
   return c.layers * total
 
 
-def recommender(model: RecommenderModel, work: Work) -> float:
+def recommender(model: RecommenderModel, work: Work) -> int:
   """A step of the recommender: item encoder, backbone, scores of the whole catalogue."""
   I, D = model.items.identity_ID.shape  # noqa: E741
   widths = [model.items.feature_IV[m].shape[1] for m in model.items.modalities]
@@ -68,24 +63,24 @@ def recommender(model: RecommenderModel, work: Work) -> float:
     total += product(work.items, sum(layer.weight.size for layer in layers))
   total += llama(model.backbone.config, work) + product(work.targets, I * D)
   for V in widths:
-    if work.targets > D:  # as models.fusion.scores chooses
+    if projects_catalogue(work.targets, D):
       total += product(I, D * V, reaches_input=False)
     else:
       total += product(work.targets, D * V) + product(work.targets, I * V, trained=False)
   return total
 
 
-def sasrec(model: SASRec, work: Work) -> float:
+def sasrec(model: SASRec, work: Work) -> int:
   """A step of SASRec with the softmax over all items."""
   I, D = model.item_ID.shape  # noqa: E741
   a_block = product(work.tokens, 6 * D * D) + 2 * product(work.pairs, D)
   return len(model.blocks) * a_block + product(work.targets, I * D)
 
 
-def mm_rqvae(model: MMRQVAE, items: int) -> float:
+def mm_rqvae(model: MMRQVAE, items: int) -> int:
   """A step of the semantic IDs on so many items: autoencoders and the search for the nearest code.
   The losses, which grow with the square of the batch, do not count."""
-  total = 0.0
+  total = 0
   for part in model.by_modality.values():
     first, *rest = (
       layer.kernel.size for mlp in (part.encoder, part.decoder) for layer in mlp.layers

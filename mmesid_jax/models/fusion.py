@@ -58,6 +58,11 @@ class FrequencyFusion(nnx.Module):
     return jax.nn.softmax(last(hidden) / self.temperature, axis=-1)
 
 
+def projects_catalogue(Q: int, D: int) -> bool:
+  """Whether `scores` of so many targets projects the catalogue into the model's width."""
+  return Q > D
+
+
 def scores(o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array) -> jax.Array:
   """[Q, I]: the formula above. Codes are inputs only, items are scored by row and content.
 
@@ -66,7 +71,7 @@ def scores(o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array) -> jax.Arr
   """
   table_ID = items.identity_ID[...]
   parts = [(items.project[m], items.feature_IV[m][...]) for m in items.modalities]
-  if len(o_QD) > o_QD.shape[1]:
+  if projects_catalogue(*o_QD.shape):
     item_ID = weight_IS[:, :1] * table_ID
     for s, (project, feature_IV) in enumerate(parts, start=1):
       item_ID = item_ID + weight_IS[:, s : s + 1] * project(feature_IV)

@@ -7,6 +7,7 @@ weights carry over.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -56,27 +57,31 @@ class LlamaConfig:
   lora: LoRAConfig | None = None
 
   @property
-  def projections(self) -> dict[str, tuple[int, int]]:
-    """A block's projections: name -> (width in, width out)."""
-    queries, keys = self.N * self.H, self.K * self.H
+  def projections(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """A block's projections: name -> (width in, shape out)."""
     return {
-      "q": (self.D, queries),
-      "k": (self.D, keys),
-      "v": (self.D, keys),
-      "out": (queries, self.D),
-      "gate": (self.D, self.F),
-      "up": (self.D, self.F),
-      "down": (self.F, self.D),
+      "q": (self.D, (self.N, self.H)),
+      "k": (self.D, (self.K, self.H)),
+      "v": (self.D, (self.K, self.H)),
+      "out": (self.N * self.H, (self.D,)),
+      "gate": (self.D, (self.F,)),
+      "up": (self.D, (self.F,)),
+      "down": (self.F, (self.D,)),
     }
+
+  @property
+  def weights_a_layer(self) -> int:
+    """Weights of a block's projections, without LoRA."""
+    return sum(d_in * math.prod(d_out) for d_in, d_out in self.projections.values())
 
   @property
   def parameters(self) -> int:
     """Weights of all blocks and norms; no embeddings, no LoRA."""
-    weights = sum(d_in * d_out for d_in, d_out in self.projections.values())
-    return self.layers * (weights + 2 * self.D) + self.D
+    return self.layers * (self.weights_a_layer + 2 * self.D) + self.D
 
-  def projection(self, name: str, d_in: int, d_out, rngs: nnx.Rngs) -> Projection:
+  def projection(self, name: str, rngs: nnx.Rngs) -> Projection:
     """The block's projection of that name, adapted if the name is among the LoRA targets."""
+    d_in, d_out = self.projections[name]
     lora = self.lora if self.lora and name in self.lora.targets else None
     return Projection(d_in, d_out, weights=self.weights, lora=lora, rngs=rngs)
 
@@ -127,9 +132,9 @@ class GatedMLP(nnx.Module):
   """Llama's feed-forward: down(silu(gate(x)) * up(x)). Shapes [..., D] -> [..., D]."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
-    self.gate = c.projection("gate", c.D, c.F, rngs)
-    self.up = c.projection("up", c.D, c.F, rngs)
-    self.down = c.projection("down", c.F, c.D, rngs)
+    self.gate = c.projection("gate", rngs)
+    self.up = c.projection("up", rngs)
+    self.down = c.projection("down", rngs)
 
   def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
     keys = split(key, 3)
@@ -141,10 +146,10 @@ class Attention(nnx.Module):
   mask."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
-    self.q = c.projection("q", c.D, (c.N, c.H), rngs)
-    self.k = c.projection("k", c.D, (c.K, c.H), rngs)
-    self.v = c.projection("v", c.D, (c.K, c.H), rngs)
-    self.out = c.projection("out", c.N * c.H, c.D, rngs)
+    self.q = c.projection("q", rngs)
+    self.k = c.projection("k", rngs)
+    self.v = c.projection("v", rngs)
+    self.out = c.projection("out", rngs)
     self.config = c
 
   def project(self, x_RTD: jax.Array, position_RT: jax.Array, key) -> tuple[jax.Array, ...]:

@@ -65,17 +65,17 @@ def run(workdir: Workdir) -> None:
   c = config.collaborative
   layout = Layout(c.rows, c.row_length, c.targets)
   pieces, counts = training_pieces(dataset, layout, min_history=1)  # SASRec has no empty history
-  model = build(c, dataset.num_items, config.seed)
   task = next_item_task(
     STAGE,
     config,
     c,
-    model=model,
+    model=build(c, dataset.num_items, config.seed),
     loss=loss(c, dataset.num_items),
     batches=PackedBatches(dataset, pieces, layout, seed=config.seed),
     counts=counts,
     evaluator=Evaluator(dataset, evaluation_layout(layout, config.evaluation.targets), "valid"),
-    flops=lambda batch: flops.sasrec(model, flops.useful(batch, prompt=0)),
+    flops=flops.sasrec,
+    prompt=0,
   )
   result = workdir.fit(task)
   items_ID = np.array(result.model.item_ID[...])

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -11,6 +10,7 @@ from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, PieceCounts
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.models.flops import Work, useful
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task
 from mmesid_jax.training.throughput import Amounts
@@ -31,9 +31,11 @@ def next_item_task(
   batches: PackedBatches,
   counts: PieceCounts,
   evaluator: Evaluator,
-  flops: Callable[[Batch], float],
+  flops: Callable[[nnx.Module, Work], float],
+  prompt: int,
 ) -> Task:
-  """Says how the users pack. Validates once an epoch, selects by config.evaluation.select."""
+  """Says how the users pack. Validates once an epoch, selects by config.evaluation.select; flops
+  counts a step of the model behind so many prompt tokens."""
   epoch = batches.epoch()
   if not epoch.batches:
     raise UserError(f"{stage}: no user has enough items before the held-out ones to train on")
@@ -42,6 +44,11 @@ def next_item_task(
     f"{stage}: {counts.targets:,} targets of {counts.users:,} users ({counts.cut_users:,} cut), "
     f"{epoch.batches:,} batches an epoch, {epoch.fill:.0%} of their tokens in use"
   )
+
+  def amounts(batch: Batch) -> Amounts:
+    work = useful(batch, prompt)
+    return Amounts(work.targets, flops(model, work), work.tokens, batch.segment_RT.size)
+
   return Task(
     name=stage,
     model=model,
@@ -54,12 +61,7 @@ def next_item_task(
     validate=lambda trained: evaluator.metrics(trained, config.evaluation.cutoffs),
     select=config.evaluation.select,
     unit="targets",
-    amounts=lambda batch: Amounts(
-      work=np.count_nonzero(batch.weight_Q),
-      flops=flops(batch),
-      tokens=np.count_nonzero(batch.segment_RT),
-      places=batch.segment_RT.size,
-    ),
+    amounts=amounts,
     blame=lambda batch: f"users {batches.users(batch)}",
     seed=config.seed,
   )

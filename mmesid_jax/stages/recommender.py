@@ -130,7 +130,8 @@ def run(workdir: Workdir) -> None:
     batches=PackedBatches(dataset, pieces, layout(c), seed=config.seed),
     counts=counts,
     evaluator=Evaluator(dataset, evaluation_layout(layout(c), config.evaluation.targets), "valid"),
-    flops=lambda batch: flops.recommender(model, flops.useful(batch, c.prompt.length)),
+    flops=flops.recommender,
+    prompt=c.prompt.length,
   )
   result = workdir.fit(task)
   backbone.write_adapter(result.model, c, workdir.path / "adapter")

@@ -12,29 +12,27 @@ class Trace:
   enough; 0 records none."""
 
   def __init__(self, folder: pathlib.Path, steps: int, remaining: int):
-    self._folder = folder
-    self._first = max(0, min(SETTLED, remaining - steps))
-    self._stop = self._first + steps if steps else -1
-    self._seen, self._on = 0, False
+    first = max(0, min(SETTLED, remaining - steps))
+    self._traced = range(first, min(first + steps, remaining))
+    self._folder, self._done, self._recording = folder, 0, False
 
   def before_step(self) -> None:
-    if self._seen == self._first and self._stop > 0:
+    if self._traced and self._done == self._traced.start:
       jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-      self._on = True
+      self._recording = True
 
   def after_step(self, output: jax.Array) -> str | None:
     """A line to print when the trace was written."""
-    self._seen += 1
-    if self._on and self._seen == self._stop:
-      jax.block_until_ready(output)
-      return self.close()
-    return None
-
-  def close(self) -> str | None:
-    """Writes what was recorded, if anything is being recorded."""
-    if not self._on:
+    self._done += 1
+    if not self._recording or self._done < self._traced.stop:
       return None
-    self._on = False
-    jax.profiler.stop_trace()
-    steps = self._seen - self._first
+    jax.block_until_ready(output)
+    self.close()
+    steps = len(self._traced)
     return f"trace of {steps} steps in {self._folder}: tensorboard --logdir, or ui.perfetto.dev"
+
+  def close(self) -> None:
+    """Writes what is being recorded, if anything is: the run ended in the midst of it."""
+    if self._recording:
+      self._recording = False
+      jax.profiler.stop_trace()

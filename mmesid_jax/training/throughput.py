@@ -9,13 +9,15 @@ import jax
 # Dense bf16, operations a second, from the makers' data sheets; part of device_kind, lower case.
 PEAKS = {
   "a100": 312e12,
-  "h100": 989.4e12,  # SXM
+  "h100 pcie": 756.5e12,
+  "h100 nvl": 835.5e12,
+  "h100": 989.4e12,  # SXM; behind those whose names it begins
   "h200": 989.4e12,
   "b200": 2250e12,
   "tpu v4": 275e12,
   "tpu v5 lite": 197e12,
   "tpu v5e": 197e12,
-  "tpu v5": 459e12,  # v5p calls itself so; behind the two before it, which it begins
+  "tpu v5": 459e12,  # v5p calls itself so; likewise
   "tpu v6": 918e12,
 }
 

@@ -12,6 +12,7 @@ from flax import nnx
 from mmesid_jax.data.packing import Batch, Layout, Packer
 from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models import flops, mm_rqvae
+from mmesid_jax.models.attention import visible
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
@@ -34,6 +35,13 @@ def compiled_flops(make, loss, data) -> float:
 
   compiled = jax.jit(jax.value_and_grad(value)).lower(trained, frozen, data).compile()
   return compiled.cost_analysis()["flops"]
+
+
+def padded(layout: Layout, prompt: int) -> flops.Work:
+  """What the compiled step does: every place of the batch, and every pair, seen or not."""
+  tokens = layout.rows * layout.row_length
+  pairs = prompt * prompt + tokens * (prompt + layout.row_length)
+  return flops.Work(tokens, prompt, pairs, tokens + 1, layout.targets)
 
 
 def recommender(llama: LlamaConfig, kind: str) -> RecommenderModel:
@@ -59,7 +67,7 @@ def catalogue_loss(model, batch: Batch) -> jax.Array:
 def test_recommender(llama, kind, targets):
   layout = Layout(rows=4, row_length=256, targets=targets, response=2)
   counted = compiled_flops(lambda: recommender(llama, kind), catalogue_loss, Packer(layout).batch())
-  ours = flops.recommender(recommender(llama, kind), flops.padded(layout, P))
+  ours = flops.recommender(recommender(llama, kind), padded(layout, P))
   assert ours == pytest.approx(counted, rel=0.05)
 
 
@@ -69,7 +77,7 @@ def test_sasrec():
 
   layout = Layout(rows=4, row_length=256, targets=512)
   counted = compiled_flops(make, catalogue_loss, Packer(layout).batch())
-  assert flops.sasrec(make(), flops.padded(layout, 0)) == pytest.approx(counted, rel=0.05)
+  assert flops.sasrec(make(), padded(layout, 0)) == pytest.approx(counted, rel=0.05)
 
 
 def test_mm_rqvae():
@@ -94,3 +102,16 @@ def test_mm_rqvae():
 
   counted = compiled_flops(make, loss, {m: jnp.zeros((64, V)) for m, V in WIDTHS.items()})
   assert flops.mm_rqvae(make(), 64) == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize("response", [0, 2])
+def test_useful_work_is_what_the_mask_lets_through(response):
+  packer = Packer(Layout(rows=2, row_length=32, targets=40, response=response))
+  for piece, length in enumerate((3, 5, 9)):
+    assert packer.add(piece, np.arange(1, length + 1), first_target=1)
+  batch = packer.batch()
+  work = flops.useful(batch, prompt=7)
+  assert (work.tokens, work.targets) == (packer.tokens, 2 + 4 + 8)
+  assert work.items == 8  # the last item of a sequence is never read
+  prompt_pairs = 7 * 8 // 2 + 7 * packer.tokens
+  assert work.pairs == prompt_pairs + int(visible(batch).sum())

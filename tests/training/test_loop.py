@@ -84,6 +84,12 @@ def test_rates_are_logged_and_a_trace_is_written(tmp_path):
   assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
 
 
+def test_a_trace_longer_than_the_run_is_the_whole_run(tmp_path, capsys):
+  fit(task(steps=4), tmp_path, log_every=2, save_every=100, profile_steps=9)
+  assert "trace of 4 steps" in capsys.readouterr().out
+  assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
 def test_the_best_parameters_come_back_not_the_last(tmp_path):
   scores = iter([{"score": s} for s in (1.0, 3.0, 2.0)])
   seen = []

@@ -63,7 +63,8 @@ def test_the_share_of_the_peak(clock, monkeypatch):
 
 @pytest.mark.parametrize(
   ("kind", "tflops"),
-  [("NVIDIA H200", 989.4), ("NVIDIA A100-SXM4-80GB", 312), ("TPU v5 lite", 197), ("TPU v5p", 459),
+  [("NVIDIA H200", 989.4), ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.5),
+   ("NVIDIA A100-SXM4-80GB", 312), ("TPU v5 lite", 197), ("TPU v5p", 459),
    ("TPU v5", 459), ("TPU v4", 275), ("TPU v6 lite", 918)],
 )  # fmt: skip
 def test_peaks(kind, tflops):
