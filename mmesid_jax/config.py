@@ -13,6 +13,7 @@ from mmesid_jax.errors import UserError
 STAGES = ("collaborative", "semantic_ids", "recommender")
 PRESETS = ("best", "paper", "released_code")
 PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
+ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 RUN_KEYS = ("run", "profile", "stages")  # may differ between two runs of one workdir
 # Where things are may differ too: what they hold is compared by fingerprint.
 LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
@@ -96,7 +97,10 @@ def default_config(preset: str = "best") -> ConfigDict:
           "checkpoint": "",  # a Hugging Face directory; "" = from scratch, of the sizes below
           "weights": "bfloat16",  # how frozen ones are kept: or "float32", "int8", "nf4"
           "compute": "float32",  # of activations; or "bfloat16"
-          "remat": "none",  # "layers": activations are computed again, not kept: a third slower
+          # activations are kept; "products": only what projections give, little is computed again;
+          # "layers": only what enters a layer, all is: a third slower
+          "remat": "none",
+          "attention": "auto",  # what suits the device; or "xla", "cudnn" (NVIDIA), "splash" (TPU)
           "unroll": 1,  # layers compiled as one piece: more may be faster and compiles longer
         },
         "lora": {
@@ -136,9 +140,16 @@ def default_config(preset: str = "best") -> ConfigDict:
         "whiten": 128,
         "whiten_std": 0.04,
         "targets_per_user": 0,  # only the last so many training targets; 0 = all
+        # of a user that stay together in a batch, sharing their history; 0 = all, 1 = none do
+        "targets_per_piece": 0,
+        # the softmax is over all items; their scores are held for so many at a time (0 = for all
+        # that 1 GiB takes), or it is over so many sampled items (0 = exact)
+        "softmax_chunk": 0,
+        "negatives": 0,
         "rows": 16,
         "row_length": 128,
         "targets": 2048,
+        "microbatches": 1,  # batches whose gradients are added up for one step
         "epochs": 8,
         "optimizer": optimizer(3e-3, 0.0),
       },
@@ -151,6 +162,8 @@ def default_config(preset: str = "best") -> ConfigDict:
       "run": {
         "log_every": 20,
         "save_every": 200,
+        # steps that go to the device in one call, for those shorter than the call itself
+        "steps_at_once": {"collaborative": 1, "semantic_ids": 8, "recommender": 1},
         # what is slow to compile is kept in the workdir, or where JAX_COMPILATION_CACHE_DIR says
         "compilation_cache": True,
       },
@@ -221,7 +234,8 @@ RULES: Mapping[str, Rule] = {
   "recommender.backbone.kind": _one_of("full", "lora", "frozen"),
   "recommender.backbone.weights": _one_of("float32", "bfloat16", "int8", "nf4"),
   "recommender.backbone.compute": _one_of("float32", "bfloat16"),
-  "recommender.backbone.remat": _one_of("none", "layers"),
+  "recommender.backbone.remat": _one_of("none", "products", "layers"),
+  "recommender.backbone.attention": _one_of(*ATTENTIONS),
   "recommender.lora.alpha": _above_zero(),
   "recommender.lora.targets": _list_of(
     lambda name: name in PROJECTIONS, "a non-empty tuple out of " + ", ".join(PROJECTIONS)
@@ -232,12 +246,17 @@ RULES: Mapping[str, Rule] = {
   "recommender.gate_temperature": _above_zero(),
   "recommender.prompt.response": _at_least(0),
   "recommender.targets_per_user": _at_least(0),
+  "recommender.targets_per_piece": _at_least(0),
+  "recommender.softmax_chunk": _at_least(0),
+  "recommender.negatives": _at_least(0),
+  "recommender.microbatches": _at_least(1),
   "recommender.whiten": _at_least(0),
   "recommender.whiten_std": _above_zero(),
   "recommender.rope_theta": _above_zero(),
   "recommender.norm_eps": _above_zero(),
   "evaluation.cutoffs": _list_of(lambda k: k >= 1, "a non-empty tuple of ranks >= 1"),
   "evaluation.resamples": _at_least(0),
+  **{f"run.steps_at_once.{stage}": _at_least(1) for stage in STAGES},
   "profile.steps": _at_least(0),
 }
 

@@ -1,6 +1,7 @@
 import pathlib
 import shutil
 
+import hypothesis
 import jax
 import pytest
 
@@ -11,6 +12,9 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)  # meshes; what is not sharded runs on the first
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of what tests do
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
 
 TINY = {  # every stage in seconds
   "data.source": "synthetic",

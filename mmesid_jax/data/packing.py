@@ -13,6 +13,7 @@ a mask.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -39,16 +40,22 @@ class Batch(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """The fixed shape of a batch. response = number of response tokens behind every target, 0 =
-  none."""
+  none. items = places for distinct items, 0 = as many as tokens."""
 
   rows: int
   row_length: int
   targets: int
   response: int = 0
+  items: int = 0
 
   def tokens(self, items: int, targets: int) -> int:
     """Tokens that a piece of so many items and targets takes: its last item is never an input."""
     return items - 1 + self.response * targets
+
+  @property
+  def item_places(self) -> int:
+    """Most distinct items of a batch."""
+    return self.items or self.rows * self.row_length
 
   @property
   def longest_training_piece(self) -> int:
@@ -85,14 +92,21 @@ class PieceCounts:
 
 
 def training_pieces(
-  dataset: Dataset, layout: Layout, *, min_history: int = 0, targets_per_user: int = 0
+  dataset: Dataset,
+  layout: Layout,
+  *,
+  min_history: int = 0,
+  targets_per_user: int = 0,
+  targets_per_piece: int = 0,
 ) -> tuple[Pieces, PieceCounts]:
   """Every training target once, cut into pieces that fit a row.
 
   A user with more items than a row holds is cut: a later piece starts up to half a row before its
   first target, positions restart there, and its targets see the items from there on.
   targets_per_user keeps only the last so many targets of a user (0 = all; the paper keeps 50),
-  histories stay whole.
+  histories stay whole. targets_per_piece breaks a piece into several of so many targets, each with
+  the whole trunk before it (0 = never): what is computed for a target stays the same, but which
+  targets share a batch does not; 1 = the usual shuffled samples of one target.
   """
   table, cut_users, targets, users = [], 0, 0, 0
   longest = layout.longest_training_piece
@@ -104,7 +118,8 @@ def training_pieces(
     while position < length:
       start = max(0, min(position - longest // 2, length - longest))
       stop = min(length, start + longest)
-      table.append((user, start, stop, position))
+      for first in range(position, stop, targets_per_piece or longest):
+        table.append((user, start, min(stop, first + (targets_per_piece or longest)), first))
       position = stop
   columns = np.asarray(table, np.int64).reshape(-1, 4).T
   return Pieces(*columns), PieceCounts(users, len(table), cut_users, targets)
@@ -119,6 +134,28 @@ def evaluation_pieces(dataset: Dataset, layout: Layout, split: str) -> Pieces:
   return Pieces(users, start, stop, stop - 1)
 
 
+def with_rows_for(layout: Layout, pieces: Pieces) -> Layout:
+  """The layout with the rows that its number of targets takes on average, and a twentieth more: a
+  batch of shuffled pieces is full of targets before it is full of tokens."""
+  targets = pieces.stop - pieces.first_target
+  tokens = layout.tokens(pieces.stop - pieces.start, targets)
+  a_target = tokens.sum() / max(targets.sum(), 1)
+  rows = math.ceil(1.05 * a_target * layout.targets / layout.row_length)
+  return dataclasses.replace(layout, rows=max(rows, 1))
+
+
+def with_items_for(layout: Layout, pieces: Pieces) -> Layout:
+  """The layout with the places for items that these pieces take on average, and a quarter more;
+  never so few that one does not fit. Where response tokens are most of a row, items are few."""
+  targets = (pieces.stop - pieces.first_target).sum()
+  item_tokens = pieces.stop - pieces.start - 1
+  tokens = item_tokens.sum() + layout.response * targets
+  # What fills a batch first, its targets or its tokens.
+  full = min(layout.targets / max(targets, 1), layout.rows * layout.row_length / max(tokens, 1))
+  items = max(math.ceil(1.25 * full * item_tokens.sum()), item_tokens.max(initial=1))
+  return dataclasses.replace(layout, items=min(items, layout.rows * layout.row_length))
+
+
 class Packer:
   """Fills one batch, first fit: a piece goes to the first row that has room for it."""
 
@@ -127,7 +164,7 @@ class Packer:
     self._free_R = np.full(layout.rows, layout.row_length)
     self._users_R = np.zeros(layout.rows, np.int32)
     self._placed: list[tuple[int, int, np.ndarray, int]] = []  # piece, row, items, first target
-    self._targets = 0
+    self._targets = self._items = 0
 
   def add(self, piece: int, items: np.ndarray, first_target: int) -> bool:
     """Places a piece's items; the targets are items[first_target:]. False when it does not fit."""
@@ -135,11 +172,14 @@ class Packer:
     need = self.layout.tokens(len(items), targets)
     if self._targets + targets > self.layout.targets:
       return False
+    if self._items + len(items) - 1 > self.layout.item_places:
+      return False
     row = int(np.argmax(self._free_R >= need))
     if self._free_R[row] < need:
       return False
     self._free_R[row] -= need
     self._targets += targets
+    self._items += len(items) - 1
     self._placed.append((piece, row, items, first_target))
     return True
 
@@ -192,7 +232,7 @@ class Packer:
     unique, slot = np.unique(item, return_inverse=True)
     if unique[0] != 0:  # slot 0 is padding even where no token is
       unique, slot = np.concatenate([[0], unique]), slot + 1
-    item_N = np.zeros(R * T + 1, np.int32)
+    item_N = np.zeros(self.layout.item_places + 1, np.int32)
     item_N[: len(unique)] = unique
     return Batch(
       item_N,

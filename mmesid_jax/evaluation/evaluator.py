@@ -11,7 +11,7 @@ from flax import nnx
 
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.loader import in_order
-from mmesid_jax.data.packing import Batch, Layout, evaluation_pieces
+from mmesid_jax.data.packing import Batch, Layout, evaluation_pieces, with_rows_for
 from mmesid_jax.evaluation.ranking import PROTOCOLS, ranks, summary
 
 
@@ -36,12 +36,14 @@ class Evaluator:
   """The split's batches, made once; a model may be judged any number of times. split: "valid" or
   "test".
 
-  A history longer than a row is read from its newest items on; the mask always holds the whole of
-  it.
+  Of the layout count the length of a row and the targets of a batch: rows are as many as these
+  users take. A history longer than a row is read from its newest items on; the mask always holds
+  the whole of it.
   """
 
   def __init__(self, dataset: Dataset, layout: Layout, split: str):
     self.pieces = evaluation_pieces(dataset, layout, split)
+    layout = with_rows_for(layout, self.pieces)
     self._batches = list(in_order(dataset, self.pieces, layout))
     lengths = self.pieces.stop - 1
     self._history_UH = np.zeros((len(self.pieces), int(lengths.max(initial=1))), np.int32)

@@ -1,8 +1,12 @@
-"""Losses of next-item prediction over the whole catalogue, and the sampled one that is often
-published."""
+"""Losses of next-item prediction over the whole catalogue, and what stands in for them where it is
+large, or in published work."""
 
 import jax
 import jax.numpy as jnp
+
+from mmesid_jax.losses.scorer import Scorer
+
+LARGEST = 2**28  # scores held at once, 1 GiB of float32; more are taken in chunks
 
 
 def cross_entropy(
@@ -16,6 +20,71 @@ def cross_entropy(
   target_score_Q = jnp.take_along_axis(scores_QI, target_Q[:, None], axis=1)[:, 0]
   loss_Q = jax.nn.logsumexp(scores_QI, axis=1) - target_score_Q
   # An unused place has target 0, whose score is -inf: select, since 0 * inf is NaN.
+  return jnp.where(weight_Q > 0, weight_Q * loss_Q, 0).sum(), weight_Q.sum()
+
+
+def chunked_cross_entropy(
+  scorer: Scorer, target_Q: jax.Array, weight_Q: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """`cross_entropy` of all scores, holding those of `chunk` items at a time, [Q, chunk].
+
+  The sum of exponentials grows chunk by chunk; the backward pass computes a chunk's scores again.
+  Raises ValueError for a chunk below 1.
+  """
+  if chunk < 1:
+    raise ValueError(f"a chunk of {chunk} items")
+
+  @jax.checkpoint
+  def add(largest_and_sum, rows_and_number):
+    largest_Q, sum_Q = largest_and_sum
+    rows, number = rows_and_number
+    item_N = number * chunk + jnp.arange(chunk)
+    real_N = (item_N > 0) & (item_N < scorer.items)
+    scores_QN = jnp.where(real_N, scorer.of(rows).astype(jnp.float32), -jnp.inf)
+    # What is subtracted and added again has no gradient of its own.
+    larger_Q = jax.lax.stop_gradient(jnp.maximum(largest_Q, scores_QN.max(1)))
+    sum_Q = sum_Q * jnp.exp(largest_Q - larger_Q) + jnp.exp(scores_QN - larger_Q[:, None]).sum(1)
+    return (larger_Q, sum_Q), None
+
+  chunks = scorer.chunks(chunk)
+  numbers = jnp.arange(-(-scorer.items // chunk))
+  lowest = jnp.finfo(jnp.float32).min  # not -inf: a chunk of padding alone would give inf - inf
+  start = jnp.full(len(target_Q), lowest), jnp.zeros(len(target_Q))
+  (largest_Q, sum_Q), _ = jax.lax.scan(add, start, (chunks, numbers))
+  loss_Q = largest_Q + jnp.log(sum_Q) - scorer.own(target_Q)
+  return jnp.where(weight_Q > 0, weight_Q * loss_Q, 0).sum(), weight_Q.sum()
+
+
+def catalogue_cross_entropy(
+  scorer: Scorer, target_Q: jax.Array, weight_Q: jax.Array, chunk: int = 0
+) -> tuple[jax.Array, jax.Array]:
+  """`cross_entropy`, by chunks where asked for, or (chunk 0) where all scores exceed LARGEST."""
+  if not chunk and len(target_Q) * scorer.items <= LARGEST:
+    return cross_entropy(scorer.all(), target_Q, weight_Q)
+  return chunked_cross_entropy(
+    scorer, target_Q, weight_Q, chunk or max(1, LARGEST // len(target_Q))
+  )
+
+
+def sampled_cross_entropy(
+  scorer: Scorer,
+  target_Q: jax.Array,
+  weight_Q: jax.Array,
+  negative_N: jax.Array,
+  log_expected_N: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy against sampled items, and the sum of weights.
+
+  negative_N: items drawn with replacement; log_expected_N: the log of how often each was to be
+  expected among them. exp(target) + sum over negatives of exp(score) / expected is an unbiased
+  estimate of the sum over the catalogue; a negative that is the target does not count. Source:
+  Bengio and Senecal 2008 (importance sampling, the log-Q correction).
+  """
+  target_score_Q = scorer.own(target_Q)
+  scores_QN = scorer.chosen(negative_N).astype(jnp.float32) - log_expected_N
+  scores_QN = jnp.where(negative_N == target_Q[:, None], -jnp.inf, scores_QN)
+  all_QN = jnp.concatenate([target_score_Q[:, None], scores_QN], axis=1)
+  loss_Q = jax.nn.logsumexp(all_QN, axis=1) - target_score_Q
   return jnp.where(weight_Q > 0, weight_Q * loss_Q, 0).sum(), weight_Q.sum()
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.linear import Linear, gelu
 from mmesid_jax.models.variables import Frozen
@@ -59,25 +60,29 @@ class FrequencyFusion(nnx.Module):
 
 
 def projects_catalogue(Q: int, D: int) -> bool:
-  """Whether `scores` of so many targets projects the catalogue into the model's width."""
+  """Whether `scorer` of so many targets projects the catalogue into the model's width."""
   return Q > D
 
 
-def scores(o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array) -> jax.Array:
-  """[Q, I]: the formula above. Codes are inputs only, items are scored by row and content.
+def scorer(
+  o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array, *, project: bool | None = None
+) -> Scorer:
+  """The formula above. Codes are inputs only, items are scored by row and content.
 
   Two orders of the same products: with few targets (o W) e, so the catalogue is never projected
   into D; with more targets than D is wide, projecting the catalogue once is the cheaper one.
+  project None takes the cheaper one of a whole catalogue.
   """
   table_ID = items.identity_ID[...]
   parts = [(items.project[m], items.feature_IV[m][...]) for m in items.modalities]
-  if projects_catalogue(*o_QD.shape):
+  if projects_catalogue(*o_QD.shape) if project is None else project:
     item_ID = weight_IS[:, :1] * table_ID
-    for s, (project, feature_IV) in enumerate(parts, start=1):
-      item_ID = item_ID + weight_IS[:, s : s + 1] * project(feature_IV)
-    return o_QD @ item_ID.T
-  score_QI = (o_QD @ table_ID.T) * weight_IS[:, 0]
-  for s, (project, feature_IV) in enumerate(parts, start=1):
-    source_QI = (o_QD @ project.weight[...].T) @ feature_IV.T + (o_QD @ project.bias[...])[:, None]
-    score_QI = score_QI + source_QI * weight_IS[:, s]
-  return score_QI
+    for s, (linear, feature_IV) in enumerate(parts, start=1):
+      item_ID = item_ID + weight_IS[:, s : s + 1] * linear(feature_IV)
+    return Scorer((o_QD,), (item_ID,))
+  return Scorer(
+    query=(o_QD, *(o_QD @ linear.weight[...].T for linear, _ in parts)),
+    table=(table_ID, *(feature_IV for _, feature_IV in parts)),
+    offset=(None, *(o_QD @ linear.bias[...] for linear, _ in parts)),
+    weight_IS=weight_IS,
+  )

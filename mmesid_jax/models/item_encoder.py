@@ -16,7 +16,7 @@ from mmesid_jax.models.variables import Frozen
 
 
 class ItemEncoder(nnx.Module):
-  """Item ids [...] -> vectors [..., D].
+  """Item ids [...] -> vectors [..., D] in the dtype `compute`; tables and weights are float32.
 
   kind "mlp" (paper): gelu(MLP(concat over modalities of [W_m e_m + b_m ; sum_l E^m_l[code]])), the
   MLP 2MD -> MD -> relu -> D. kind "tied": the learned row of the item plus the same parts, added
@@ -35,11 +35,12 @@ class ItemEncoder(nnx.Module):
     *,
     D: int,
     kind: str,
+    compute: str = "float32",
     rngs: nnx.Rngs,
   ):
     rows = len(next(iter(features.values())))
     self.modalities = tuple(features)
-    self.kind = kind
+    self.kind, self.compute = kind, compute
     self.identity_ID = nnx.Param(jax.random.normal(rngs.params(), (rows, D)) * 0.02)
     self.feature_IV = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in features.items()})
 
@@ -64,8 +65,9 @@ class ItemEncoder(nnx.Module):
 
   def __call__(self, item: jax.Array) -> jax.Array:
     project = self.project if self.project_input is None else self.project_input
-    parts = [project[m](self.feature_IV[m][...][item]) for m in self.modalities]
-    parts += [self.quantised(m, item) for m in self.code_IL]
+    features = (self.feature_IV[m][...][item].astype(self.compute) for m in self.modalities)
+    parts = [project[m](x) for m, x in zip(self.modalities, features, strict=True)]
+    parts += [self.quantised(m, item).astype(self.compute) for m in self.code_IL]
     if self.kind != "mlp":
-      return self.identity_ID[...][item] + sum(parts)
+      return self.identity_ID[...][item].astype(self.compute) + sum(parts)
     return gelu(self.out(jax.nn.relu(self.hidden(jnp.concatenate(parts, -1)))))

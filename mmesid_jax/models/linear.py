@@ -6,7 +6,8 @@ from flax import nnx
 
 
 class Linear(nnx.Module):
-  """y = x W (+ b) over the last axis; W [d_in, *d_out] float32, normal; no std: d_in ** -0.5."""
+  """y = x W (+ b) over the last axis; W [d_in, *d_out] float32, normal; no std: d_in ** -0.5.
+  Computed in the dtype of x."""
 
   def __init__(
     self,
@@ -23,8 +24,8 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = jnp.tensordot(x, self.weight[...], axes=1)
-    return y if self.bias is None else y + self.bias[...]
+    y = jnp.tensordot(x, self.weight[...].astype(x.dtype), axes=1)
+    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Llama blocks over shared-prefix rows: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-Two streams pass through every layer: the prompt [P, D], computed once a step, and the rows [R, T,
-D], whose tokens all see the prompt's keys and values. Layers are stacked on axis 0 and scanned.
+One stream of tokens passes through the layers, X = P + R T of them: the prompt, once a step, and
+behind it the rows, whose tokens all see the prompt. Layers are stacked on axis 0 and scanned.
 Sources: Touvron et al. 2023; Hugging Face's conventions (half-split rotation, unscaled q), so
 weights carry over.
 """
@@ -17,8 +17,13 @@ from flax import nnx
 from mmesid_jax.models.attention import attention
 from mmesid_jax.models.linear import dropout, split
 from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.models.projection import Projection
+from mmesid_jax.models.projection import PRODUCT, Projection
 from mmesid_jax.models.variables import LoRAParam, Pretrained
+
+KEPT = {  # remat -> what is kept of a layer beside its input
+  "products": lambda: jax.checkpoint_policies.save_only_these_names(PRODUCT),
+  "layers": lambda: jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +41,9 @@ class LlamaConfig:
   """Sizes: layers, D model width, F mlp width, N query heads, K key/value heads, H head width.
 
   weights: "trained", or how frozen ones are kept (storage.KINDS); compute: dtype of activations.
-  remat: "none" keeps every activation for the backward pass; "layers" keeps what enters a layer and
-  computes the rest again. unroll: layers that the compiler sees at once in the scan over them.
+  remat: "none" keeps every activation for the backward pass; "products" keeps what enters a layer
+  and what its projections give; "layers" keeps what enters a layer, and the rest is computed again.
+  unroll: layers that the compiler sees at once in the scan over them. attention: its `kind`.
   """
 
   layers: int
@@ -54,6 +60,7 @@ class LlamaConfig:
   compute: str = "float32"
   remat: str = "none"
   unroll: int = 1
+  attention: str = "auto"
   lora: LoRAConfig | None = None
 
   @property
@@ -102,13 +109,13 @@ def frequencies(c: LlamaConfig) -> np.ndarray:
   return frequency.astype(np.float32)
 
 
-def rotate(x_RTNH: jax.Array, position_RT: jax.Array, frequency: np.ndarray) -> jax.Array:
+def rotate(x_XNH: jax.Array, position_X: jax.Array, frequency: np.ndarray) -> jax.Array:
   """Rotary position embedding, half-split as in Hugging Face; angles in float32."""
-  angle = position_RT[..., None, None].astype(jnp.float32) * frequency
+  angle = position_X[:, None, None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  x, y = jnp.split(x_RTNH.astype(jnp.float32), 2, axis=-1)
+  x, y = jnp.split(x_XNH.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([x * cos - y * sin, y * cos + x * sin], axis=-1)
-  return rotated.astype(x_RTNH.dtype)
+  return rotated.astype(x_XNH.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -142,8 +149,8 @@ class GatedMLP(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Grouped-query attention of the prompt to itself and of the rows to the prompt and their own
-  mask."""
+  """Grouped-query attention of the prompt to itself and of the rows to the prompt and to what
+  their mask lets them see."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.q = c.projection("q", rngs)
@@ -152,41 +159,27 @@ class Attention(nnx.Module):
     self.out = c.projection("out", rngs)
     self.config = c
 
-  def project(self, x_RTD: jax.Array, position_RT: jax.Array, key) -> tuple[jax.Array, ...]:
-    """Rotated queries and keys, and values."""
-    keys, frequency = split(key, 3), frequencies(self.config)
-    q, k = (
-      rotate(f(x_RTD, f_key), position_RT, frequency)
-      for f, f_key in ((self.q, keys[0]), (self.k, keys[1]))
-    )
-    return q, k, self.v(x_RTD, keys[2])
+  def __call__(self, x_XD: jax.Array, position_X: jax.Array, mask_RTS: jax.Array, key) -> jax.Array:
+    R, T, S = mask_RTS.shape
+    P, keys, frequency = S - T, split(key, 4), frequencies(self.config)
+    q = rotate(self.q(x_XD, keys[0]), position_X, frequency)
+    k = rotate(self.k(x_XD, keys[1]), position_X, frequency)
+    v = self.v(x_XD, keys[2])
+    prompt = (x[None, :P] for x in (q, k, v))
+    prompt_1PNH = attention(*prompt, jnp.tri(P, dtype=bool)[None])  # too short for a kernel to pay
 
-  def __call__(
-    self, prompt_PD: jax.Array, x_RTD: jax.Array, position_RT: jax.Array, mask_RTT: jax.Array, key
-  ) -> tuple[jax.Array, jax.Array]:
-    R, T, D = x_RTD.shape
-    P = len(prompt_PD)
-    keys = split(key, 4)
-    q_1PNH, *prompt_kv = self.project(prompt_PD[None], jnp.arange(P)[None], keys[0])
-    causal_1PP = jnp.tri(P, dtype=bool)[None]
-    prompt_1PNH = attention(q_1PNH, *prompt_kv, causal_1PP)
+    def with_prompt(x_XKH):
+      prompt_RPKH = jnp.broadcast_to(x_XKH[:P], (R, P, *x_XKH.shape[1:]))
+      return jnp.concatenate([prompt_RPKH, x_XKH[P:].reshape(R, T, *x_XKH.shape[1:])], axis=1)
 
-    q_RTNH, *row_kv = self.project(x_RTD, P + position_RT, keys[1])
-    # [prompt, row]: every token sees the whole prompt, so no token is left with nothing to see.
-    k, v = (
-      jnp.concatenate([jnp.broadcast_to(p, (R, *p.shape[1:])), r], axis=1)
-      for p, r in zip(prompt_kv, row_kv, strict=True)
-    )
-    mask_RTS = jnp.concatenate([jnp.ones((R, T, P), bool), mask_RTT], axis=2)
-    row_RTNH = attention(q_RTNH, k, v, mask_RTS)
-    return (
-      self.out(prompt_1PNH.reshape(P, -1), keys[2]),
-      self.out(row_RTNH.reshape(R, T, -1), keys[3]),
-    )
+    q_RTNH = q[P:].reshape(R, T, *q.shape[1:])
+    row_RTNH = attention(q_RTNH, with_prompt(k), with_prompt(v), mask_RTS, self.config.attention)
+    both = (x.reshape(-1, self.config.N * self.config.H) for x in (prompt_1PNH, row_RTNH))
+    return self.out(jnp.concatenate([*both]), keys[3])
 
 
 class Block(nnx.Module):
-  """One layer, both streams."""
+  """One layer."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.norm_attention = RMSNorm(c)
@@ -195,22 +188,15 @@ class Block(nnx.Module):
     self.mlp = GatedMLP(c, rngs=rngs)
     self.rate = c.dropout
 
-  def __call__(self, prompt_PD, x_RTD, position_RT, mask_RTT, key):
-    def add(stream, update, update_key):
-      return stream + dropout(update, self.rate, update_key)
-
-    keys = split(key, 7)
-    update_prompt, update_row = self.attention(
-      self.norm_attention(prompt_PD), self.norm_attention(x_RTD), position_RT, mask_RTT, keys[4]
-    )
-    prompt_PD, x_RTD = add(prompt_PD, update_prompt, keys[0]), add(x_RTD, update_row, keys[1])
-    prompt_PD = add(prompt_PD, self.mlp(self.norm_mlp(prompt_PD), keys[5]), keys[2])
-    x_RTD = add(x_RTD, self.mlp(self.norm_mlp(x_RTD), keys[6]), keys[3])
-    return prompt_PD, x_RTD
+  def __call__(self, x_XD, position_X, mask_RTS, key):
+    keys = split(key, 4)
+    update_XD = self.attention(self.norm_attention(x_XD), position_X, mask_RTS, keys[0])
+    x_XD = x_XD + dropout(update_XD, self.rate, keys[1])
+    return x_XD + dropout(self.mlp(self.norm_mlp(x_XD), keys[2]), self.rate, keys[3])
 
 
 class Llama(nnx.Module):
-  """A stack of blocks and the final norm. In and out: prompt [P, D] and rows [R, T, D]."""
+  """A stack of blocks and the final norm."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.blocks = nnx.vmap(lambda r: Block(c, rngs=r))(rngs.split(c.layers))
@@ -233,19 +219,23 @@ class Llama(nnx.Module):
     prompt_PD: jax.Array,
     x_RTD: jax.Array,
     position_RT: jax.Array,
-    mask_RTT: jax.Array,
+    mask_RTS: jax.Array,
     key: jax.Array | None = None,
-  ) -> tuple[jax.Array, jax.Array]:
-    """position_RT counts from the end of the prompt; mask_RTT as `attention.visible` makes it."""
-    prompt_PD, x_RTD = (x.astype(self.config.compute) for x in (prompt_PD, x_RTD))
+  ) -> jax.Array:
+    """float32 [P + R T, D], the prompt's tokens first. position_RT counts from the end of the
+    prompt; mask_RTS [R, T, P + T] as `attention.visible` makes it."""
+    P, D = prompt_PD.shape
+    x_XD = jnp.concatenate([prompt_PD, x_RTD.reshape(-1, D)]).astype(self.config.compute)
+    position_X = jnp.concatenate([jnp.arange(P), P + position_RT.reshape(-1)])
     graph, stacked = nnx.split(self.blocks)
     keys = None if key is None else jax.random.split(key, self.config.layers)
 
-    def layer(streams, state_and_key):
+    def layer(x_XD, state_and_key):
       state, layer_key = state_and_key
-      return nnx.merge(graph, state)(*streams, position_RT, mask_RTT, layer_key), None
+      return nnx.merge(graph, state)(x_XD, position_X, mask_RTS, layer_key), None
 
-    if self.config.remat == "layers":
-      layer = jax.checkpoint(layer, prevent_cse=False)  # in a scan nothing can be shared anyway
-    streams, _ = jax.lax.scan(layer, (prompt_PD, x_RTD), (stacked, keys), unroll=self.config.unroll)
-    return tuple(self.norm(x).astype(jnp.float32) for x in streams)
+    if self.config.remat != "none":
+      # In a scan nothing can be shared anyway.
+      layer = jax.checkpoint(layer, policy=KEPT[self.config.remat](), prevent_cse=False)
+    x_XD, _ = jax.lax.scan(layer, x_XD, (stacked, keys), unroll=self.config.unroll)
+    return self.norm(x_XD).astype(jnp.float32)

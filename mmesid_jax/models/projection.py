@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mmesid_jax.models.lora import LoRA, LoRAConfig
 from mmesid_jax.models.storage import Quantised, dequantise, stored
@@ -12,6 +13,7 @@ from mmesid_jax.models.storage import Quantised, dequantise, stored
 # Standard deviation of every fresh weight, Hugging Face's initializer_range: what a layer adds at
 # first is as small as the item vectors that it is added to, so it does not drown them.
 INIT = 0.02
+PRODUCT = "product"  # the name by which a remat policy knows what projections give
 
 
 class Projection(nnx.Module):
@@ -44,7 +46,7 @@ class Projection(nnx.Module):
       y = _product(x, weight.codes[...], weight.scale[...], weight.kind)
     else:
       y = jnp.tensordot(x, weight[...].astype(x.dtype), axes=1)
-    return y if self.lora is None else y + self.lora(x, key)
+    return checkpoint_name(y if self.lora is None else y + self.lora(x, key), PRODUCT)
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
+from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.models import fusion
 from mmesid_jax.models.attention import read, visible
 from mmesid_jax.models.item_encoder import ItemEncoder
@@ -56,11 +57,16 @@ class RecommenderModel(nnx.Module):
       response_RTD = self.response_SD[...][batch.response_RT]
       x_RTD = jnp.where(batch.branch_RT[..., None] > 0, response_RTD, x_RTD)
     x_RTD = dropout(x_RTD, self.item_dropout, item_key)
-    prompt_PD, x_RTD = self.backbone(
-      self.prompt_PD[...], x_RTD, batch.position_RT, visible(batch), backbone_key
+    P = len(self.prompt_PD[...])
+    x_XD = self.backbone(
+      self.prompt_PD[...], x_RTD, batch.position_RT, visible(batch, P), backbone_key
     )
-    return read(prompt_PD[-1], x_RTD, batch.read_Q)
+    return read(x_XD, P, batch.read_Q)
+
+  def scorer(self, o_QD: jax.Array, *, project: bool | None = None) -> Scorer:
+    """Scores of all items; item 0 is padding and no candidate. project: as in `fusion.scorer`."""
+    return fusion.scorer(o_QD, self.items, self.gates.weights(), project=project)
 
   def scores(self, o_QD: jax.Array) -> jax.Array:
     """[Q, I], column i = item i; column 0 is padding and no candidate."""
-    return fusion.scores(o_QD, self.items, self.gates.weights())
+    return self.scorer(o_QD).all()

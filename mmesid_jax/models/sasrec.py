@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
+from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.models.attention import attention, read, visible
 from mmesid_jax.models.linear import Linear, dropout, split
 
@@ -68,8 +69,13 @@ class SASRec(nnx.Module):
     for block, block_key in zip(self.blocks, keys[:-1], strict=True):
       x_RTD = block(x_RTD, mask_RTT, block_key)
     # Without a prompt nothing is known of an empty history: it reads zeros, and every item ties.
-    return read(jnp.zeros(D), self.norm(x_RTD), batch.read_Q)
+    x_XD = jnp.concatenate([jnp.zeros((1, D)), self.norm(x_RTD).reshape(-1, D)])
+    return read(x_XD, 1, batch.read_Q)
+
+  def scorer(self, h_QD: jax.Array) -> Scorer:
+    """Scores of all items; item 0 is padding and no candidate."""
+    return Scorer((h_QD,), (self.item_ID[...],))
 
   def scores(self, h_QD: jax.Array) -> jax.Array:
     """[Q, I], column i = item i; column 0 is padding and no candidate."""
-    return h_QD @ self.item_ID[...].T
+    return self.scorer(h_QD).all()

@@ -100,6 +100,7 @@ def llama_config(c: ConfigDict) -> LlamaConfig:
     compute=c.backbone.compute,
     remat=c.backbone.remat,
     unroll=c.backbone.unroll,
+    attention=c.backbone.attention,
     lora=lora,
   )
 

@@ -5,7 +5,6 @@ baseline.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, training_pieces
 from mmesid_jax.evaluation.evaluator import Evaluator
-from mmesid_jax.losses.softmax import binary_cross_entropy, cross_entropy
+from mmesid_jax.losses.softmax import binary_cross_entropy, catalogue_cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.models.state import loaded
@@ -37,13 +36,12 @@ def build(config: ConfigDict, num_items: int, seed: int) -> SASRec:
 
 
 def loss(config: ConfigDict, num_items: int):
-  """The loss of a batch by config.loss; a "bce" negative is any other item, one for each target."""
+  """The loss of a batch by config.loss, as step.Loss; a "bce" negative is any other item, one for
+  each target."""
 
   def softmax(model: SASRec, batch: Batch, key: jax.Array):
-    total, weight = cross_entropy(
-      model.scores(model.hidden(batch, key)), batch.target_Q, batch.weight_Q
-    )
-    return total / jnp.maximum(weight, 1), {}
+    scorer = model.scorer(model.hidden(batch, key))
+    return catalogue_cross_entropy(scorer, batch.target_Q, batch.weight_Q), {}
 
   def bce(model: SASRec, batch: Batch, key: jax.Array):
     model_key, negative_key = jax.random.split(key)
@@ -53,8 +51,7 @@ def loss(config: ConfigDict, num_items: int):
     negative_Q = (batch.target_Q - 1 + offset_Q) % num_items + 1
     item_ID = model.item_ID[...]
     scores = [(h_QD * item_ID[i_Q]).sum(-1) for i_Q in (batch.target_Q, negative_Q)]
-    total, weight = binary_cross_entropy(*scores, batch.weight_Q)
-    return total / jnp.maximum(weight, 1), {}
+    return binary_cross_entropy(*scores, batch.weight_Q), {}
 
   return {"softmax": softmax, "bce": bce}[config.loss]
 

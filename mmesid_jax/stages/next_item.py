@@ -36,10 +36,11 @@ def next_item_task(
 ) -> Task:
   """Says how the users pack. Validates once an epoch, selects by config.evaluation.select; flops
   counts a step of the model behind so many prompt tokens."""
-  epoch = batches.epoch()
+  epoch, microbatches = batches.epoch(), stage_config.get("microbatches", 1)
   if not epoch.batches:
     raise UserError(f"{stage}: no user has enough items before the held-out ones to train on")
-  steps = epoch.batches * stage_config.epochs
+  steps_an_epoch = -(-epoch.batches // microbatches)
+  steps = steps_an_epoch * stage_config.epochs
   print(
     f"{stage}: {counts.targets:,} targets of {counts.users:,} users ({counts.cut_users:,} cut), "
     f"{epoch.batches:,} batches an epoch, {epoch.fill:.0%} of their tokens in use"
@@ -55,7 +56,7 @@ def next_item_task(
     loss=loss,
     batches=batches,
     steps=steps,
-    validate_every=epoch.batches,
+    validate_every=steps_an_epoch,
     optimizer=optimizer.adamw(stage_config.optimizer, steps),
     schedule=optimizer.schedule(stage_config.optimizer, steps),
     validate=lambda trained: evaluator.metrics(trained, config.evaluation.cutoffs),
@@ -64,4 +65,5 @@ def next_item_task(
     amounts=amounts,
     blame=lambda batch: f"users {batches.users(batch)}",
     seed=config.seed,
+    microbatches=microbatches,
   )

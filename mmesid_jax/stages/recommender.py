@@ -13,10 +13,16 @@ from mmesid_jax import artifacts
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.features import whiten
 from mmesid_jax.data.loader import PackedBatches
-from mmesid_jax.data.packing import Batch, Layout, training_pieces
+from mmesid_jax.data.packing import (
+  Batch,
+  Layout,
+  PieceCounts,
+  training_pieces,
+  with_items_for,
+)
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
-from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.losses.softmax import catalogue_cross_entropy, sampled_cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
@@ -45,7 +51,15 @@ def build(
 ) -> RecommenderModel:
   """The model of `config` = config.recommender, freshly drawn around the given tables."""
   rngs = nnx.Rngs(key_for(seed, STAGE))
-  items = ItemEncoder(features, codes, codebooks, D=config.width, kind=config.encoder, rngs=rngs)
+  items = ItemEncoder(
+    features,
+    codes,
+    codebooks,
+    D=config.width,
+    kind=config.encoder,
+    compute=config.backbone.compute,
+    rngs=rngs,
+  )
   gates = FrequencyFusion(
     counts_I, len(features), kind=config.fusion, temperature=config.gate_temperature, rngs=rngs
   )
@@ -62,13 +76,33 @@ def build(
   )
 
 
-def loss(model: RecommenderModel, batch: Batch, key: jax.Array):
-  """Mean over the batch's targets of the cross-entropy over all items. Source: MME-SID, section
-  4."""
-  total, weight = cross_entropy(
-    model.scores(model.hidden(batch, key)), batch.target_Q, batch.weight_Q
-  )
-  return total / jnp.maximum(weight, 1), {}
+def loss(config: ConfigDict, counts_I: np.ndarray):
+  """The loss of `config` = config.recommender, as step.Loss: cross-entropy over all items (MME-SID,
+  section 4), or with config.negatives over so many sampled ones.
+
+  Negatives are drawn from what was interacted with in training, every item once more, so frequent
+  ones are drawn more often; the log-Q correction makes up for it.
+  """
+
+  def exact(model: RecommenderModel, batch: Batch, key: jax.Array):
+    scorer = model.scorer(model.hidden(batch, key))
+    chunk = config.softmax_chunk
+    return catalogue_cross_entropy(scorer, batch.target_Q, batch.weight_Q, chunk), {}
+
+  def sampled(model: RecommenderModel, batch: Batch, key: jax.Array):
+    model_key, negative_key = jax.random.split(key)
+    drawn_N = jax.random.randint(negative_key, (config.negatives,), 0, len(pool_E))
+    negative_N = jnp.asarray(pool_E)[drawn_N]
+    expected_N = config.negatives * (jnp.asarray(counts_I)[negative_N] + 1) / len(pool_E)
+    # Few of the catalogue's rows are read: they alone are projected.
+    scorer = model.scorer(model.hidden(batch, model_key), project=False)
+    args = batch.target_Q, batch.weight_Q, negative_N, jnp.log(expected_N)
+    return sampled_cross_entropy(scorer, *args), {}
+
+  if not config.negatives:
+    return exact
+  pool_E = np.repeat(np.arange(1, len(counts_I)), counts_I[1:] + 1).astype(np.int32)
+  return sampled
 
 
 def codes_and_codebooks(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -103,31 +137,52 @@ def standardised(book_LCD: np.ndarray, code_NL: np.ndarray, std: float) -> np.nd
   return (centred_LCD * (std / max(spread, 1e-12))).astype(np.float32)
 
 
-def run(workdir: Workdir) -> None:
-  """Trains, keeps the best on validation, writes the artifact."""
+def training_data(workdir: Workdir) -> tuple[PackedBatches, PieceCounts]:
+  """The stage's batches, and what cutting did."""
   config, dataset = workdir.config, workdir.dataset
   c = config.recommender
+  pieces, counts = training_pieces(
+    dataset,
+    layout(c),
+    targets_per_user=c.targets_per_user,
+    targets_per_piece=c.targets_per_piece,
+  )
+  packed = with_items_for(layout(c), pieces)
+  return PackedBatches(dataset, pieces, packed, seed=config.seed), counts
+
+
+def drawn(workdir: Workdir) -> RecommenderModel:
+  """The model before training, around the workdir's features, codes and codebooks; a checkpoint's
+  weights are not read yet."""
+  c = workdir.config.recommender
   features = workdir.features()
   if c.whiten:
     features = {m: whiten(x, min(c.whiten, x.shape[1]), c.whiten_std) for m, x in features.items()}
   codes, codebooks = codes_and_codebooks(workdir)
-  pieces, counts = training_pieces(dataset, layout(c), targets_per_user=c.targets_per_user)
-  model = build(
+  return build(
     c,
-    config.seed,
+    workdir.config.seed,
     features=features,
     codes=codes,
     codebooks=codebooks,
-    counts_I=popularity(dataset),
+    counts_I=popularity(workdir.dataset),
   )
+
+
+def run(workdir: Workdir) -> None:
+  """Trains, keeps the best on validation, writes the artifact."""
+  config, dataset = workdir.config, workdir.dataset
+  c = config.recommender
+  batches, counts = training_data(workdir)
+  model = drawn(workdir)
   backbone.start(model, c)
   task = next_item_task(
     STAGE,
     config,
     c,
     model=model,
-    loss=loss,
-    batches=PackedBatches(dataset, pieces, layout(c), seed=config.seed),
+    loss=loss(c, popularity(dataset)),
+    batches=batches,
     counts=counts,
     evaluator=Evaluator(dataset, evaluation_layout(layout(c), config.evaluation.targets), "valid"),
     flops=flops.recommender,

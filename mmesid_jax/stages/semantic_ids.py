@@ -125,7 +125,8 @@ def run(workdir: Workdir) -> None:
 
   def step_loss(tables: Tables, item_B: jax.Array, key: jax.Array):
     del key  # nothing is drawn while it trains
-    return mm_rqvae.loss(tables.model, tables.features(item_B), **options)
+    value, parts = mm_rqvae.loss(tables.model, tables.features(item_B), **options)
+    return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
 
   tables = build(c, workdir.features(), code_width=config.recommender.width, seed=config.seed)
   task = Task(

@@ -57,6 +57,7 @@ class Workdir:
       log_every=run.log_every,
       save_every=run.save_every,
       profile_steps=self.config.profile.steps,
+      steps_at_once=run.steps_at_once[task.name],
     )
 
   def needs(self, stage: str) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
-"""The training loop of all stages: one compiled step, logging that never waits, checkpoints,
-resuming."""
+"""The training loop of all stages: what is sent to the device, logging that never waits,
+checkpoints, resuming."""
 
 import collections
 import dataclasses
-import functools
 import math
 import pathlib
 import signal
@@ -12,7 +11,6 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -21,6 +19,7 @@ from mmesid_jax.errors import Diverged, Interrupted
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.logging import MetricsLog, progress
 from mmesid_jax.training.profile import Trace
+from mmesid_jax.training.step import Loss, initial_state, make_step, several
 from mmesid_jax.training.throughput import Amounts, Throughput, describe
 
 
@@ -28,14 +27,14 @@ from mmesid_jax.training.throughput import Amounts, Throughput, describe
 class Task:
   """What a stage hands to the loop.
 
-  loss(model, batch, key) -> float32 scalar, dict of further scalars; validate(model) -> metrics, of
-  which `select` is maximised. `amounts` counts what a batch gives to do, its targets or items named
-  by `unit`; `blame` names what stands in a batch when its loss is not finite.
+  loss: as step.Loss; a step learns from `microbatches` of the `batches`. validate(model) ->
+  metrics, of which `select` is maximised. `amounts` counts what a batch gives to do, its targets or
+  items named by `unit`; `blame` names what stands in a batch when its loss is not finite.
   """
 
   name: str
   model: nnx.Module
-  loss: Callable[[nnx.Module, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+  loss: Loss
   batches: grain.IterDataset
   steps: int
   validate_every: int
@@ -47,6 +46,7 @@ class Task:
   amounts: Callable[[Any], Amounts]
   blame: Callable[[Any], str]
   seed: int
+  microbatches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,32 +58,6 @@ class Result:
   best: float
   best_step: int
   compilations: int
-
-
-def make_step(task: Task, graph: nnx.GraphDef):
-  """The jitted step (state, frozen, batch) -> (state, metrics); state is donated.
-
-  state = {"params", "optimizer", "step"}. The key of a step is the seed folded with the step's
-  number, so a resumed run draws what an uninterrupted one would have.
-  """
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(state, frozen, batch):
-    key = jax.random.fold_in(jax.random.key(task.seed), state["step"])
-
-    def loss(params):
-      return task.loss(nnx.merge(graph, params, frozen), batch, key)
-
-    (value, extra), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
-    update, optimizer = task.optimizer.update(gradient, state["optimizer"], state["params"])
-    metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient), **extra}
-    return {
-      "params": optax.apply_updates(state["params"], update),
-      "optimizer": optimizer,
-      "step": state["step"] + 1,
-    }, metrics
-
-  return step
 
 
 class _Signals:
@@ -117,15 +91,18 @@ class _Metrics:
     self._compiled = False
     self.throughput = Throughput(task.unit)
 
-  def add(self, step: int, metrics: dict[str, jax.Array], batch: Any) -> None:
-    self._pending.append((step, metrics, batch))
+  def add(self, step: int, metrics: dict[str, jax.Array], steps: list[list[Any]]) -> None:
+    """The batches of the steps that end with number `step`, and the metrics of all in one: scalars
+    of a single step, or arrays whose first places are theirs."""
+    self._pending.append((step, metrics, steps))
     if self._compiled:
-      self.throughput.started(metrics["loss"], self._task.amounts(batch))
+      amounts = [self._task.amounts(batch) for batches in steps for batch in batches]
+      self.throughput.started(metrics["loss"], Amounts.sum(amounts))
     else:  # the first step compiles: it is no measure of the rate
       jax.block_until_ready(metrics)
       self._compiled = True
       self.throughput.restart()
-    if step % self._behind == 0:
+    if step // self._behind > (step - len(steps)) // self._behind:
       self.fetch(until=step - self._behind)
 
   def fetch(self, until: int) -> None:
@@ -136,44 +113,89 @@ class _Metrics:
       ready.append(self._pending.popleft())
     if not ready:
       return
-    values = jax.device_get([metrics for _, metrics, _ in ready])
-    for (step, _, batch), value in zip(ready, values, strict=True):
-      if not math.isfinite(value["loss"]):
-        self._checkpoints.wait()
-        last = self._checkpoints.latest
-        good = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved yet"
-        raise Diverged(
-          f"{self._task.name}: loss is {value['loss']} at step {step}, {self._task.blame(batch)}; "
-          f"{good} in {self._checkpoints.folder}; a smaller learning_rate or clip may help"
-        )
+    found = jax.device_get([metrics for _, metrics, _ in ready])
+    values: dict[str, list[float]] = {name: [] for name in found[0]}
+    for (last, _, steps), metrics in zip(ready, found, strict=True):
+      for name, value in metrics.items():
+        values[name] += np.atleast_1d(value)[: len(steps)].tolist()
+      losses = zip(values["loss"][-len(steps) :], steps, strict=True)
+      for step, (loss, batches) in enumerate(losses, last - len(steps) + 1):
+        if not math.isfinite(loss):
+          self._diverged(step, loss, batches)
     step = ready[-1][0]
-    mean = {name: float(sum(v[name] for v in values) / len(values)) for name in values[0]}
+    mean = {name: sum(of_steps) / len(of_steps) for name, of_steps in values.items()}
     mean["learning_rate"] = float(self._task.schedule(step - 1))
     rates = self.throughput.read()
     self._log.write(step, mean | rates)
     if rates:  # else what the bar shows is the newest that is known
       self._bar.set_postfix_str(f"loss {mean['loss']:.4f}, {describe(rates)}", refresh=False)
 
+  def _diverged(self, step: int, loss: float, batches: list[Any]) -> None:
+    self._checkpoints.wait()
+    last = self._checkpoints.latest
+    good = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved yet"
+    blamed = "; ".join(map(self._task.blame, batches))
+    raise Diverged(
+      f"{self._task.name}: loss is {loss} at step {step}, {blamed}; "
+      f"{good} in {self._checkpoints.folder}; a smaller learning_rate or clip may help"
+    )
+
+
+class _Sender:
+  """Takes batches and sends steps to the device, at most `at_once` in one call."""
+
+  def __init__(self, task: Task, graph: nnx.GraphDef, frozen: nnx.State, at_once: int):
+    self._frozen, self._microbatches, self._at_once = frozen, task.microbatches, at_once
+    step = make_step(task.loss, task.optimizer, graph, task.seed, microbatches=task.microbatches)
+    self._compiled = step if at_once == 1 else several(step, at_once)
+
+  def take(self, iterator: grain.DatasetIterator, ahead: int) -> list[list[Any]]:
+    """The batches of the next steps, of `ahead` at most."""
+    count = min(ahead, self._at_once)
+    return [[next(iterator) for _ in range(self._microbatches)] for _ in range(count)]
+
+  def send(self, state, steps: list[list[Any]]):
+    """The state behind the steps, and their metrics."""
+    batches = [_stacked(batches) if len(batches) > 1 else batches[0] for batches in steps]
+    if self._at_once == 1:
+      return self._compiled(state, self._frozen, batches[0])
+    unused = [batches[-1]] * (self._at_once - len(batches))
+    return self._compiled(state, self._frozen, _stacked(batches + unused), len(batches))
+
+  @property
+  def compilations(self) -> int:
+    return self._compiled._cache_size()
+
+
+def _stacked(batches: list[Any]) -> Any:
+  return jax.tree.map(lambda *x: np.stack(x), *batches)
+
 
 def fit(
-  task: Task, folder: pathlib.Path, *, log_every: int, save_every: int, profile_steps: int = 0
+  task: Task,
+  folder: pathlib.Path,
+  *,
+  log_every: int,
+  save_every: int,
+  profile_steps: int = 0,
+  steps_at_once: int = 1,
 ) -> Result:
   """Trains to task.steps, from the newest checkpoint in `folder` where there is one.
 
   Validates every task.validate_every steps and at the end; the best parameters are kept and
-  returned. profile_steps > 0 writes a trace of so many steps to folder/trace. Raises Interrupted
-  after SIGINT or SIGTERM, when everything is saved; Diverged when the loss is not finite.
+  returned. steps_at_once: so many go to the device in one call, fewer where it is time to validate
+  or to save; for steps shorter than what a call takes. profile_steps > 0 writes a trace of so many
+  steps to folder/trace. Raises Interrupted after SIGINT or SIGTERM, when everything is saved;
+  Diverged when the loss is not finite.
   """
   graph, params, frozen = nnx.split(task.model, nnx.Param, ...)
-  state = {
-    "params": params,
-    "optimizer": jax.jit(task.optimizer.init)(params),
-    "step": jnp.zeros((), jnp.int32),
-  }
+  state = initial_state(params, task.optimizer)
   best = {"score": np.asarray(-np.inf), "step": np.asarray(0)}
-  train_step = make_step(task, graph)
+  sender = _Sender(task, graph, frozen, steps_at_once)
   iterator = iter(
-    grain.experimental.ThreadPrefetchIterDataset(task.batches, prefetch_buffer_size=4)
+    grain.experimental.ThreadPrefetchIterDataset(
+      task.batches, prefetch_buffer_size=4 * task.microbatches * steps_at_once
+    )
   )
   checkpoints = Checkpoints(folder)
   if checkpoints.latest is not None:
@@ -187,13 +209,14 @@ def fit(
     metrics = _Metrics(task, log, bar, checkpoints, log_every)
     try:
       while step < task.steps:
-        batch = next(iterator)
-        trace.before_step()
-        state, scalars = train_step(state, frozen, batch)
-        step += 1
-        bar.update()
-        metrics.add(step, scalars, batch)
-        if written := trace.after_step(scalars["loss"]):
+        pauses = [task.steps - step, *(n - step % n for n in (task.validate_every, save_every))]
+        steps = sender.take(iterator, min(pauses))
+        trace.before(len(steps))
+        state, scalars = sender.send(state, steps)
+        step += len(steps)
+        bar.update(len(steps))
+        metrics.add(step, scalars, steps)
+        if written := trace.after(len(steps), scalars["loss"]):
           bar.write(written)
           metrics.throughput.restart()
         if step % task.validate_every == 0 or step == task.steps:
@@ -228,5 +251,5 @@ def fit(
     nnx.merge(graph, params, frozen),
     float(best["score"]),
     int(best["step"]),
-    train_step._cache_size(),
+    sender.compilations,
   )

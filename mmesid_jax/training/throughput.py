@@ -2,6 +2,7 @@
 
 import collections
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -36,6 +37,10 @@ class Amounts(NamedTuple):
   tokens: float = 0.0
   places: float = 0.0
 
+  @classmethod
+  def sum(cls, parts: Iterable["Amounts"]) -> "Amounts":
+    return cls(*map(sum, zip(*parts, strict=True)))
+
 
 class Throughput:
   """Rates over the steps that the device has finished, whatever the host has sent ahead."""
@@ -65,9 +70,9 @@ class Throughput:
       return {}
     now = time.monotonic()
     seconds, self._since = now - self._since, now
-    done = Amounts(*map(sum, zip(*finished, strict=True)))
+    done = Amounts.sum(finished)
     self._seconds += seconds
-    self._total = Amounts(*(a + b for a, b in zip(self._total, done, strict=True)))
+    self._total = Amounts.sum([self._total, done])
     return self._rates(done, seconds)
 
   def overall(self) -> dict[str, float]:

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.loader import in_order
-from mmesid_jax.data.packing import Layout, Packer, evaluation_pieces, training_pieces
+from mmesid_jax.data.packing import (
+  Layout,
+  Packer,
+  evaluation_pieces,
+  training_pieces,
+  with_items_for,
+  with_rows_for,
+)
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 layouts = st.builds(
@@ -45,6 +52,22 @@ def test_every_training_target_is_there_once(lengths, layout, min_history, targe
   assert counts.targets == len(expected)
   assert counts.users == len({user for user, _ in expected})
   assert counts.pieces == len(pieces)
+
+
+@given(lengths, layouts, st.sampled_from([1, 2, 7]))
+def test_targets_that_part_keep_their_histories(lengths, layout, targets_per_piece):
+  """Whether a user's targets share a piece or not, each sees the same items before it."""
+  data = dataset(lengths)
+
+  def seen(**options):
+    pieces, _ = training_pieces(data, layout, **options)
+    parts = zip(*pieces, strict=True)
+    return {(u, t): start for u, start, stop, first in parts for t in range(first, stop)}, pieces
+
+  together, _ = seen()
+  apart, pieces = seen(targets_per_piece=targets_per_piece)
+  assert apart == together
+  assert (pieces.stop - pieces.first_target).max() <= targets_per_piece
 
 
 @given(lengths, layouts)
@@ -131,3 +154,29 @@ def test_first_fit_takes_the_first_row_with_room():
   assert placed == [True, True, True, True, False]  # rows of 6 + 2 and of 5 + 3 tokens are full
   assert packer.tokens == 16
   assert packer.batch().segment_RT.tolist() == [[1] * 6 + [2] * 2, [1] * 5 + [2] * 3]
+
+
+@given(lengths, layouts)
+def test_places_for_items_are_enough_for_every_piece_and_never_exceeded(lengths, layout):
+  data = dataset(lengths)
+  pieces, _ = training_pieces(data, layout)
+  bounded = with_items_for(layout, pieces)
+  assert bounded.item_places <= layout.item_places
+  parts = []
+  for batch in in_order(data, pieces, bounded):  # raises for a piece that fits no batch
+    items = batch.item_N[batch.slot_RT]
+    assert set(items.ravel()) - {0} == set(batch.item_N) - {0}
+    assert batch.item_N.shape == (bounded.item_places + 1,)
+    parts.append(batch.target_Q[batch.weight_Q > 0])
+  expected = [data.sequence(u)[first:stop] for u, _, stop, first in zip(*pieces, strict=True)]
+  np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(expected))
+
+
+def test_rows_for_pieces_are_filled_by_targets():
+  rng = np.random.default_rng(0)
+  data = dataset(rng.integers(3, 30, 400).tolist())
+  layout = Layout(rows=1, row_length=64, targets=100)
+  pieces, _ = training_pieces(data, layout, targets_per_piece=1)
+  batches = list(in_order(data, pieces, with_rows_for(layout, pieces)))
+  filled = [int(batch.weight_Q.sum()) for batch in batches[:-1]]
+  assert np.mean(filled) > 80  # in order, not shuffled: neighbours are of one user and alike

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.data.dataset import Dataset, popularity
-from mmesid_jax.models.fusion import FrequencyFusion, normalised_frequency, scores
+from mmesid_jax.models.fusion import FrequencyFusion, normalised_frequency, scorer
 from mmesid_jax.models.item_encoder import ItemEncoder
 
 ROWS, D = 12, 8
@@ -59,7 +59,7 @@ def test_scores_equal_the_formula(targets, kind):
   items, o = encoder(kind), drawn((targets, D), 3)
   weight = np.float32(np.random.default_rng(4).random((ROWS, 3)))
   expected = formula(o, items, weight)
-  np.testing.assert_allclose(scores(o, items, weight), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(scorer(o, items, weight).all(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_both_orders_have_one_value_and_one_gradient():
@@ -67,12 +67,15 @@ def test_both_orders_have_one_value_and_one_gradient():
   items, o, cotangent = encoder(), drawn((D + 3, D), 5), drawn((3, ROWS), 6)
   weight = gates().weights()
   np.testing.assert_allclose(
-    scores(o, items, weight)[:3], scores(o[:3], items, weight), rtol=1e-4, atol=1e-5
+    scorer(o, items, weight).all()[:3], scorer(o[:3], items, weight).all(), rtol=1e-4, atol=1e-5
   )
 
   @nnx.jit(static_argnums=1)
   def gradient(items, count):
-    return nnx.grad(lambda items: (scores(o[:count], items, weight)[:3] * cotangent).sum())(items)
+    def first_three(items):
+      return (scorer(o[:count], items, weight).all()[:3] * cotangent).sum()
+
+    return nnx.grad(first_three)(items)
 
   many, few = (nnx.to_flat_state(gradient(items, count)) for count in (D + 3, 3))
   for (path, a), (_, b) in zip(many, few, strict=True):
@@ -84,7 +87,7 @@ def test_codes_are_read_but_not_scored(kind):
   one, other, item = encoder(kind), encoder(kind, codebook_seed=9), jnp.arange(ROWS)
   assert np.abs(one(item) - other(item)).max() > 0.1
   o, weight = drawn((2, D), 7), gates().weights()
-  np.testing.assert_array_equal(scores(o, one, weight), scores(o, other, weight))
+  np.testing.assert_array_equal(scorer(o, one, weight).all(), scorer(o, other, weight).all())
 
 
 def test_frequency_is_min_max_of_the_log_over_items():

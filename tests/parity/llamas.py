@@ -62,13 +62,14 @@ def llama_from(directory, **changes) -> Llama:
 def states(llama: Llama, x_TD: np.ndarray, prompt: int = 3) -> np.ndarray:
   """All tokens' last hidden states; the first ones as the prompt, the others as a row."""
   T = len(x_TD) - prompt
-  prompt_PD, row_RTD = llama(
-    jnp.asarray(x_TD[:prompt]),
-    jnp.asarray(x_TD[None, prompt:]),
-    jnp.arange(T)[None],
-    jnp.tri(T, dtype=bool)[None],
+  return np.asarray(
+    llama(
+      jnp.asarray(x_TD[:prompt]),
+      jnp.asarray(x_TD[None, prompt:]),
+      jnp.arange(T)[None],
+      jnp.tri(T, prompt + T, prompt, dtype=bool)[None],
+    )
   )
-  return np.concatenate([prompt_PD, row_RTD[0]])
 
 
 def torch_states(model, x_TD: np.ndarray) -> np.ndarray:

@@ -36,7 +36,8 @@ def task(steps=12, poison=None, on_validate=None) -> Task:
     noise = jax.random.normal(key, x.shape)
     error = (model.weight[...] * jnp.stack([x, x**2, noise], 1)).sum(1) - jnp.sin(x)
     value = (error**2).mean()
-    return jnp.where((batch == poison).any(), jnp.nan, value) if poison else value, {}
+    value = jnp.where((batch == poison).any(), jnp.nan, value) if poison else value
+    return (len(batch) * value, len(batch)), {}
 
   def validate(model):
     if on_validate:
