@@ -25,7 +25,8 @@ SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the recommender.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of the measurement of speed.")
 flags.mark_flags_as_required(["workdir", "output"])
 
-RESPONSES = {0: 0, 4: 4}  # response tokens -> epochs, 0 = the workdir's; with 4 an epoch is longer
+RESPONSES = (0, 1)  # learned tokens behind every target
+EPOCHS = 4
 COMPOSITIONS = {"packed": 0, "one target": 1}  # targets_per_piece
 REFERENCE = "one target"
 SHOWN = ("masked nDCG@5", "masked HR@10", "unmasked nDCG@5", "unmasked HR@10")
@@ -106,9 +107,9 @@ def configuration(source: pathlib.Path, seed: int, response: int, targets_per_pi
   config.seed = seed
   r = config.recommender
   r.prompt.response, r.targets_per_piece = response, targets_per_piece
-  r.epochs = RESPONSES[response] or r.epochs
+  r.epochs = EPOCHS
   batches, _ = recommender.training_data(pipeline.open_workdir(config, source))
-  r.rows = with_rows_for(batches.layout, batches.pieces).rows
+  r.rows = with_rows_for(recommender.layout(r), batches.pieces).rows
   return config
 
 
@@ -211,7 +212,7 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
   figure, by_x = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
   for row in rows:
     label = f"{row['composition']}, {row['response'] or 'no'} response tokens"
-    style = {"color": f"C{list(RESPONSES).index(row['response'])}", "label": label}
+    style = {"color": f"C{RESPONSES.index(row['response'])}", "label": label}
     style["linestyle"] = "-" if row["composition"] == "packed" else "--"
     epochs = range(1, len(row["curve"]) + 1)
     minutes = [e * row["targets_an_epoch"] / row["targets_per_second"] / 60 for e in epochs]

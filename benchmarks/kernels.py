@@ -74,8 +74,7 @@ class Kernel(NamedTuple):
 class Step:
   """What is predicted. model: its shapes; c: of its backbone; compute: of its item encoder; kept:
   what `kept` finds of the model with every remat; flash: whether attention is a kernel that holds
-  no scores; words: random ones for an element of LoRA's dropout; copies: whether devices that copy
-  weights out of the stack of layers do."""
+  no scores; copies: whether devices that copy weights out of the stack of layers do."""
 
   model: RecommenderModel
   c: LlamaConfig
@@ -84,7 +83,6 @@ class Step:
   kept: Mapping[str, Mapping[str, float]]
   flash: bool = True
   copies: bool = True
-  words: float = 1.0
   training: bool = True
 
   @property
@@ -151,7 +149,7 @@ def lora(step: Step) -> Iterator[Kernel]:
         continue
       if drops:
         read_and_written = 2 * 2 * X * d_in
-        yield Kernel("LoRA's dropout", phase, step.words * X * d_in, read_and_written, "random")
+        yield Kernel("LoRA's dropout", phase, X * d_in, read_and_written, "random")
       yield product("LoRA", phase, X, d_in, r)
       if phase == "forward" or (c.remat == "layers" and name != "down"):
         yield product("LoRA", phase, X, r, d_out)._replace(bytes=2 * (X * r + 2 * X * d_out))

@@ -181,7 +181,7 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
   from step_contestants import Inputs
 
   from mmesid_jax.data.loader import PackedBatches
-  from mmesid_jax.data.packing import training_pieces, with_items_for
+  from mmesid_jax.data.packing import fitted, training_pieces
   from mmesid_jax.stages.recommender import layout
 
   rng, s, config = np.random.default_rng(0), SIZES[size], default_config()
@@ -210,7 +210,7 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
     "counts_I": popularity(dataset),
   }
   pieces, _ = training_pieces(dataset, layout(c))
-  source = PackedBatches(dataset, pieces, with_items_for(layout(c), pieces), seed=0)
+  source = PackedBatches(dataset, pieces, fitted(layout(c), pieces), seed=0)
   batches = list(itertools.islice(source, s.batches))
   samples = []
   for piece in np.unique(np.concatenate([b.piece_Q[b.weight_Q > 0] for b in batches])):

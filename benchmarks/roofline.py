@@ -3,8 +3,8 @@
 
 One training step, an epoch of Beauty and the evaluation of its test users, as
 configs/beauty_llama3_8b.py has them: `paper`, with three modalities 64, 1280 and 1280 wide, 4 x 256
-codes, a prompt of 34 tokens and a response of 5. Without --data users are invented: as many as in
-Beauty, of 4 items and a geometric number more, the same mean; uniform items. Prints tables, writes
+codes, a prompt of 34 tokens and a response of 5. Without --data users are invented (users.py): as
+many as in Beauty, of 4 items and a geometric number more, the same mean. Prints tables, writes
 OUTPUT/roofline.json. No accelerator is needed.
 
 A step is a list of kernels. Each takes the longer of operations / (peak x --compute) and bytes /
@@ -157,8 +157,8 @@ def pack(config, dataset) -> Epoch:
   from mmesid_jax.data.packing import (
     Packer,
     evaluation_pieces,
+    fitted,
     training_pieces,
-    with_items_for,
     with_rows_for,
   )
   from mmesid_jax.models.flops import useful
@@ -169,7 +169,7 @@ def pack(config, dataset) -> Epoch:
   pieces, counts = training_pieces(
     dataset, recommender.layout(c), targets_per_user=c.targets_per_user
   )
-  layout = with_items_for(recommender.layout(c), pieces)
+  layout = fitted(recommender.layout(c), pieces)
   batches, following, work = PackedBatches(dataset, pieces, layout, seed=0), 0, []
   while following < batches.pieces_an_epoch:
     packer = Packer(layout)
@@ -246,7 +246,7 @@ def changes(step, device) -> dict[str, float]:
   other = {
     **{f"remat {x}": backbone(remat=x) for x in REMATS if x != step.c.remat},
     **{f"weights {x}": backbone(weights=x) for x in WEIGHTS if x != step.c.weights},
-    "LoRA without dropout": with_(words=0.0),
+    "LoRA without dropout": backbone(lora=dataclasses.replace(step.c.lora, dropout=0.0)),
     "weights read where they are": with_(copies=False),
     "scores of attention in memory": with_(flash=False),
     "item encoder in float32": with_(compute="float32"),

@@ -12,18 +12,19 @@ One GPU of 80 GB, or one TPU v5p chip. DIR holds sequences.txt, items.jsonl, tex
   python -m mmesid_jax.recommend --workdir=runs/llama3 --history="12 57 901"
   python -m mmesid_jax.export --workdir=runs/llama3 --output=llama3-8b-beauty
 
-16 GB are enough (one TPU v5e chip) with --config.recommender.backbone.weights=nf4. One model trains
-on one device in this version; eight GPUs train eight seeds, each with
+16 GB are enough (one TPU v5e chip) with --config.recommender.backbone.weights=nf4 and
+--config.recommender.backbone.remat=layers. One model trains on one device in this version; eight
+GPUs train eight seeds, each with
 
   CUDA_VISIBLE_DEVICES=$i python -m mmesid_jax.train ... --config.seed=$i --workdir=runs/llama3-$i
 
 and chips of a TPU host likewise with TPU_VISIBLE_CHIPS=$i.
 
-Expected, counted and not yet measured: memory 13.0 GiB for the frozen weights (nf4 3.5), 1.1 GiB
-for the trained 73 M, their gradients and AdamW (`paper` 242 M, 3.6 GiB), 1.4 GiB of kept
-activations, and the work space of one layer. An epoch is 0.90 M tokens, 3.8e16 floating-point
-operations: a minute and a half at 400 TFLOP/s; four epochs. The quality to expect is not known yet:
-the paper gives no absolute figures, and its visual vectors of Beauty are not published.
+Expected, predicted by benchmarks/roofline.py and not yet measured, on one H200, with random vectors
+as a third modality (`paper` then trains the published 439 M): an epoch of 0.9 M tokens in about a
+minute, four epochs; all test users ranked in ten seconds; 34 GiB, 24 with remat=layers. The quality
+to expect is not known yet: the paper gives no absolute figures, and its visual vectors of Beauty
+are not published.
 
 `--config=configs/beauty_llama3_8b.py:paper` takes the published choices, `:released_code` those of
 the published code with its prompt; both keep 3e-4 for AdamW, though batches are larger here.
@@ -39,7 +40,7 @@ def get_config(preset: str = "best") -> ConfigDict:
   config.features.text = "text.npy"
   config.semantic_ids.hidden = (4096, 4096, 4096)
   r = config.recommender
-  r.backbone.kind, r.backbone.compute, r.backbone.remat = "lora", "bfloat16", "layers"
+  r.backbone.kind, r.backbone.compute, r.backbone.remat = "lora", "bfloat16", "products"
   # 0 = what the checkpoint and its tokenizer say
   r.width = r.layers = r.heads = r.kv_heads = r.head_width = r.mlp_width = 0
   r.rope_theta = r.norm_eps = 0.0

@@ -144,16 +144,23 @@ def with_rows_for(layout: Layout, pieces: Pieces) -> Layout:
   return dataclasses.replace(layout, rows=max(rows, 1))
 
 
-def with_items_for(layout: Layout, pieces: Pieces) -> Layout:
-  """The layout with the places for items that these pieces take on average, and a quarter more;
-  never so few that one does not fit. Where response tokens are most of a row, items are few."""
-  targets = (pieces.stop - pieces.first_target).sum()
+def fitted(layout: Layout, pieces: Pieces) -> Layout:
+  """The layout with the places for items and for targets that these pieces take on average, and a
+  quarter more, but never so few that one does not fit: every place costs a vector or all scores,
+  used or not, and where response tokens are most of a row, both are few."""
   item_tokens = pieces.stop - pieces.start - 1
-  tokens = item_tokens.sum() + layout.response * targets
+  targets = pieces.stop - pieces.first_target
+  tokens = item_tokens.sum() + layout.response * targets.sum()
+  places = layout.rows * layout.row_length
   # What fills a batch first, its targets or its tokens.
-  full = min(layout.targets / max(targets, 1), layout.rows * layout.row_length / max(tokens, 1))
-  items = max(math.ceil(1.25 * full * item_tokens.sum()), item_tokens.max(initial=1))
-  return dataclasses.replace(layout, items=min(items, layout.rows * layout.row_length))
+  full = min(layout.targets / max(targets.sum(), 1), places / max(tokens, 1))
+
+  def enough(amount, most: int) -> int:
+    return min(max(math.ceil(1.25 * full * amount.sum()), amount.max(initial=1)), most)
+
+  return dataclasses.replace(
+    layout, items=enough(item_tokens, places), targets=enough(targets, layout.targets)
+  )
 
 
 class Packer:

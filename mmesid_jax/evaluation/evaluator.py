@@ -1,6 +1,7 @@
 """Ranks every user's held-out item with any model that reads packed batches, or with fixed
 scores."""
 
+import functools
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -19,12 +20,20 @@ class SequenceModel(Protocol):
   """What can be evaluated: SASRec and the recommender are."""
 
   def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array: ...
-  def scores(self, h_QD: jax.Array) -> jax.Array: ...
+  def item_vectors(self) -> jax.Array: ...
 
 
-@nnx.jit
-def _model_ranks(model: SequenceModel, batch: Batch, history_QH: jax.Array):
-  return ranks(model.scores(model.hidden(batch)), batch.target_Q, history_QH)
+@functools.partial(jax.jit, static_argnums=0)
+def _item_vectors(graph: nnx.GraphDef, state: nnx.State):
+  return nnx.merge(graph, state).item_vectors()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _model_ranks(
+  graph: nnx.GraphDef, state: nnx.State, item_ID: jax.Array, batch: Batch, history_QH: jax.Array
+):
+  h_QD = nnx.merge(graph, state).hidden(batch)
+  return ranks(h_QD @ item_ID.T, batch.target_Q, history_QH)
 
 
 @jax.jit
@@ -55,7 +64,9 @@ class Evaluator:
 
   def model_ranks(self, model: SequenceModel) -> dict[str, np.ndarray]:
     """protocol -> int32 [U], users in the data set's order."""
-    return self._ranks(lambda batch, history_QH: _model_ranks(model, batch, history_QH))
+    graph, state = nnx.split(model)  # once: taking a model apart costs more than a small batch
+    item_ID = _item_vectors(graph, state)
+    return self._ranks(lambda *given: _model_ranks(graph, state, item_ID, *given))
 
   def fixed_ranks(self, score_I: np.ndarray) -> dict[str, np.ndarray]:
     """The same for one score an item, whoever asks (popularity)."""

@@ -30,14 +30,20 @@ def mmd(x_BV: jax.Array, y_BV: jax.Array, *, bandwidth: float = 0.5) -> jax.Arra
   """
   if x_BV.shape != y_BV.shape or len(x_BV) < 2:
     raise ValueError(f"mmd wants two equal batches of >= 2 rows, got {x_BV.shape} and {y_BV.shape}")
-  b = len(x_BV)
-  pooled_NV = jnp.concatenate([x_BV, y_BV]).astype(jnp.float32)
+  x_BV, y_BV = x_BV.astype(jnp.float32), y_BV.astype(jnp.float32)
   # Distances do not depend on the origin, but float32 products of far-off points lose digits.
-  pooled_NV = pooled_NV - jax.lax.stop_gradient(pooled_NV.mean(0))
-  d_NN = squared_distances(pooled_NV, pooled_NV)
-  variance = jnp.maximum(
-    bandwidth * jax.lax.stop_gradient(d_NN.mean()), 1e-12
-  )  # constant batch: no NaN
-  k_NN = jnp.exp(-d_NN / (2 * variance))
-  within = off_diagonal_mean(k_NN[:b, :b]) + off_diagonal_mean(k_NN[b:, b:])
-  return within - 2 * k_NN[:b, b:].mean()
+  centre_V = jax.lax.stop_gradient((x_BV.mean(0) + y_BV.mean(0)) / 2)
+  x_BV, y_BV = x_BV - centre_V, y_BV - centre_V
+  # Three blocks of the pooled matrix: the fourth is the third's transpose, and where a batch is
+  # data its block has no gradient.
+  xx_BB, yy_BB = squared_distances(x_BV, x_BV), squared_distances(y_BV, y_BV)
+  xy_BB = squared_distances(x_BV, y_BV)
+  mean = (xx_BB.mean() + yy_BB.mean() + 2 * xy_BB.mean()) / 4
+  # A constant batch has distance 0, not NaN.
+  variance = jnp.maximum(bandwidth * jax.lax.stop_gradient(mean), 1e-12)
+
+  def kernel(d_BB):
+    return jnp.exp(-d_BB / (2 * variance))
+
+  within = off_diagonal_mean(kernel(xx_BB)) + off_diagonal_mean(kernel(yy_BB))
+  return within - 2 * kernel(xy_BB).mean()

@@ -64,6 +64,14 @@ def projects_catalogue(Q: int, D: int) -> bool:
   return Q > D
 
 
+def item_vectors(items: ItemEncoder, weight_IS: jax.Array) -> jax.Array:
+  """[I, D], with which o . item is the formula above."""
+  item_ID = weight_IS[:, :1] * items.identity_ID[...]
+  for s, m in enumerate(items.modalities, start=1):
+    item_ID = item_ID + weight_IS[:, s : s + 1] * items.project[m](items.feature_IV[m][...])
+  return item_ID
+
+
 def scorer(
   o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array, *, project: bool | None = None
 ) -> Scorer:
@@ -73,16 +81,12 @@ def scorer(
   into D; with more targets than D is wide, projecting the catalogue once is the cheaper one.
   project None takes the cheaper one of a whole catalogue.
   """
-  table_ID = items.identity_ID[...]
-  parts = [(items.project[m], items.feature_IV[m][...]) for m in items.modalities]
   if projects_catalogue(*o_QD.shape) if project is None else project:
-    item_ID = weight_IS[:, :1] * table_ID
-    for s, (linear, feature_IV) in enumerate(parts, start=1):
-      item_ID = item_ID + weight_IS[:, s : s + 1] * linear(feature_IV)
-    return Scorer((o_QD,), (item_ID,))
+    return Scorer((o_QD,), (item_vectors(items, weight_IS),))
+  parts = [(items.project[m], items.feature_IV[m][...]) for m in items.modalities]
   return Scorer(
     query=(o_QD, *(o_QD @ linear.weight[...].T for linear, _ in parts)),
-    table=(table_ID, *(feature_IV for _, feature_IV in parts)),
+    table=(items.identity_ID[...], *(feature_IV for _, feature_IV in parts)),
     offset=(None, *(o_QD @ linear.bias[...] for linear, _ in parts)),
     weight_IS=weight_IS,
   )

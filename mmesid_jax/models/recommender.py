@@ -67,6 +67,10 @@ class RecommenderModel(nnx.Module):
     """Scores of all items; item 0 is padding and no candidate. project: as in `fusion.scorer`."""
     return fusion.scorer(o_QD, self.items, self.gates.weights(), project=project)
 
+  def item_vectors(self) -> jax.Array:
+    """[I, D]: o . item_vectors()[i] is the score of item i."""
+    return fusion.item_vectors(self.items, self.gates.weights())
+
   def scores(self, o_QD: jax.Array) -> jax.Array:
     """[Q, I], column i = item i; column 0 is padding and no candidate."""
     return self.scorer(o_QD).all()

@@ -76,6 +76,10 @@ class SASRec(nnx.Module):
     """Scores of all items; item 0 is padding and no candidate."""
     return Scorer((h_QD,), (self.item_ID[...],))
 
+  def item_vectors(self) -> jax.Array:
+    """[I, D]: h . item_vectors()[i] is the score of item i."""
+    return self.item_ID[...]
+
   def scores(self, h_QD: jax.Array) -> jax.Array:
     """[Q, I], column i = item i; column 0 is padding and no candidate."""
     return self.scorer(h_QD).all()

@@ -17,8 +17,8 @@ from mmesid_jax.data.packing import (
   Batch,
   Layout,
   PieceCounts,
+  fitted,
   training_pieces,
-  with_items_for,
 )
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
@@ -147,7 +147,7 @@ def training_data(workdir: Workdir) -> tuple[PackedBatches, PieceCounts]:
     targets_per_user=c.targets_per_user,
     targets_per_piece=c.targets_per_piece,
   )
-  packed = with_items_for(layout(c), pieces)
+  packed = fitted(layout(c), pieces)
   return PackedBatches(dataset, pieces, packed, seed=config.seed), counts
 
 

