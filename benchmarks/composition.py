@@ -22,10 +22,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "A folder with the first two stag
 OUTPUT = flags.DEFINE_string("output", None, "A folder for runs, figures and the picture.")
 DATA = flags.DEFINE_string("data", None, "Where the data set is now, if it moved.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the recommender.")
+RESPONSES = flags.DEFINE_list("responses", ["0", "1"], "Learned tokens behind every target.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of the measurement of speed.")
 flags.mark_flags_as_required(["workdir", "output"])
 
-RESPONSES = (0, 1)  # learned tokens behind every target
 EPOCHS = 4
 COMPOSITIONS = {"packed": 0, "one target": 1}  # targets_per_piece
 REFERENCE = "one target"
@@ -37,14 +37,15 @@ def main(argv: list[str]) -> None:
   source, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
   runs = []
   for seed in map(int, SEEDS.value):
-    for response in RESPONSES:
+    for response in map(int, RESPONSES.value):
       for name, targets_per_piece in COMPOSITIONS.items():
         folder = folder_of(output, response, name, seed)
         if not (folder / "run.json").exists():
           train(source, folder, seed, response, targets_per_piece)
         run = json.loads((folder / "run.json").read_text())
         runs.append({"composition": name, "response": response, "seed": seed, **run})
-  rows = [summary(runs, output, response, name) for response in RESPONSES for name in COMPOSITIONS]
+  kinds = [(int(response), name) for response in RESPONSES.value for name in COMPOSITIONS]
+  rows = [summary(runs, output, *kind) for kind in kinds]
   rates = speeds(source)
   for row in rows:
     row["targets_per_second"] = rates[f"{row['composition']}, response {row['response']}"]
@@ -182,7 +183,7 @@ def speeds(source: pathlib.Path) -> dict[str, float]:
 
   contestants = {
     f"{name}, response {response}": contestant(response, targets_per_piece)
-    for response in RESPONSES
+    for response in map(int, RESPONSES.value)
     for name, targets_per_piece in COMPOSITIONS.items()
   }
   rates = alternate(contestants, ROUNDS.value)
@@ -207,17 +208,18 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
 
   matplotlib.use("svg")
   matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "composition"}
-  from matplotlib import pyplot
+  from matplotlib import pyplot, ticker
 
   figure, by_x = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
   for row in rows:
     label = f"{row['composition']}, {row['response'] or 'no'} response tokens"
-    style = {"color": f"C{RESPONSES.index(row['response'])}", "label": label}
+    style = {"color": f"C{RESPONSES.value.index(str(row['response']))}", "label": label}
     style["linestyle"] = "-" if row["composition"] == "packed" else "--"
     epochs = range(1, len(row["curve"]) + 1)
     minutes = [e * row["targets_an_epoch"] / row["targets_per_second"] / 60 for e in epochs]
     for axes, x in zip(by_x, (epochs, minutes), strict=True):
       axes.plot(x, row["curve"], marker=".", **style)
+  by_x[0].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   by_x[0].set(xlabel="epoch", ylabel="validation nDCG@5, masked")
   by_x[1].set(xlabel="minutes of training")
   by_x[0].legend(frameon=False, fontsize=8)

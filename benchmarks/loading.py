@@ -6,16 +6,15 @@ so a column tells what was taken beyond them. Prints a table and writes OUTPUT/l
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
 import pathlib
-import threading
 import time
 
 from absl import flags
+from host_memory import host_peak
 
 from mmesid_jax import cli
 
@@ -91,7 +90,7 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
   c = dataclasses.replace(read_architecture(directory), weights=kind)
   llama = nnx.eval_shape(lambda: Llama(c, rngs=nnx.Rngs(0)))
   checkpoint, start = Checkpoint(directory), time.monotonic()
-  with peak() as taken:
+  with host_peak() as taken:
     load(llama, checkpoint, make_mesh(**sizes) if sizes else None)
     jax.block_until_ready(jax.tree.leaves(nnx.state(llama)))
   arrays = sum(x.nbytes for x in jax.tree.leaves(nnx.state(llama)))
@@ -101,29 +100,6 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
     "arrays": arrays / 2**30,
     "beyond": (taken["bytes"] - arrays) / 2**30,
   }
-
-
-@contextlib.contextmanager
-def peak():
-  """Most anonymous memory of the process above where it was: pages of mapped files do not count."""
-
-  def anonymous() -> int:
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
-
-  before, stop, taken = anonymous(), threading.Event(), {"bytes": 0}
-
-  def watch():
-    while not stop.wait(0.005):
-      taken["bytes"] = max(taken["bytes"], anonymous() - before)
-
-  thread = threading.Thread(target=watch)
-  thread.start()
-  try:
-    yield taken
-  finally:
-    stop.set()
-    thread.join()
 
 
 if __name__ == "__main__":

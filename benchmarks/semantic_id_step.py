@@ -15,22 +15,19 @@ collaborative ones 128 wide.
 """
 
 import concurrent.futures
-import contextlib
-import ctypes
 import dataclasses
-import gc
 import importlib.util
 import multiprocessing
 import os
 import pathlib
 import statistics
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import timing
 from absl import flags
+from host_memory import host_peak
 from ml_collections import ConfigDict
 
 from mmesid_jax import cli
@@ -225,33 +222,6 @@ def memory_of(name: str, *given) -> float:
   with host_peak() as taken:
     c.work()
   return peak_memory(name) or (c.held + taken["bytes"]) / 2**30
-
-
-@contextlib.contextmanager
-def host_peak():
-  """Most anonymous memory of the process above where it was: pages of mapped files do not
-  count."""
-
-  def anonymous() -> int:
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
-
-  gc.collect()
-  with contextlib.suppress(AttributeError):  # of glibc: gives back what is free
-    ctypes.CDLL(None).malloc_trim(0)
-  before, stop, taken = anonymous(), threading.Event(), {"bytes": 0}
-
-  def watch():
-    while not stop.wait(0.005):
-      taken["bytes"] = max(taken["bytes"], anonymous() - before)
-
-  thread = threading.Thread(target=watch)
-  thread.start()
-  try:
-    yield taken
-  finally:
-    stop.set()
-    thread.join()
 
 
 if __name__ == "__main__":
