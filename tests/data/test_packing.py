@@ -180,3 +180,14 @@ def test_rows_for_pieces_are_filled_by_targets():
   batches = list(in_order(data, pieces, with_rows_for(layout, pieces)))
   filled = [int(batch.weight_Q.sum()) for batch in batches[:-1]]
   assert np.mean(filled) > 80  # in order, not shuffled: neighbours are of one user and alike
+
+
+def test_fewer_places_make_no_more_batches():
+  rng = np.random.default_rng(0)
+  data = dataset(rng.integers(3, 30, 400).tolist())
+  layout = Layout(rows=4, row_length=64, targets=400, response=3)
+  pieces, _ = training_pieces(data, layout)
+  bounded = fitted(layout, pieces)
+  assert bounded.targets < layout.targets / 2 and bounded.item_places < layout.item_places / 2
+  count, expected = (len(list(in_order(data, pieces, x))) for x in (bounded, layout))
+  assert count <= 1.05 * expected

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,16 +60,14 @@ def llama_from(directory, **changes) -> Llama:
   return llama
 
 
-def states(llama: Llama, x_TD: np.ndarray, prompt: int = 3) -> np.ndarray:
+def states(llama: Llama, x_TD: np.ndarray, prompt: int = 3) -> jax.Array:
   """All tokens' last hidden states; the first ones as the prompt, the others as a row."""
   T = len(x_TD) - prompt
-  return np.asarray(
-    llama(
-      jnp.asarray(x_TD[:prompt]),
-      jnp.asarray(x_TD[None, prompt:]),
-      jnp.arange(T)[None],
-      jnp.tri(T, prompt + T, prompt, dtype=bool)[None],
-    )
+  return llama(
+    jnp.asarray(x_TD[:prompt]),
+    jnp.asarray(x_TD[None, prompt:]),
+    jnp.arange(T)[None],
+    jnp.tri(T, prompt + T, prompt, dtype=bool)[None],
   )
 
 

@@ -82,7 +82,7 @@ def test_steps_are_ours():
     distances=torch_mm_rqvae.gram,
     **options,
   )
-  adamw = optax.chain(  # optimizer.adamw, whose first learning rate is 0
+  adamw = optax.chain(  # optimizer.adamw without its schedule
     optax.clip_by_global_norm(config.clip),
     optax.adamw(config.learning_rate, weight_decay=3.0, mask=optimizer.decayed),
   )

@@ -60,6 +60,18 @@ def test_microbatches_are_one_batch():
     np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6)
 
 
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_loss_and_gradient_are_of_the_sum_over_the_weight(microbatches):
+  x, y, w = (a.reshape(-1, *a.shape[2:]).astype(np.float64) for a in batches(4))
+  error = x @ [0.5, -1.0, 2.0] - y
+  gradient = 2 * (w * error) @ x / w.sum()
+  step, state, frozen = prepared(deterministic, microbatches=microbatches)
+  given = batches(4) if microbatches > 1 else tuple(np.float32(a) for a in (x, y, w))
+  _, metrics = step(state, frozen, given)
+  np.testing.assert_allclose(metrics["loss"], (w * error**2).sum() / w.sum(), rtol=1e-5)
+  np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient), rtol=1e-5)
+
+
 def test_every_microbatch_has_a_key_of_its_own():
   def draw(model, batch, key):
     total, _ = loss(model, batch, key)
