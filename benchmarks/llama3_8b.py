@@ -11,6 +11,7 @@ OUTPUT/llama3_8b.json after every part. --size=toy tries the same on a CPU.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -68,7 +69,13 @@ def run(folder: pathlib.Path, contestant: str, changes: list[str]) -> dict[str, 
   ]
   print(" ".join(command), flush=True)
   try:
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=LIMIT.value)
+    done = subprocess.run(
+      command,
+      env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"},  # whose notice would come last
+      stderr=subprocess.PIPE,
+      text=True,
+      timeout=LIMIT.value,
+    )
   except subprocess.TimeoutExpired:
     return {"failed": f"more than {LIMIT.value} s"}
   if done.returncode:

@@ -61,7 +61,7 @@ class Size:
 
 
 TOY = {
-  **{"width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_width": 8, "mlp_width": 32},
+  **{"width": 64, "layers": 2, "heads": 2, "kv_heads": 1, "head_width": 32, "mlp_width": 64},
   **{"rows": 8, "row_length": 16, "targets": 64, "whiten": 0},
 }
 LLAMA3_8B = {

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import alone
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -146,8 +147,12 @@ def built(inputs: Inputs) -> RecommenderModel:
   model = stage.build(inputs.config, 0, **inputs.tables)
   rngs = nnx.Rngs(1)
 
-  def drawn(x):  # the norms' scales, [layers, D], stay 1
-    return x if x.ndim < 3 else 0.02 * jax.random.normal(rngs.params(), x.shape, x.dtype)
+  def drawn(x):
+    if x.ndim < 3:  # the norms' scales, [layers, D], stay 1
+      return x
+    if jnp.issubdtype(x.dtype, jnp.integer):  # codes
+      return jax.random.randint(rngs.params(), x.shape, 0, 128, x.dtype)
+    return 0.02 * jax.random.normal(rngs.params(), x.shape, x.dtype)
 
   nnx.update(model.backbone, jax.tree.map(drawn, nnx.state(model.backbone, Pretrained)))
   return model
