@@ -257,3 +257,31 @@ def test_compiled_steps_are_kept_in_the_workdir_unless_told_otherwise(
     assert jax.config.jax_compilation_cache_dir == (kept and str(tmp_path / kept))
   finally:
     jax.config.update(option, before)
+
+
+def test_a_softmax_by_chunks_trains_the_same_model(workdir, trained, tiny):
+  pipeline.run(tiny(changes={"recommender.softmax_chunk": 7}), workdir, overwrite=True)
+  found, expected = (
+    read_artifact(path / "recommender.safetensors", "recommender")[0] for path in (workdir, trained)
+  )
+  name = "model.items.identity_ID"
+  np.testing.assert_allclose(found[name], expected[name], atol=1e-4)
+
+
+def test_sampled_softmax_microbatches_and_several_steps_at_once(workdir, trained, tiny):
+  changes = {
+    "recommender.negatives": 8,
+    "recommender.microbatches": 2,
+    "run.steps_at_once.recommender": 3,
+  }
+  pipeline.run(tiny(changes=changes), workdir, overwrite=True)
+  lines = (workdir / "recommender" / "metrics.jsonl").read_text().splitlines()
+  before = (trained / "recommender" / "metrics.jsonl").read_text().splitlines()
+  last, whole = (max(json.loads(line)["step"] for line in x) for x in (lines, before))
+  assert last == 2 * -(-(whole // 2) // 2)  # two epochs of half as many steps
+  name = "model.items.identity_ID"
+  found, expected = (
+    read_artifact(path / "recommender.safetensors", "recommender")[0][name]
+    for path in (workdir, trained)
+  )
+  assert np.isfinite(found).all() and np.abs(found - expected).max() > 1e-4
