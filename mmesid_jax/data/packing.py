@@ -150,7 +150,7 @@ def fitted(layout: Layout, pieces: Pieces) -> Layout:
   used or not, and where response tokens are most of a row, both are few."""
   item_tokens = pieces.stop - pieces.start - 1
   targets = pieces.stop - pieces.first_target
-  tokens = item_tokens.sum() + layout.response * targets.sum()
+  tokens = layout.tokens(pieces.stop - pieces.start, targets).sum()
   places = layout.rows * layout.row_length
   # What fills a batch first, its targets or its tokens.
   full = min(layout.targets / max(targets.sum(), 1), places / max(tokens, 1))

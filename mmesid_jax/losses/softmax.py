@@ -19,7 +19,12 @@ def cross_entropy(
   scores_QI = scores_QI.astype(jnp.float32).at[:, 0].set(-jnp.inf)
   target_score_Q = jnp.take_along_axis(scores_QI, target_Q[:, None], axis=1)[:, 0]
   loss_Q = jax.nn.logsumexp(scores_QI, axis=1) - target_score_Q
-  # An unused place has target 0, whose score is -inf: select, since 0 * inf is NaN.
+  return _weighted(loss_Q, weight_Q)
+
+
+def _weighted(loss_Q: jax.Array, weight_Q: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The weighted sum, and the sum of weights."""
+  # An unused place has target 0, whose score may be -inf: select, since 0 * inf is NaN.
   return jnp.where(weight_Q > 0, weight_Q * loss_Q, 0).sum(), weight_Q.sum()
 
 
@@ -52,7 +57,7 @@ def chunked_cross_entropy(
   start = jnp.full(len(target_Q), lowest), jnp.zeros(len(target_Q))
   (largest_Q, sum_Q), _ = jax.lax.scan(add, start, (chunks, numbers))
   loss_Q = largest_Q + jnp.log(sum_Q) - scorer.own(target_Q)
-  return jnp.where(weight_Q > 0, weight_Q * loss_Q, 0).sum(), weight_Q.sum()
+  return _weighted(loss_Q, weight_Q)
 
 
 def catalogue_cross_entropy(
@@ -85,7 +90,7 @@ def sampled_cross_entropy(
   scores_QN = jnp.where(negative_N == target_Q[:, None], -jnp.inf, scores_QN)
   all_QN = jnp.concatenate([target_score_Q[:, None], scores_QN], axis=1)
   loss_Q = jax.nn.logsumexp(all_QN, axis=1) - target_score_Q
-  return jnp.where(weight_Q > 0, weight_Q * loss_Q, 0).sum(), weight_Q.sum()
+  return _weighted(loss_Q, weight_Q)
 
 
 def binary_cross_entropy(

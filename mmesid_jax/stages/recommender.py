@@ -13,13 +13,7 @@ from mmesid_jax import artifacts
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.features import whiten
 from mmesid_jax.data.loader import PackedBatches
-from mmesid_jax.data.packing import (
-  Batch,
-  Layout,
-  PieceCounts,
-  fitted,
-  training_pieces,
-)
+from mmesid_jax.data.packing import Batch, Layout, PieceCounts, fitted, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.softmax import catalogue_cross_entropy, sampled_cross_entropy
