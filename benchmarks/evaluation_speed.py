@@ -134,7 +134,7 @@ def make_rankers(
   if size == "toy":
     c.update(TOY)
   rng = np.random.default_rng(0)
-  s, rows = config.semantic_ids, dataset.num_items + 1
+  s, rows = config.semantic_ids.quantizer, dataset.num_items + 1
   modalities = ("collaborative", "text")
 
   def table(*shape: int) -> np.ndarray:

@@ -135,7 +135,8 @@ def build(c, dataset):
   from mmesid_jax.data.dataset import popularity
   from mmesid_jax.stages import recommender
 
-  s, rows, counts_I = default_config().semantic_ids, dataset.num_items + 1, popularity(dataset)
+  s, counts_I = default_config().semantic_ids.quantizer, popularity(dataset)
+  rows = dataset.num_items + 1
 
   def tables(shape, dtype="float32"):
     return {m: jax.ShapeDtypeStruct(shape(V), dtype) for m, V in WIDTHS.items()}

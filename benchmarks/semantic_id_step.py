@@ -129,10 +129,11 @@ def contestant(name: str, size: str, data: str | None, budget_gib: float) -> Con
 def configuration(size: str) -> ConfigDict:
   """That of configs/beauty.py; codebooks start random, which changes no shape."""
   config = default_config()
-  config.semantic_ids.start = "random"
+  config.semantic_ids.quantizer.start = "random"
   if size == "toy":
     config.recommender.width = 8
-    config.semantic_ids.update(hidden=(16,), levels=2, codes=8, batch=32)
+    config.semantic_ids.update(hidden=(16,), batch=32)
+    config.semantic_ids.quantizer.update(levels=2, codes=8)
   return config
 
 

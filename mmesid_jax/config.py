@@ -74,18 +74,21 @@ def default_config(preset: str = "best") -> ConfigDict:
       },
       "semantic_ids": {
         "hidden": (512, 512),
-        "levels": 4,
-        "codes": 256,
-        "start": "balanced",  # k-means that the codebooks start from; "plain" or "random" otherwise
+        "quantizer": {
+          "levels": 4,
+          "codes": 256,
+          # k-means that the codebooks start from; "plain" or "random" otherwise
+          "start": "balanced",
+          "commitment": 0.25,
+          "sinkhorn_epsilon": 0.003,  # of the last level in training; 0 = nearest code there too
+          "sinkhorn_iterations": 50,
+        },
         "reconstruction": "both",  # "mmd" (paper), "mse" or "both"
         "alignment": "info_nce",  # or "mmd", "none"
         "temperature": 0.1,
         "reconstruction_weight": 3.0,
         "quantisation_weight": 1.0,
         "alignment_weight": 0.01,
-        "commitment": 0.25,
-        "sinkhorn_epsilon": 0.003,  # of the last level in training; 0 = nearest code there too
-        "sinkhorn_iterations": 50,
         "batch": 1024,
         "epochs": 20,
         "validate_every_epochs": 5,
@@ -185,10 +188,11 @@ def apply_preset(config: ConfigDict, preset: str) -> None:
   r.encoder, r.codes, r.fusion, r.gate_temperature = "mlp", "codebooks", "frequency", 1e-3
   r.whiten, r.prompt.response, r.targets_per_user = 0, 4, 50
   r.optimizer.weight_decay = 0.0
-  s.start, s.reconstruction, s.alignment, s.commitment = "balanced", "mmd", "info_nce", 0.01
+  s.reconstruction, s.alignment = "mmd", "info_nce"
+  s.quantizer.start, s.quantizer.commitment = "balanced", 0.01
   if preset == "released_code":
     # An earlier commit aligns by MMD; its commitment weight is the alignment weight by accident.
-    s.alignment, s.commitment = "mmd", s.alignment_weight
+    s.alignment, s.quantizer.commitment = "mmd", s.alignment_weight
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -223,14 +227,14 @@ RULES: Mapping[str, Rule] = {
   "data.synthetic.num_items": _at_least(2),
   "data.synthetic.num_users": _at_least(1),
   "collaborative.loss": _one_of("softmax", "bce"),
-  "semantic_ids.start": _one_of("balanced", "plain", "random"),
+  "semantic_ids.quantizer.start": _one_of("balanced", "plain", "random"),
   "semantic_ids.reconstruction": _one_of("mmd", "mse", "both"),
   "semantic_ids.alignment": _one_of("info_nce", "mmd", "none"),
   "semantic_ids.hidden": _list_of(lambda n: n >= 1, "a non-empty tuple of widths"),
   "semantic_ids.batch": _at_least(2),
-  "semantic_ids.codes": _at_least(2),
+  "semantic_ids.quantizer.codes": _at_least(2),
   "semantic_ids.temperature": _above_zero(),
-  "semantic_ids.sinkhorn_epsilon": _at_least(0),
+  "semantic_ids.quantizer.sinkhorn_epsilon": _at_least(0),
   "recommender.backbone.kind": _one_of("full", "lora", "frozen"),
   "recommender.backbone.weights": _one_of("float32", "bfloat16", "int8", "nf4"),
   "recommender.backbone.compute": _one_of("float32", "bfloat16"),

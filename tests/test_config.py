@@ -35,8 +35,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # What a preset may not touch; each is 1 at the least.
 SIZES = (
   *(f"collaborative.{n}" for n in ("width", "layers", "heads")),
-  *(f"semantic_ids.{n}" for n in ("levels", "codes", "batch")),
-  *("semantic_ids.validate_every_epochs", "semantic_ids.sinkhorn_iterations"),
+  *(f"semantic_ids.{n}" for n in ("quantizer.levels", "quantizer.codes", "batch")),
+  *("semantic_ids.validate_every_epochs", "semantic_ids.quantizer.sinkhorn_iterations"),
   *(f"recommender.{n}" for n in ("width", "layers", "heads", "kv_heads", "head_width")),
   *(f"recommender.{n}" for n in ("mlp_width", "prompt.length", "lora.rank")),
   *(
@@ -108,7 +108,7 @@ def test_the_presets_differ_where_the_readme_says_so():
     "recommender.targets_per_user": 50,
     "semantic_ids.reconstruction": "mmd",
     "semantic_ids.alignment": "info_nce",
-    "semantic_ids.commitment": 0.01,
+    "semantic_ids.quantizer.commitment": 0.01,
   }
   assert {key: paper[key] for key in published} == published
   assert paper["recommender.prompt.response"] > 0 == DEFAULTS["recommender.prompt.response"]
@@ -150,7 +150,7 @@ def test_a_size_is_one_at_the_least(key):
     ("row_length", 1, 2),
     ("batch", 1, 2),
     ("num_items", 1, 2),
-    ("semantic_ids.codes", 1, 2),
+    ("semantic_ids.quantizer.codes", 1, 2),
     ("semantic_ids.hidden", [8, 0], [1]),
     ("stages", ["collaborative", "recommend"], ["recommender"]),
     ("evaluation.cutoffs", [0, 10], [10]),

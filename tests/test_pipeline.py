@@ -75,7 +75,7 @@ def test_another_experiment_is_refused_by_what_differs(workdir, tiny):
   ("change", "redone"),
   [
     ({"recommender.mlp_width": 24}, {"recommender.safetensors"}),
-    ({"semantic_ids.commitment": 0.5}, {"recommender.safetensors", "semantic_ids.safetensors"}),
+    ({"semantic_ids.quantizer.commitment": 0.5}, {"recommender.safetensors", "semantic_ids.safetensors"}),
     ({"evaluation.resamples": 5}, set()),
   ],
 )
@@ -201,8 +201,8 @@ VARIANTS = {
     {
       "semantic_ids.reconstruction": "mmd",
       "semantic_ids.alignment": "mmd",
-      "semantic_ids.start": "random",
-      "semantic_ids.sinkhorn_epsilon": 0.0,
+      "semantic_ids.quantizer.start": "random",
+      "semantic_ids.quantizer.sinkhorn_epsilon": 0.0,
     },
   ),
   "bce, no alignment, unmasked": (
@@ -211,7 +211,7 @@ VARIANTS = {
       "collaborative.loss": "bce",
       "semantic_ids.alignment": "none",
       "semantic_ids.reconstruction": "mse",
-      "semantic_ids.start": "plain",
+      "semantic_ids.quantizer.start": "plain",
       "evaluation.select": "unmasked/nDCG@10",
     },
   ),

@@ -48,18 +48,23 @@ def build(
     {m: x.shape[1] for m, x in features.items()},
     hidden=config.hidden,
     D=code_width,
-    levels=config.levels,
-    codes=config.codes,
-    commitment=config.commitment,
+    levels=config.quantizer.levels,
+    codes=config.quantizer.codes,
+    commitment=config.quantizer.commitment,
     rngs=rngs,
   )
   tables = Tables(model, features)
-  if config.start != "random":
+  start = config.quantizer.start
+  if start != "random":
     for m, part in model.by_modality.items():
       z_ND = np.concatenate([part.encoder(x) for x in _chunks(jnp.asarray(features[m][1:]))])
       part.quantizer.codebook_LCD[...] = jnp.asarray(
         residual_kmeans(
-          z_ND, config.levels, config.codes, balanced=config.start == "balanced", seed=seed
+          z_ND,
+          config.quantizer.levels,
+          config.quantizer.codes,
+          balanced=start == "balanced",
+          seed=seed,
         )
       )
   return tables
@@ -78,10 +83,9 @@ def loss_options(config: ConfigDict) -> dict:
     "reconstruction_weight",
     "quantisation_weight",
     "alignment_weight",
-    "sinkhorn_epsilon",
-    "sinkhorn_iterations",
   )
-  return {name: config[name] for name in names}
+  sinkhorn = {n: config.quantizer[n] for n in ("sinkhorn_epsilon", "sinkhorn_iterations")}
+  return {name: config[name] for name in names} | sinkhorn
 
 
 @nnx.jit
@@ -115,7 +119,7 @@ def run(workdir: Workdir) -> None:
     return mm_rqvae.loss(tables.model, tables.features(item_B), **options)[0]
 
   def validate(tables: Tables) -> dict[str, float]:
-    report = health({m: x[1:] for m, x in all_codes(tables, num_items).items()}, c.codes)
+    report = health({m: x[1:] for m, x in all_codes(tables, num_items).items()}, c.quantizer.codes)
     metrics = {"negative_loss": -float(np.mean([whole_loss(tables, items) for items in fixed]))}
     for m, found in report.items():
       metrics[f"{m}/collision_rate"] = found["collision_rate"]
@@ -147,7 +151,7 @@ def run(workdir: Workdir) -> None:
   )
   result = workdir.fit(task)
   codes = all_codes(result.model, num_items)
-  report = health({m: x[1:] for m, x in codes.items()}, c.codes)
+  report = health({m: x[1:] for m, x in codes.items()}, c.quantizer.codes)
   print(table(report))
   books = {
     m: part.quantizer.codebook_LCD[...] for m, part in result.model.model.by_modality.items()

@@ -1,0 +1,85 @@
+"""What the vectors of items keep: the order of distances (forgetting), and how many directions they
+fill (collapse). Source: MME-SID, section 1."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mmesid_jax.data.dataset import Dataset, evaluated_users
+
+PAIRS_AT_ONCE = 4_000_000  # of items of a history, so that memory does not grow with the users
+
+
+class Tau(NamedTuple):
+  """Kendall's tau, the mean over users; and over how many, and the share of tied pairs."""
+
+  mean: float
+  users: int
+  ties: float
+
+
+def kendall_tau(original_IV: np.ndarray, other_ID: np.ndarray, dataset: Dataset) -> Tau:
+  """How far other vectors keep the order in which a user's items are near to the target.
+
+  For every user with a test target t and a history h_1 .. h_n of at least 2 distinct items, all
+  pairs of history items are compared by their Euclidean distance to t: a pair is concordant when
+  both tables put the same item nearer, discordant when they differ, and tied (neither) when one of
+  them puts both at the same distance. tau = (concordant - discordant) / pairs, averaged over the
+  users: tau-a, so ties count against the tables. Source: MME-SID, equation of the Kendall's tau.
+
+  original_IV, other_ID: [I + 1, width], any two widths. Raises ValueError when no user has a pair.
+  """
+  total, tied, pairs, users = 0.0, 0, 0, 0
+  for history_UT, target_U in _histories(dataset):
+    one = _order(original_IV, history_UT, target_U)
+    two = _order(other_ID, history_UT, target_U)
+    agreement_UTT = one * two  # every pair twice
+    n = history_UT.shape[1]
+    total += float((agreement_UTT.sum((1, 2), dtype=np.int64) / (n * (n - 1))).sum())
+    tied += (agreement_UTT.size - np.count_nonzero(agreement_UTT)) - len(target_U) * n
+    pairs += len(target_U) * n * (n - 1)
+    users += len(target_U)
+  if not users:
+    raise ValueError("no user has a target and two distinct items before it")
+  return Tau(total / users, users, tied / pairs)
+
+
+def _histories(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Distinct items before the last one, [U, T], and the last items, [U]; users of one T at once."""
+  by_length: dict[int, list[tuple[np.ndarray, int]]] = {}
+  for row in evaluated_users(dataset):
+    *history, target = dataset.sequence(row)
+    distinct = np.unique(history)
+    if len(distinct) > 1:
+      by_length.setdefault(len(distinct), []).append((distinct, target))
+  for length, users in sorted(by_length.items()):
+    at_once = max(PAIRS_AT_ONCE // length**2, 1)
+    for first in range(0, len(users), at_once):
+      histories, targets = zip(*users[first : first + at_once], strict=True)
+      yield np.stack(histories), np.array(targets)
+
+
+def _order(table_IV: np.ndarray, history_UT: np.ndarray, target_U: np.ndarray) -> np.ndarray:
+  """int8 [U, T, T]: the sign of how much farther from the target item i is than item j."""
+  # float64 differences: equal vectors are equally far, to the last bit
+  apart_UTV = table_IV[history_UT].astype(np.float64) - table_IV[target_U][:, None]
+  distance_UT = (apart_UTV**2).sum(-1)
+  return np.sign(distance_UT[:, :, None] - distance_UT[:, None]).astype(np.int8)
+
+
+def spectrum(x_ND: np.ndarray) -> np.ndarray:
+  """Singular values of the centred rows, largest first, divided by their sum; float64
+  [min(N, D)]."""
+  x_ND = np.asarray(x_ND, np.float64)
+  x_ND = x_ND - x_ND.mean(0)
+  gram = x_ND.T @ x_ND if x_ND.shape[0] >= x_ND.shape[1] else x_ND @ x_ND.T
+  values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
+  return values / max(values.sum(), 1e-300)
+
+
+def effective_rank(spectrum_K: np.ndarray) -> float:
+  """exp of the entropy of a spectrum: how many directions are filled alike. Between 1 and K; 0 for
+  rows that are all equal. Source: Roy and Vetterli 2007."""
+  p_K = spectrum_K[spectrum_K > 0]
+  return float(np.exp(-(p_K * np.log(p_K)).sum())) if len(p_K) else 0.0
