@@ -75,7 +75,10 @@ def test_another_experiment_is_refused_by_what_differs(workdir, tiny):
   ("change", "redone"),
   [
     ({"recommender.mlp_width": 24}, {"recommender.safetensors"}),
-    ({"semantic_ids.quantizer.commitment": 0.5}, {"recommender.safetensors", "semantic_ids.safetensors"}),
+    (
+      {"semantic_ids.quantizer.commitment": 0.5},
+      {"recommender.safetensors", "semantic_ids.safetensors"},
+    ),
     ({"evaluation.resamples": 5}, set()),
   ],
 )

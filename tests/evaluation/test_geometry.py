@@ -1,0 +1,87 @@
+"""Geometry against scipy and against tables whose answer is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmesid_jax.data.dataset import prepare
+from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, spectrum
+
+
+@pytest.fixture
+def dataset(tmp_path):
+  rng = np.random.default_rng(0)
+  lines = [f"{u} " + " ".join(map(str, rng.integers(1, 31, size=3 + u))) for u in range(1, 12)]
+  (tmp_path / "sequences.txt").write_text("\n".join(lines) + "\n")
+  return prepare(tmp_path, tmp_path / "cache")
+
+
+def table(width, seed, num_items=30):
+  x = np.random.default_rng(seed).normal(size=(num_items + 1, width)).astype(np.float32)
+  x[0] = np.nan  # padding is never looked at
+  return x
+
+
+def test_tau_is_scipys_mean_over_users(dataset):
+  original, other = table(5, 1), table(3, 2)
+  expected = []
+  for u in range(len(dataset)):
+    *history, target = dataset.sequence(u)
+    items = np.unique(history)
+    if len(items) > 1:
+      distances = [np.linalg.norm(x[items] - x[target], axis=1) for x in (original, other)]
+      expected.append(stats.kendalltau(*distances).statistic)  # without ties tau-b is tau-a
+  found = kendall_tau(original, other, dataset)
+  assert found.users == len(expected)
+  assert found.mean == pytest.approx(np.mean(expected))
+  assert found.ties == 0
+
+
+def test_tau_of_known_orders(dataset):
+  """On a line the order is a matter of counting: kept by any growing map about the target, and all
+  pairs are tied where all items are one point."""
+  x = table(6, 3)
+  assert kendall_tau(x, 7 * x + 2, dataset).mean == 1
+  constant = kendall_tau(x, np.ones_like(x), dataset)
+  assert (constant.mean, constant.ties) == (0, 1)
+
+
+def test_ties_count_as_neither(dataset):
+  """Two clusters of equal items: pairs within one are tied, those across may be kept."""
+  x, coarse = table(1, 4), np.zeros((31, 1))
+  coarse[16:] = 1
+  total = []
+  for u in range(len(dataset)):
+    *history, target = dataset.sequence(u)
+    pairs = list(itertools.combinations(np.unique(history), 2))
+    order = [
+      [np.sign(abs(t[i, 0] - t[target, 0]) - abs(t[j, 0] - t[target, 0])) for i, j in pairs]
+      for t in (np.float64(x), coarse)
+    ]
+    if pairs:
+      total.append(np.mean(np.prod(order, axis=0)))
+  found = kendall_tau(x, coarse, dataset)
+  assert found.mean == pytest.approx(np.mean(total))
+  assert 0 < found.ties < 1
+
+
+def test_no_pair_is_an_error(tmp_path):
+  (tmp_path / "sequences.txt").write_text("1 2 2 1\n2 1\n")
+  with pytest.raises(ValueError, match="two distinct items"):
+    kendall_tau(table(2, 0), table(2, 1), prepare(tmp_path, tmp_path / "cache"))
+
+
+def test_spectrum_is_that_of_the_centred_table():
+  for shape in ((40, 6), (6, 40)):
+    x = np.random.default_rng(5).normal(size=shape) + 9
+    values = np.linalg.svd(x - x.mean(0), compute_uv=False)
+    np.testing.assert_allclose(spectrum(x), values / values.sum(), atol=1e-7)
+
+
+def test_effective_rank_counts_directions():
+  flat = np.kron(np.eye(5), np.array([[1.0], [-1.0]]))  # five directions, each as long
+  assert effective_rank(spectrum(np.pad(flat, ((0, 0), (0, 20))))) == pytest.approx(5)
+  assert effective_rank(spectrum(np.ones((7, 3)))) == 0
+  assert effective_rank(np.array([0.5, 0.5, 0, 0])) == pytest.approx(2)
