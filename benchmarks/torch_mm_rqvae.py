@@ -1,6 +1,7 @@
 """The MM-RQ-VAE step in PyTorch, as one would write it down: what ours is compared with.
 
-The same loss as `mmesid_jax.models.mm_rqvae.loss`, with the pairwise distances of the MMD by one
+The same loss as `mmesid_jax.models.mm_rqvae.loss` on features as they are and codebooks that learn
+by gradient (both as in the paper), with the pairwise distances of the MMD by one
 Gram matrix, or as the released code has them, by the (2B, 2B, V) tensor of differences.
 """
 
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmesid_jax.models import mm_rqvae
+from mmesid_jax.models.quantizer import QuantizerConfig
 from mmesid_jax.models.state import tensors
 
 ANCHOR = mm_rqvae.ANCHOR
@@ -48,7 +50,7 @@ class MMRQVAE(nn.Module):
       V, *hidden = (layer.kernel.shape[0] for layer in part.encoder.layers)
       copy = Autoencoder(V, tuple(hidden), part.quantizer.codebook_LCD.shape)
       self.by_modality[m] = copy
-      self.commitment = part.quantizer.commitment
+      self.quantizer = part.quantizer.config
     self.load_state_dict({n: torch.tensor(x) for n, x in named_like_torch(ours).items()})
 
 
@@ -57,6 +59,8 @@ def named_like_torch(ours: nnx.Module | nnx.State) -> dict[str, np.ndarray]:
   named = {}
   for name, x in tensors(ours).items():
     path, layer, kind = re.fullmatch(r"(.*?)(?:\.layers\.(\d+))?\.(\w+)", name).groups()
+    if kind in ("mean_V", "scale"):
+      continue  # features are compared as they are
     if kind == "codebook_LCD":
       named[f"{path.removesuffix('.quantizer')}.{kind}"] = x
     elif kind == "kernel":
@@ -108,25 +112,20 @@ def sinkhorn(distance_BC: torch.Tensor, epsilon: float, iterations: int) -> torc
 
 
 def quantise(
-  z_BD: torch.Tensor,
-  book_LCD: torch.Tensor,
-  commitment: float,
-  *,
-  sinkhorn_epsilon: float,
-  sinkhorn_iterations: int,
+  z_BD: torch.Tensor, book_LCD: torch.Tensor, config: QuantizerConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
   """The sum of the chosen code vectors [B, D], straight through, and the loss over the levels."""
   residual_BD, losses = z_BD, []
   for level, book_CD in enumerate(book_LCD):
     distance_BC = gram(residual_BD.detach(), book_CD.detach())
-    if sinkhorn_epsilon and level == len(book_LCD) - 1:
-      code_B = sinkhorn(distance_BC, sinkhorn_epsilon, sinkhorn_iterations).argmax(1)
+    if config.sinkhorn_epsilon and level == len(book_LCD) - 1:
+      plan_BC = sinkhorn(distance_BC, config.sinkhorn_epsilon, config.sinkhorn_iterations)
+      code_B = plan_BC.argmax(1)
     else:
       code_B = distance_BC.argmin(1)
     v_BD = book_CD[code_B]
-    losses.append(
-      F.mse_loss(v_BD, residual_BD.detach()) + commitment * F.mse_loss(residual_BD, v_BD.detach())
-    )
+    to_input = F.mse_loss(residual_BD, v_BD.detach())
+    losses.append(F.mse_loss(v_BD, residual_BD.detach()) + config.commitment * to_input)
     residual_BD = residual_BD - v_BD.detach()
   return z_BD - residual_BD.detach(), sum(losses) / len(losses)
 
@@ -142,16 +141,13 @@ def loss(
   reconstruction_weight: float,
   quantisation_weight: float,
   alignment_weight: float,
-  **sinkhorn_options: float,
 ) -> torch.Tensor:
   """Weighted sum of reconstruction, quantisation and alignment; options as our loss takes them."""
   total, quantised = 0, {}
   for m, x_BV in features.items():
     part = model.by_modality[m]
     z_BD = part.encoder(x_BV)
-    quantised[m], quantisation = quantise(
-      z_BD, part.codebook_LCD, model.commitment, **sinkhorn_options
-    )
+    quantised[m], quantisation = quantise(z_BD, part.codebook_LCD, model.quantizer)
     y_BV = part.decoder(quantised[m])
     total += quantisation_weight * quantisation
     if reconstruction in ("mmd", "both"):

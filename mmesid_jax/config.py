@@ -74,11 +74,19 @@ def default_config(preset: str = "best") -> ConfigDict:
       },
       "semantic_ids": {
         "hidden": (512, 512),
+        # every table centred and divided by one number, its standard deviation
+        "standardise": True,
         "quantizer": {
+          # "rqvae": codebooks trained with the autoencoder; "kmeans": residual k-means of the
+          # principal components, no training; "fsq": cells of a grid
+          "kind": "rqvae",
           "levels": 4,
           "codes": 256,
           # k-means that the codebooks start from; "plain" or "random" otherwise
           "start": "balanced",
+          "update": "average",  # code vectors are moving averages; "gradient": by AdamW (paper)
+          "average_rate": 0.1,
+          "revival": 0.5,  # how fast unused codes are drawn to items, as a share of average_rate
           "commitment": 0.25,
           "sinkhorn_epsilon": 0.003,  # of the last level in training; 0 = nearest code there too
           "sinkhorn_iterations": 50,
@@ -189,6 +197,7 @@ def apply_preset(config: ConfigDict, preset: str) -> None:
   r.whiten, r.prompt.response, r.targets_per_user = 0, 4, 50
   r.optimizer.weight_decay = 0.0
   s.reconstruction, s.alignment = "mmd", "info_nce"
+  s.standardise, s.quantizer.update = False, "gradient"
   s.quantizer.start, s.quantizer.commitment = "balanced", 0.01
   if preset == "released_code":
     # An earlier commit aligns by MMD; its commitment weight is the alignment weight by accident.
@@ -227,7 +236,11 @@ RULES: Mapping[str, Rule] = {
   "data.synthetic.num_items": _at_least(2),
   "data.synthetic.num_users": _at_least(1),
   "collaborative.loss": _one_of("softmax", "bce"),
+  "semantic_ids.quantizer.kind": _one_of("rqvae", "kmeans", "fsq"),
   "semantic_ids.quantizer.start": _one_of("balanced", "plain", "random"),
+  "semantic_ids.quantizer.update": _one_of("average", "gradient"),
+  "semantic_ids.quantizer.average_rate": (lambda x: 0 < x <= 1, "a number in (0, 1]"),
+  "semantic_ids.quantizer.revival": (lambda x: 0 <= x <= 1, "a number in [0, 1]"),
   "semantic_ids.reconstruction": _one_of("mmd", "mse", "both"),
   "semantic_ids.alignment": _one_of("info_nce", "mmd", "none"),
   "semantic_ids.hidden": _list_of(lambda n: n >= 1, "a non-empty tuple of widths"),

@@ -206,8 +206,11 @@ VARIANTS = {
       "semantic_ids.alignment": "mmd",
       "semantic_ids.quantizer.start": "random",
       "semantic_ids.quantizer.sinkhorn_epsilon": 0.0,
+      "semantic_ids.quantizer.update": "gradient",
     },
   ),
+  "residual k-means": ("best", {"semantic_ids.quantizer.kind": "kmeans"}),
+  "grid": ("best", {"semantic_ids.quantizer.kind": "fsq", "semantic_ids.standardise": False}),
   "bce, no alignment, unmasked": (
     "best",
     {

@@ -52,19 +52,30 @@ def whiten(x_IV: np.ndarray, width: int, std: float) -> np.ndarray:
   become zero columns rather than amplified noise. Deterministic: each component's sign makes its
   largest loading positive. Raises ValueError when `width` exceeds V.
   """
-  if not 1 <= width <= x_IV.shape[1]:
-    raise ValueError(f"width {width} of a table that is {x_IV.shape[1]} wide")
   x = x_IV[1:].astype(np.float64)
   x -= x.mean(axis=0)
-  variance_V, directions_VV = np.linalg.eigh(x.T @ x / len(x))
-  variance, directions = variance_V[::-1][:width], directions_VV[:, ::-1][:, :width]
-  largest = np.abs(directions).argmax(axis=0)
-  directions = directions * np.where(directions[largest, np.arange(width)] < 0, -1.0, 1.0)
-  floor = max(variance_V[-1], 0.0) * 1e-10
+  variance, directions = principal_components(x, width)
+  floor = max(variance[0], 0.0) * 1e-10
   scale = np.where(variance > floor, std / np.sqrt(np.maximum(variance, 1e-300)), 0.0)
   whitened = np.zeros((len(x_IV), width), np.float32)
   whitened[1:] = x @ (directions * scale)
   return whitened
+
+
+def principal_components(x_NV: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+  """The `width` largest variances [width] of centred rows and their directions [V, width], float64.
+
+  Each direction's sign makes its largest loading positive. Raises ValueError when `width` exceeds
+  V.
+  """
+  if not 1 <= width <= x_NV.shape[1]:
+    raise ValueError(f"width {width} of a table that is {x_NV.shape[1]} wide")
+  x_NV = x_NV.astype(np.float64)
+  variance_V, directions_VV = np.linalg.eigh(x_NV.T @ x_NV / len(x_NV))
+  directions = directions_VV[:, ::-1][:, :width]
+  largest = np.abs(directions).argmax(axis=0)
+  signs = np.where(directions[largest, np.arange(width)] < 0, -1.0, 1.0)
+  return variance_V[::-1][:width], directions * signs
 
 
 def _read_npy(path: Path) -> np.ndarray:

@@ -9,7 +9,9 @@ from flax import nnx
 
 from mmesid_jax.losses.contrastive import info_nce
 from mmesid_jax.losses.mmd import mmd
-from mmesid_jax.models.quantizer import ResidualQuantizer
+from mmesid_jax.models.fsq import FiniteScalarQuantizer
+from mmesid_jax.models.quantizer import QuantizerConfig, ResidualQuantizer
+from mmesid_jax.models.variables import Frozen
 
 ANCHOR = (
   "collaborative"  # alignment pairs it with every other modality; there is no text-visual term
@@ -35,17 +37,26 @@ class MLP(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-  """Encoder V -> hidden -> D, quantiser, mirrored decoder."""
+  """(x - mean) / scale, encoder V -> hidden -> D, quantiser, mirrored decoder."""
 
-  def __init__(self, V: int, hidden: tuple[int, ...], quantizer: ResidualQuantizer, *, rngs):
-    D = quantizer.codebook_LCD.shape[-1]
+  def __init__(self, V: int, hidden: tuple[int, ...], quantizer: nnx.Module, D: int, *, rngs):
+    self.mean_V, self.scale = Frozen(jnp.zeros(V)), Frozen(jnp.ones(()))
     self.encoder = MLP((V, *hidden, D), rngs=rngs)
     self.decoder = MLP((D, *reversed(hidden), V), rngs=rngs)
     self.quantizer = quantizer
 
+  def standardised(self, x_BV: jax.Array) -> jax.Array:
+    """What is encoded and reconstructed."""
+    return (x_BV - self.mean_V[...]) / self.scale[...]
+
+  def encoded(self, x_BV: jax.Array) -> jax.Array:
+    """[B, D], before quantisation."""
+    return self.encoder(self.standardised(x_BV))
+
 
 class MMRQVAE(nnx.Module):
-  """widths: modality -> V. Code width D, L levels of C codes."""
+  """widths: modality -> V. Code width D; grid: codes are cells of a fixed grid rather than learned
+  vectors."""
 
   def __init__(
     self,
@@ -53,19 +64,14 @@ class MMRQVAE(nnx.Module):
     *,
     hidden: tuple[int, ...],
     D: int,
-    levels: int,
-    codes: int,
-    commitment: float,
+    quantizer: QuantizerConfig,
+    grid: bool = False,
     rngs: nnx.Rngs,
   ):
+    kind = FiniteScalarQuantizer if grid else ResidualQuantizer
     self.by_modality = nnx.Dict(
       {
-        m: Autoencoder(
-          V,
-          hidden,
-          ResidualQuantizer(levels, codes, D, commitment=commitment, rngs=rngs),
-          rngs=rngs,
-        )
+        m: Autoencoder(V, hidden, kind(quantizer, D, rngs=rngs), D, rngs=rngs)
         for m, V in widths.items()
       }
     )
@@ -73,7 +79,7 @@ class MMRQVAE(nnx.Module):
   def encode(self, modality: str, x_BV: jax.Array) -> jax.Array:
     """Codes int32 [B, L] by the nearest code on every level, as they are exported."""
     part = self.by_modality[modality]
-    return part.quantizer(part.encoder(x_BV)).code_BL
+    return part.quantizer(part.encoded(x_BV)).code_BL
 
 
 def reconstruction_loss(x_BV: jax.Array, y_BV: jax.Array, kind: str) -> jax.Array:
@@ -94,31 +100,29 @@ def loss(
   reconstruction_weight: float,
   quantisation_weight: float,
   alignment_weight: float,
-  sinkhorn_epsilon: float,
-  sinkhorn_iterations: int,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Weighted sum of reconstruction, quantisation and alignment, and these three.
+  """Weighted sum of reconstruction, quantisation and alignment, and these three; the sum has the
+  gradient of averaged codebooks too, whatever the weights.
 
-  features: modality -> [B, V]. Reconstruction and quantisation are summed over modalities.
-  Alignment of the quantised collaborative vectors with those of every other modality: "info_nce"
-  (paper), "mmd" (an earlier commit of the released code) or "none"; 0 without a collaborative
-  modality. Source: MME-SID. Raises ValueError for another `reconstruction` or `alignment`.
+  features: modality -> [B, V], rows of the tables. Reconstruction and quantisation are summed over
+  modalities. Alignment of the quantised collaborative vectors with those of every other modality:
+  "info_nce" (paper), "mmd" (an earlier commit of the released code) or "none"; 0 without a
+  collaborative modality. Source: MME-SID. Raises ValueError for another `reconstruction` or
+  `alignment`.
   """
   if alignment not in ("info_nce", "mmd", "none"):
     raise ValueError(f"alignment {alignment!r}: expected info_nce, mmd or none")
   parts = {name: jnp.zeros(()) for name in ("reconstruction", "quantisation", "alignment")}
-  quantised = {}
+  quantised, averaging = {}, jnp.zeros(())
   for modality, x_BV in features.items():
     part = model.by_modality[modality]
-    found = part.quantizer(
-      part.encoder(x_BV),
-      sinkhorn_epsilon=sinkhorn_epsilon,
-      sinkhorn_iterations=sinkhorn_iterations,
-    )
+    x_BV = part.standardised(x_BV)
+    found = part.quantizer(part.encoder(x_BV), training=True)
     quantised[modality] = found.quantised_BD
     decoded_BV = part.decoder(found.quantised_BD)
     parts["reconstruction"] += reconstruction_loss(x_BV, decoded_BV, reconstruction)
     parts["quantisation"] += found.loss
+    averaging += found.averaging
   if ANCHOR in quantised and alignment != "none":
     for modality, key_BD in quantised.items():
       if modality == ANCHOR:
@@ -131,5 +135,6 @@ def loss(
     reconstruction_weight * parts["reconstruction"]
     + quantisation_weight * parts["quantisation"]
     + alignment_weight * parts["alignment"]
+    + averaging
   )
   return total, parts

@@ -12,10 +12,12 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mmesid_jax.data.features import principal_components
 from mmesid_jax.data.loader import item_batches
 from mmesid_jax.evaluation.codebooks import health, table
 from mmesid_jax.models import flops, mm_rqvae
-from mmesid_jax.models.mm_rqvae import MMRQVAE
+from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
+from mmesid_jax.models.quantizer import QuantizerConfig
 from mmesid_jax.models.variables import Frozen
 from mmesid_jax.quantize.kmeans import residual_kmeans
 from mmesid_jax.stages.workdir import Workdir, key_for
@@ -41,33 +43,50 @@ class Tables(nnx.Module):
 def build(
   config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int
 ) -> Tables:
-  """Freshly drawn autoencoders whose codebooks start from k-means through the untrained
-  encoders."""
-  rngs = nnx.Rngs(key_for(seed, STAGE))
+  """Freshly drawn autoencoders whose codebooks start from k-means through the untrained encoders.
+
+  Of quantizer.kind "kmeans" the encoders are principal components, and this is all there is.
+  """
+  q, rngs = config.quantizer, nnx.Rngs(key_for(seed, STAGE))
   model = MMRQVAE(
     {m: x.shape[1] for m, x in features.items()},
-    hidden=config.hidden,
+    hidden=() if q.kind == "kmeans" else config.hidden,
     D=code_width,
-    levels=config.quantizer.levels,
-    codes=config.quantizer.codes,
-    commitment=config.quantizer.commitment,
+    quantizer=QuantizerConfig(**{name: q[name] for name in QuantizerConfig._fields}),
+    grid=q.kind == "fsq",
     rngs=rngs,
   )
-  tables = Tables(model, features)
-  start = config.quantizer.start
-  if start != "random":
+  for m, part in model.by_modality.items():
+    if config.standardise:
+      part.mean_V[...] = jnp.asarray(features[m][1:].mean(0))
+      part.scale[...] = jnp.sqrt(jnp.asarray(features[m][1:].var(0).mean()))
+    if q.kind == "kmeans":
+      _principal(part, features[m][1:], code_width)
+  tables, start = Tables(model, features), q.start
+  if start != "random" and q.kind != "fsq":
     for m, part in model.by_modality.items():
-      z_ND = np.concatenate([part.encoder(x) for x in _chunks(jnp.asarray(features[m][1:]))])
+      z_ND = np.concatenate([part.encoded(x) for x in _chunks(jnp.asarray(features[m][1:]))])
       part.quantizer.codebook_LCD[...] = jnp.asarray(
         residual_kmeans(
           z_ND,
-          config.quantizer.levels,
-          config.quantizer.codes,
+          q.levels,
+          q.codes,
           balanced=start == "balanced",
           seed=seed,
         )
       )
   return tables
+
+
+def _principal(part: Autoencoder, x_NV: np.ndarray, D: int) -> None:
+  """Encoder and decoder become the first D principal components, the rest of D zero."""
+  x_NV = np.asarray(part.standardised(jnp.asarray(x_NV)))
+  mean_V, V = x_NV.mean(0), x_NV.shape[1]
+  _, directions = principal_components(x_NV - mean_V, min(V, D))
+  kernel_VD = np.pad(directions, ((0, 0), (0, max(D - V, 0)))).astype(np.float32)
+  (encode,), (decode,) = part.encoder.layers, part.decoder.layers
+  encode.kernel[...], encode.bias[...] = jnp.asarray(kernel_VD), jnp.asarray(-mean_V @ kernel_VD)
+  decode.kernel[...], decode.bias[...] = jnp.asarray(kernel_VD.T), jnp.asarray(mean_V)
 
 
 def _chunks(x: jax.Array) -> list[jax.Array]:
@@ -84,8 +103,7 @@ def loss_options(config: ConfigDict) -> dict:
     "quantisation_weight",
     "alignment_weight",
   )
-  sinkhorn = {n: config.quantizer[n] for n in ("sinkhorn_epsilon", "sinkhorn_iterations")}
-  return {name: config[name] for name in names} | sinkhorn
+  return {name: config[name] for name in names}
 
 
 @nnx.jit
@@ -132,6 +150,9 @@ def run(workdir: Workdir) -> None:
     value, parts = mm_rqvae.loss(tables.model, tables.features(item_B), **options)
     return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
 
+  adamw = optimizer.adamw(c.optimizer, steps)
+  if c.quantizer.update == "average":
+    adamw = optimizer.averaging(adamw, "codebook_LCD", c.quantizer.average_rate)
   tables = build(c, workdir.features(), code_width=config.recommender.width, seed=config.seed)
   task = Task(
     name=STAGE,
@@ -140,7 +161,7 @@ def run(workdir: Workdir) -> None:
     batches=item_batches(num_items, batch, seed=config.seed),
     steps=steps,
     validate_every=steps_an_epoch * c.validate_every_epochs,
-    optimizer=optimizer.adamw(c.optimizer, steps),
+    optimizer=adamw,
     schedule=optimizer.schedule(c.optimizer, steps),
     validate=validate,
     select="negative_loss",
@@ -149,18 +170,19 @@ def run(workdir: Workdir) -> None:
     blame=lambda items: f"items {sorted(items.tolist())[:20]}",
     seed=config.seed,
   )
-  result = workdir.fit(task)
-  codes = all_codes(result.model, num_items)
+  best_step = 0
+  if c.quantizer.kind != "kmeans":
+    result = workdir.fit(task)
+    tables, best_step = result.model, result.best_step
+  codes = all_codes(tables, num_items)
   report = health({m: x[1:] for m, x in codes.items()}, c.quantizer.codes)
   print(table(report))
-  books = {
-    m: part.quantizer.codebook_LCD[...] for m, part in result.model.model.by_modality.items()
-  }
+  books = {m: part.quantizer.codebook_LCD[...] for m, part in tables.model.by_modality.items()}
   workdir.write(
     STAGE,
     {f"codes.{m}": x for m, x in codes.items()}
     | {f"codebooks.{m}": np.asarray(x) for m, x in books.items()},
-    result.model.model,
-    best_step=result.best_step,
+    tables.model,
+    best_step=best_step,
     health=report,
   )

@@ -1,4 +1,5 @@
-"""AdamW with warm-up, cosine decay, clipping and weight decay on what is multiplied only."""
+"""AdamW with warm-up, cosine decay, clipping and weight decay on what is multiplied only; and
+plain steps for what is a moving average."""
 
 import jax
 import optax
@@ -34,3 +35,17 @@ def adamw(config: ConfigDict, steps: int) -> optax.GradientTransformation:
       schedule(config, steps), b2=config.b2, weight_decay=config.weight_decay, mask=decayed
     ),
   )
+
+
+def averaging(
+  others: optax.GradientTransformation, name: str, rate: float
+) -> optax.GradientTransformation:
+  """Plain steps of `rate` for the parameters of that name, `others` for the rest."""
+
+  def labels(params):
+    def label(path, _):
+      return name if name in {getattr(k, "key", None) for k in path} else "others"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+  return optax.multi_transform({name: optax.sgd(rate), "others": others}, labels)

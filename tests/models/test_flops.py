@@ -17,6 +17,7 @@ from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.lora import LoRAConfig
+from mmesid_jax.models.quantizer import QuantizerConfig
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.sasrec import SASRec
 
@@ -83,7 +84,11 @@ def test_sasrec():
 def test_mm_rqvae():
   def make():
     return mm_rqvae.MMRQVAE(
-      WIDTHS, hidden=(512, 512), D=256, levels=4, codes=256, commitment=0.25, rngs=nnx.Rngs(0)
+      WIDTHS,
+      hidden=(512, 512),
+      D=256,
+      quantizer=QuantizerConfig(4, 256, update="gradient"),
+      rngs=nnx.Rngs(0),
     )
 
   def loss(model, features):
@@ -96,8 +101,6 @@ def test_mm_rqvae():
       reconstruction_weight=1.0,
       quantisation_weight=1.0,
       alignment_weight=0.0,
-      sinkhorn_epsilon=0.0,
-      sinkhorn_iterations=1,
     )[0]
 
   counted = compiled_flops(make, loss, {m: jnp.zeros((64, V)) for m, V in WIDTHS.items()})

@@ -13,6 +13,7 @@ from mmesid_jax.losses.contrastive import info_nce
 from mmesid_jax.losses.mmd import mmd
 from mmesid_jax.models import mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE
+from mmesid_jax.models.quantizer import QuantizerConfig
 from mmesid_jax.quantize.kmeans import residual_kmeans
 
 WIDTHS = {"collaborative": 6, "text": 9, "visual": 7}
@@ -23,15 +24,14 @@ OPTIONS = {
   "reconstruction_weight": 3.0,
   "quantisation_weight": 1.0,
   "alignment_weight": 0.01,
-  "sinkhorn_epsilon": 0.0,
-  "sinkhorn_iterations": 50,
 }
 SETS = [("text",), ("collaborative",), ("collaborative", "text"), ("text", "visual"), tuple(WIDTHS)]
 
 
-def model(names=tuple(WIDTHS)):
+def model(names=tuple(WIDTHS), *, grid=False, **changed):
   widths = {m: WIDTHS[m] for m in names}
-  return MMRQVAE(widths, hidden=(12, 10), D=8, levels=2, codes=4, commitment=0.1, rngs=nnx.Rngs(0))
+  config = QuantizerConfig(**({"levels": 2, "codes": 4, "update": "gradient"} | changed))
+  return MMRQVAE(widths, hidden=(12, 10), D=8, quantizer=config, grid=grid, rngs=nnx.Rngs(0))
 
 
 def features(names=tuple(WIDTHS), batch=16):
@@ -103,7 +103,8 @@ def test_temperature_and_sinkhorn_reach_the_loss():
   net, x = model(), features()
   base = loss(net, x)[1]
   assert loss(net, x, temperature=1.0)[1]["alignment"] != base["alignment"]
-  assert loss(net, x, sinkhorn_epsilon=0.003)[1]["quantisation"] != base["quantisation"]
+  spread = model(sinkhorn_epsilon=0.003)
+  assert loss(spread, x)[1]["quantisation"] != base["quantisation"]
 
 
 @pytest.mark.parametrize("switch", ["reconstruction", "alignment"])
@@ -157,9 +158,7 @@ def test_relu_between_layers_and_none_behind():
 
 
 def test_xavier_normal_weights():
-  wide = MMRQVAE(
-    {"a": 300}, hidden=(500,), D=8, levels=1, codes=2, commitment=0.1, rngs=nnx.Rngs(0)
-  )
+  wide = MMRQVAE({"a": 300}, hidden=(500,), D=8, quantizer=QuantizerConfig(1, 2), rngs=nnx.Rngs(0))
   kernel = wide.by_modality["a"].encoder.layers[0].kernel[...]
   np.testing.assert_allclose(jnp.std(kernel), (2 / 800) ** 0.5, rtol=0.02)
 
@@ -185,3 +184,33 @@ def test_loss_falls_in_training():
     params, state, value = step(params, state)
     values.append(float(value))
   assert values[-1] < 0.6 * values[0]
+
+
+def test_features_are_standardised_before_anything_else():
+  """Tables in other units, with the units told: the same codes and the same loss."""
+  net, x = model(), features()
+  expected, codes = loss(net, x), {m: net.encode(m, x_BV) for m, x_BV in x.items()}
+  for part in net.by_modality.values():
+    part.mean_V[...], part.scale[...] = part.mean_V[...] + 3.0, jnp.array(0.5)
+  other = {m: 3.0 + 0.5 * x_BV for m, x_BV in x.items()}
+  np.testing.assert_allclose(loss(net, other)[0], expected[0], rtol=1e-4)
+  for m, x_BV in other.items():
+    np.testing.assert_array_equal(net.encode(m, x_BV), codes[m])
+
+
+def test_averaged_codebooks_move_whatever_the_weights():
+  x, zero = (
+    features(),
+    {f"{n}_weight": 0.0 for n in ("reconstruction", "quantisation", "alignment")},
+  )
+  net = model(update="average")
+  value, parts = loss(net, x)
+  np.testing.assert_allclose(
+    value,
+    3 * parts["reconstruction"] + parts["quantisation"] + 0.01 * parts["alignment"],
+    rtol=1e-5,
+  )
+  gradient = nnx.grad(lambda net: loss(net, x, **zero)[0])(net)
+  for m in x:
+    assert np.abs(gradient.by_modality[m].quantizer.codebook_LCD[...]).max() > 0
+    np.testing.assert_array_equal(gradient.by_modality[m].encoder.layers[0].kernel[...], 0)

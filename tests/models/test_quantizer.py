@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.models.quantizer import ResidualQuantizer
+from mmesid_jax.models.quantizer import QuantizerConfig, ResidualQuantizer
 from mmesid_jax.quantize.sinkhorn import sinkhorn
 
 LEVELS, CODES, D, MU = 3, 5, 4, 0.25
 
 
+def make(**changed):
+  config = {"levels": LEVELS, "codes": CODES, "commitment": MU, "update": "gradient"} | changed
+  return ResidualQuantizer(QuantizerConfig(**config), D, rngs=nnx.Rngs(0))
+
+
 @pytest.fixture
 def quantizer():
-  return ResidualQuantizer(LEVELS, CODES, D, commitment=MU, rngs=nnx.Rngs(0))
+  return make()
 
 
 @pytest.fixture
@@ -82,7 +87,9 @@ def test_loss_pulls_codes_and_input_to_each_other(quantizer, z):
 
 
 def test_sinkhorn_assigns_the_last_level_only(quantizer, z):
-  plain, spread = quantizer(z), quantizer(z, sinkhorn_epsilon=0.003, sinkhorn_iterations=50)
+  spread = make(sinkhorn_epsilon=0.003)
+  np.testing.assert_array_equal(spread(z).code_BL, quantizer(z).code_BL)  # as it is exported
+  plain, spread = quantizer(z), spread(z, training=True)
   np.testing.assert_array_equal(spread.code_BL[:, :-1], plain.code_BL[:, :-1])
   book = np.asarray(quantizer.codebook_LCD[LEVELS - 1])
   before = z - quantizer.decode(plain.code_BL) + book[plain.code_BL[:, -1]]
@@ -91,3 +98,34 @@ def test_sinkhorn_assigns_the_last_level_only(quantizer, z):
   np.testing.assert_array_equal(spread.code_BL[:, -1], expected)
   assert (spread.code_BL[:, -1] != plain.code_BL[:, -1]).any()
   np.testing.assert_allclose(spread.quantised_BD + spread.residual_BD, z, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_moves_a_code_to_the_mean_of_its_items(z):
+  """Rate 1 puts it there; a code without items goes `revival` of the way to an item's residual."""
+  averaged = make(update="average", revival=0.25, levels=1)
+  averaged.codebook_LCD[...] = averaged.codebook_LCD[...].at[0, 2].set(100.0)  # nobody's nearest
+  found = averaged(z)
+  assert found.averaging == 0
+  book, code = np.float64(averaged.codebook_LCD[0]), np.asarray(found.code_BL)[:, 0]
+  moved = book - np.float64(nnx.grad(lambda q: q(z).averaging)(averaged).codebook_LCD[0])
+  for c in range(CODES):
+    expected = z[code == c].mean(0) if (code == c).any() else book[c] + 0.25 * (z[c] - book[c])
+    np.testing.assert_allclose(moved[c], expected, rtol=1e-4, atol=1e-5)
+  assert not (code == 2).any()
+  np.testing.assert_array_equal(nnx.grad(lambda q: q(z).loss)(averaged).codebook_LCD[...], 0)
+  np.testing.assert_array_equal(jax.grad(lambda z: averaged(z).averaging)(z), 0)
+
+
+def test_averaging_converges_to_the_means_of_every_level(z):
+  """Lloyd's algorithm in steps: in the end codes are means of the residuals that chose them."""
+  averaged, step = make(update="average"), nnx.jit(nnx.grad(lambda q, z: q(z).averaging))
+  for _ in range(300):
+    gradient = step(averaged, z)
+    averaged.codebook_LCD[...] -= 0.3 * gradient.codebook_LCD[...]
+  residual, code = np.float64(z), np.asarray(averaged(z).code_BL)
+  for level in range(LEVELS):
+    book = np.float64(averaged.codebook_LCD[level])
+    for c in np.unique(code[:, level]):
+      own = residual[code[:, level] == c]
+      np.testing.assert_allclose(book[c], own.mean(0), atol=1e-3)
+    residual = residual - book[code[:, level]]

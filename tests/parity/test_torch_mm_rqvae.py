@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.config import optimizer as optimizer_keys
 from mmesid_jax.models import mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE
+from mmesid_jax.models.quantizer import QuantizerConfig
 from mmesid_jax.stages.semantic_ids import Tables
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step
@@ -27,12 +28,12 @@ OPTIONS = {
   "reconstruction_weight": 3.0,
   "quantisation_weight": 1.0,
   "alignment_weight": 0.5,
-  "sinkhorn_iterations": 50,
 }
 
 
-def model() -> MMRQVAE:
-  return MMRQVAE(WIDTHS, hidden=(16, 12), D=8, levels=3, codes=8, commitment=0.25, rngs=nnx.Rngs(0))
+def model(epsilon: float = 0.0) -> MMRQVAE:
+  config = QuantizerConfig(3, 8, update="gradient", sinkhorn_epsilon=epsilon)
+  return MMRQVAE(WIDTHS, hidden=(16, 12), D=8, quantizer=config, rngs=nnx.Rngs(0))
 
 
 def features(batch: int = 64) -> dict[str, np.ndarray]:
@@ -44,8 +45,8 @@ def features(batch: int = 64) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("epsilon", [0.0, 0.003])
 @pytest.mark.parametrize("distances", ["gram", "tensor"])
 def test_loss_and_gradients_are_ours(distances, epsilon, reconstruction):
-  ours, x = model(), features()
-  options = OPTIONS | {"sinkhorn_epsilon": epsilon, "reconstruction": reconstruction}
+  ours, x = model(epsilon), features()
+  options = OPTIONS | {"reconstruction": reconstruction}
   theirs = torch_mm_rqvae.MMRQVAE(ours)
 
   @nnx.jit
@@ -73,14 +74,13 @@ def test_steps_are_ours():
   """Features gathered by item id, clipping, decay of all but biases, AdamW."""
   config = ConfigDict(optimizer_keys(learning_rate=3e-3, weight_decay=3.0, clip=0.5))
   ours, tables = model(), features(batch=50)
-  options = OPTIONS | {"sinkhorn_epsilon": 0.0}
   theirs = torch_mm_rqvae.MMRQVAE(ours)
   torch_step = torch_mm_rqvae.make_step(
     theirs,
     {m: torch.from_numpy(x_IV) for m, x_IV in tables.items()},
     config,
     distances=torch_mm_rqvae.gram,
-    **options,
+    **OPTIONS,
   )
   adamw = optax.chain(  # optimizer.adamw without its schedule
     optax.clip_by_global_norm(config.clip),
@@ -89,7 +89,7 @@ def test_steps_are_ours():
   graph, params, frozen = nnx.split(Tables(ours, tables), nnx.Param, ...)
 
   def loss(model, item_B, key):
-    total, parts = mm_rqvae.loss(model.model, model.features(item_B), **options)
+    total, parts = mm_rqvae.loss(model.model, model.features(item_B), **OPTIONS)
     return (total, 1.0), parts
 
   step, state = make_step(loss, adamw, graph, seed=0), initial_state(params, adamw)
