@@ -59,7 +59,7 @@ def summary(runs: list[dict], output: pathlib.Path, response: int, name: str) ->
   interval over users, who are the same ones on both sides."""
   import numpy as np
 
-  from mmesid_jax.evaluation.ranking import PROTOCOLS, values
+  from mmesid_jax.evaluation.ranking import PROTOCOLS, paired, values
 
   def per_user(composition: str) -> dict[str, np.ndarray]:
     """metric -> float64 [seeds, U]."""
@@ -73,18 +73,14 @@ def summary(runs: list[dict], output: pathlib.Path, response: int, name: str) ->
     return {metric: np.stack(values_SU) for metric, values_SU in found.items()}
 
   ours, reference = per_user(name), per_user(REFERENCE)
-  rng = np.random.default_rng(0)
-  users = len(ours[SHOWN[0]][0])
-  draws = [rng.integers(0, users, users) for _ in range(1000)]
   row = {"composition": name, "response": response, "metrics": {}}
   for metric in SHOWN:
-    difference_U = (ours[metric] - reference[metric]).mean(0)
-    low, high = np.percentile([difference_U[draw].mean() for draw in draws], [2.5, 97.5])
+    mean, low, high = paired((ours[metric] - reference[metric]).mean(0))
     row["metrics"][metric] = {
       "seeds": ours[metric].mean(1).tolist(),
       "mean": float(ours[metric].mean()),
-      "to_reference": float(difference_U.mean()),
-      "interval": [float(low), float(high)],
+      "to_reference": mean,
+      "interval": [low, high],
     }
   mine = [r for r in runs if (r["composition"], r["response"]) == (name, response)]
   row["steps"] = mine[0]["steps"]

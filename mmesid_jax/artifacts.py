@@ -31,9 +31,14 @@ def write_artifact(
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes under a temporary name and renames."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Writes under a temporary name and renames."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
+  temporary.write_bytes(content)
   os.replace(temporary, path)
 
 

@@ -143,7 +143,8 @@ def default_config(preset: str = "best") -> ConfigDict:
         # item token: "tied" = learned row + projected features (both score too) + codes;
         # "untied": features read through other projections than they score; "mlp": the paper's
         "encoder": "tied",
-        "codes": "codebooks",  # what code tables start from; or "random", "none" = no codes
+        # what code tables start from; or "random"; "frozen" = the codebooks, not trained; "none"
+        "codes": "codebooks",
         "fusion": "frequency",  # or "sum": every source of a score weighs 1
         "gate_temperature": 1.0,
         # principal directions kept of every feature table, whitened to whiten_std, and code tables
@@ -258,7 +259,7 @@ RULES: Mapping[str, Rule] = {
     lambda name: name in PROJECTIONS, "a non-empty tuple out of " + ", ".join(PROJECTIONS)
   ),
   "recommender.encoder": _one_of("tied", "untied", "mlp"),
-  "recommender.codes": _one_of("codebooks", "random", "none"),
+  "recommender.codes": _one_of("codebooks", "random", "frozen", "none"),
   "recommender.fusion": _one_of("frequency", "sum"),
   "recommender.gate_temperature": _above_zero(),
   "recommender.prompt.response": _at_least(0),

@@ -2,10 +2,12 @@
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -26,16 +28,21 @@ RUN = {
 }
 
 
-def run(config: ConfigDict, path: pathlib.Path, *, overwrite: bool = False) -> None:
+def run(
+  config: ConfigDict,
+  path: pathlib.Path,
+  *,
+  overwrite: bool = False,
+  others: Sequence[pathlib.Path] = (),
+) -> Workdir:
   """Trains what is not up to date, then evaluates on test. Everything is checked before anything
-  trains.
+  trains. An artifact that one of the `others`, workdirs too, holds with the fingerprint that it
+  would have here is taken from there.
 
   Raises UserError for a configuration out of range, unreadable data, or a workdir that holds
   another experiment (without `overwrite`, which redoes the stale stages only).
   """
-  backbone.resolve(config)
-  check(config)
-  backbone.check(config)
+  check_config(config)
   _check_identity(config, path, overwrite)
   workdir = open_workdir(config, path)
   workdir.check_features()
@@ -51,10 +58,21 @@ def run(config: ConfigDict, path: pathlib.Path, *, overwrite: bool = False) -> N
     if workdir.artifact(stage).exists():
       print(f"{stage}: up to date")
       continue
+    if source := _taken(workdir, stage, others):
+      print(f"{stage}: taken from {source}")
+      continue
     artifacts.write_text(_mark(workdir, stage), workdir.fingerprint(stage) + "\n")
     RUN[stage](workdir)
     print(f"{stage}: wrote {workdir.artifact(stage)}")
   evaluate(workdir, "test")
+  return workdir
+
+
+def check_config(config: ConfigDict) -> None:
+  """Fills in what a checkpoint knows, then checks the whole of it. Raises UserError."""
+  backbone.resolve(config)
+  check(config)
+  backbone.check(config)
 
 
 def evaluate(workdir: Workdir, split: str) -> None:
@@ -72,11 +90,11 @@ def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
   data_dir = pathlib.Path(config.data.dir)
   if config.data.source == "synthetic":
     data_dir = _synthetic(config, path / "synthetic")
-  _keep_compiled(config, path)
+  keep_compiled(config, path)
   return Workdir(path, config, prepare(data_dir, path / "dataset"), data_dir)
 
 
-def _keep_compiled(config: ConfigDict, path: pathlib.Path) -> None:
+def keep_compiled(config: ConfigDict, path: pathlib.Path) -> None:
   """What takes a second or more to compile is kept on disk, for the next run and for evaluation."""
   chosen_by_user = jax.config.jax_compilation_cache_dir
   if config.run.compilation_cache and not chosen_by_user:
@@ -152,6 +170,30 @@ def _stale(workdir: Workdir, stages: list[str], overwrite: bool) -> list[str]:
         )
       stale.append(stage)
   return stale
+
+
+def _taken(workdir: Workdir, stage: str, others: Sequence[pathlib.Path]) -> pathlib.Path | None:
+  """The workdir whose artifact is now ours too, None where none has it: a link to the same bytes,
+  or a copy. Artifacts are replaced and never written into, so neither run can change the other's.
+  """
+  for path in others:
+    source = path / workdir.artifact(stage).name
+    try:
+      if artifacts.read_header(source, stage)["fingerprint"] != workdir.fingerprint(stage):
+        continue
+    except UserError:  # not finished, or damaged: what is not readable is not taken
+      continue
+    if stage == "recommender" and (path / "adapter").is_dir():
+      shutil.copytree(path / "adapter", workdir.path / "adapter", dirs_exist_ok=True)
+    temporary = workdir.artifact(stage).with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+      os.link(source, temporary)
+    except OSError:  # another file system, or one without links
+      shutil.copy(source, temporary)
+    os.replace(temporary, workdir.artifact(stage))
+    return path
+  return None
 
 
 def _describe(config: ConfigDict, path: pathlib.Path) -> None:

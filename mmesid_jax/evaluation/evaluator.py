@@ -2,7 +2,7 @@
 scores."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -34,6 +34,16 @@ def _model_ranks(
 ):
   h_QD = nnx.merge(graph, state).hidden(batch)
   return ranks(h_QD @ item_ID.T, batch.target_Q, history_QH)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(graph: nnx.GraphDef, state: nnx.State, batch: Batch):
+  return nnx.merge(graph, state).hidden(batch)
+
+
+@jax.jit
+def _product_ranks(h_QD: jax.Array, item_ID: jax.Array, target_Q: jax.Array, history_QH: jax.Array):
+  return ranks(h_QD @ item_ID.T, target_Q, history_QH)
 
 
 @jax.jit
@@ -72,6 +82,31 @@ class Evaluator:
     """The same for one score an item, whoever asks (popularity)."""
     score_I = jnp.asarray(score_I)
     return self._ranks(lambda batch, history_QH: _fixed_ranks(score_I, batch.target_Q, history_QH))
+
+  def states(self, model: SequenceModel) -> tuple[np.ndarray, np.ndarray]:
+    """h [U, D] and the item vectors [I, D]: user u's scores are h[u] @ items.T."""
+    graph, state = nnx.split(model)
+    found: dict[int, np.ndarray] = {}
+    for batch in self._batches:
+      h_QD = jax.device_get(_hidden(graph, state, batch))
+      found |= {int(u): h_QD[q] for q, u in enumerate(batch.piece_Q) if batch.weight_Q[q] > 0}
+    h_UD = np.stack([found[user] for user in range(len(self.pieces))])
+    return h_UD, jax.device_get(_item_vectors(graph, state))
+
+  def summed_ranks(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """As `model_ranks`, of the sum of several models' scores; parts are what `states` gave, of any
+    layouts of this split.
+
+    A user's log-probabilities are scores less a constant, so their sum ranks alike.
+    """
+    h_UX = np.concatenate([h_UD for h_UD, _ in parts], axis=1)
+    item_IX = jnp.asarray(np.concatenate([item_ID for _, item_ID in parts], axis=1))
+
+    def rank(batch: Batch, history_QH: np.ndarray):
+      h_QX = h_UX[np.maximum(batch.piece_Q, 0)]
+      return _product_ranks(h_QX, item_IX, batch.target_Q, history_QH)
+
+    return self._ranks(rank)
 
   def metrics(self, model: SequenceModel, cutoffs) -> dict[str, float]:
     """Flat metrics for selection: masked under their plain names, unmasked under "unmasked/"."""

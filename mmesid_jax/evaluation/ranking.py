@@ -60,6 +60,19 @@ def summary(
   return result
 
 
+def paired(
+  difference_U: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+  """Mean, and 95 % percentile bootstrap interval over users, of what every user gains.
+
+  The same users stand on both sides of the difference, so what they have in common cancels.
+  """
+  rng, users = np.random.default_rng(seed), len(difference_U)
+  draws = (difference_U[rng.integers(0, users, users)].mean() for _ in range(resamples))
+  low, high = np.percentile(list(draws), [2.5, 97.5])
+  return float(difference_U.mean()), float(low), float(high)
+
+
 def table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
   """Text table of model -> protocol -> metric -> {"mean"}; a row for each model and protocol."""
   names = list(next(iter(next(iter(results.values())).values())))

@@ -24,7 +24,7 @@ class ItemEncoder(nnx.Module):
   projections of its own.
 
   features: modality -> float32 [I + 1, V]; codes: modality -> int32 [I + 1, L]; codebooks: modality
-  -> float32 [L, C, D]. Both of the latter may be empty: no codes.
+  -> float32 [L, C, D], trained unless `frozen_codes`. Both of the latter may be empty: no codes.
   """
 
   def __init__(
@@ -35,6 +35,7 @@ class ItemEncoder(nnx.Module):
     *,
     D: int,
     kind: str,
+    frozen_codes: bool = False,
     compute: str = "float32",
     rngs: nnx.Rngs,
   ):
@@ -50,7 +51,8 @@ class ItemEncoder(nnx.Module):
     self.project = projections()  # the fusion scores with these
     self.project_input = projections() if kind == "untied" else None
     self.code_IL = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in codes.items()})
-    self.codebook_LCD = nnx.Dict({m: nnx.Param(jnp.asarray(x)) for m, x in codebooks.items()})
+    book = Frozen if frozen_codes else nnx.Param
+    self.codebook_LCD = nnx.Dict({m: book(jnp.asarray(x)) for m, x in codebooks.items()})
     if kind == "mlp":
       parts = len(features) + len(codes)
       self.hidden = Linear(parts * D, parts * D // 2, bias=True, rngs=rngs)

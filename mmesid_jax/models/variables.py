@@ -4,7 +4,8 @@ from flax import nnx
 
 
 class Frozen(nnx.Variable):
-  """Feature tables and codes: they stay as they are; not an nnx.Param on purpose."""
+  """Tables that stay as they are: features, codes, code tables where the configuration says so; not
+  an nnx.Param on purpose."""
 
 
 class Pretrained(Frozen):

@@ -51,6 +51,7 @@ def build(
     codebooks,
     D=config.width,
     kind=config.encoder,
+    frozen_codes=config.codes == "frozen",
     compute=config.backbone.compute,
     rngs=rngs,
   )
