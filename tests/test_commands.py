@@ -118,6 +118,19 @@ def test_evaluate_prints_a_table_and_writes_it(workdir):
   assert json.loads((workdir / "evaluation_valid.json").read_text())["split"] == "valid"
 
 
+def test_evaluate_examines_the_semantic_ids_in_a_page(workdir):
+  command = ("evaluate", f"--workdir={workdir}", "--stage=semantic_ids")
+  status, out, err = run(*command)
+  assert status == 0, err
+  assert "perplexity" in out and "effective rank" in out
+  assert json.loads((workdir / "semantic_ids.json").read_text())["num_items"] == 40
+  assert "<!DOCTYPE html>" in (workdir / "semantic_ids.html").read_text()
+  (workdir / "semantic_ids.safetensors").unlink()
+  assert f"{workdir}/semantic_ids.safetensors: no such file" in refused(*command)
+  line = refused("evaluate", f"--workdir={workdir}", "--stage=semantic")
+  assert "--stage=semantic: " in line or "stage" in line
+
+
 def test_ctrl_c_saves_says_where_and_the_same_command_goes_on(trained, tiny, tmp_path):
   data = shutil.copytree(trained / "synthetic", tmp_path / "data")
   sizes = {k: v for k, v in flatten(tiny()).items() if k.startswith("collaborative.")}
