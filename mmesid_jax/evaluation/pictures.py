@@ -129,9 +129,9 @@ def scatter(plane: Plane, first_N: np.ndarray) -> bytes:
       share = (first_N == code).mean()
       label = f"code {code}: {share:.1%}"
       axis.scatter(*points.T, s=7, color=colour, linewidths=0, alpha=0.7, label=label)
-    # last in the legend, behind the others in the picture
-    options = {"color": GREY, "linewidths": 0, "label": "others", "zorder": 0.9}
-    axis.scatter(*place_N2[other_N].T, s=7, **options)
+    if other_N.any():  # last in the legend, behind the others in the picture
+      options = {"color": GREY, "linewidths": 0, "label": "others", "zorder": 0.9}
+      axis.scatter(*place_N2[other_N].T, s=7, **options)
     axis.set(xlabel="first direction", ylabel="second direction")
     figure.legend(loc="outside right upper", markerscale=2)
 

@@ -30,7 +30,7 @@ def page(name: str, figures: Mapping[str, Any], pictures: Sequence[Picture]) -> 
   """The page of the workdir `name`: figures as stages.id_report makes them, and their pictures."""
   parts = [
     f"<h1>Semantic IDs of {escape(name)}</h1>",
-    f"<p>{figures['num_items']:,} items, {escape(', '.join(figures['tau']))}.</p>",
+    f"<p>{figures['num_items']:,} items; modalities: {escape(', '.join(figures['tau']))}.</p>",
     *(f'<p class="note">{escape(note)}</p>' for note in figures["notes"]),
     "<h2>Codebooks</h2>",
     *_health(figures["health"]),
