@@ -1,5 +1,9 @@
 """Ranks the held-out items again: python -m mmesid_jax.evaluate --workdir=DIR
-[--split=valid|test]"""
+[--split=valid|test]
+
+--stage=semantic_ids says instead whether the semantic IDs are any good, and trains nothing: tables
+of the codebooks' health and of the vectors' geometry, semantic_ids.json and semantic_ids.html.
+"""
 
 import pathlib
 
@@ -8,7 +12,10 @@ from absl import flags
 from mmesid_jax import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
-SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which held-out item of every user.")
+STAGE = flags.DEFINE_enum(
+  "stage", "recommender", ["recommender", "semantic_ids"], "What is evaluated."
+)
+SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which held-out item is ranked.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
 flags.mark_flag_as_required("workdir")
 
@@ -17,7 +24,11 @@ def main(argv: list[str]) -> None:
   del argv
   from mmesid_jax import pipeline
 
-  pipeline.evaluate(pipeline.reopen(pathlib.Path(WORKDIR.value), DATA_DIR.value), SPLIT.value)
+  workdir = pipeline.reopen(pathlib.Path(WORKDIR.value), DATA_DIR.value)
+  if STAGE.value == "semantic_ids":
+    pipeline.examine(workdir)
+  else:
+    pipeline.evaluate(workdir, SPLIT.value)
 
 
 if __name__ == "__main__":

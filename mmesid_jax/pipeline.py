@@ -17,8 +17,15 @@ from mmesid_jax.config import LOCATIONS, RUN_KEYS, check, flatten, identity, rea
 from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation import ranking
-from mmesid_jax.stages import backbone, collaborative, evaluation, recommender, semantic_ids
+from mmesid_jax.evaluation import codebooks, geometry, ranking
+from mmesid_jax.stages import (
+  backbone,
+  collaborative,
+  evaluation,
+  id_report,
+  recommender,
+  semantic_ids,
+)
 from mmesid_jax.stages.workdir import Workdir
 
 RUN = {
@@ -83,6 +90,15 @@ def evaluate(workdir: Workdir, split: str) -> None:
   )
   print(ranking.table(result["models"]))
   print(f"with 95 % intervals: {workdir.path / evaluation.file_name(split)}")
+
+
+def examine(workdir: Workdir) -> None:
+  """Examines the semantic IDs and prints the tables. Raises UserError."""
+  found = id_report.examine(workdir)
+  print(codebooks.table(found["health"]))
+  print(f"\n{geometry.table(found['tau'], found['inputs'])}")
+  print(*found["notes"], sep="\n")
+  print(f"with pictures: {workdir.path / id_report.PAGE}; all figures: {id_report.FIGURES}")
 
 
 def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:

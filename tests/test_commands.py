@@ -133,6 +133,19 @@ def test_ablate_names_what_is_wrong_and_makes_a_table_without_a_workdir(tmp_path
   )
 
 
+def test_evaluate_examines_the_semantic_ids_in_a_page(workdir):
+  command = ("evaluate", f"--workdir={workdir}", "--stage=semantic_ids")
+  status, out, err = run(*command)
+  assert status == 0, err
+  assert "perplexity" in out and "effective rank" in out
+  assert json.loads((workdir / "semantic_ids.json").read_text())["num_items"] == 40
+  assert "<!DOCTYPE html>" in (workdir / "semantic_ids.html").read_text()
+  (workdir / "semantic_ids.safetensors").unlink()
+  assert f"{workdir}/semantic_ids.safetensors: no such file" in refused(*command)
+  line = refused("evaluate", f"--workdir={workdir}", "--stage=semantic")
+  assert "--stage=semantic: " in line or "stage" in line
+
+
 def test_ctrl_c_saves_says_where_and_the_same_command_goes_on(trained, tiny, tmp_path):
   data = shutil.copytree(trained / "synthetic", tmp_path / "data")
   sizes = {k: v for k, v in flatten(tiny()).items() if k.startswith("collaborative.")}

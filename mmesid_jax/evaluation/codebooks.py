@@ -1,17 +1,26 @@
-"""Are the semantic IDs any good: how evenly codes are used, and how many items share one ID."""
+"""Are the semantic IDs any good: how evenly codes are used, how many items share one ID, whether
+items of one prefix are of one kind, what the levels leave."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
 def level_health(code_N: np.ndarray, codes: int) -> dict[str, float]:
-  """One level: share of codes in use, and perplexity exp(-sum p log p), at most `codes`."""
-  p_C = np.bincount(code_N, minlength=codes) / max(len(code_N), 1)
+  """One level: share of codes in use, how many are dead, perplexity, Gini coefficient.
+
+  perplexity = exp(-sum p log p), at most `codes`. Gini of the codes' counts, dead codes among them:
+  0 when all codes have as many items, 1 - 1 / codes when one code has all.
+  """
+  count_C = np.bincount(code_N, minlength=codes)
+  p_C = count_C / max(len(code_N), 1)
   used_C = p_C[p_C > 0]
+  rank_C = np.arange(1, codes + 1)
   return {
     "usage": float((p_C > 0).mean()),
+    "dead": int((count_C == 0).sum()),
     "perplexity": float(np.exp(-(used_C * np.log(used_C)).sum())),
+    "gini": float(((2 * rank_C - codes - 1) * np.sort(p_C)).sum() / codes),
   }
 
 
@@ -21,26 +30,111 @@ def collisions(code_NL: np.ndarray) -> dict[str, float]:
   return {"collision_rate": 1 - len(count) / len(code_NL), "largest_group": int(count.max())}
 
 
-def health(codes: Mapping[str, np.ndarray], num_codes: int) -> dict[str, dict]:
-  """modality -> {"levels": [...], collisions}, and "joint": collisions of all modalities' codes
-  together.
+def prefix_groups(code_NL: np.ndarray) -> np.ndarray:
+  """int64 [N, L]: column l numbers the items' first l + 1 codes, from 0 on without gaps; equal
+  numbers for equal codes."""
+  group_N, groups = np.zeros(len(code_NL), np.int64), []
+  for code_N in code_NL.astype(np.int64).T:
+    group_N = np.unique(group_N * (code_N.max() + 1) + code_N, return_inverse=True)[1]
+    groups.append(group_N)
+  return np.stack(groups, axis=1)
 
-  codes: modality -> int [N, L], items only (no padding row).
+
+def entropy(group_N: np.ndarray) -> float:
+  """Bits of the groups' distribution: log2 of how many equal groups would tell as much."""
+  p = np.unique(group_N, return_counts=True)[1] / len(group_N)
+  return float(-(p * np.log2(p)).sum()) + 0.0  # no -0
+
+
+def purity(group_N: np.ndarray, category_N: np.ndarray) -> float:
+  """Share of the items whose category is the most frequent one of their group; int arrays from 0
+  on."""
+  categories = int(category_N.max()) + 1
+  pair, count = np.unique(group_N * categories + category_N, return_counts=True)
+  largest = np.zeros(int(group_N.max()) + 1, np.int64)
+  np.maximum.at(largest, pair // categories, count)
+  return float(largest.sum() / len(group_N))
+
+
+def _purities(group_NL: np.ndarray, categories: Sequence[str | None]) -> dict[str, object]:
+  """By length of the prefix; {} when no category is known.
+
+  Groups of one item are pure whatever they mean, so what the same groups have when they are filled
+  at random stands beside it; and the share of the largest category, what all items as one group
+  have.
   """
-  report = {
-    m: {"levels": [level_health(level, num_codes) for level in c.T], **collisions(c)}
-    for m, c in codes.items()
+  known = np.array([c is not None for c in categories])
+  if not known.any():
+    return {}
+  category_N = np.unique([c for c in categories if c is not None], return_inverse=True)[1]
+  shuffled_N = np.random.default_rng(0).permutation(category_N)
+  groups = group_NL[known].T
+  return {
+    "purity": [purity(group_N, category_N) for group_N in groups],
+    "purity_by_chance": [purity(group_N, shuffled_N) for group_N in groups],
+    "largest_category": purity(np.zeros_like(category_N), category_N),
   }
+
+
+def health(
+  codes: Mapping[str, np.ndarray], num_codes: int, categories: Sequence[str | None] = ()
+) -> dict[str, dict]:
+  """modality -> {"levels": [of level_health], collisions, "entropy": [...]}, and "joint":
+  collisions of all modalities' codes together.
+
+  codes: modality -> int [N, L], items only (no padding row). `entropy` is in bits, by the length of
+  the prefix, 1 to L. categories: of the N items, None where not known; with them also `purity` and
+  `purity_by_chance` by the length of the prefix, and `largest_category`, over the items whose
+  category is known. Raises ValueError for another number of categories.
+  """
+  report = {}
+  for m, code_NL in codes.items():
+    if categories and len(categories) != len(code_NL):
+      raise ValueError(f"{len(categories)} categories of {len(code_NL)} items")
+    group_NL = prefix_groups(code_NL)
+    report[m] = {
+      "levels": [level_health(level, num_codes) for level in code_NL.T],
+      **collisions(code_NL),
+      "entropy": [entropy(group_N) for group_N in group_NL.T],
+      **(_purities(group_NL, categories) if categories else {}),
+    }
   return report | {"joint": collisions(np.concatenate(list(codes.values()), axis=1))}
 
 
 def table(report: Mapping[str, Mapping]) -> str:
-  """Text table: a row a modality, usage and perplexity of every level."""
-  lines = [f"{'codes':<14}{'collisions':>11}{'largest':>9}   usage / perplexity by level"]
+  """Two text tables: a row a level of every modality, and a row an ID's collisions."""
+  pure = any("purity" in found for found in report.values())
+  lines = [
+    f"{'codes':<14}{'level':>6}{'usage':>8}{'dead':>6}{'perplexity':>12}{'Gini':>7}{'entropy':>10}"
+    + (f"{'purity':>9}{'by chance':>11}" if pure else "")
+  ]
   for modality, found in report.items():
-    levels = "  ".join(
-      f"{level['usage']:.0%} / {level['perplexity']:.0f}" for level in found.get("levels", [])
-    )
-    rate, largest = found["collision_rate"], found["largest_group"]
-    lines.append(f"{modality:<14}{rate:>11.2%}{largest:>9}   {levels}".rstrip())
-  return "\n".join(lines)
+    for l, level in enumerate(found.get("levels", [])):  # noqa: E741
+      line = (
+        f"{modality if not l else '':<14}{l + 1:>6}{level['usage']:>8.1%}{level['dead']:>6}"
+        f"{level['perplexity']:>12.1f}{level['gini']:>7.2f}{found['entropy'][l]:>6.1f} bit"
+      )
+      if "purity" in found:
+        line += f"{found['purity'][l]:>9.1%}{found['purity_by_chance'][l]:>11.1%}"
+      lines.append(line)
+  lines.append(f"{'IDs':<14}{'collisions':>11}{'largest':>9}")
+  for modality, found in report.items():
+    lines.append(f"{modality:<14}{found['collision_rate']:>11.2%}{found['largest_group']:>9}")
+  about = "entropy, purity: of the codes from the first level to this one"
+  for found in report.values():
+    if "largest_category" in found:
+      about += f"; the largest category has {found['largest_category']:.1%} of the items"
+      break
+  return "\n".join([*lines, about])
+
+
+def residual_norms(z_ND: np.ndarray, code_NL: np.ndarray, book_LCD: np.ndarray) -> list[float]:
+  """What is left of the encoded vectors z behind level 0 (1.0), 1 .. L: |residual| / |z|, the mean
+  over the items."""
+  residual_ND = np.array(z_ND, np.float32)
+  size_N = np.maximum(np.linalg.norm(residual_ND, axis=1), 1e-12)
+  norms = [1.0]
+  for code_N, book_CD in zip(code_NL.T, book_LCD, strict=True):
+    residual_ND -= book_CD[code_N]
+    norms.append(float((np.linalg.norm(residual_ND, axis=1) / size_N).mean()))
+  return norms

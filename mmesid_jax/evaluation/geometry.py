@@ -1,14 +1,14 @@
 """What the vectors of items keep: the order of distances (forgetting), and how many directions they
 fill (collapse). Source: MME-SID, section 1."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset, evaluated_users
 
-PAIRS_AT_ONCE = 4_000_000  # of items of a history, so that memory does not grow with the users
+NUMBERS_AT_ONCE = 4_000_000  # of pairs or of vectors, so that memory does not grow with the users
 
 
 class Tau(NamedTuple):
@@ -31,7 +31,8 @@ def kendall_tau(original_IV: np.ndarray, other_ID: np.ndarray, dataset: Dataset)
   original_IV, other_ID: [I + 1, width], any two widths. Raises ValueError when no user has a pair.
   """
   total, tied, pairs, users = 0.0, 0, 0, 0
-  for history_UT, target_U in _histories(dataset):
+  widest = max(original_IV.shape[1], other_ID.shape[1])
+  for history_UT, target_U in _histories(dataset, widest):
     one = _order(original_IV, history_UT, target_U)
     two = _order(other_ID, history_UT, target_U)
     agreement_UTT = one * two  # every pair twice
@@ -42,10 +43,10 @@ def kendall_tau(original_IV: np.ndarray, other_ID: np.ndarray, dataset: Dataset)
     users += len(target_U)
   if not users:
     raise ValueError("no user has a target and two distinct items before it")
-  return Tau(total / users, users, tied / pairs)
+  return Tau(total / users, users, float(tied / pairs))
 
 
-def _histories(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _histories(dataset: Dataset, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Distinct items before the last one, [U, T], and the last items, [U]; users of one T at once."""
   by_length: dict[int, list[tuple[np.ndarray, int]]] = {}
   for row in evaluated_users(dataset):
@@ -54,7 +55,7 @@ def _histories(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if len(distinct) > 1:
       by_length.setdefault(len(distinct), []).append((distinct, target))
   for length, users in sorted(by_length.items()):
-    at_once = max(PAIRS_AT_ONCE // length**2, 1)
+    at_once = max(NUMBERS_AT_ONCE // (length * max(length, width)), 1)
     for first in range(0, len(users), at_once):
       histories, targets = zip(*users[first : first + at_once], strict=True)
       yield np.stack(histories), np.array(targets)
@@ -83,3 +84,39 @@ def effective_rank(spectrum_K: np.ndarray) -> float:
   rows that are all equal. Source: Roy and Vetterli 2007."""
   p_K = spectrum_K[spectrum_K > 0]
   return float(np.exp(-(p_K * np.log(p_K)).sum())) if len(p_K) else 0.0
+
+
+class Plane(NamedTuple):
+  """Places of the rows on the two principal axes, [N, 2], and the share of the variance there."""
+
+  place_N2: np.ndarray
+  share: float
+
+
+def principal_plane(x_ND: np.ndarray) -> Plane:
+  """Rows, centred, on the two directions of their largest variance (PCA); the larger first."""
+  x_ND = np.asarray(x_ND, np.float64)
+  x_ND = x_ND - x_ND.mean(0)
+  variance_D, directions_DD = np.linalg.eigh(x_ND.T @ x_ND)
+  largest = directions_DD[:, ::-1][:, :2]
+  place_N2 = np.pad(x_ND @ largest, ((0, 0), (0, 2 - largest.shape[1])))
+  return Plane(place_N2, float(variance_D[-2:].sum() / max(variance_D.sum(), 1e-300)))
+
+
+def table(tau: Mapping[str, Mapping], inputs: Mapping[str, Mapping]) -> str:
+  """Two text tables: tau of every modality's codes, and the effective rank of the item inputs.
+
+  tau: modality -> column -> Tau as a dict; inputs: column -> part -> {"width", "effective_rank"}.
+  What is not there is shown as -.
+  """
+  columns = ("quantised", "before", "after")
+  lines = [f"{'tau to the original':<27}" + "".join(f"{c:>11}" for c in columns)]
+  for modality, found in tau.items():
+    cells = (f"{found[c]['mean']:>11.4f}" if c in found else f"{'-':>11}" for c in columns)
+    lines.append(f"{modality:<27}" + "".join(cells))
+  lines.append(f"{'effective rank':<27}" + "".join(f"{c:>11}" for c in ("width", *columns[1:])))
+  for part, one in inputs["before"].items():
+    ranks = [inputs[c][part]["effective_rank"] if c in inputs else None for c in columns[1:]]
+    cells = (f"{'-':>11}" if rank is None else f"{rank:>11.1f}" for rank in ranks)
+    lines.append(f"{part:<27}{one['width']:>11}" + "".join(cells))
+  return "\n".join(lines)

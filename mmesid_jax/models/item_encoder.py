@@ -65,10 +65,13 @@ class ItemEncoder(nnx.Module):
     level = jnp.arange(table_LCD.shape[0])
     return table_LCD[level, code].sum(-2)
 
-  def __call__(self, item: jax.Array) -> jax.Array:
+  def projected(self, modality: str, item: jax.Array) -> jax.Array:
+    """The item's features as its token holds them, [..., D]."""
     project = self.project if self.project_input is None else self.project_input
-    features = (self.feature_IV[m][...][item].astype(self.compute) for m in self.modalities)
-    parts = [project[m](x) for m, x in zip(self.modalities, features, strict=True)]
+    return project[modality](self.feature_IV[modality][...][item].astype(self.compute))
+
+  def __call__(self, item: jax.Array) -> jax.Array:
+    parts = [self.projected(m, item) for m in self.modalities]
     parts += [self.quantised(m, item).astype(self.compute) for m in self.code_IL]
     if self.kind != "mlp":
       return self.identity_ID[...][item].astype(self.compute) + sum(parts)

@@ -22,7 +22,7 @@ from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.state import loaded
-from mmesid_jax.stages import backbone
+from mmesid_jax.stages import backbone, semantic_ids
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
 
@@ -106,10 +106,7 @@ def codes_and_codebooks(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[s
   choice = workdir.config.recommender.codes
   if choice == "none":
     return {}, {}
-  path = workdir.artifact("semantic_ids")
-  found, _ = artifacts.read_artifact(path, "semantic_ids")
-  codes = {k.removeprefix("codes."): x for k, x in found.items() if k.startswith("codes.")}
-  books = {k.removeprefix("codebooks."): x for k, x in found.items() if k.startswith("codebooks.")}
+  codes, books, _ = semantic_ids.read(workdir)
   if choice == "random":
     rng = np.random.default_rng(workdir.config.seed)
     books = {m: rng.normal(0, x.std(), x.shape).astype(np.float32) for m, x in books.items()}
@@ -196,9 +193,9 @@ def run(workdir: Workdir) -> None:
   )
 
 
-def restore(workdir_path, config: ConfigDict) -> RecommenderModel:
+def restore(workdir_path, config: ConfigDict, *, pretrained: bool = True) -> RecommenderModel:
   """The trained model from workdir_path/recommender.safetensors alone: no data set, no other
-  artifact."""
+  artifact. pretrained=False leaves what its checkpoint holds as shapes: enough for its items."""
   path = workdir_path / f"{STAGE}.safetensors"
   found, _ = artifacts.read_artifact(path, STAGE)
   named = {k.removeprefix("model."): x for k, x in found.items() if k.startswith("model.")}
@@ -222,5 +219,6 @@ def restore(workdir_path, config: ConfigDict) -> RecommenderModel:
     )
 
   model = loaded(abstract, named, str(path))
-  backbone.fill(model, config.recommender)
+  if pretrained:
+    backbone.fill(model, config.recommender)
   return model

@@ -5,6 +5,7 @@ Writes semantic_ids.safetensors: `codes.<modality>` int32 [I + 1, L] (row 0 zero
 """
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,15 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mmesid_jax import artifacts
 from mmesid_jax.data.features import principal_components
 from mmesid_jax.data.loader import item_batches
+from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.codebooks import health, table
 from mmesid_jax.models import flops, mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
 from mmesid_jax.models.quantizer import QuantizerConfig
+from mmesid_jax.models.state import loaded
 from mmesid_jax.models.variables import Frozen
 from mmesid_jax.quantize.kmeans import residual_kmeans
 from mmesid_jax.stages.workdir import Workdir, key_for
@@ -47,15 +51,7 @@ def build(
 
   Of quantizer.kind "kmeans" the encoders are principal components, and this is all there is.
   """
-  q, rngs = config.quantizer, nnx.Rngs(key_for(seed, STAGE))
-  model = MMRQVAE(
-    {m: x.shape[1] for m, x in features.items()},
-    hidden=() if q.kind == "kmeans" else config.hidden,
-    D=code_width,
-    quantizer=QuantizerConfig(**{name: q[name] for name in QuantizerConfig._fields}),
-    grid=q.kind == "fsq",
-    rngs=rngs,
-  )
+  q, model = config.quantizer, _autoencoders(config, features, code_width=code_width, seed=seed)
   for m, part in model.by_modality.items():
     if config.standardise:
       part.mean_V[...] = jnp.asarray(features[m][1:].mean(0))
@@ -76,6 +72,20 @@ def build(
         )
       )
   return tables
+
+
+def _autoencoders(
+  config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int
+) -> MMRQVAE:
+  q = config.quantizer
+  return MMRQVAE(
+    {m: x.shape[1] for m, x in features.items()},
+    hidden=() if q.kind == "kmeans" else config.hidden,
+    D=code_width,
+    quantizer=QuantizerConfig(**{name: q[name] for name in QuantizerConfig._fields}),
+    grid=q.kind == "fsq",
+    rngs=nnx.Rngs(key_for(seed, STAGE)),
+  )
 
 
 def _principal(part: Autoencoder, x_NV: np.ndarray, D: int) -> None:
@@ -120,9 +130,49 @@ def all_codes(tables: Tables, num_items: int) -> dict[str, np.ndarray]:
   }
 
 
+class SemanticIDs(NamedTuple):
+  """What the artifact says of the items. modality -> codes int32 [I + 1, L] and codebook float32
+  [L, C, D]; and its header."""
+
+  codes: dict[str, np.ndarray]
+  codebooks: dict[str, np.ndarray]
+  header: dict[str, Any]
+
+
+def read(workdir: Workdir) -> SemanticIDs:
+  """The workdir's artifact. Raises UserError for none, or one whose codes are not in its
+  codebooks."""
+  path = workdir.artifact(STAGE)
+  found, header = artifacts.read_artifact(path, STAGE)
+  codes = {k.removeprefix("codes."): x for k, x in found.items() if k.startswith("codes.")}
+  books = {k.removeprefix("codebooks."): x for k, x in found.items() if k.startswith("codebooks.")}
+  for m, code_IL in codes.items():
+    levels, size = books[m].shape[:2] if m in books else (0, 0)
+    if code_IL.shape[1:] != (levels,) or code_IL.min() < 0 or code_IL.max() >= size:
+      raise UserError(
+        f"{path}: codes.{m} are not in the {levels} levels of {size} codes of codebooks.{m}; "
+        f"delete the file and run mmesid_jax.train with the stage {STAGE} again"
+      )
+  return SemanticIDs(codes, books, header)
+
+
+def restore(workdir: Workdir, features: Mapping[str, np.ndarray]) -> MMRQVAE:
+  """The trained autoencoders around the workdir's features. Raises UserError."""
+  named, _ = workdir.read_model(STAGE)
+  config = workdir.config
+
+  def build() -> MMRQVAE:
+    return _autoencoders(
+      config.semantic_ids, features, code_width=config.recommender.width, seed=config.seed
+    )
+
+  return loaded(build, named, str(workdir.artifact(STAGE)))
+
+
 def run(workdir: Workdir) -> None:
   """Trains, keeps the parameters of the lowest loss over all items, writes the artifact."""
   config, num_items = workdir.config, workdir.dataset.num_items
+  categories = workdir.dataset.categories()[1:]
   c = config.semantic_ids
   batch = min(c.batch, num_items)
   steps_an_epoch = -(-num_items // batch)
@@ -175,7 +225,7 @@ def run(workdir: Workdir) -> None:
     result = workdir.fit(task)
     tables, best_step = result.model, result.best_step
   codes = all_codes(tables, num_items)
-  report = health({m: x[1:] for m, x in codes.items()}, c.quantizer.codes)
+  report = health({m: x[1:] for m, x in codes.items()}, c.quantizer.codes, categories)
   print(table(report))
   books = {m: part.quantizer.codebook_LCD[...] for m, part in tables.model.by_modality.items()}
   workdir.write(

@@ -176,10 +176,47 @@ def test_titles(tmp_path):
     dataset.titles()
 
 
+def described(tmp_path, *categories):
+  lines = [json.dumps({"item_id": i, "categories": c}) for i, c in enumerate(categories, start=1)]
+  source = write(tmp_path / "source", items="\n".join(lines) + "\n")
+  return prepare(source, tmp_path / "cache")
+
+
+def test_categories_are_the_first_level_that_tells_items_apart(tmp_path):
+  """All are "Beauty"; the second level differs, and a shorter path has its last name there."""
+  dataset = described(
+    tmp_path, ["Beauty", "Hair", "Combs"], ["Beauty", "Skin", "Face"], None, ["Beauty"], []
+  )
+  assert dataset.categories() == [None, "Hair", "Skin", None, "Beauty", None]
+
+
+def test_categories_of_other_forms(tmp_path):
+  """One name, or several paths, of which the first counts; here the first level differs."""
+  dataset = described(tmp_path, "Comedy", [["Drama", "War"], ["Comedy"]], ["Drama", "Crime"])
+  assert dataset.categories() == [None, "Comedy", "Drama", "Drama"]
+
+
+def test_a_stray_root_does_not_hide_the_level_below(tmp_path):
+  names = [["Toys", f"kind {i % 3}"] for i in range(30)]
+  dataset = described(tmp_path, *names, ["Baby", "kind 0"])
+  assert set(dataset.categories()[1:]) == {"kind 0", "kind 1", "kind 2"}
+
+
+def test_items_that_no_level_tells_apart_are_of_one_category(tmp_path):
+  dataset = described(tmp_path, ["Gifts", "Cards"], ["Gifts", "Cards"], ["Gifts", "Cards"])
+  assert dataset.categories() == [None, "Cards", "Cards", "Cards"]
+
+
+@pytest.mark.parametrize("categories", [3, {"a": 1}, ["a", 2], [["a"], "b"], [[1]]])
+def test_categories_of_no_such_form_name_the_line(tmp_path, categories):
+  with pytest.raises(UserError, match=r"items.jsonl:2: categories is .*expected a list of names"):
+    described(tmp_path, None, categories, None)
+
+
 def test_no_titles_without_items(tmp_path):
   dataset = prepare(write(tmp_path / "source"), tmp_path / "cache")
   assert dataset.items_path is None
-  assert dataset.titles() == [None] * 4
+  assert dataset.titles() == dataset.categories() == [None] * 4
 
 
 def test_an_unchanged_source_re_uses_the_cache_memory_mapped(tmp_path):

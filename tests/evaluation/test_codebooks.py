@@ -3,14 +3,24 @@
 import numpy as np
 import pytest
 
-from mmesid_jax.evaluation.codebooks import collisions, health, level_health, table
+from mmesid_jax.evaluation.codebooks import (
+  collisions,
+  health,
+  level_health,
+  prefix_groups,
+  residual_norms,
+  table,
+)
 
 
 def test_usage_and_perplexity():
   even = level_health(np.array([0, 1, 2, 3] * 5), 8)
   assert even["usage"] == 0.5  # four of eight codes are dead
+  assert even["dead"] == 4
   assert even["perplexity"] == pytest.approx(4)
-  assert level_health(np.zeros(9, int), 8) == pytest.approx({"usage": 1 / 8, "perplexity": 1})
+  assert level_health(np.zeros(9, int), 8) == pytest.approx(
+    {"usage": 1 / 8, "dead": 7, "perplexity": 1, "gini": 7 / 8}
+  )
   uneven = level_health(np.array([0, 0, 0, 1]), 2)
   assert uneven["perplexity"] == pytest.approx(0.75**-0.75 * 0.25**-0.25)
 
@@ -37,9 +47,81 @@ def test_levels_are_columns():
   assert (first["usage"], second["usage"]) == (pytest.approx(1 / 3), 1)
 
 
+def test_gini_is_the_mean_difference_of_the_counts():
+  """By its definition: the mean of |a - b| over all pairs of codes, by twice the mean count."""
+  count_C = np.array([7, 0, 2, 2, 9])
+  pairs = np.abs(count_C[:, None] - count_C).mean()
+  found = level_health(np.repeat(np.arange(5), count_C), 5)
+  assert found["gini"] == pytest.approx(pairs / (2 * count_C.mean()))
+  assert level_health(np.array([2, 0, 1]), 3)["gini"] == pytest.approx(0)
+
+
+def test_prefixes_are_told_apart_by_all_their_codes():
+  """(0, 1) and (1, 0) differ, as do (0, 11) and (1, 1) in any way of writing them in one number."""
+  code_NL = np.array([[0, 1], [1, 0], [0, 11], [1, 1], [0, 1]], np.int32)
+  group_NL = prefix_groups(code_NL)
+  assert group_NL[:, 0].tolist() == [0, 1, 0, 1, 0]
+  assert group_NL[:, 1].tolist() == [0, 2, 1, 3, 0]
+
+
+def test_prefixes_do_not_overflow():
+  rng = np.random.default_rng(0)
+  code_NL = rng.integers(60_000, size=(500, 12)).astype(np.int32)  # 60,000^12 is past 2^64
+  assert (prefix_groups(code_NL)[:, -1].max() + 1) == len(np.unique(code_NL, axis=0))
+
+
+def test_entropy_and_purity_counted_by_hand():
+  """First codes: 0 0 0 0 1 1, then all but the first two items differ.
+
+  Kinds: code 0 holds a a b b, of which 2 are the commonest; code 1 holds b and one of no kind.
+  """
+  codes = {"text": np.array([[0, 0], [0, 0], [0, 1], [0, 2], [1, 0], [1, 1]])}
+  found = health(codes, 4, ["a", "b", "b", "a", "b", None])["text"]
+  first = -(4 / 6 * np.log2(4 / 6) + 2 / 6 * np.log2(2 / 6))
+  second = -(2 / 6 * np.log2(2 / 6) + 4 * 1 / 6 * np.log2(1 / 6))
+  assert found["entropy"] == pytest.approx([first, second])
+  assert found["purity"] == pytest.approx([3 / 5, 4 / 5])
+  assert found["largest_category"] == 3 / 5
+  assert len(found["purity_by_chance"]) == 2
+
+
+def test_purity_by_chance_is_that_of_the_same_groups_filled_at_random():
+  """Items of one code are of one kind: pure. At random, large groups fall to the largest kind's
+  share, and groups of one stay pure: both are no merit of the codes."""
+  kinds = [k for k in "abcd" for _ in range(500)]
+  code_NL = np.stack([np.repeat(np.arange(4), 500), np.arange(2000)], axis=1)
+  found = health({"m": code_NL}, 2000, kinds)["m"]
+  assert found["purity"] == [1, 1]
+  assert found["purity_by_chance"][0] == pytest.approx(0.25, abs=0.06)
+  assert found["purity_by_chance"][1] == 1
+  assert found["largest_category"] == 0.25
+
+
+def test_without_categories_there_is_no_purity():
+  codes = {"text": np.array([[0], [1]])}
+  assert "purity" not in health(codes, 2)["text"]
+  assert "purity" not in health(codes, 2, [None, None])["text"]
+  with pytest.raises(ValueError, match="1 categories of 2 items"):
+    health(codes, 2, ["a"])
+
+
+def test_residual_norms():
+  """(3, 4) has 5; behind (3, 0) there is 4, behind (0, 4) nothing."""
+  book_LCD = np.array([[[3, 0], [0, 0]], [[0, 4], [1, 0]]], np.float32)
+  z_ND = np.array([[3, 4], [0, 2]], np.float32)
+  norms = residual_norms(z_ND, np.array([[0, 0], [1, 1]]), book_LCD)
+  assert norms == pytest.approx([1, (4 / 5 + 1) / 2, (0 + 5**0.5 / 2) / 2])
+  assert z_ND.tolist() == [[3, 4], [0, 2]]
+
+
 def test_table_shows_every_modality_and_level():
   codes = {"text": np.array([[0, 0], [0, 1], [0, 1]])}
   lines = table(health(codes, 4)).splitlines()
-  assert len(lines) == 3
-  assert lines[1].split() == ["text", "33.33%", "2", "25%", "/", "1", "50%", "/", "2"]
-  assert lines[2].split() == ["joint", "33.33%", "2"]
+  assert lines[1].split() == "text 1 25.0% 3 1.0 0.75 0.0 bit".split()
+  assert lines[2].split() == "2 50.0% 2 1.9 0.58 0.9 bit".split()
+  assert lines[4].split() == ["text", "33.33%", "2"]
+  assert lines[5].split() == ["joint", "33.33%", "2"]
+  lines = table(health(codes, 4, ["a", "b", "b"])).splitlines()
+  assert lines[0].endswith("purity  by chance")
+  assert lines[1].split()[-2:] == ["66.7%", "66.7%"]
+  assert lines[-1].endswith("the largest category has 66.7% of the items")

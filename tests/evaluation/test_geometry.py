@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from mmesid_jax.data.dataset import prepare
-from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, spectrum
+from mmesid_jax.evaluation import geometry
+from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, principal_plane, spectrum
 
 
 @pytest.fixture
@@ -67,6 +68,19 @@ def test_ties_count_as_neither(dataset):
   assert 0 < found.ties < 1
 
 
+def test_tau_in_small_portions_is_the_same(dataset, monkeypatch):
+  """Of wide vectors, those of fewer users are held at once."""
+  original, other = table(5, 1), table(300, 2)
+  seen, order = [], geometry._order
+  monkeypatch.setattr(geometry, "_order", lambda x, h, t: seen.append(len(h)) or order(x, h, t))
+  whole = kendall_tau(original, other, dataset)
+  assert max(seen) > 1
+  seen.clear()
+  monkeypatch.setattr(geometry, "NUMBERS_AT_ONCE", 1000)  # 3 vectors, or pairs of 31 items
+  assert kendall_tau(original, other, dataset) == pytest.approx(whole)
+  assert set(seen) == {1}
+
+
 def test_no_pair_is_an_error(tmp_path):
   (tmp_path / "sequences.txt").write_text("1 2 2 1\n2 1\n")
   with pytest.raises(ValueError, match="two distinct items"):
@@ -85,3 +99,24 @@ def test_effective_rank_counts_directions():
   assert effective_rank(spectrum(np.pad(flat, ((0, 0), (0, 20))))) == pytest.approx(5)
   assert effective_rank(spectrum(np.ones((7, 3)))) == 0
   assert effective_rank(np.array([0.5, 0.5, 0, 0])) == pytest.approx(2)
+
+
+def test_principal_plane_is_the_best_two_directions():
+  x = np.random.default_rng(6).normal(size=(40, 6)) * [1, 5, 1, 9, 1, 1] + 3
+  u, values, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+  plane = principal_plane(x)
+  np.testing.assert_allclose(np.abs(plane.place_N2), np.abs(u[:, :2] * values[:2]), atol=1e-8)
+  assert plane.share == pytest.approx((values[:2] ** 2).sum() / (values**2).sum())
+  assert principal_plane(x[:, :1]).place_N2.shape == (40, 2)
+  assert principal_plane(np.ones((4, 3))).share == 0
+
+
+def test_table_has_a_dash_for_what_is_not_there():
+  tau = {"text": {"quantised": {"mean": 0.5}, "before": {"mean": 0.25}}, "visual": {}}
+  inputs = {"before": {"item token": {"width": 8, "effective_rank": 6.54}}}
+  lines = geometry.table(tau, inputs).splitlines()
+  assert lines[1].split() == ["text", "0.5000", "0.2500", "-"]
+  assert lines[2].split() == ["visual", "-", "-", "-"]
+  assert lines[4].split() == ["item", "token", "8", "6.5", "-"]
+  inputs["after"] = {"item token": {"width": 8, "effective_rank": 1.26}}
+  assert geometry.table(tau, inputs).splitlines()[4].split()[-2:] == ["6.5", "1.3"]
