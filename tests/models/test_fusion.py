@@ -90,6 +90,19 @@ def test_codes_are_read_but_not_scored(kind):
   np.testing.assert_array_equal(scorer(o, one, weight).all(), scorer(o, other, weight).all())
 
 
+def test_untied_features_are_read_through_other_projections_than_score():
+  items, item = encoder("untied"), jnp.arange(ROWS)
+  expected = np.float64(items.identity_ID[...])
+  for m, linear in items.project_input.items():
+    read = np.float64(items.feature_IV[m][...]) @ linear.weight[...] + linear.bias[...]
+    np.testing.assert_allclose(items.projected(m, item), read, rtol=1e-4, atol=1e-5)
+    assert np.abs(read - items.project[m](items.feature_IV[m][...])).max() > 0.1
+    expected = expected + read
+    book_LCD, code_IL = items.codebook_LCD[m][...], items.code_IL[m][...]
+    expected = expected + sum(book_LCD[level][code_IL[:, level]] for level in range(len(book_LCD)))
+  np.testing.assert_allclose(items(item), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_frequency_is_min_max_of_the_log_over_items():
   found = normalised_frequency(COUNTS)
   assert found.dtype == np.float32 and found[0] == 0
