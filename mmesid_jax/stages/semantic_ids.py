@@ -1,9 +1,11 @@
 """Semantic-ID stage: MM-RQ-VAE over all items, then every item's codes.
 
-Writes semantic_ids.safetensors: `codes.<modality>` int32 [I + 1, L] (row 0 zero) and
-`codebooks.<modality>` float32 [L, C, D]; the header holds the health of the codebooks.
+Writes semantic_ids.safetensors: `codes.<modality>` int32 [I + 1, L] (row 0 zero),
+`codebooks.<modality>` float32 [L, C, D] and `means.<modality>` float32 [V], of the items' vectors;
+the header holds the health of the codebooks.
 """
 
+import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -12,10 +14,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mmesid_jax import artifacts
 from mmesid_jax.data.loader import item_batches
+from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.codebooks import health, table
 from mmesid_jax.models import flops, mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE
+from mmesid_jax.models.state import loaded
 from mmesid_jax.models.variables import Frozen
 from mmesid_jax.quantize.kmeans import residual_kmeans
 from mmesid_jax.stages.workdir import Workdir, key_for
@@ -38,21 +43,26 @@ class Tables(nnx.Module):
     return {m: table_IV[...][item_B] for m, table_IV in self.feature_IV.items()}
 
 
-def build(
-  config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int
-) -> Tables:
-  """Freshly drawn autoencoders whose codebooks start from k-means through the untrained
-  encoders."""
-  rngs = nnx.Rngs(key_for(seed, STAGE))
-  model = MMRQVAE(
-    {m: x.shape[1] for m, x in features.items()},
+def drawn(config: ConfigDict, widths: Mapping[str, int], *, code_width: int, seed: int) -> MMRQVAE:
+  """Freshly drawn autoencoders and codebooks; widths: modality -> V."""
+  return MMRQVAE(
+    widths,
     hidden=config.hidden,
     D=code_width,
     levels=config.quantizer.levels,
     codes=config.quantizer.codes,
     commitment=config.quantizer.commitment,
-    rngs=rngs,
+    rngs=nnx.Rngs(key_for(seed, STAGE)),
   )
+
+
+def build(
+  config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int
+) -> Tables:
+  """Freshly drawn autoencoders whose codebooks start from k-means through the untrained
+  encoders."""
+  widths = {m: x.shape[1] for m, x in features.items()}
+  model = drawn(config, widths, code_width=code_width, seed=seed)
   tables = Tables(model, features)
   start = config.quantizer.start
   if start != "random":
@@ -132,7 +142,8 @@ def run(workdir: Workdir) -> None:
     value, parts = mm_rqvae.loss(tables.model, tables.features(item_B), **options)
     return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
 
-  tables = build(c, workdir.features(), code_width=config.recommender.width, seed=config.seed)
+  features = workdir.features()
+  tables = build(c, features, code_width=config.recommender.width, seed=config.seed)
   task = Task(
     name=STAGE,
     model=tables,
@@ -159,8 +170,32 @@ def run(workdir: Workdir) -> None:
   workdir.write(
     STAGE,
     {f"codes.{m}": x for m, x in codes.items()}
-    | {f"codebooks.{m}": np.asarray(x) for m, x in books.items()},
+    | {f"codebooks.{m}": np.asarray(x) for m, x in books.items()}
+    | {f"means.{m}": x[1:].mean(0) for m, x in features.items()},
     result.model.model,
     best_step=result.best_step,
     health=report,
   )
+
+
+def restore(
+  workdir_path: pathlib.Path, config: ConfigDict
+) -> tuple[MMRQVAE, dict[str, np.ndarray], str]:
+  """The trained model, the means of its items' vectors by modality, and the artifact's fingerprint,
+  from workdir_path/semantic_ids.safetensors alone."""
+  path = workdir_path / f"{STAGE}.safetensors"
+  found, header = artifacts.read_artifact(path, STAGE)
+  means = {k.removeprefix("means."): x for k, x in found.items() if k.startswith("means.")}
+  if not means:
+    raise UserError(f"{path}: holds no means of the items' vectors; train the stage {STAGE} again")
+  model = loaded(
+    lambda: drawn(
+      config.semantic_ids,
+      {m: len(x) for m, x in means.items()},
+      code_width=config.recommender.width,
+      seed=config.seed,
+    ),
+    {k.removeprefix("model."): x for k, x in found.items() if k.startswith("model.")},
+    str(path),
+  )
+  return model, means, header["fingerprint"]
