@@ -10,8 +10,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 
 # From top to bottom. A module imports from its own folder and from lines further down.
 LAYERS = (
-  ("train", "evaluate", "recommend", "export", "semantic_ids"),
-  ("recommending", "exporting", "encoding"),
+  ("train", "evaluate", "recommend", "export", "semantic_ids", "cold_start"),
+  ("recommending", "exporting", "encoding", "cold_starting"),
   ("pipeline",),
   ("serving",),
   ("stages",),

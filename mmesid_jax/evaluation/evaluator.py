@@ -24,7 +24,8 @@ class SequenceModel(Protocol):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _item_vectors(graph: nnx.GraphDef, state: nnx.State):
+def item_vectors(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
+  """[I, D] of a SequenceModel that nnx.split took apart."""
   return nnx.merge(graph, state).item_vectors()
 
 
@@ -65,7 +66,7 @@ class Evaluator:
   def model_ranks(self, model: SequenceModel) -> dict[str, np.ndarray]:
     """protocol -> int32 [U], users in the data set's order."""
     graph, state = nnx.split(model)  # once: taking a model apart costs more than a small batch
-    item_ID = _item_vectors(graph, state)
+    item_ID = item_vectors(graph, state)
     return self._ranks(lambda *given: _model_ranks(graph, state, item_ID, *given))
 
   def fixed_ranks(self, score_I: np.ndarray) -> dict[str, np.ndarray]:
