@@ -37,7 +37,7 @@ from absl import flags
 from mmesid_jax import cli
 from mmesid_jax.config import default_config, flatten
 from mmesid_jax.data.dataset import popularity
-from mmesid_jax.data.features import read_features, whiten
+from mmesid_jax.data.features import read_features, whiten, whitening
 from mmesid_jax.errors import UserError
 
 OURS = ("packed", "alone", "packed_backbone", "alone_backbone")
@@ -200,7 +200,8 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
       x_IV = read_features(pathlib.Path(data) / f"{modality}.npy", I)
     else:
       x_IV = rng.standard_normal((I + 1, V), np.float32)
-    return whiten(x_IV, min(c.whiten, x_IV.shape[1]), c.whiten_std) if c.whiten else x_IV
+    width = min(c.whiten, x_IV.shape[1])
+    return whiten(x_IV, whitening(x_IV, width, c.whiten_std)) if c.whiten else x_IV
 
   code, book = (I + 1, ids.levels), (ids.levels, ids.codes, c.width)
   tables = {

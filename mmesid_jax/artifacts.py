@@ -14,6 +14,8 @@ import safetensors.numpy
 from mmesid_jax.errors import UserError
 
 SCHEMA = 1  # raised whenever the tensors of an artifact change their meaning
+# What writes an artifact that no stage of the training does.
+MAKERS = {"new_items": "mmesid_jax.semantic_ids encode"}
 
 
 def write_artifact(
@@ -45,22 +47,27 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 def read_header(path: pathlib.Path, stage: str) -> dict[str, Any]:
   """The header of the stage's artifact. Raises UserError for a missing, truncated or foreign
   file."""
-  return _read(path, stage, header_only=True)[1]
+  return _read(path, stage, None)[1]
 
 
-def read_artifact(path: pathlib.Path, stage: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Tensors and header. Raises UserError as `read_header` does."""
-  return _read(path, stage, header_only=False)
+def read_artifact(
+  path: pathlib.Path, stage: str, *, prefix: str = ""
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Tensors whose names begin with `prefix`, and the header. Raises UserError as `read_header`
+  does."""
+  return _read(path, stage, prefix)
 
 
-def _read(path: pathlib.Path, stage: str, *, header_only: bool):
-  remedy = f"run mmesid_jax.train with the stage {stage} to write it again (delete the file first)"
+def _read(path: pathlib.Path, stage: str, prefix: str | None):
+  maker = MAKERS.get(stage, f"mmesid_jax.train with the stage {stage}")
+  remedy = f"run {maker} to write it again (delete the file first)"
   if not path.is_file():
-    raise UserError(f"{path}: no such file; run mmesid_jax.train with the stage {stage} first")
+    raise UserError(f"{path}: no such file; run {maker} first")
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
       header = json.loads((file.metadata() or {}).get("mmesid", "null"))
-      tensors = {} if header_only else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+      names = [] if prefix is None else [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
+      tensors = {name: file.get_tensor(name) for name in names}
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise UserError(f"{path}: not a whole safetensors file ({error}); {remedy}") from error
   if not isinstance(header, dict) or header.get("stage") != stage:

@@ -22,16 +22,17 @@ from mmesid_jax.errors import Interrupted, Stop, UserError
 CONFIG = "config"  # the flag that names the config file, in every entry point that takes one
 
 
-def run(main: Callable[[list[str]], object]) -> None:
+def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ()) -> None:
   """absl's app.run(main), where every `errors.Stop` ends as one line on stderr and its status.
 
   A command line that does not parse is a UserError: `error: ...`, status 2. `main` gets the
-  arguments that are no flags: only the program's name, others are refused. A folder that cannot be
-  written, or a full disk, is told in one line too.
+  arguments that are no flags: the program's name and, where it has subcommands, the one that came
+  first; others are refused. A folder that cannot be written, or a full disk, is told in one line
+  too.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=lambda argv: _parse(argv, subcommands))
   except Stop as stop:
     label = "stopped" if isinstance(stop, Interrupted) else "error"
     print(f"{label}: {' '.join(str(stop).splitlines())}", file=sys.stderr)
@@ -63,7 +64,12 @@ def nearest(name: str, names: Sequence[str]) -> str:
   return max(names, key=similarity)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
+  # absl reads flags up to the first word that is none, so the subcommand is taken out before
+  subcommand = [word for word in argv[1:2] if subcommands and not word.startswith("-")]
+  if subcommand and subcommand[0] not in subcommands:
+    raise UserError(f"{subcommand[0]}: no such subcommand; expected {' or '.join(subcommands)}")
+  argv = [argv[0], *argv[1 + len(subcommand) :]]
   path = _config_path(argv) if CONFIG in flags.FLAGS else None
   if path is not None and not os.path.isfile(path.split(":", 1)[0]):
     raise UserError(f"--{CONFIG}={path}: no such file")
@@ -83,7 +89,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
   _check_tuples(argv)
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-  return rest
+  if subcommands and not subcommand:  # after the flags: --help needs none
+    raise UserError(f"the first word must be a subcommand: {' or '.join(subcommands)}")
+  return [*rest, *subcommand]
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

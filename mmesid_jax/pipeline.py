@@ -103,11 +103,16 @@ def examine(workdir: Workdir) -> None:
 
 def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
   """The data set, prepared or made, and where the artifacts are."""
-  data_dir = pathlib.Path(config.data.dir)
-  if config.data.source == "synthetic":
-    data_dir = _synthetic(config, path / "synthetic")
+  folder = data_dir(config, path)
   keep_compiled(config, path)
-  return Workdir(path, config, prepare(data_dir, path / "dataset"), data_dir)
+  return Workdir(path, config, prepare(folder, path / "dataset"), folder)
+
+
+def data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
+  """The folder that config.data names; a synthetic one is made within `path`."""
+  if config.data.source == "synthetic":
+    return _synthetic(config, path / "synthetic")
+  return pathlib.Path(config.data.dir)
 
 
 def keep_compiled(config: ConfigDict, path: pathlib.Path) -> None:
@@ -134,12 +139,12 @@ def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def reopen(path: pathlib.Path, data_dir: str | None = None) -> Workdir:
-  """The workdir of an earlier run, under the configuration that it was trained with. Raises
-  UserError."""
+def reopen(path: pathlib.Path, moved_to: str | None = None) -> Workdir:
+  """The workdir of an earlier run, under the configuration that it was trained with; its data may
+  have moved. Raises UserError."""
   config = read_config(path)
-  if data_dir:
-    config.data.dir = data_dir
+  if moved_to:
+    config.data.dir = moved_to
   return open_workdir(config, path)
 
 

@@ -16,15 +16,20 @@ def run(
   history: str | None,
   users: list[str] | None,
   histories: str | None,
+  new_items: str | None,
   top_k: int,
   repeat: bool,
   data_dir: str | None,
 ) -> None:
-  """Exactly one of history, users, histories is given. Raises UserError."""
+  """Exactly one of history, users, histories is given. new_items: a file of items to be appended to
+  the catalogue. Raises UserError."""
   opened = pipeline.reopen(workdir, data_dir)
   dataset = opened.dataset
   titles = dataset.titles()
   model = Recommender.load(workdir, titles)
+  if new_items is not None:
+    added = model.add_items(new_items)
+    titles += [f"(new item {n})" for n in range(1, len(added) + 1)]
   if users is not None:
     rows = [dataset.row(_integer(user, "--user")) for user in users]
     read = [dataset.sequence(row).tolist() for row in rows]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from mmesid_jax.data.loader import in_batches
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.errors import UserError
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.stages import recommender
+from mmesid_jax.stages import new_items, recommender
 from mmesid_jax.stages.next_item import evaluation_layout
 
 LARGEST_BATCH = 64  # histories a dispatch; more are answered batch after batch
@@ -45,13 +45,21 @@ class Recommender:
   """A trained model, ready to answer. Make one with `load`."""
 
   def __init__(
-    self, model: RecommenderModel, config: ConfigDict, titles: Sequence[str | None] | None = None
+    self,
+    model: RecommenderModel,
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    titles: Sequence[str | None] | None = None,
   ):
-    """titles: by item id, row 0 unused; None = no titles."""
-    self._model, self._titles = model, titles
+    """workdir: where the model is from; titles: by item id, row 0 unused; None = no titles."""
+    self._config, self._workdir = config, workdir
     self._layout = evaluation_layout(recommender.layout(config.recommender), LARGEST_BATCH)
-    self._weight_IS = np.asarray(model.gates.weights())
     self._sources = ("identity", *model.items.modalities)
+    self._take(model, titles)
+
+  def _take(self, model: RecommenderModel, titles: Sequence[str | None] | None) -> None:
+    self._model, self._titles = model, titles
+    self._weight_IS = np.asarray(model.gates.weights())
     self.num_items = len(self._weight_IS) - 1
 
   @classmethod
@@ -61,7 +69,31 @@ class Recommender:
     """Reads config.json and recommender.safetensors in workdir. Raises UserError."""
     path = pathlib.Path(workdir)
     config = read_config(path)
-    return cls(recommender.restore(path, config), config, titles)
+    return cls(recommender.restore(path, config), config, path, titles)
+
+  def add_items(
+    self,
+    source: str | pathlib.Path | Mapping[str, np.ndarray],
+    titles: Sequence[str | None] | None = None,
+  ) -> range:
+    """Appends items that training never saw; from now on they are recommended and may stand in
+    histories. Returns their ids, which follow the largest so far.
+
+    source: a file that `mmesid_jax.semantic_ids encode` wrote, or feature rows by modality
+    ({"text": [N, V]}: one row a new item, none for padding). A modality that is left out, as the
+    collaborative one of a new item, is read as the mean of the training items and has no weight in
+    the scores; nor has the learned row. titles: of the new items. Raises UserError for what does
+    not fit.
+    """
+    model = new_items.extended(self._model, self._workdir, self._config, source)
+    added = range(self.num_items + 1, len(model.items.identity_ID[...]))
+    if titles is not None and len(titles) != len(added):
+      raise UserError(f"{len(titles)} titles of {len(added)} new items")
+    if titles is not None or self._titles is not None:
+      before = self._titles or [None] * (self.num_items + 1)
+      titles = [*before, *(titles or [None] * len(added))]
+    self._take(model, titles)
+    return added
 
   def recommend(
     self, histories: Sequence[Sequence[int]], top_k: int = 10, *, repeat: bool = False

@@ -158,3 +158,32 @@ def test_help_is_no_error(program):
 def test_nearest(name, expected):
   keys = ("seed", "recommender.learning_rate", "recommender.steps", "recommender.widths")
   assert nearest(name, (*keys, "collaborative.layers", "collaborative.learning_rate")) == expected
+
+
+SUBCOMMANDS = """
+from absl import flags
+from mmesid_jax import cli
+
+NAME = flags.DEFINE_string("name", None, "Needed.", required=True)
+cli.run(lambda argv: print(argv[1:], NAME.value), subcommands=("encode", "decode"))
+"""
+
+
+def test_a_subcommand_is_the_first_word_and_reaches_main():
+  def run(*arguments):
+    command = [sys.executable, "-c", SUBCOMMANDS, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stderr.count("\n") <= 1, result.stderr
+    return result.returncode, result.stdout + result.stderr
+
+  assert run("decode", "--name=a") == (0, "['decode'] a\n")
+  assert run("encod", "--name=a") == (
+    2,
+    "error: encod: no such subcommand; expected encode or decode\n",
+  )
+  assert run("--name=a") == (
+    2,
+    "error: the first word must be a subcommand: encode or decode\n",
+  )
+  assert "unexpected argument 'decode'" in run("encode", "--name=a", "decode")[1]
+  assert "--name is missing" in run("encode")[1]

@@ -1,45 +1,15 @@
 """The commands as a user types them: mistakes are one line and status 2, and leave nothing."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from commands import refused, run, start
 
 from mmesid_jax.config import flatten
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def start(program: str, *arguments: str) -> subprocess.Popen:
-  return subprocess.Popen(
-    [sys.executable, "-m", f"mmesid_jax.{program}", *arguments],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-  )
-
-
-def run(program: str, *arguments: str) -> tuple[int, str, str]:
-  """Exit status, stdout, stderr."""
-  process = start(program, *arguments)
-  out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
-
-
-def refused(program: str, *arguments: str) -> str:
-  """The one line that the command ends with."""
-  status, _, err = run(program, *arguments)
-  assert status == 2, err
-  assert err.startswith("error: ") and err.count("\n") == 1, err
-  return err
 
 
 def train(workdir: pathlib.Path, data: pathlib.Path, *more: str) -> tuple[str, ...]:

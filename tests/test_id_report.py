@@ -61,9 +61,9 @@ def test_health_is_that_of_the_artifact(examined):
 def test_residuals_are_those_of_the_quantiser(examined):
   workdir, found = examined
   features = workdir.features()
-  model = semantic_ids.restore(workdir, features)
+  model, _, _ = semantic_ids.restore(workdir.path, workdir.config)
   for m, part in model.by_modality.items():
-    z_BD = part.encoder(jnp.asarray(features[m][1:]))
+    z_BD = part.encoded(jnp.asarray(features[m][1:]))
     left = jnp.linalg.norm(part.quantizer(z_BD).residual_BD, axis=1)
     expected = (left / jnp.linalg.norm(z_BD, axis=1)).mean()
     assert found["residual_norm"][m][-1] == pytest.approx(float(expected), rel=1e-4)

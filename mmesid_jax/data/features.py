@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -18,13 +19,7 @@ def read_features(
   for a file that is missing or of another kind, a table that is not 2-d, has other than `num_items`
   + 1 rows, a width other than `width` (when given), or holds NaN or infinity.
   """
-  path = Path(path)
-  if not path.is_file():
-    raise UserError(f"{path}: no such file; expected a feature table, .npy or .safetensors")
-  readers = {".npy": _read_npy, ".safetensors": _read_safetensors}
-  if path.suffix not in readers:
-    raise UserError(f"{path}: unknown kind of feature table; expected .npy or .safetensors")
-  table = readers[path.suffix](path)
+  table = _read(Path(path))
   if table.ndim != 2 or not table.shape[-1]:
     raise UserError(f"{path}: a table of shape {list(table.shape)}; expected [items + 1, width]")
   if len(table) != num_items + 1:
@@ -32,33 +27,81 @@ def read_features(
       f"{path}: {len(table)} rows; expected {num_items + 1}, one for each of the {num_items} items "
       "after a row 0 for padding"
     )
+  return _numbers(table, path, width, padding=True)
+
+
+def read_new_features(path: str | os.PathLike, *, width: int) -> np.ndarray:
+  """Reads a table of new items, one row each and none for padding: float32 [N, V].
+
+  Raises UserError as `new_features` does, for another kind of file, and for a first row of zeros:
+  the padding row of a table for training, which would shift every item by one.
+  """
+  x_NV = new_features(_read(Path(path)), path, width=width)
+  if not x_NV[0].any():
+    raise UserError(f"{path}: row 0 is all zeros; new items have no padding row, leave it out")
+  return x_NV
+
+
+def new_features(table: np.ndarray, source: str | os.PathLike, *, width: int) -> np.ndarray:
+  """The table as float32 [N, V], N >= 1 new items; source is named in what is raised.
+
+  Raises UserError for another shape, NaN or infinity.
+  """
+  if table.ndim != 2 or not len(table):
+    raise UserError(
+      f"{source}: a table of shape {list(table.shape)}; expected [new items, {width}], one row an "
+      "item and none for padding"
+    )
+  return _numbers(table, source, width, padding=False)
+
+
+def _numbers(table: np.ndarray, source, width: int | None, *, padding: bool) -> np.ndarray:
+  """The table [N, V] as finite float32 numbers, row 0 zeroed where it is padding."""
   if width is not None and table.shape[1] != width:
-    raise UserError(f"{path}: rows are {table.shape[1]} wide; expected {width}")
+    raise UserError(f"{source}: rows are {table.shape[1]} wide; expected {width}")
   if table.dtype.kind in "OSUMmVc" and table.dtype.name != "bfloat16":
-    raise UserError(f"{path}: holds values of type {table.dtype}; expected numbers")
+    raise UserError(f"{source}: holds values of type {table.dtype}; expected numbers")
   with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, reported below
-    x_IV = np.array(table, np.float32)  # a copy: the file stays as it is
-  x_IV[0] = 0
-  bad = np.flatnonzero(~np.isfinite(x_IV).all(axis=1))
+    x_NV = np.array(table, np.float32)  # a copy: the file stays as it is
+  if padding:
+    x_NV[0] = 0
+  bad = np.flatnonzero(~np.isfinite(x_NV).all(axis=1))
   if len(bad):
-    raise UserError(f"{path}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
-  return x_IV
+    raise UserError(f"{source}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
+  return x_NV
 
 
-def whiten(x_IV: np.ndarray, width: int, std: float) -> np.ndarray:
-  """The first `width` principal components of rows 1..I, each scaled to standard deviation `std`.
+class Whitening(NamedTuple):
+  """What whitens rows [N, V], of training or new: float64 mean [V] and map [V, W]."""
 
-  [I + 1, V] -> float32 [I + 1, width], row 0 zero. Directions without variance (numerical rank)
-  become zero columns rather than amplified noise. Deterministic: each component's sign makes its
-  largest loading positive. Raises ValueError when `width` exceeds V.
+  mean_V: np.ndarray
+  map_VW: np.ndarray
+
+  def __call__(self, x_NV: np.ndarray) -> np.ndarray:
+    """float32 [N, W]."""
+    return ((x_NV.astype(np.float64) - self.mean_V) @ self.map_VW).astype(np.float32)
+
+
+def whitening(x_IV: np.ndarray, width: int, std: float) -> Whitening:
+  """To the first `width` principal components of rows 1..I, each of standard deviation `std`.
+
+  Directions without variance (numerical rank) become zero columns rather than amplified noise.
+  Deterministic: each component's sign makes its largest loading positive. Raises ValueError when
+  `width` exceeds V.
   """
   x = x_IV[1:].astype(np.float64)
-  x -= x.mean(axis=0)
+  mean_V = x.mean(axis=0)
+  x -= mean_V
   variance, directions = principal_components(x, width)
   floor = max(variance[0], 0.0) * 1e-10
   scale = np.where(variance > floor, std / np.sqrt(np.maximum(variance, 1e-300)), 0.0)
-  whitened = np.zeros((len(x_IV), width), np.float32)
-  whitened[1:] = x @ (directions * scale)
+  return Whitening(mean_V, directions * scale)
+
+
+def whiten(x_IV: np.ndarray, by: Whitening) -> np.ndarray:
+  """A table [I + 1, V] whitened, float32 [I + 1, W], row 0 zero."""
+  whitened = by(x_IV)
+  whitened[0] = 0
   return whitened
 
 
@@ -76,6 +119,15 @@ def principal_components(x_NV: np.ndarray, width: int) -> tuple[np.ndarray, np.n
   largest = np.abs(directions).argmax(axis=0)
   signs = np.where(directions[largest, np.arange(width)] < 0, -1.0, 1.0)
   return variance_V[::-1][:width], directions * signs
+
+
+def _read(path: Path) -> np.ndarray:
+  if not path.is_file():
+    raise UserError(f"{path}: no such file; expected a feature table, .npy or .safetensors")
+  readers = {".npy": _read_npy, ".safetensors": _read_safetensors}
+  if path.suffix not in readers:
+    raise UserError(f"{path}: unknown kind of feature table; expected .npy or .safetensors")
+  return readers[path.suffix](path)
 
 
 def _read_npy(path: Path) -> np.ndarray:

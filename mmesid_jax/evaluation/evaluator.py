@@ -24,7 +24,8 @@ class SequenceModel(Protocol):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _item_vectors(graph: nnx.GraphDef, state: nnx.State):
+def item_vectors(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
+  """[I, D] of a SequenceModel that nnx.split took apart."""
   return nnx.merge(graph, state).item_vectors()
 
 
@@ -75,7 +76,7 @@ class Evaluator:
   def model_ranks(self, model: SequenceModel) -> dict[str, np.ndarray]:
     """protocol -> int32 [U], users in the data set's order."""
     graph, state = nnx.split(model)  # once: taking a model apart costs more than a small batch
-    item_ID = _item_vectors(graph, state)
+    item_ID = item_vectors(graph, state)
     return self._ranks(lambda *given: _model_ranks(graph, state, item_ID, *given))
 
   def fixed_ranks(self, score_I: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,7 +92,7 @@ class Evaluator:
       h_QD = jax.device_get(_hidden(graph, state, batch))
       found |= {int(u): h_QD[q] for q, u in enumerate(batch.piece_Q) if batch.weight_Q[q] > 0}
     h_UD = np.stack([found[user] for user in range(len(self.pieces))])
-    return h_UD, jax.device_get(_item_vectors(graph, state))
+    return h_UD, jax.device_get(item_vectors(graph, state))
 
   def summed_ranks(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     """As `model_ranks`, of the sum of several models' scores; parts are what `states` gave, of any

@@ -43,17 +43,28 @@ def values(rank_U: np.ndarray, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
 
 
 def summary(
-  rank_U: np.ndarray, cutoffs: Sequence[int], *, resamples: int = 0, seed: int = 0
+  rank_U: np.ndarray,
+  cutoffs: Sequence[int],
+  *,
+  resamples: int = 0,
+  seed: int = 0,
+  group_U: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
   """metric -> {"mean", and with resamples > 0 "low", "high"}: 95 % percentile bootstrap over
-  users."""
+  users, or over groups of ranks: those of one group are drawn together."""
   per_user = values(rank_U, cutoffs)
   result = {name: {"mean": float(x_U.mean())} for name, x_U in per_user.items()}
   if resamples:
     table_UM = np.stack(list(per_user.values()), 1)
     rng = np.random.default_rng(seed)
-    users = len(table_UM)
-    means_BM = np.stack([table_UM[rng.integers(0, users, users)].mean(0) for _ in range(resamples)])
+    if group_U is None:
+      group_U = np.arange(len(table_UM))
+    _, group_U = np.unique(group_U, return_inverse=True)
+    count_G = np.bincount(group_U)
+    sum_GM = np.stack([np.bincount(group_U, x_U) for x_U in table_UM.T], 1)
+    G = len(count_G)
+    drawn_BG = (rng.integers(0, G, G) for _ in range(resamples))
+    means_BM = np.stack([sum_GM[g].sum(0) / count_G[g].sum() for g in drawn_BG])
     low_M, high_M = np.percentile(means_BM, [2.5, 97.5], axis=0)
     for name, low, high in zip(per_user, low_M, high_M, strict=True):
       result[name] |= {"low": float(low), "high": float(high)}
@@ -74,13 +85,13 @@ def paired(
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
-  """Text table of model -> protocol -> metric -> {"mean"}; a row for each model and protocol."""
+  """Text table of model -> protocol -> metric -> {"mean"}; a row for each protocol and model."""
   names = list(next(iter(next(iter(results.values())).values())))
   names = [n for n in names if not n.startswith("MRR")]
   names.sort(key=lambda n: not n.startswith("HR"))  # stable: HR first, then nDCG
   width = max(len(model) for model in results)
   lines = [" " * (width + 10) + "".join(f"{n:>9}" for n in names)]
-  for protocol in PROTOCOLS:
+  for protocol in next(iter(results.values())):
     for model, protocols in results.items():
       cells = "".join(f"{protocols[protocol][n]['mean']:9.4f}" for n in names)
       lines.append(f"{protocol:<9} {model:<{width}}{cells}")

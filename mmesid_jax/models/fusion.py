@@ -39,6 +39,8 @@ class FrequencyFusion(nnx.Module):
   ):
     self.kind, self.temperature, self.sources = kind, temperature, 1 + M
     self.frequency_I = Frozen(jnp.asarray(normalised_frequency(counts_I)))
+    # bool [I, 1 + M], the sources that an item has, once some lack any; None = all have all
+    self.known_IS = nnx.data(None)
     if kind == "frequency":
       self.layers = nnx.List(
         [
@@ -50,13 +52,16 @@ class FrequencyFusion(nnx.Module):
       )
 
   def weights(self) -> jax.Array:
-    """float32 [I, 1 + M], the learned table's first."""
+    """float32 [I, 1 + M], the learned table's first. A source that an item lacks weighs 0; the
+    others share what is left as they would without it."""
     frequency_I = self.frequency_I[...]
+    known_IS = None if self.known_IS is None else self.known_IS[...]
     if self.kind == "sum":
-      return jnp.ones((len(frequency_I), self.sources))
+      ones_IS = jnp.ones((len(frequency_I), self.sources))
+      return ones_IS if known_IS is None else ones_IS * known_IS
     first, down, up, last = self.layers
     hidden = gelu(up(down(gelu(first(frequency_I[:, None])))))
-    return jax.nn.softmax(last(hidden) / self.temperature, axis=-1)
+    return jax.nn.softmax(last(hidden) / self.temperature, axis=-1, where=known_IS)
 
 
 def projects_catalogue(Q: int, D: int) -> bool:

@@ -95,7 +95,7 @@ def _decoded(code_IL: np.ndarray, book_LCD: np.ndarray) -> np.ndarray:
 def _residual_norms(
   workdir: Workdir, ids: semantic_ids.SemanticIDs, features: Tables
 ) -> dict[str, list[float]]:
-  model, norms = semantic_ids.restore(workdir, features), {}
+  model, norms = semantic_ids.restore(workdir.path, workdir.config)[0], {}
   for m, part in model.by_modality.items():
     z = [part.encoded(jnp.asarray(x_BV)) for x_BV in _chunks(features[m][1:])]
     norms[m] = residual_norms(np.concatenate(z), ids.codes[m][1:], ids.codebooks[m])

@@ -1,5 +1,6 @@
 """Recommender stage: a Llama on shared-prefix rows. Writes recommender.safetensors: the whole model
-but for what its checkpoint holds; and with LoRA a PEFT directory, adapter/, beside it."""
+but for what its checkpoint holds, and what whitened its feature tables; and with LoRA a PEFT
+directory, adapter/, beside it."""
 
 from collections.abc import Mapping
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts
 from mmesid_jax.data.dataset import popularity
-from mmesid_jax.data.features import whiten
+from mmesid_jax.data.features import Whitening, whiten, whitening
 from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, PieceCounts, fitted, training_pieces
 from mmesid_jax.errors import UserError
@@ -143,13 +144,19 @@ def training_data(workdir: Workdir) -> tuple[PackedBatches, PieceCounts]:
   return PackedBatches(dataset, pieces, packed, seed=config.seed), counts
 
 
-def drawn(workdir: Workdir) -> RecommenderModel:
-  """The model before training, around the workdir's features, codes and codebooks; a checkpoint's
-  weights are not read yet."""
+def whitenings(workdir: Workdir) -> dict[str, Whitening]:
+  """What whitens the workdir's feature tables, by modality; {} when they stay as they are."""
+  c = workdir.config.recommender
+  features = workdir.features() if c.whiten else {}
+  return {m: whitening(x, min(c.whiten, x.shape[1]), c.whiten_std) for m, x in features.items()}
+
+
+def drawn(workdir: Workdir, maps: Mapping[str, Whitening]) -> RecommenderModel:
+  """The model before training, around the workdir's features whitened by `maps`, its codes and
+  codebooks; a checkpoint's weights are not read yet."""
   c = workdir.config.recommender
   features = workdir.features()
-  if c.whiten:
-    features = {m: whiten(x, min(c.whiten, x.shape[1]), c.whiten_std) for m, x in features.items()}
+  features |= {m: whiten(features[m], by) for m, by in maps.items()}
   codes, codebooks = codes_and_codebooks(workdir)
   return build(
     c,
@@ -166,7 +173,8 @@ def run(workdir: Workdir) -> None:
   config, dataset = workdir.config, workdir.dataset
   c = config.recommender
   batches, counts = training_data(workdir)
-  model = drawn(workdir)
+  maps = whitenings(workdir)
+  model = drawn(workdir, maps)
   backbone.start(model, c)
   task = next_item_task(
     STAGE,
@@ -184,7 +192,9 @@ def run(workdir: Workdir) -> None:
   backbone.write_adapter(result.model, c, workdir.path / "adapter")
   workdir.write(
     STAGE,
-    {"counts": popularity(dataset)},
+    {"counts": popularity(dataset)}
+    | {f"whitening.{m}.mean": by.mean_V for m, by in maps.items()}
+    | {f"whitening.{m}.map": by.map_VW for m, by in maps.items()},
     result.model,
     valid={config.evaluation.select: result.best},
     best_step=result.best_step,
@@ -222,3 +232,16 @@ def restore(workdir_path, config: ConfigDict, *, pretrained: bool = True) -> Rec
   if pretrained:
     backbone.fill(model, config.recommender)
   return model
+
+
+def restored_whitenings(workdir_path, config: ConfigDict) -> dict[str, Whitening]:
+  """What whitened the feature tables of the trained model, from its artifact alone; {} when they
+  stayed as they are."""
+  if not config.recommender.whiten:
+    return {}
+  path, prefix = workdir_path / f"{STAGE}.safetensors", "whitening."
+  found, _ = artifacts.read_artifact(path, STAGE, prefix=prefix)
+  if not found:
+    raise UserError(f"{path}: does not say how its features were whitened; train it again")
+  names = {name.removeprefix(prefix).rpartition(".")[0] for name in found}
+  return {m: Whitening(found[f"{prefix}{m}.mean"], found[f"{prefix}{m}.map"]) for m in names}

@@ -1,9 +1,11 @@
 """Semantic-ID stage: MM-RQ-VAE over all items, then every item's codes.
 
-Writes semantic_ids.safetensors: `codes.<modality>` int32 [I + 1, L] (row 0 zero) and
-`codebooks.<modality>` float32 [L, C, D]; the header holds the health of the codebooks.
+Writes semantic_ids.safetensors: `codes.<modality>` int32 [I + 1, L] (row 0 zero),
+`codebooks.<modality>` float32 [L, C, D] and `means.<modality>` float32 [V], of the items' vectors;
+the header holds the health of the codebooks.
 """
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -51,7 +53,8 @@ def build(
 
   Of quantizer.kind "kmeans" the encoders are principal components, and this is all there is.
   """
-  q, model = config.quantizer, _autoencoders(config, features, code_width=code_width, seed=seed)
+  widths = {m: x.shape[1] for m, x in features.items()}
+  q, model = config.quantizer, drawn(config, widths, code_width=code_width, seed=seed)
   for m, part in model.by_modality.items():
     if config.standardise:
       part.mean_V[...] = jnp.asarray(features[m][1:].mean(0))
@@ -74,12 +77,11 @@ def build(
   return tables
 
 
-def _autoencoders(
-  config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int
-) -> MMRQVAE:
+def drawn(config: ConfigDict, widths: Mapping[str, int], *, code_width: int, seed: int) -> MMRQVAE:
+  """Freshly drawn autoencoders and codebooks; widths: modality -> V."""
   q = config.quantizer
   return MMRQVAE(
-    {m: x.shape[1] for m, x in features.items()},
+    widths,
     hidden=() if q.kind == "kmeans" else config.hidden,
     D=code_width,
     quantizer=QuantizerConfig(**{name: q[name] for name in QuantizerConfig._fields}),
@@ -156,19 +158,6 @@ def read(workdir: Workdir) -> SemanticIDs:
   return SemanticIDs(codes, books, header)
 
 
-def restore(workdir: Workdir, features: Mapping[str, np.ndarray]) -> MMRQVAE:
-  """The trained autoencoders around the workdir's features. Raises UserError."""
-  named, _ = workdir.read_model(STAGE)
-  config = workdir.config
-
-  def build() -> MMRQVAE:
-    return _autoencoders(
-      config.semantic_ids, features, code_width=config.recommender.width, seed=config.seed
-    )
-
-  return loaded(build, named, str(workdir.artifact(STAGE)))
-
-
 def run(workdir: Workdir) -> None:
   """Trains, keeps the parameters of the lowest loss over all items, writes the artifact."""
   config, num_items = workdir.config, workdir.dataset.num_items
@@ -203,7 +192,8 @@ def run(workdir: Workdir) -> None:
   adamw = optimizer.adamw(c.optimizer, steps)
   if c.quantizer.update == "average":
     adamw = optimizer.averaging(adamw, "codebook_LCD", c.quantizer.average_rate)
-  tables = build(c, workdir.features(), code_width=config.recommender.width, seed=config.seed)
+  features = workdir.features()
+  tables = build(c, features, code_width=config.recommender.width, seed=config.seed)
   task = Task(
     name=STAGE,
     model=tables,
@@ -231,8 +221,32 @@ def run(workdir: Workdir) -> None:
   workdir.write(
     STAGE,
     {f"codes.{m}": x for m, x in codes.items()}
-    | {f"codebooks.{m}": np.asarray(x) for m, x in books.items()},
+    | {f"codebooks.{m}": np.asarray(x) for m, x in books.items()}
+    | {f"means.{m}": x[1:].mean(0) for m, x in features.items()},
     tables.model,
     best_step=best_step,
     health=report,
   )
+
+
+def restore(
+  workdir_path: pathlib.Path, config: ConfigDict
+) -> tuple[MMRQVAE, dict[str, np.ndarray], str]:
+  """The trained model, the means of its items' vectors by modality, and the artifact's fingerprint,
+  from workdir_path/semantic_ids.safetensors alone."""
+  path = workdir_path / f"{STAGE}.safetensors"
+  found, header = artifacts.read_artifact(path, STAGE)
+  means = {k.removeprefix("means."): x for k, x in found.items() if k.startswith("means.")}
+  if not means:
+    raise UserError(f"{path}: holds no means of the items' vectors; train the stage {STAGE} again")
+  model = loaded(
+    lambda: drawn(
+      config.semantic_ids,
+      {m: len(x) for m, x in means.items()},
+      code_width=config.recommender.width,
+      seed=config.seed,
+    ),
+    {k.removeprefix("model."): x for k, x in found.items() if k.startswith("model.")},
+    str(path),
+  )
+  return model, means, header["fingerprint"]

@@ -120,6 +120,7 @@ class Workdir:
         "stage": stage,
         "fingerprint": self.fingerprint(stage),
         "dataset": self.dataset.fingerprint,
+        "upstream": {s: self.fingerprint(s) for s in self.needs(stage)},
         "num_items": self.dataset.num_items,
         "shapes": {
           name: list(x.shape) for name, x in named.items() if not name.startswith("model.")

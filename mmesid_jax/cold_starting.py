@@ -1,0 +1,149 @@
+"""What the command `cold_start` does: holds items out, trains without them, ranks them."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmesid_jax import pipeline
+from mmesid_jax.artifacts import write_text
+from mmesid_jax.config import flatten, modalities
+from mmesid_jax.data import cold
+from mmesid_jax.data.dataset import Dataset, prepare
+from mmesid_jax.data.features import read_features
+from mmesid_jax.errors import UserError
+from mmesid_jax.evaluation import cold_items, ranking
+from mmesid_jax.stages import new_items, recommender
+from mmesid_jax.stages.next_item import evaluation_layout
+from mmesid_jax.stages.workdir import Workdir
+
+SPLIT, RESULT = "cold_split.json", "cold_start.json"
+WHOLE, WARM = "whole_dataset", "warm"  # folders: all data's cache, the files without cold items
+
+
+def run(
+  config: ConfigDict, path: pathlib.Path, *, fraction: float, split_seed: int, overwrite: bool
+) -> None:
+  """Everything that trains reads the folder `warm`, in which the held-out items do not exist.
+
+  Writes cold_split.json (who is held out; ids of the whole data set) and cold_start.json. Raises
+  UserError.
+  """
+  config = ConfigDict(config)
+  pipeline.check_config(config)
+  content = _content_modalities(config)
+  source = pipeline.data_dir(config, path)
+  dataset = prepare(source, path / WHOLE)
+  features = {m: read_features(source / config.features[m], dataset.num_items) for m in content}
+  split = cold.hold_out(dataset.num_items, fraction, split_seed)
+  _keep_split(dataset, split, fraction, split_seed, path / SPLIT, overwrite)
+  cold.write_warm(dataset, split, features, path / WARM)
+  config.data.source, config.data.dir = "files", str(path / WARM)
+  config.features.update({m: f"{m}.npy" for m in content})
+  pipeline.run(config, path, overwrite=overwrite)
+  _evaluate(pipeline.open_workdir(config, path), dataset, split, features)
+
+
+def _content_modalities(config: ConfigDict) -> list[str]:
+  """What is known of an item that nobody has met: every modality but the collaborative one."""
+  if config.features.collaborative not in ("", "stage"):
+    raise UserError(
+      f"--config.features.collaborative={config.features.collaborative}: vectors made "
+      'elsewhere may know of the items that are held out; take "stage" or ""'
+    )
+  if content := [m for m in modalities(config) if m != "collaborative"]:
+    return content
+  raise UserError("--config.features: new items need content; name a table, such as features.text")
+
+
+def _keep_split(
+  dataset: Dataset,
+  split: cold.Split,
+  fraction: float,
+  seed: int,
+  file: pathlib.Path,
+  overwrite: bool,
+) -> None:
+  made_from = {"fraction": fraction, "split_seed": seed, "dataset": dataset.fingerprint}
+  if file.is_file() and not overwrite:
+    try:
+      before = json.loads(file.read_text())["made_from"]
+      different = [k for k in made_from if before[k] != made_from[k]]
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{file}: not a split; delete the folder it is in") from error
+    if different:
+      k = different[0]
+      raise UserError(
+        f"{file}: holds out other items: {k} was {before[k]}, now {made_from[k]}; choose another "
+        "--workdir, or --overwrite"
+      )
+  ids = {"warm": split.warm.tolist(), "cold": split.cold.tolist()}
+  write_text(file, json.dumps({"made_from": made_from, **ids}) + "\n")
+
+
+def _evaluate(
+  workdir: Workdir, dataset: Dataset, split: cold.Split, features: dict[str, np.ndarray]
+) -> None:
+  """Ranks by the trained model and by content, prints the tables, writes cold_start.json."""
+  config, warm = workdir.config, len(split.warm)
+  cases, later_Q = cold.cold_cases(dataset, split)
+  if not len(cases):
+    raise UserError("no user meets a held-out item behind another one; try a larger --fraction")
+  order = np.concatenate([[0], split.warm, split.cold])
+  content_IV = cold_items.content({m: x_IV[order] for m, x_IV in features.items()})
+  by_last = cold_items.choose_last(content_IV[: warm + 1], cold.valid_cases(workdir.dataset))
+  last = max(by_last, key=by_last.get)
+  model = new_items.extended(
+    recommender.restore(workdir.path, config),
+    workdir.path,
+    config,
+    {m: x_IV[split.cold] for m, x_IV in features.items()},
+  )
+  layout = evaluation_layout(recommender.layout(config.recommender), config.evaluation.targets)
+  ranks = {
+    f"nearest to last {last}": cold_items.nearest_ranks(content_IV, cases, last, warm),
+    "MME-SID": cold_items.model_ranks(model, cases, layout, warm),
+  }
+  result: dict[str, Any] = {
+    "items": {"warm": warm, "cold": len(split.cold)},
+    "nearest": {"last": last, f"valid {cold_items.SELECT} by last": by_last},
+    "config": flatten(config),
+  }
+  for name, chosen_Q in {
+    "anywhere in a user's sequence": np.ones(len(cases), bool),
+    "behind the user's training part": later_Q,
+  }.items():
+    if chosen_Q.any():
+      result[name] = _judged(config, split, cases, ranks, chosen_Q)
+      targets, items = result[name]["targets"], result[name]["items"]
+      print(f"\ncold items met {name}: {targets:,} targets, {items:,} items")
+      print(ranking.table(result[name]["models"]))
+  write_text(workdir.path / RESULT, json.dumps(result, indent=1) + "\n")
+  print(f"with 95 % intervals, over cold items: {workdir.path / RESULT}")
+
+
+def _judged(
+  config: ConfigDict,
+  split: cold.Split,
+  cases: cold.Cases,
+  ranks: dict[str, dict[str, np.ndarray]],
+  chosen_Q: np.ndarray,
+) -> dict[str, Any]:
+  """Means of the chosen cases by model and candidates, with intervals over cold items."""
+  chosen, c = cases.where(chosen_Q), config.evaluation
+  options = {"resamples": c.resamples, "seed": config.seed, "group_U": chosen.item_Q}
+  judged = {
+    model: {
+      candidates: ranking.summary(rank_Q[chosen_Q], c.cutoffs, **options)
+      for candidates, rank_Q in found.items()
+    }
+    for model, found in ranks.items()
+  }
+  chance = cold_items.chance(chosen, len(split.warm), len(split.cold), c.cutoffs)
+  return {
+    "targets": len(chosen),
+    "items": len(np.unique(chosen.item_Q)),
+    "models": {"chance": chance, **judged},
+  }

@@ -1,0 +1,141 @@
+"""New items from a workdir's artifacts: codes from its MM-RQ-VAE, scores from its recommender.
+
+A file of new items holds `codes.<modality>` int32 [N, L] and `features.<modality>` float32 [N, V],
+the rows that were encoded; its header says which modalities were given.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmesid_jax import artifacts
+from mmesid_jax.data.features import Whitening, new_features, read_new_features
+from mmesid_jax.errors import UserError
+from mmesid_jax.models.new_items import with_new_items
+from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.stages import recommender, semantic_ids
+
+STAGE = "new_items"
+
+# modality -> a file, or an array [N, V]; either has one row a new item and none for padding
+Sources = Mapping[str, str | os.PathLike | np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class NewItems:
+  """N items that training never saw. `rows` holds every modality of the training: as given, or the
+  mean of the training items; `given` names the former; quantiser is the fingerprint of what made
+  the codes."""
+
+  rows: dict[str, np.ndarray]  # modality -> float32 [N, V]
+  codes: dict[str, np.ndarray]  # modality -> int32 [N, L]
+  given: tuple[str, ...]
+  quantiser: str
+
+  def __len__(self) -> int:
+    return len(next(iter(self.rows.values())))
+
+
+def encode(workdir_path: pathlib.Path, config: ConfigDict, sources: Sources) -> NewItems:
+  """Codes of new items by the nearest code on every level, from semantic_ids.safetensors alone.
+
+  A modality that is not given (new items have no collaborative vectors) is read as the mean of the
+  training items' vectors. Raises UserError.
+  """
+  model, means, fingerprint = semantic_ids.restore(workdir_path, config)
+  given = _read(sources, {m: len(mean_V) for m, mean_V in means.items()})
+  N = len(next(iter(given.values())))
+  rows = {m: given.get(m, np.tile(mean_V, (N, 1))) for m, mean_V in means.items()}
+  tables = semantic_ids.Tables(model, {m: np.pad(x, ((1, 0), (0, 0))) for m, x in rows.items()})
+  codes = {m: code_NL[1:] for m, code_NL in semantic_ids.all_codes(tables, N).items()}
+  return NewItems(rows, codes, tuple(given), fingerprint)
+
+
+def write(path: pathlib.Path, new: NewItems) -> None:
+  """Under a temporary name, then renamed."""
+  tensors = {f"codes.{m}": x for m, x in new.codes.items()}
+  tensors |= {f"features.{m}": x for m, x in new.rows.items()}
+  header = {"stage": STAGE, "num_items": len(new), "given": new.given, "quantiser": new.quantiser}
+  artifacts.write_artifact(path, tensors, header)
+
+
+def read(path: pathlib.Path) -> NewItems:
+  """What `write` wrote. Raises UserError for another kind of file."""
+  found, header = artifacts.read_artifact(path, STAGE)
+
+  def part(prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): x for k, x in found.items() if k.startswith(prefix)}
+
+  return NewItems(part("features."), part("codes."), tuple(header["given"]), header["quantiser"])
+
+
+def extended(
+  model: RecommenderModel,
+  workdir_path: pathlib.Path,
+  config: ConfigDict,
+  source: str | os.PathLike | Sources,
+) -> RecommenderModel:
+  """The workdir's recommender with new items appended, as `with_new_items` says.
+
+  source: a file that `write` wrote, or their features by modality, files or arrays, as they were
+  before whitening. Raises UserError for what does not fit, or codes of another quantiser.
+  """
+  maps = recommender.restored_whitenings(workdir_path, config)
+  from_file, codes = isinstance(source, str | os.PathLike), {}
+  name = str(source) if from_file else "new items"
+  if from_file or len(model.items.code_IL):
+    new = read(pathlib.Path(source)) if from_file else encode(workdir_path, config, source)
+    _check_quantiser(model, workdir_path, new, name)
+    source, codes = {m: new.rows[m] for m in new.given}, new.codes
+  given = _read(source, _widths(model, maps))
+  features = {m: maps[m](x) if m in maps else x for m, x in given.items()}
+  try:
+    return with_new_items(model, features, codes)
+  except ValueError as error:
+    raise UserError(f"{name}: do not fit the model of {workdir_path} ({error})") from error
+
+
+def _widths(model: RecommenderModel, maps: Mapping[str, Whitening]) -> dict[str, int]:
+  """Of a modality's vectors, before whitening."""
+  tables = model.items.feature_IV
+  return {
+    m: len(maps[m].mean_V) if m in maps else tables[m][...].shape[1] for m in model.items.modalities
+  }
+
+
+def _check_quantiser(
+  model: RecommenderModel, workdir_path: pathlib.Path, new: NewItems, name: str
+) -> None:
+  if not len(model.items.code_IL):
+    return  # codes are not read
+  path = workdir_path / f"{recommender.STAGE}.safetensors"
+  upstream = artifacts.read_header(path, recommender.STAGE).get("upstream", {})
+  if upstream.get(semantic_ids.STAGE) != new.quantiser:
+    raise UserError(
+      f"{name}: codes of another quantiser than the one that {path} was trained with; encode them "
+      "with the semantic_ids.safetensors beside it"
+    )
+
+
+def _read(sources: Sources, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
+  """modality -> float32 [N, V]. Raises UserError for an unknown modality, a table that does not
+  fit, or tables of different lengths."""
+  if not sources:
+    raise UserError(f"no features of new items; expected some of {', '.join(widths)}")
+  rows = {}
+  for m, source in sources.items():
+    if m not in widths:
+      raise UserError(f"{m}: no such modality; the model reads {', '.join(widths)}")
+    if isinstance(source, str | os.PathLike):
+      rows[m] = read_new_features(source, width=widths[m])
+    else:
+      rows[m] = new_features(np.asarray(source), f"features of {m}", width=widths[m])
+  (first, x), *others = rows.items()
+  for m, y in others:
+    if len(y) != len(x):
+      raise UserError(f"{len(x)} new items by {first}, {len(y)} by {m}; expected as many rows")
+  return rows

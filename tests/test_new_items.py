@@ -1,0 +1,228 @@
+"""New items through a trained workdir: codes, recommendations, the commands, mistakes."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from commands import refused, run
+
+from mmesid_jax import encoding, pipeline, recommending
+from mmesid_jax.artifacts import read_artifact
+from mmesid_jax.config import read_config
+from mmesid_jax.errors import UserError
+from mmesid_jax.serving import Recommender
+from mmesid_jax.stages import new_items
+
+STAGE = "semantic_ids"
+
+
+def vectors(workdir) -> dict[str, np.ndarray]:
+  """Those that training saw, without padding."""
+  collaborative, _ = read_artifact(workdir / "collaborative.safetensors", "collaborative")
+  text = np.load(workdir / "synthetic" / "text.npy", allow_pickle=False)
+  return {"collaborative": collaborative["items"][1:], "text": text[1:]}
+
+
+def encoded(workdir, sources):
+  return new_items.encode(workdir, read_config(workdir), sources)
+
+
+def test_items_of_training_get_their_codes_again(trained, tmp_path):
+  """From the stage's artifact and the configuration alone."""
+  for name in ("config.json", f"{STAGE}.safetensors"):
+    shutil.copy(trained / name, tmp_path)
+  artifact, header = read_artifact(trained / f"{STAGE}.safetensors", STAGE)
+  new = encoded(tmp_path, vectors(trained))
+  assert new.given == ("collaborative", "text") and new.quantiser == header["fingerprint"]
+  for m in new.given:
+    np.testing.assert_array_equal(new.codes[m], artifact[f"codes.{m}"][1:])
+  assert len(np.unique(artifact["codes.text"][1:], axis=0)) > 3  # or this would show little
+
+
+def test_what_is_not_known_is_the_mean_and_has_the_code_nearest_to_it(trained):
+  new, (artifact, _) = (
+    encoded(trained, {"text": vectors(trained)["text"][:3]}),
+    read_artifact(trained / f"{STAGE}.safetensors", STAGE),
+  )
+  mean_V = np.float64(vectors(trained)["collaborative"]).mean(0)
+  np.testing.assert_allclose(new.rows["collaborative"], np.tile(mean_V, (3, 1)), rtol=1e-5)
+  part = "model.by_modality.collaborative."
+  z, layers = mean_V, [k for k in artifact if k.startswith(f"{part}encoder") and "kernel" in k]
+  for n in range(len(layers)):
+    layer = f"{part}encoder.layers.{n}."
+    z = z @ np.float64(artifact[f"{layer}kernel"]) + artifact[f"{layer}bias"]
+    z = np.maximum(z, 0) if n + 1 < len(layers) else z
+  for level, book_CD in enumerate(np.float64(artifact["codebooks.collaborative"])):
+    nearest = ((z - book_CD) ** 2).sum(1).argmin()
+    assert (new.codes["collaborative"][:, level] == nearest).all()
+    z = z - book_CD[nearest]
+
+
+def test_new_items_are_recommended_and_read_and_the_others_stay(trained, tmp_path):
+  text = vectors(trained)["text"]
+  new_items.write(tmp_path / "new.safetensors", encoded(trained, {"text": text[[4, 6]]}))
+  model, plain = (Recommender.load(trained, ["", *map(str, range(1, 41))]) for _ in range(2))
+  assert model.add_items(tmp_path / "new.safetensors", titles=["a", "b"]) == range(41, 43)
+  assert plain.add_items({"text": text[[4, 6]]}) == range(41, 43)  # the same from rows
+  histories = [[1, 2, 3], [], [41, 7]]
+  before = Recommender.load(trained).recommend([[1, 2, 3], []], 40, repeat=True)
+  answers = model.recommend(histories, 42, repeat=True)
+  for answer, same, old in zip(
+    answers, plain.recommend(histories, 42, repeat=True), [*before, None], strict=True
+  ):
+    scores = {r.item: r.score for r in answer}
+    assert scores == {r.item: r.score for r in same} and scores.keys() == set(range(1, 43))
+    for r in old or ():
+      assert scores[r.item] == pytest.approx(r.score, rel=1e-4, abs=1e-5)
+  for r in answers[0]:
+    assert sum(r.weights.values()) == pytest.approx(1, abs=1e-5)
+    if r.item > 40:
+      assert r.weights == pytest.approx({"identity": 0, "collaborative": 0, "text": 1})
+      assert r.title == "ab"[r.item - 41]
+    else:
+      assert r.title == str(r.item) and r.weights["identity"] > 0
+  assert model.add_items({"text": text[:1]}) == range(43, 44)
+
+
+def test_rows_are_whitened_as_in_training(trained):
+  """A copy of an item stands in the model's table as the item does."""
+  config = read_config(trained)
+  model = new_items.recommender.restore(trained, config)
+  given = {m: x[[4, 6]] for m, x in vectors(trained).items()}
+  extended = new_items.extended(model, trained, config, given)
+  for m in given:
+    table = np.asarray(extended.items.feature_IV[m][...])
+    assert table.shape == (43, 8)
+    np.testing.assert_allclose(table[[41, 42]], table[[5, 7]], atol=1e-6)
+    np.testing.assert_array_equal(extended.items.code_IL[m][41], extended.items.code_IL[m][5])
+
+
+def test_without_codes_and_whitening_features_suffice(workdir, tiny):
+  changes = {"codes": "none", "whiten": 0, "encoder": "mlp", "fusion": "sum", "epochs": 1}
+  config = tiny(changes={f"recommender.{k}": v for k, v in changes.items()})
+  pipeline.run(config, workdir, overwrite=True)
+  text = vectors(workdir)["text"]
+  (workdir / f"{STAGE}.safetensors").unlink()
+  model = Recommender.load(workdir)
+  assert model.add_items({"text": text[:2]}) == range(41, 43)
+  (answer,) = model.recommend([[1, 2]], 40)
+  (new, *_) = (r for r in answer if r.item > 40)
+  assert new.weights == {"identity": 0, "collaborative": 0, "text": 1}
+  with pytest.raises(UserError, match="features of text: rows are 5 wide; expected 64"):
+    model.add_items({"text": text[:2, :5]})
+
+
+BAD = {
+  "unknown": ({"audio": np.ones((2, 3))}, "audio: no such modality; the model reads"),
+  "width": ({"text": np.ones((2, 3))}, "features of text: rows are 3 wide; expected 64"),
+  "rows": (
+    {"text": np.ones((2, 64)), "collaborative": np.ones((3, 8))},
+    "2 new items by text, 3 by collaborative",
+  ),
+  "nothing": ({}, "no features of new items"),
+  "empty": ({"text": np.ones((0, 64))}, r"features of text: a table of shape \[0, 64\]"),
+  "nan": ({"text": np.full((2, 64), np.nan)}, "features of text: row 0 holds NaN"),
+  "text": ({"text": [["a"] * 64]}, "features of text: holds values of type"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_rows_that_do_not_fit_are_refused(trained, kind):
+  sources, says = BAD[kind]
+  for refuse in (
+    lambda: encoded(trained, sources),
+    lambda: Recommender.load(trained).add_items(sources),
+  ):
+    with pytest.raises(UserError, match=says):
+      refuse()
+
+
+def test_files_that_do_not_fit_are_refused(workdir, tmp_path):
+  model, file = Recommender.load(workdir), tmp_path / "new.safetensors"
+  with pytest.raises(UserError, match=r"new.safetensors: no such file; run .*semantic_ids encode"):
+    model.add_items(file)
+  with pytest.raises(UserError, match=r"not an artifact of the stage new_items .*encode"):
+    model.add_items(workdir / "recommender.safetensors")
+  new = encoded(workdir, {"text": vectors(workdir)["text"][:2]})
+  new_items.write(file, dataclasses.replace(new, quantiser="other"))
+  with pytest.raises(UserError, match=r"new.safetensors: codes of another quantiser"):
+    model.add_items(file)
+  new_items.write(file, dataclasses.replace(new, codes={m: x + 4 for m, x in new.codes.items()}))
+  with pytest.raises(UserError, match=r"new.safetensors: do not fit .*expected 0 to 3"):
+    model.add_items(file)
+  new_items.write(file, new)
+  with pytest.raises(UserError, match="1 titles of 2 new items"):
+    model.add_items(file, titles=["a"])
+  assert model.num_items == 40
+  without(workdir / "recommender.safetensors", "whitening.")
+  without(workdir / f"{STAGE}.safetensors", "means.")
+  with pytest.raises(UserError, match="how its features were whitened; train it again"):
+    model.add_items(file)
+  with pytest.raises(UserError, match="no means of the items' vectors; train the stage"):
+    encoded(workdir, {"text": vectors(workdir)["text"]})
+
+
+def without(path: pathlib.Path, prefix: str) -> None:
+  """An artifact as an earlier version wrote it."""
+  tensors = safetensors.numpy.load_file(path)
+  with safetensors.safe_open(path, framework="numpy") as file:
+    metadata = file.metadata()
+  kept = {name: x for name, x in tensors.items() if not name.startswith(prefix)}
+  safetensors.numpy.save_file(kept, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+  ("features", "says"),
+  [
+    (["text"], "--features=text: expected MODALITY=FILE"),
+    (["text="], "--features=text=: expected MODALITY=FILE"),
+    (["text=a.npy", "text=b.npy"], "--features=text=b.npy: text is given twice"),
+    (["text=nowhere.npy"], "nowhere.npy: no such file"),
+  ],
+)
+def test_features_are_given_once_by_modality(trained, tmp_path, features, says):
+  with pytest.raises(UserError, match=says):
+    encoding.run(trained, features, tmp_path / "new.safetensors")
+
+
+def test_new_items_are_named_in_the_list(trained, tmp_path, capsys):
+  new_items.write(tmp_path / "x.safetensors", encoded(trained, {"text": vectors(trained)["text"]}))
+  recommending.run(
+    trained,
+    history="1 41",
+    users=None,
+    histories=None,
+    new_items=str(tmp_path / "x.safetensors"),
+    top_k=78,
+    repeat=False,
+    data_dir=None,
+  )
+  out = capsys.readouterr().out
+  assert "had: 1 " in out and "; 41 (new item 1)" in out and " 80 (new item 40)  score" in out
+
+
+def test_the_commands(trained, tmp_path):
+  new, bad, out = (tmp_path / name for name in ("text.npy", "bad.npy", "new.safetensors"))
+  np.save(new, vectors(trained)["text"][[4, 6]])
+  np.save(bad, np.ones((2, 3)))
+  encode = ("semantic_ids", "encode", f"--workdir={trained}", f"--output={out}")
+  assert f"{bad}: rows are 3 wide; expected 64" in refused(*encode, f"--features=text={bad}")
+  assert not out.exists()
+  status, text, err = run(*encode, f"--features=text={new}")
+  assert status == 0, err
+  assert "2 new items" in text and "not given" in text
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.npy", "new.safetensors", "text.npy"]
+  found, header = read_artifact(out, "new_items")
+  assert found["codes.text"].shape == (2, 2) and found["codes.text"].dtype == np.int32
+  assert found["features.text"].shape == (2, 64) and header["given"] == ["text"]
+  histories = tmp_path / "histories.txt"
+  histories.write_text("1 2 41\n")
+  recommend = ("recommend", f"--workdir={trained}", f"--histories={histories}", "--top_k=39")
+  status, text, err = run(*recommend, f"--new_items={out}")
+  assert status == 0, err
+  items = [r["item"] for r in json.loads(text)["items"]]
+  assert len(items) == 39 and 42 in items and 41 not in items
