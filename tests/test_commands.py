@@ -118,6 +118,21 @@ def test_evaluate_prints_a_table_and_writes_it(workdir):
   assert json.loads((workdir / "evaluation_valid.json").read_text())["split"] == "valid"
 
 
+def test_ablate_names_what_is_wrong_and_makes_a_table_without_a_workdir(tmp_path):
+  plan = ("--config=configs/ablations.py", f"--results={tmp_path}")
+  assert "--workdir is missing" in refused("ablate", *plan)
+  line = refused("ablate", *plan, f"--workdir={tmp_path}", "--variants=base,no_code")
+  assert "--variants=no_code: no such one; did you mean no_codes?" in line
+  line = refused("ablate", *plan, f"--workdir={tmp_path}")
+  assert "--config.base.data.dir is not set" in line and "variant" not in line
+  assert not list(tmp_path.iterdir())
+  status, out, err = run("ablate", *plan, "--table")
+  assert status == 0, err
+  assert (
+    "seed 0: base, frozen_codes, mlp" in out and (tmp_path / "table.md").read_text().strip() in out
+  )
+
+
 def test_ctrl_c_saves_says_where_and_the_same_command_goes_on(trained, tiny, tmp_path):
   data = shutil.copytree(trained / "synthetic", tmp_path / "data")
   sizes = {k: v for k, v in flatten(tiny()).items() if k.startswith("collaborative.")}

@@ -30,7 +30,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.stages import backbone
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+CONFIGS = sorted(f for f in (ROOT / "configs").glob("*.py") if f.stem != "ablations")
 
 # What a preset may not touch; each is 1 at the least.
 SIZES = (

@@ -10,8 +10,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 
 # From top to bottom. A module imports from its own folder and from lines further down.
 LAYERS = (
-  ("train", "evaluate", "recommend", "export"),
-  ("recommending", "exporting"),
+  ("train", "evaluate", "recommend", "export", "ablate"),
+  ("recommending", "exporting", "ablating"),
   ("pipeline",),
   ("serving",),
   ("stages",),
@@ -99,7 +99,7 @@ def test_no_modules_import_each_other():
   graphlib.TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names them
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "recommend", "export", "config"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "recommend", "export", "ablate", "config"])
 def test_a_mistyped_command_is_refused_before_jax_is_loaded(module):
   """Nothing that parsing a command needs imports jax, not even over other modules."""
   heavy = {"jax", "flax", "optax", "orbax", "grain", "numpy"}

@@ -1,0 +1,301 @@
+"""What the command `ablate` does: every variant of a base configuration with every seed, and the
+table of what they give.
+
+A run is a workdir of its own, WORKDIR/<variant>-seed<k>; stages whose fingerprints are equal are
+trained once. Its figures go to RESULTS/<variant>-seed<k>.json, from which alone the table is made.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+
+from ml_collections import ConfigDict
+
+from mmesid_jax import artifacts, pipeline
+from mmesid_jax.cli import nearest
+from mmesid_jax.config import apply_preset, default_config, flatten, identity
+from mmesid_jax.errors import Interrupted, Stop, UserError
+from mmesid_jax.evaluation import comparison
+from mmesid_jax.stages.evaluation import MODELS, Ranks, read_ranks, summed_ranks, write_ranks
+from mmesid_jax.stages.workdir import Workdir
+
+BASE = "base"  # the variant that all are compared with
+MODEL = MODELS["recommender"]
+BESIDE_BASE = {"popularity": "popularity", "sasrec": MODELS["collaborative"]}  # row -> model
+SPLITS = ("test", "valid")
+NEXT = "next "  # of a sum's parts: of the next seed
+
+
+def run(
+  config: ConfigDict,
+  workdir: str | None,
+  results: pathlib.Path,
+  *,
+  variants: Sequence[str] | None,
+  seeds: Sequence[str] | None,
+) -> None:
+  """Seeds outermost, so that early results cover all variants. variants, seeds: None = all.
+
+  A run that fails is told in a line, and the next one starts; then Stop is raised at the end.
+  Raises UserError, before anything trains, for a variant that is none; Interrupted as
+  `pipeline.run` does.
+  """
+  if not workdir:
+    raise UserError("--workdir is missing; it must be given, but for --table")
+  chosen = [BASE, *_chosen(variants, _names(config), "--variants")]
+  plan = Plan(config, pathlib.Path(workdir), results)
+  models = [name for name in _names(config) if name in chosen and name not in config.sums]
+  sums = [name for name in config.sums if name in chosen]
+  numbers = [int(s) for s in _chosen(seeds, [*map(str, config.seeds)], "--seeds")]
+  plan.check(models, sums, numbers)
+  pipeline.keep_compiled(config.base, plan.workdir)
+  failed: dict[str, str] = {}
+
+  def attempt(work, name: str, seed: int) -> None:
+    label = f"{name}-seed{seed}"
+    print(f"\n{label}")
+    try:
+      work(name, seed)
+    except Interrupted:
+      raise
+    except Exception as error:
+      if not isinstance(error, Stop):
+        traceback.print_exc()
+      failed[label] = " ".join(str(error).split()) or type(error).__name__
+      print(f"error: {label}: {failed[label]}", file=sys.stderr)
+    show(config, results)
+
+  for seed in numbers:
+    for name in models:
+      if not plan.finished(name, seed):
+        attempt(plan.train, name, seed)
+    for other in numbers:
+      for name in sums:
+        if plan.ready(name, other) and not plan.finished(name, other):
+          attempt(plan.add_up, name, other)
+  show(config, results)
+  if failed:
+    told = "; ".join(f"{label} ({message})" for label, message in failed.items())
+    raise Stop(f"{len(failed)} of the runs failed; the same command tries them again: {told}")
+
+
+def show(config: ConfigDict, results: pathlib.Path) -> None:
+  """Prints the table of the results' folder, and the runs that it still lacks; writes table.md
+  there."""
+  found = comparison.read_results(results)
+  names = _names(config)
+  owed = [
+    f"seed {seed}: {', '.join(missing)}"
+    for seed in config.seeds
+    if (missing := [name for name in names if seed not in found.get(name, {})])
+  ]
+  text = "\n\n".join([comparison.table(found, [*BESIDE_BASE, *names]), _legend(found, owed)])
+  artifacts.write_text(results / "table.md", text + "\n")
+  print(f"\n{text}")
+
+
+def _legend(found, owed: list[str]) -> str:
+  runs = [result for seeds in found.values() for result in seeds.values()]
+  revisions = ", ".join(sorted({str(result["git"])[:7] for result in runs}))
+  return (
+    "Mean over seeds (each seed). To base: same seed and users on both sides, with a 95 % interval "
+    "over users; of one seed by bootstrap, of several seeds averaged, by Student's t over "
+    f"{comparison.GROUPS} groups of users.\n\nRevision: {revisions or 'none'}. "
+    f"Runs still owed: {'; '.join(owed) or 'none'}."
+  )
+
+
+def _names(config: ConfigDict) -> list[str]:
+  """Base, the other variants, the sums; each in the alphabetical order that ConfigDict keeps."""
+  return [BASE, *(name for name in config.variants if name != BASE), *config.sums]
+
+
+def _chosen(asked: Sequence[str] | None, known: Sequence[str], flag: str) -> list[str]:
+  for name in asked or ():
+    if name not in known:
+      raise UserError(f"{flag}={name}: no such one; did you mean {nearest(name, known)}?")
+  return [name for name in known if asked is None or name in asked]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The runs that a configuration asks for: their configurations, folders and results."""
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  results: pathlib.Path
+
+  def folder(self, name: str, seed: int) -> pathlib.Path:
+    return self.workdir / f"{name}-seed{seed}"
+
+  def file(self, name: str, seed: int) -> pathlib.Path:
+    return self.results / f"{name}-seed{seed}.json"
+
+  def changes(self, name: str) -> dict:
+    """What the variant changes, by flat key; of a sum its parts."""
+    if name in self.config.sums:
+      return {"sum": list(self.config.sums[name])}
+    return flatten(self.config.variants[name])
+
+  def config_of(self, name: str, seed: int) -> ConfigDict:
+    """Base with the variant's preset, then its other changes. Raises UserError."""
+    config = ConfigDict(self.config.base.to_dict())
+    keys = flatten(config)
+    changes = self.changes(name)
+    for key in changes:
+      if key not in keys:
+        raise UserError(
+          f"variant {name}: {key}: no such key; did you mean {nearest(key, [*keys])}?"
+        )
+    if preset := changes.get("preset"):
+      apply_preset(config, preset)
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    try:
+      config.update_from_flattened_dict({**tuples, "seed": seed})
+    except (TypeError, ValueError) as error:
+      raise UserError(f"variant {name}: {error}") from error
+    return config
+
+  def check(self, models: Sequence[str], sums: Sequence[str], seeds: Sequence[int]) -> None:
+    """Raises UserError for a variant that cannot run, or results of other ones."""
+    if BASE not in self.config.variants or self.changes(BASE):
+      raise UserError(f"--config.variants: wants one named {BASE} that changes nothing")
+    for name in models:
+      try:
+        pipeline.check_config(self.config_of(name, seeds[0]))
+      except UserError as error:
+        where = "" if name == BASE else f"variant {name}: "
+        raise UserError(where + str(error).replace("--config.", "--config.base.")) from error
+    for name in sums:
+      for part in self.config.sums[name]:
+        if part.removeprefix(NEXT) not in MODELS:
+          raise UserError(f"--config.sums.{name}: {part!r} is none of {', '.join(MODELS)}")
+    for seed in seeds:
+      for name in (*models, *sums):
+        self.finished(name, seed)
+
+  def finished(self, name: str, seed: int) -> bool:
+    """Whether nothing is left to do: the result is there, and compared with base; of base, the
+    ranks to compare with too. Raises UserError for the result of another configuration."""
+    file = self.file(name, seed)
+    if not file.is_file():
+      return False
+    result = comparison.read_result(file)
+    old, new = {**result["config"], **result["changes"]}, self._described(name, seed)
+    if different := sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
+      key = different[0]
+      raise UserError(
+        f"{file}: of another experiment: {key} is {old.get(key, 'the default')}, "
+        f"now {new.get(key, 'the default')}; name another --results, or delete the file"
+      )
+    return self.reference(seed) is not None if name == BASE else result["to_base"] is not None
+
+  def _described(self, name: str, seed: int) -> dict:
+    """What of the run's configuration is not the default, and what the variant changes."""
+    return {**self._departures(name, seed), **self.changes(name)}
+
+  def _departures(self, name: str, seed: int) -> dict:
+    default = identity(default_config())
+    own = identity(self.config_of(BASE if name in self.config.sums else name, seed))
+    return {k: v for k, v in own.items() if k not in default or v != default[k]}
+
+  def train(self, name: str, seed: int) -> None:
+    """The run and its result; of base, the results of the models beside it too."""
+    folder = self.folder(name, seed)
+    others = sorted(path for path in self.workdir.glob("*-seed*") if path != folder)
+    with self._timed(folder):
+      workdir = pipeline.run(self.config_of(name, seed), folder, others=others)
+      pipeline.evaluate(workdir, "valid")
+    codes = None
+    if "semantic_ids" in workdir.needs("recommender"):
+      header = artifacts.read_header(workdir.artifact("semantic_ids"), "semantic_ids")
+      codes = {
+        modality: {
+          "collisions": round(found["collision_rate"], 5),
+          "usage": [round(level["usage"], 4) for level in found.get("levels", [])],
+        }
+        for modality, found in header["health"].items()
+      }
+    self._write(name, seed, workdir, {s: read_ranks(folder, s, MODEL) for s in SPLITS}, codes)
+    for row, model in BESIDE_BASE.items() if name == BASE else ():
+      if model == "popularity" or workdir.artifact("collaborative").exists():
+        self._write(row, seed, workdir, {s: read_ranks(folder, s, model) for s in SPLITS})
+
+  def ready(self, name: str, seed: int) -> bool:
+    """Whether the models that this sum adds up are trained, two different ones."""
+    parts = self._parts(name, seed)
+    exist = (self.folder(BASE, s) / f"{stage}.safetensors" for s, stage in parts)
+    return len(set(parts)) > 1 and all(path.is_file() for path in exist)
+
+  def _parts(self, name: str, seed: int) -> list[tuple[int, str]]:
+    seeds = list(self.config.seeds)
+    behind = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    return [
+      (behind if part.startswith(NEXT) else seed, part.removeprefix(NEXT))
+      for part in self.config.sums[name]
+    ]
+
+  def add_up(self, name: str, seed: int) -> None:
+    """Ranks by the sum of the scores, and the result."""
+    folder = self.folder(name, seed)
+    with self._timed(folder):
+      parts = [
+        (pipeline.open_workdir(self._resolved(s), self.folder(BASE, s)), stage)
+        for s, stage in self._parts(name, seed)
+      ]
+      ranks = {split: summed_ranks(parts, split) for split in SPLITS}
+    for split, found in ranks.items():
+      write_ranks(folder, split, name, found)
+    self._write(name, seed, parts[0][0], ranks)
+
+  def _resolved(self, seed: int) -> ConfigDict:
+    config = self.config_of(BASE, seed)
+    pipeline.check_config(config)
+    return config
+
+  def reference(self, seed: int) -> Ranks | None:
+    """What base ranks in test; None where it did not yet."""
+    try:
+      return read_ranks(self.folder(BASE, seed), "test", MODEL)
+    except UserError:
+      return None
+
+  def _write(self, name: str, seed: int, workdir: Workdir, ranks, codes=None) -> None:
+    """The result; `ranks` by split, `workdir` is whose models ranked."""
+    environment = json.loads((workdir.path / "environment.json").read_text())
+    reference = self.reference(seed)
+    options = {"resamples": workdir.config.evaluation.resamples, "seed": seed}
+    beside = name in BESIDE_BASE
+    seconds = self.folder(name, seed) / "seconds"
+    result = {
+      "variant": name,
+      "seed": seed,
+      "changes": {} if beside else self.changes(name),
+      "config": self._departures(BASE if beside else name, seed),
+      "dataset": workdir.dataset.fingerprint,
+      "users": len(ranks["test"]["masked"]),
+      "git": environment["git"],
+      "python": environment["python"],
+      "versions": environment["versions"],
+      "devices": environment["devices"],
+      "seconds": None if beside else float(seconds.read_text()),
+      **{split: comparison.metrics(ranks[split], **options) for split in SPLITS},
+      "codes": codes,
+      "to_base": {} if name == BASE else reference and comparison.gains(ranks["test"], reference),
+    }
+    comparison.write_result(self.file(name, seed), result)
+
+  @contextlib.contextmanager
+  def _timed(self, folder: pathlib.Path) -> Iterator[None]:
+    """Adds the seconds that this takes to folder/seconds, also of a run that is stopped."""
+    start, file = time.perf_counter(), folder / "seconds"
+    try:
+      yield
+    finally:
+      before = float(file.read_text()) if file.is_file() else 0.0
+      artifacts.write_text(file, f"{before + time.perf_counter() - start:.1f}\n")

@@ -1,0 +1,139 @@
+"""One run's result as a small JSON file, and a table of many: what every variant gains on base."""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from mmesid_jax.artifacts import write_text
+from mmesid_jax.errors import UserError
+from mmesid_jax.evaluation.ranking import PROTOCOLS, paired, summary, values
+
+CUTOFFS = (5, 10)
+COMPARED = ("nDCG@5", "HR@10")
+GROUPS = 32  # of users: few enough for a small file, enough for an interval
+KEYS = {"variant", "seed", "changes", "config", "dataset", "git", "test", "valid", "to_base"}
+
+Ranks = Mapping[str, np.ndarray]  # protocol -> int32 [U]
+Result = Mapping[str, Any]
+
+
+def metrics(ranks: Ranks, *, resamples: int, seed: int) -> dict[str, dict[str, list[float]]]:
+  """protocol -> HR and nDCG at 5 and 10 -> mean, and 95 % bootstrap interval over users."""
+
+  def shown(rank_U: np.ndarray) -> dict[str, list[float]]:
+    found = summary(rank_U, CUTOFFS, resamples=resamples, seed=seed)
+    return {
+      name: [round(x, 5) for x in value.values()]
+      for name, value in found.items()
+      if not name.startswith("MRR")
+    }
+
+  return {protocol: shown(ranks[protocol]) for protocol in PROTOCOLS}
+
+
+def gains(ranks: Ranks, reference: Ranks) -> dict[str, dict[str, Any]]:
+  """ "masked nDCG@5" ... -> the mean of every user's difference to the reference, its 95 %
+  bootstrap interval, and the means of GROUPS groups of users, for `pooled`."""
+  found = {}
+  for protocol in PROTOCOLS:
+    ours, theirs = (values(r[protocol], CUTOFFS) for r in (ranks, reference))
+    for metric in COMPARED:
+      difference_U = ours[metric] - theirs[metric]
+      mean, low, high = paired(difference_U)
+      groups = [difference_U[g::GROUPS].mean() for g in range(min(GROUPS, len(difference_U)))]
+      found[f"{protocol} {metric}"] = {
+        "mean": round(mean, 6),
+        "interval": [round(low, 6), round(high, 6)],
+        "groups": [round(float(x), 6) for x in groups],
+      }
+  return found
+
+
+def pooled(seeds: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+  """Mean over seeds of one of `gains`, and its 95 % interval for other users.
+
+  Of one seed its bootstrap interval. Of several: the groups' means are averaged over the seeds,
+  whose users are the same, and Student's t over the groups takes the place of the bootstrap over
+  users, whose single differences are not in the files.
+  """
+  mean = float(np.mean([gain["mean"] for gain in seeds]))
+  if len(seeds) == 1:
+    return mean, *seeds[0]["interval"]
+  group_G = np.mean([gain["groups"] for gain in seeds], axis=0)
+  error = group_G.std(ddof=1) / len(group_G) ** 0.5
+  reach = float(stdtrit(len(group_G) - 1, 0.975) * error)
+  return mean, mean - reach, mean + reach
+
+
+def write_result(path: pathlib.Path, result: Result) -> None:
+  """A line a key."""
+  lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items()]
+  write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_result(path: pathlib.Path) -> Result:
+  """Raises UserError for what is no result."""
+  try:
+    result = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(f"{path}: not a JSON object ({error}); delete it") from error
+  if not isinstance(result, dict) or KEYS - result.keys():
+    raise UserError(f"{path}: no result of mmesid_jax.ablate; move it elsewhere")
+  return result
+
+
+def read_results(folder: pathlib.Path) -> dict[str, dict[int, Result]]:
+  """variant -> seed -> result, of every JSON file in the folder. Raises UserError for one that is
+  no result, or two of different data sets."""
+  found: dict[str, dict[int, Result]] = {}
+  first: tuple[pathlib.Path, str] | None = None
+  for path in sorted(folder.glob("*.json")):
+    result = read_result(path)
+    first = first or (path, result["dataset"])
+    if result["dataset"] != first[1]:
+      raise UserError(f"{path}: of another data set than {first[0]}; keep them in two folders")
+    found.setdefault(result["variant"], {})[result["seed"]] = result
+  return {variant: dict(sorted(seeds.items())) for variant, seeds in found.items()}
+
+
+def table(results: Mapping[str, Mapping[int, Result]], order: Iterable[str]) -> str:
+  """Markdown: a table a protocol, a row a variant, in this order and then what else there is."""
+  names = [name for name in order if name in results]
+  names += [name for name in results if name not in names]
+  return "\n\n".join(
+    f"Test, history {protocol}:\n\n{_table(results, names, protocol)}" for protocol in PROTOCOLS
+  )
+
+
+def _table(results, names: Sequence[str], protocol: str) -> str:
+  rows = [["variant", "seeds"]]
+  for metric in COMPARED:
+    rows[0] += [metric, "to base"]
+  for name in names:
+    found = results[name]
+    row = [name, ", ".join(map(str, found))]
+    for metric in COMPARED:
+      means = [result["test"][protocol][metric][0] for result in found.values()]
+      each = f" ({', '.join(f'{mean:.4f}' for mean in means)})" if len(means) > 1 else ""
+      row += [f"{np.mean(means):.4f}{each}", _gain(found.values(), f"{protocol} {metric}")]
+    rows.append(row)
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+    for row in rows
+  ]
+  lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+  return "\n".join(lines)
+
+
+def _gain(results: Iterable[Result], key: str) -> str:
+  """Of the seeds whose base run is there."""
+  seeds = [result["to_base"][key] for result in results if result["to_base"]]
+  if not seeds:
+    return ""
+  mean, low, high = pooled(seeds)
+  return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"

@@ -1,0 +1,77 @@
+"""Differences between two runs: what is kept of them in a small file, and intervals from that."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.evaluation import comparison
+from mmesid_jax.evaluation.ranking import paired
+
+
+def drawn(seed, users=3000, shift=0.0):
+  """Ranks of one model by two protocols: the users' tastes, more or less hard, are shared."""
+  hard_U = np.random.default_rng(99).normal(3, 1.5, users)
+  noise_U = np.random.default_rng(seed).normal(0, 0.5, users)
+  rank_U = 1 + np.exp(np.maximum(hard_U + noise_U + shift, 0)).astype(np.int32)
+  return {"masked": rank_U, "unmasked": rank_U + 1}
+
+
+def ndcg(rank_U):
+  return np.where(rank_U <= 5, 1 / np.log2(1.0 + rank_U), 0)
+
+
+def test_a_gain_is_the_users_mean_difference_with_the_interval_of_a_paired_bootstrap():
+  ours, base = drawn(0, shift=-0.1), drawn(1)
+  found = comparison.gains(ours, base)
+  assert list(found) == ["masked nDCG@5", "masked HR@10", "unmasked nDCG@5", "unmasked HR@10"]
+  difference_U = ndcg(ours["unmasked"]) - ndcg(base["unmasked"])
+  gain = found["unmasked nDCG@5"]
+  assert gain["mean"] == pytest.approx(difference_U.mean(), abs=1e-6)
+  assert np.mean(gain["groups"]) == pytest.approx(difference_U.mean(), abs=1e-5)
+  oracle = stats.bootstrap((difference_U,), np.mean, method="percentile", rng=0)
+  expected = oracle.confidence_interval
+  reach = (expected.high - expected.low) / 2
+  np.testing.assert_allclose(gain["interval"], expected, atol=0.15 * reach)
+  hit_U = (ours["masked"] <= 10).astype(float) - (base["masked"] <= 10)
+  assert found["masked HR@10"]["mean"] == pytest.approx(hit_U.mean(), abs=1e-6)
+
+
+def test_seeds_are_pooled_as_a_bootstrap_over_the_same_users_would():
+  pairs = [(drawn(seed, shift=-0.1), drawn(50 + seed)) for seed in range(3)]
+  gains = [comparison.gains(*pair)["masked nDCG@5"] for pair in pairs]
+  mean, low, high = comparison.pooled(gains)
+  difference_U = np.mean([ndcg(a["masked"]) - ndcg(b["masked"]) for a, b in pairs], axis=0)
+  exact, *ends = paired(difference_U)
+  assert mean == pytest.approx(exact, abs=1e-6) == (low + high) / 2
+  assert (high - low) / (ends[1] - ends[0]) == pytest.approx(1, abs=0.35)
+  one = np.mean([gain["interval"][1] - gain["interval"][0] for gain in gains])
+  assert high - low < one  # three seeds say more than one
+  assert comparison.pooled(gains[:1]) == (gains[0]["mean"], *gains[0]["interval"])
+
+
+def test_an_interval_over_several_seeds_is_students():
+  gains = [{"mean": 2.0, "groups": [1.0, 2.0, 3.0]}, {"mean": 3.0, "groups": [3.0, 3.0, 3.0]}]
+  groups = np.array([2.0, 2.5, 3.0])
+  expected = stats.t.interval(0.95, 2, loc=2.5, scale=stats.sem(groups))
+  np.testing.assert_allclose(comparison.pooled(gains)[1:], expected)
+
+
+def test_equal_ranks_differ_by_nothing():
+  gain = comparison.gains(drawn(0), drawn(0))["masked HR@10"]
+  assert (gain["mean"], gain["interval"]) == (0, [0, 0])
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "not a JSON object"), ("{}", "no result of")])
+def test_a_file_that_is_no_result_is_named(tmp_path, text, says):
+  (tmp_path / "x.json").write_text(text)
+  with pytest.raises(UserError, match=f"x.json: {says}"):
+    comparison.read_results(tmp_path)
+
+
+def test_two_data_sets_do_not_share_a_table(tmp_path):
+  for name in "ab":
+    result = dict.fromkeys(comparison.KEYS) | {"variant": name, "seed": 0, "dataset": name}
+    comparison.write_result(tmp_path / f"{name}.json", result)
+  with pytest.raises(UserError, match="b.json: of another data set than .*a.json"):
+    comparison.read_results(tmp_path)
