@@ -25,18 +25,12 @@ def get_config() -> ConfigDict:
   variants = {
     "base": {},
     # the quantiser's losses
-<<<<<<< HEAD
     "mmd": {"semantic_ids": {"reconstruction": "mmd"}},
     "mmd_and_mse": {"semantic_ids": {"reconstruction": "both"}},
     "no_alignment": {"semantic_ids": {"alignment": "none"}},
     # what codes are
     "kmeans": {"semantic_ids": {"quantizer": {"kind": "kmeans"}}},
     "fsq": {"semantic_ids": {"quantizer": {"kind": "fsq"}}},
-=======
-    "no_mmd": {"semantic_ids": {"reconstruction": "mse"}},
-    "mmd_only": {"semantic_ids": {"reconstruction": "mmd"}},
-    "no_alignment": {"semantic_ids": {"alignment": "none"}},
->>>>>>> ablate
     # what the recommender takes from the semantic IDs
     "no_codes": {"recommender": {"codes": "none"}},
     "random_codes": {"recommender": {"codes": "random"}},

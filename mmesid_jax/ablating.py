@@ -14,10 +14,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 
-<<<<<<< HEAD
-import jax
-=======
->>>>>>> ablate
 from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts, pipeline
@@ -73,10 +69,6 @@ def run(
       failed[label] = " ".join(str(error).split()) or type(error).__name__
       print(f"error: {label}: {failed[label]}", file=sys.stderr)
     show(config, results)
-<<<<<<< HEAD
-    jax.clear_caches()  # every run compiles its own steps: they would add up
-=======
->>>>>>> ablate
 
   for seed in numbers:
     for name in models:

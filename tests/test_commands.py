@@ -103,7 +103,6 @@ def test_ablate_names_what_is_wrong_and_makes_a_table_without_a_workdir(tmp_path
   )
 
 
-<<<<<<< HEAD
 def test_evaluate_examines_the_semantic_ids_in_a_page(workdir):
   command = ("evaluate", f"--workdir={workdir}", "--stage=semantic_ids")
   status, out, err = run(*command)
@@ -117,8 +116,6 @@ def test_evaluate_examines_the_semantic_ids_in_a_page(workdir):
   assert "--stage=semantic: " in line or "stage" in line
 
 
-=======
->>>>>>> ablate
 def test_ctrl_c_saves_says_where_and_the_same_command_goes_on(trained, tiny, tmp_path):
   data = shutil.copytree(trained / "synthetic", tmp_path / "data")
   sizes = {k: v for k, v in flatten(tiny()).items() if k.startswith("collaborative.")}
