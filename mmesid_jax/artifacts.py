@@ -26,7 +26,7 @@ def write_artifact(
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + ".tmp")
   metadata = {"mmesid": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
-  contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+  contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
   safetensors.numpy.save_file(contiguous, temporary, metadata=metadata)
   os.replace(temporary, path)
 

@@ -151,10 +151,10 @@ def whitenings(workdir: Workdir) -> dict[str, Whitening]:
   return {m: whitening(x, min(c.whiten, x.shape[1]), c.whiten_std) for m, x in features.items()}
 
 
-def drawn(workdir: Workdir, maps: Mapping[str, Whitening]) -> RecommenderModel:
-  """The model before training, around the workdir's features whitened by `maps`, its codes and
-  codebooks; a checkpoint's weights are not read yet."""
-  c = workdir.config.recommender
+def drawn(workdir: Workdir, maps: Mapping[str, Whitening] | None = None) -> RecommenderModel:
+  """The model before training, around the workdir's features whitened by `maps` (None: the
+  workdir's `whitenings`), its codes and codebooks; a checkpoint's weights are not read yet."""
+  c, maps = workdir.config.recommender, whitenings(workdir) if maps is None else maps
   features = workdir.features()
   features |= {m: whiten(features[m], by) for m, by in maps.items()}
   codes, codebooks = codes_and_codebooks(workdir)
