@@ -1,6 +1,7 @@
 """Feature tables: one row an item, row 0 the padding item, from .npy or .safetensors files."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,32 @@ import safetensors
 
 from mmesid_jax.errors import UserError
 
+CHUNK_BYTES = 32 * 2**20  # of a table that is checked at once
+AS_THEY_ARE = ("float16", "float32", "bfloat16")  # other types are converted to float32
+
 
 def read_features(
   path: str | os.PathLike, num_items: int, *, width: int | None = None
 ) -> np.ndarray:
   """Reads a table whose row i belongs to item i, float32 [I + 1, V], row 0 set to zero.
 
-  .npy, or .safetensors with one tensor; any float or integer type (bfloat16 too). Raises UserError
-  for a file that is missing or of another kind, a table that is not 2-d, has other than `num_items`
-  + 1 rows, a width other than `width` (when given), or holds NaN or infinity.
+  Raises UserError as `open_features` does.
+  """
+  x_IV = np.array(open_features(path, num_items, width=width), np.float32)  # a copy
+  x_IV[0] = 0
+  return x_IV
+
+
+def open_features(
+  path: str | os.PathLike, num_items: int, *, width: int | None = None
+) -> np.ndarray:
+  """The same table without reading it into memory: [I + 1, V], row 0 as the file has it.
+
+  .npy, or .safetensors with one tensor; any float or integer type (bfloat16 too). A .npy of float16
+  or float32 is a memory map, .safetensors and other types are read. All is checked, in chunks:
+  raises UserError for a file that is missing or of another kind, a table that is not 2-d, has other
+  than `num_items` + 1 rows, a width other than `width` (when given), holds NaN or infinity, or
+  tells no two items apart.
   """
   path = Path(path)
   if not path.is_file():
@@ -36,13 +54,34 @@ def read_features(
     raise UserError(f"{path}: rows are {table.shape[1]} wide; expected {width}")
   if table.dtype.kind in "OSUMmVc" and table.dtype.name != "bfloat16":
     raise UserError(f"{path}: holds values of type {table.dtype}; expected numbers")
-  with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, reported below
-    x_IV = np.array(table, np.float32)  # a copy: the file stays as it is
-  x_IV[0] = 0
-  bad = np.flatnonzero(~np.isfinite(x_IV).all(axis=1))
-  if len(bad):
-    raise UserError(f"{path}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
-  return x_IV
+  if table.dtype.name not in AS_THEY_ARE or not table.dtype.isnative:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, reported below
+      table = table.astype(np.float32)
+  _check_values(path, table)
+  return table
+
+
+def _check_values(path: Path, table: np.ndarray) -> None:
+  bad, first_bad, constant = 0, None, len(table) > 2  # of a single item nothing is expected
+  for start, x in _item_rows(table):
+    found = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(found) and first_bad is None:
+      first_bad = start + found[0]
+    bad += len(found)
+    constant = constant and bool((x == np.float32(table[1])).all())
+  if bad:
+    raise UserError(f"{path}: row {first_bad} holds NaN or infinity ({bad} such rows)")
+  if constant:
+    raise UserError(
+      f"{path}: all {len(table) - 1} items have the same row; expected vectors that tell them apart"
+    )
+
+
+def _item_rows(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Number of the first row and float32 rows, chunk by chunk from row 1 on."""
+  rows = max(CHUNK_BYTES // (4 * table.shape[1]), 1)
+  for start in range(1, len(table), rows):
+    yield start, np.float32(table[start : start + rows])
 
 
 def whiten(x_IV: np.ndarray, width: int, std: float) -> np.ndarray:

@@ -17,8 +17,24 @@ def level_health(code_N: np.ndarray, codes: int) -> dict[str, float]:
 
 def collisions(code_NL: np.ndarray) -> dict[str, float]:
   """collision rate = 1 - distinct IDs / items, and how many items the most shared ID has."""
-  _, count = np.unique(code_NL, axis=0, return_counts=True)
+  _, count = np.unique(_numbered(code_NL), return_counts=True)
   return {"collision_rate": 1 - len(count) / len(code_NL), "largest_group": int(count.max())}
+
+
+def _numbered(code_NL: np.ndarray) -> np.ndarray:
+  """int64 [N], equal where all L codes are: one column is sorted many times faster than rows.
+
+  Codes are the digits of a number; when more would not fit 63 bits, numbers are replaced by their
+  ranks, which are less than N.
+  """
+  number_N, limit = np.zeros(len(code_NL), np.int64), 1
+  for code_N in code_NL.T:
+    base = int(code_N.max()) + 1
+    if limit * base > np.iinfo(np.int64).max:
+      distinct, number_N = np.unique(number_N, return_inverse=True)
+      limit = len(distinct)
+    number_N, limit = number_N * base + code_N, limit * base
+  return number_N
 
 
 def health(codes: Mapping[str, np.ndarray], num_codes: int) -> dict[str, dict]:

@@ -131,10 +131,19 @@ def kmeans(
 
 
 def residual_kmeans(
-  z_ND: np.ndarray, levels: int, clusters: int, *, balanced: bool, seed: int = 0
+  z_ND: np.ndarray,
+  levels: int,
+  clusters: int,
+  *,
+  balanced: bool,
+  seed: int = 0,
+  overwrite: bool = False,
 ) -> np.ndarray:
-  """Codebooks float32 [L, C, D]: k-means of z, then of what remains behind each level."""
-  residual_ND, books = np.array(z_ND, np.float32), []
+  """Codebooks float32 [L, C, D]: k-means of z, then of what remains behind each level.
+
+  overwrite: z, a float32 array, becomes what remains, so that nothing as large is made beside it.
+  """
+  residual_ND, books = z_ND if overwrite else np.array(z_ND, np.float32), []
   for level in tqdm(range(levels), "k-means", delay=3, leave=False):
     book_CD, code_N = kmeans(residual_ND, clusters, balanced=balanced, seed=seed + level)
     for rows in _chunks(residual_ND, clusters):

@@ -13,29 +13,28 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.data.loader import item_batches
+from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.codebooks import health, table
 from mmesid_jax.models import flops, mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE
-from mmesid_jax.models.variables import Frozen
 from mmesid_jax.quantize.kmeans import residual_kmeans
+from mmesid_jax.stages.tables import Batch, Tables, batch_of, chunks, encoded, items_of
 from mmesid_jax.stages.workdir import Workdir, key_for
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task
 from mmesid_jax.training.throughput import Amounts
 
 STAGE = "semantic_ids"
-CHUNK = 4096  # items encoded at once
 
 
-class Tables(nnx.Module):
-  """The model and the feature tables that its batches of item ids read, on the device."""
-
-  def __init__(self, model: MMRQVAE, features: Mapping[str, np.ndarray]):
-    self.model = model
-    self.feature_IV = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in features.items()})
-
-  def features(self, item_B: jax.Array) -> dict[str, jax.Array]:
-    return {m: table_IV[...][item_B] for m, table_IV in self.feature_IV.items()}
+def check(config: ConfigDict, num_items: int) -> None:
+  """Raises UserError where config.semantic_ids = config asks for more codes than there are
+  items."""
+  if config.quantizer.codes > num_items:
+    raise UserError(
+      f"--config.semantic_ids.quantizer.codes={config.quantizer.codes}: more than the {num_items} "
+      "items of the data set, so most would stand for nothing"
+    )
 
 
 def build(
@@ -57,21 +56,17 @@ def build(
   start = config.quantizer.start
   if start != "random":
     for m, part in model.by_modality.items():
-      z_ND = np.concatenate([part.encoder(x) for x in _chunks(jnp.asarray(features[m][1:]))])
       part.quantizer.codebook_LCD[...] = jnp.asarray(
         residual_kmeans(
-          z_ND,
+          encoded(part.encoder, features[m], code_width),
           config.quantizer.levels,
           config.quantizer.codes,
           balanced=start == "balanced",
           seed=seed,
+          overwrite=True,
         )
       )
   return tables
-
-
-def _chunks(x: jax.Array) -> list[jax.Array]:
-  return [x[i : i + CHUNK] for i in range(0, len(x), CHUNK)]
 
 
 def loss_options(config: ConfigDict) -> dict:
@@ -89,13 +84,15 @@ def loss_options(config: ConfigDict) -> dict:
 
 
 @nnx.jit
-def _encode(tables: Tables, item_B: jax.Array) -> dict[str, jax.Array]:
-  return {m: tables.model.encode(m, x_BV) for m, x_BV in tables.features(item_B).items()}
+def _encode(tables: Tables, batch: Batch) -> dict[str, jax.Array]:
+  return {m: tables.model.encode(m, x_BV) for m, x_BV in tables.features(batch).items()}
 
 
-def all_codes(tables: Tables, num_items: int) -> dict[str, np.ndarray]:
+def all_codes(tables: Tables, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """modality -> int32 [I + 1, L] by the nearest code; row 0 is zero."""
-  found = [_encode(tables, item_B) for item_B in _chunks(jnp.arange(1, num_items + 1))]
+  num_items = len(next(iter(features.values()))) - 1
+  batches = (batch_of(features, np.arange(r.start, r.stop)) for r in chunks(num_items))
+  found = [jax.device_get(_encode(tables, batch)) for batch in batches]
   return {
     m: np.concatenate([np.zeros_like(found[0][m][:1]), *(part[m] for part in found)])
     for m in found[0]
@@ -110,34 +107,38 @@ def run(workdir: Workdir) -> None:
   steps_an_epoch = -(-num_items // batch)
   steps = steps_an_epoch * c.epochs
   options = loss_options(c)
+  features = workdir.features(mapped=True)
   fixed = np.resize(
     np.random.default_rng(config.seed).permutation(num_items) + 1, (steps_an_epoch, batch)
   )
 
   @nnx.jit
-  def whole_loss(tables: Tables, item_B: jax.Array) -> jax.Array:
-    return mm_rqvae.loss(tables.model, tables.features(item_B), **options)[0]
+  def whole_loss(tables: Tables, batch: Batch) -> jax.Array:
+    return mm_rqvae.loss(tables.model, tables.features(batch), **options)[0]
 
   def validate(tables: Tables) -> dict[str, float]:
-    report = health({m: x[1:] for m, x in all_codes(tables, num_items).items()}, c.quantizer.codes)
-    metrics = {"negative_loss": -float(np.mean([whole_loss(tables, items) for items in fixed]))}
+    report = health({m: x[1:] for m, x in all_codes(tables, features).items()}, c.quantizer.codes)
+    losses = [whole_loss(tables, batch_of(features, items)) for items in fixed]
+    metrics = {"negative_loss": -float(np.mean(losses))}
     for m, found in report.items():
       metrics[f"{m}/collision_rate"] = found["collision_rate"]
       for level, of_level in enumerate(found.get("levels", []), 1):
         metrics |= {f"{m}/level{level}/{name}": value for name, value in of_level.items()}
     return metrics
 
-  def step_loss(tables: Tables, item_B: jax.Array, key: jax.Array):
+  def step_loss(tables: Tables, batch: Batch, key: jax.Array):
     del key  # nothing is drawn while it trains
-    value, parts = mm_rqvae.loss(tables.model, tables.features(item_B), **options)
+    value, parts = mm_rqvae.loss(tables.model, tables.features(batch), **options)
     return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
 
-  tables = build(c, workdir.features(), code_width=config.recommender.width, seed=config.seed)
+  tables = build(c, features, code_width=config.recommender.width, seed=config.seed)
   task = Task(
     name=STAGE,
     model=tables,
     loss=step_loss,
-    batches=item_batches(num_items, batch, seed=config.seed),
+    batches=item_batches(num_items, batch, seed=config.seed).map(
+      lambda item_B: batch_of(features, item_B)
+    ),
     steps=steps,
     validate_every=steps_an_epoch * c.validate_every_epochs,
     optimizer=optimizer.adamw(c.optimizer, steps),
@@ -145,12 +146,12 @@ def run(workdir: Workdir) -> None:
     validate=validate,
     select="negative_loss",
     unit="items",
-    amounts=lambda items: Amounts(len(items), flops.mm_rqvae(tables.model, len(items))),
-    blame=lambda items: f"items {sorted(items.tolist())[:20]}",
+    amounts=lambda _: Amounts(batch, flops.mm_rqvae(tables.model, batch)),
+    blame=lambda rows: f"items {sorted(items_of(rows).tolist())[:20]}",
     seed=config.seed,
   )
   result = workdir.fit(task)
-  codes = all_codes(result.model, num_items)
+  codes = all_codes(result.model, features)
   report = health({m: x[1:] for m, x in codes.items()}, c.quantizer.codes)
   print(table(report))
   books = {

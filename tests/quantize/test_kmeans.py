@@ -135,11 +135,13 @@ def test_many_points_are_found_by_a_sample(monkeypatch, balanced):
   np.testing.assert_array_equal(code, ((x[:, None] - centroid) ** 2).sum(2).argmin(1))
 
 
-def test_what_is_quantised_stays_as_it_is():
+def test_what_is_quantised_stays_as_it_is_unless_told_otherwise():
   x = np.float32(np.random.default_rng(8).normal(size=(30, 3)))
   before = x.copy()
-  residual_kmeans(x, 2, 4, balanced=True)
+  book = residual_kmeans(x, 2, 4, balanced=True)
   np.testing.assert_array_equal(x, before)
+  np.testing.assert_array_equal(residual_kmeans(x, 2, 4, balanced=True, overwrite=True), book)
+  assert (x != before).any()
 
 
 @pytest.mark.parametrize("balanced", [False, True])
