@@ -54,6 +54,8 @@ def run(
   workdir = open_workdir(config, path)
   workdir.check_features()
   stages = [s for s in RUN if s in config.stages]
+  if "semantic_ids" in stages:
+    semantic_ids.check(config.semantic_ids, workdir.dataset.num_items)
   stale = _stale(workdir, stages, overwrite)
   for stage in stale:
     shutil.rmtree(workdir.folder(stage), ignore_errors=True)

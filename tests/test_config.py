@@ -228,7 +228,7 @@ def test_identity_leaves_out_only_what_may_differ_between_two_runs():
   assert whole.keys() == DEFAULTS.keys() - free
   json.dumps(whole)
   for key, value in DEFAULTS.items():
-    other = {list: [3], int: 77, float: 0.77, str: "other", bool: True}[type(value)]
+    other = {list: [3], int: 77, float: 0.77, str: "other", bool: not value}[type(value)]
     assert (identity(changed(key, other)) == whole) == (key in free), key
 
 

@@ -149,6 +149,7 @@ BAD_TABLES = {
   "objects": (table().astype(object), "python objects"),
   "flat": (table()[:, 0], "a table of shape [41]"),
   "missing": (None, "no such file"),
+  "all zero": (np.zeros((41, 8)), "all 40 items have the same row"),
 }
 
 

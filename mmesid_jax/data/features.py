@@ -1,6 +1,7 @@
 """Feature tables: one row an item, row 0 the padding item, from .npy or .safetensors files."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,15 +10,32 @@ import safetensors
 
 from mmesid_jax.errors import UserError
 
+CHUNK_BYTES = 32 * 2**20  # of a table that is checked at once
+AS_THEY_ARE = ("float16", "float32", "bfloat16")  # other types are converted to float32
+
 
 def read_features(
   path: str | os.PathLike, num_items: int, *, width: int | None = None
 ) -> np.ndarray:
   """Reads a table whose row i belongs to item i, float32 [I + 1, V], row 0 set to zero.
 
-  .npy, or .safetensors with one tensor; any float or integer type (bfloat16 too). Raises UserError
-  for a file that is missing or of another kind, a table that is not 2-d, has other than `num_items`
-  + 1 rows, a width other than `width` (when given), or holds NaN or infinity.
+  Raises UserError as `open_features` does.
+  """
+  x_IV = np.array(open_features(path, num_items, width=width), np.float32)  # a copy
+  x_IV[0] = 0
+  return x_IV
+
+
+def open_features(
+  path: str | os.PathLike, num_items: int, *, width: int | None = None
+) -> np.ndarray:
+  """The same table without reading it into memory: [I + 1, V], row 0 as the file has it.
+
+  .npy, or .safetensors with one tensor; any float or integer type (bfloat16 too). A .npy of float16
+  or float32 is a memory map, .safetensors and other types are read. All is checked, in chunks:
+  raises UserError for a file that is missing or of another kind, a table that is not 2-d, has other
+  than `num_items` + 1 rows, a width other than `width` (when given), holds NaN or infinity, or
+  tells no two items apart.
   """
   table = _read(Path(path))
   if table.ndim != 2 or not table.shape[-1]:
@@ -27,7 +45,44 @@ def read_features(
       f"{path}: {len(table)} rows; expected {num_items + 1}, one for each of the {num_items} items "
       "after a row 0 for padding"
     )
-  return _numbers(table, path, width, padding=True)
+  if width is not None and table.shape[1] != width:
+    raise UserError(f"{path}: rows are {table.shape[1]} wide; expected {width}")
+  table = _floats(table, path)
+  _check_values(path, table)
+  return table
+
+
+def _floats(table: np.ndarray, source) -> np.ndarray:
+  """The table, as float32 unless it is of a kind that is read as it is. Raises UserError."""
+  if table.dtype.kind in "OSUMmVc" and table.dtype.name != "bfloat16":
+    raise UserError(f"{source}: holds values of type {table.dtype}; expected numbers")
+  if table.dtype.name in AS_THEY_ARE and table.dtype.isnative:
+    return table
+  with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity: no finite number
+    return table.astype(np.float32)
+
+
+def _check_values(path: Path, table: np.ndarray) -> None:
+  bad, first_bad, constant = 0, None, len(table) > 2  # of a single item nothing is expected
+  for start, x in _item_rows(table):
+    found = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(found) and first_bad is None:
+      first_bad = start + found[0]
+    bad += len(found)
+    constant = constant and bool((x == np.float32(table[1])).all())
+  if bad:
+    raise UserError(f"{path}: row {first_bad} holds NaN or infinity ({bad} such rows)")
+  if constant:
+    raise UserError(
+      f"{path}: all {len(table) - 1} items have the same row; expected vectors that tell them apart"
+    )
+
+
+def _item_rows(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Number of the first row and float32 rows, chunk by chunk from row 1 on."""
+  rows = max(CHUNK_BYTES // (4 * table.shape[1]), 1)
+  for start in range(1, len(table), rows):
+    yield start, np.float32(table[start : start + rows])
 
 
 def read_new_features(path: str | os.PathLike, *, width: int) -> np.ndarray:
@@ -52,23 +107,28 @@ def new_features(table: np.ndarray, source: str | os.PathLike, *, width: int) ->
       f"{source}: a table of shape {list(table.shape)}; expected [new items, {width}], one row an "
       "item and none for padding"
     )
-  return _numbers(table, source, width, padding=False)
-
-
-def _numbers(table: np.ndarray, source, width: int | None, *, padding: bool) -> np.ndarray:
-  """The table [N, V] as finite float32 numbers, row 0 zeroed where it is padding."""
-  if width is not None and table.shape[1] != width:
+  if table.shape[1] != width:
     raise UserError(f"{source}: rows are {table.shape[1]} wide; expected {width}")
-  if table.dtype.kind in "OSUMmVc" and table.dtype.name != "bfloat16":
-    raise UserError(f"{source}: holds values of type {table.dtype}; expected numbers")
-  with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, reported below
-    x_NV = np.array(table, np.float32)  # a copy: the file stays as it is
-  if padding:
-    x_NV[0] = 0
+  x_NV = _floats(table, source).astype(np.float32)  # a copy: the file stays as it is
   bad = np.flatnonzero(~np.isfinite(x_NV).all(axis=1))
   if len(bad):
     raise UserError(f"{source}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
   return x_NV
+
+
+def mean_and_deviation(table_IV: np.ndarray) -> tuple[np.ndarray, float]:
+  """Mean of rows 1..I, float64 [V], and the one standard deviation of all their values from it;
+  read in chunks."""
+  total_V = sum(x.sum(0, dtype=np.float64) for _, x in _item_rows(table_IV))
+  mean_V = total_V / (len(table_IV) - 1)
+  squares = sum(float(((x - mean_V) ** 2).sum()) for _, x in _item_rows(table_IV))
+  return mean_V, (squares / (len(table_IV) - 1) / len(mean_V)) ** 0.5
+
+
+def covariance(table_IV: np.ndarray, mean_V: np.ndarray) -> np.ndarray:
+  """Of rows 1..I, whose mean is given: float64 [V, V]; read in chunks."""
+  centred = (x - mean_V for _, x in _item_rows(table_IV))
+  return sum(x.T @ x for x in centred) / (len(table_IV) - 1)
 
 
 class Whitening(NamedTuple):
@@ -89,10 +149,8 @@ def whitening(x_IV: np.ndarray, width: int, std: float) -> Whitening:
   Deterministic: each component's sign makes its largest loading positive. Raises ValueError when
   `width` exceeds V.
   """
-  x = x_IV[1:].astype(np.float64)
-  mean_V = x.mean(axis=0)
-  x -= mean_V
-  variance, directions = principal_components(x, width)
+  mean_V, _ = mean_and_deviation(x_IV)
+  variance, directions = principal_components(covariance(x_IV, mean_V), width)
   floor = max(variance[0], 0.0) * 1e-10
   scale = np.where(variance > floor, std / np.sqrt(np.maximum(variance, 1e-300)), 0.0)
   return Whitening(mean_V, directions * scale)
@@ -105,16 +163,15 @@ def whiten(x_IV: np.ndarray, by: Whitening) -> np.ndarray:
   return whitened
 
 
-def principal_components(x_NV: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-  """The `width` largest variances [width] of centred rows and their directions [V, width], float64.
+def principal_components(covariance_VV: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+  """The `width` largest variances [width] and their directions [V, width].
 
   Each direction's sign makes its largest loading positive. Raises ValueError when `width` exceeds
   V.
   """
-  if not 1 <= width <= x_NV.shape[1]:
-    raise ValueError(f"width {width} of a table that is {x_NV.shape[1]} wide")
-  x_NV = x_NV.astype(np.float64)
-  variance_V, directions_VV = np.linalg.eigh(x_NV.T @ x_NV / len(x_NV))
+  if not 1 <= width <= len(covariance_VV):
+    raise ValueError(f"width {width} of a table that is {len(covariance_VV)} wide")
+  variance_V, directions_VV = np.linalg.eigh(covariance_VV)
   directions = directions_VV[:, ::-1][:, :width]
   largest = np.abs(directions).argmax(axis=0)
   signs = np.where(directions[largest, np.arange(width)] < 0, -1.0, 1.0)

@@ -26,7 +26,7 @@ def level_health(code_N: np.ndarray, codes: int) -> dict[str, float]:
 
 def collisions(code_NL: np.ndarray) -> dict[str, float]:
   """collision rate = 1 - distinct IDs / items, and how many items the most shared ID has."""
-  _, count = np.unique(code_NL, axis=0, return_counts=True)
+  _, count = np.unique(prefix_groups(code_NL)[:, -1], return_counts=True)
   return {"collision_rate": 1 - len(count) / len(code_NL), "largest_group": int(count.max())}
 
 

@@ -39,8 +39,10 @@ def mmd(x_BV: jax.Array, y_BV: jax.Array, *, bandwidth: float = 0.5) -> jax.Arra
   xx_BB, yy_BB = squared_distances(x_BV, x_BV), squared_distances(y_BV, y_BV)
   xy_BB = squared_distances(x_BV, y_BV)
   mean = (xx_BB.mean() + yy_BB.mean() + 2 * xy_BB.mean()) / 4
-  # A constant batch has distance 0, not NaN.
-  variance = jnp.maximum(bandwidth * jax.lax.stop_gradient(mean), 1e-12)
+  # A constant batch has distance 0 and no gradient, not NaN: what is below the digits that float32
+  # has of the values is rounding.
+  floor = 1e-12 * (1 + (centre_V**2).sum())
+  variance = jnp.maximum(bandwidth * jax.lax.stop_gradient(mean), floor)
 
   def kernel(d_BB):
     return jnp.exp(-d_BB / (2 * variance))

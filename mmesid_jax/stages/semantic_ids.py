@@ -16,34 +16,38 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts
-from mmesid_jax.data.features import principal_components
+from mmesid_jax.data.features import covariance, mean_and_deviation, principal_components
 from mmesid_jax.data.loader import item_batches
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.codebooks import health, table
 from mmesid_jax.models import flops, mm_rqvae
+from mmesid_jax.models.fsq import digits
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
 from mmesid_jax.models.quantizer import QuantizerConfig
 from mmesid_jax.models.state import loaded
-from mmesid_jax.models.variables import Frozen
 from mmesid_jax.quantize.kmeans import residual_kmeans
+from mmesid_jax.stages.tables import Batch, Tables, batch_of, chunks, encoded, items_of
 from mmesid_jax.stages.workdir import Workdir, key_for
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task
 from mmesid_jax.training.throughput import Amounts
 
 STAGE = "semantic_ids"
-CHUNK = 4096  # items encoded at once
 
 
-class Tables(nnx.Module):
-  """The model and the feature tables that its batches of item ids read, on the device."""
-
-  def __init__(self, model: MMRQVAE, features: Mapping[str, np.ndarray]):
-    self.model = model
-    self.feature_IV = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in features.items()})
-
-  def features(self, item_B: jax.Array) -> dict[str, jax.Array]:
-    return {m: table_IV[...][item_B] for m, table_IV in self.feature_IV.items()}
+def check(config: ConfigDict, num_items: int) -> None:
+  """Raises UserError where config.semantic_ids = config asks for more codes than there are items,
+  or for a grid that has not so many."""
+  if config.quantizer.codes > num_items:
+    raise UserError(
+      f"--config.semantic_ids.quantizer.codes={config.quantizer.codes}: more than the {num_items} "
+      "items of the data set, so most would stand for nothing"
+    )
+  if config.quantizer.kind == "fsq":
+    try:
+      digits(config.quantizer.codes)
+    except ValueError as error:
+      raise UserError(f"--config.semantic_ids.quantizer.codes: {error}") from error
 
 
 def build(
@@ -56,22 +60,23 @@ def build(
   widths = {m: x.shape[1] for m, x in features.items()}
   q, model = config.quantizer, drawn(config, widths, code_width=code_width, seed=seed)
   for m, part in model.by_modality.items():
+    mean_V, deviation = mean_and_deviation(features[m])
     if config.standardise:
-      part.mean_V[...] = jnp.asarray(features[m][1:].mean(0))
-      part.scale[...] = jnp.sqrt(jnp.asarray(features[m][1:].var(0).mean()))
+      part.mean_V[...] = jnp.asarray(mean_V, jnp.float32)
+      part.scale[...] = jnp.float32(deviation)
     if q.kind == "kmeans":
-      _principal(part, features[m][1:], code_width)
+      _principal(part, features[m], mean_V, code_width)
   tables, start = Tables(model, features), q.start
   if start != "random" and q.kind != "fsq":
     for m, part in model.by_modality.items():
-      z_ND = np.concatenate([part.encoded(x) for x in _chunks(jnp.asarray(features[m][1:]))])
       part.quantizer.codebook_LCD[...] = jnp.asarray(
         residual_kmeans(
-          z_ND,
+          encoded(part, features[m], code_width),
           q.levels,
           q.codes,
           balanced=start == "balanced",
           seed=seed,
+          overwrite=True,
         )
       )
   return tables
@@ -90,19 +95,14 @@ def drawn(config: ConfigDict, widths: Mapping[str, int], *, code_width: int, see
   )
 
 
-def _principal(part: Autoencoder, x_NV: np.ndarray, D: int) -> None:
+def _principal(part: Autoencoder, table_IV: np.ndarray, mean_V: np.ndarray, D: int) -> None:
   """Encoder and decoder become the first D principal components, the rest of D zero."""
-  x_NV = np.asarray(part.standardised(jnp.asarray(x_NV)))
-  mean_V, V = x_NV.mean(0), x_NV.shape[1]
-  _, directions = principal_components(x_NV - mean_V, min(V, D))
-  kernel_VD = np.pad(directions, ((0, 0), (0, max(D - V, 0)))).astype(np.float32)
+  _, directions = principal_components(covariance(table_IV, mean_V), min(len(mean_V), D))
+  kernel_VD = np.pad(directions, ((0, 0), (0, D - directions.shape[1]))).astype(np.float32)
+  centre_V = np.asarray(part.standardised(jnp.asarray(mean_V, jnp.float32)))
   (encode,), (decode,) = part.encoder.layers, part.decoder.layers
-  encode.kernel[...], encode.bias[...] = jnp.asarray(kernel_VD), jnp.asarray(-mean_V @ kernel_VD)
-  decode.kernel[...], decode.bias[...] = jnp.asarray(kernel_VD.T), jnp.asarray(mean_V)
-
-
-def _chunks(x: jax.Array) -> list[jax.Array]:
-  return [x[i : i + CHUNK] for i in range(0, len(x), CHUNK)]
+  encode.kernel[...], encode.bias[...] = jnp.asarray(kernel_VD), jnp.asarray(-centre_V @ kernel_VD)
+  decode.kernel[...], decode.bias[...] = jnp.asarray(kernel_VD.T), jnp.asarray(centre_V)
 
 
 def loss_options(config: ConfigDict) -> dict:
@@ -119,13 +119,15 @@ def loss_options(config: ConfigDict) -> dict:
 
 
 @nnx.jit
-def _encode(tables: Tables, item_B: jax.Array) -> dict[str, jax.Array]:
-  return {m: tables.model.encode(m, x_BV) for m, x_BV in tables.features(item_B).items()}
+def _encode(tables: Tables, batch: Batch) -> dict[str, jax.Array]:
+  return {m: tables.model.encode(m, x_BV) for m, x_BV in tables.features(batch).items()}
 
 
-def all_codes(tables: Tables, num_items: int) -> dict[str, np.ndarray]:
+def all_codes(tables: Tables, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """modality -> int32 [I + 1, L] by the nearest code; row 0 is zero."""
-  found = [_encode(tables, item_B) for item_B in _chunks(jnp.arange(1, num_items + 1))]
+  num_items = len(next(iter(features.values()))) - 1
+  batches = (batch_of(features, np.arange(r.start, r.stop)) for r in chunks(num_items))
+  found = [jax.device_get(_encode(tables, batch)) for batch in batches]
   return {
     m: np.concatenate([np.zeros_like(found[0][m][:1]), *(part[m] for part in found)])
     for m in found[0]
@@ -167,38 +169,41 @@ def run(workdir: Workdir) -> None:
   steps_an_epoch = -(-num_items // batch)
   steps = steps_an_epoch * c.epochs
   options = loss_options(c)
+  features = workdir.features(mapped=True)
   fixed = np.resize(
     np.random.default_rng(config.seed).permutation(num_items) + 1, (steps_an_epoch, batch)
   )
 
   @nnx.jit
-  def whole_loss(tables: Tables, item_B: jax.Array) -> jax.Array:
-    return mm_rqvae.loss(tables.model, tables.features(item_B), **options)[0]
+  def whole_loss(tables: Tables, batch: Batch) -> jax.Array:
+    return mm_rqvae.loss(tables.model, tables.features(batch), **options)[0]
 
   def validate(tables: Tables) -> dict[str, float]:
-    report = health({m: x[1:] for m, x in all_codes(tables, num_items).items()}, c.quantizer.codes)
-    metrics = {"negative_loss": -float(np.mean([whole_loss(tables, items) for items in fixed]))}
+    report = health({m: x[1:] for m, x in all_codes(tables, features).items()}, c.quantizer.codes)
+    losses = [whole_loss(tables, batch_of(features, items)) for items in fixed]
+    metrics = {"negative_loss": -float(np.mean(losses))}
     for m, found in report.items():
       metrics[f"{m}/collision_rate"] = found["collision_rate"]
       for level, of_level in enumerate(found.get("levels", []), 1):
         metrics |= {f"{m}/level{level}/{name}": value for name, value in of_level.items()}
     return metrics
 
-  def step_loss(tables: Tables, item_B: jax.Array, key: jax.Array):
+  def step_loss(tables: Tables, batch: Batch, key: jax.Array):
     del key  # nothing is drawn while it trains
-    value, parts = mm_rqvae.loss(tables.model, tables.features(item_B), **options)
+    value, parts = mm_rqvae.loss(tables.model, tables.features(batch), **options)
     return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
 
   adamw = optimizer.adamw(c.optimizer, steps)
   if c.quantizer.update == "average":
     adamw = optimizer.averaging(adamw, "codebook_LCD", c.quantizer.average_rate)
-  features = workdir.features()
   tables = build(c, features, code_width=config.recommender.width, seed=config.seed)
   task = Task(
     name=STAGE,
     model=tables,
     loss=step_loss,
-    batches=item_batches(num_items, batch, seed=config.seed),
+    batches=item_batches(num_items, batch, seed=config.seed).map(
+      lambda item_B: batch_of(features, item_B)
+    ),
     steps=steps,
     validate_every=steps_an_epoch * c.validate_every_epochs,
     optimizer=adamw,
@@ -206,15 +211,15 @@ def run(workdir: Workdir) -> None:
     validate=validate,
     select="negative_loss",
     unit="items",
-    amounts=lambda items: Amounts(len(items), flops.mm_rqvae(tables.model, len(items))),
-    blame=lambda items: f"items {sorted(items.tolist())[:20]}",
+    amounts=lambda _: Amounts(batch, flops.mm_rqvae(tables.model, batch)),
+    blame=lambda rows: f"items {sorted(items_of(rows).tolist())[:20]}",
     seed=config.seed,
   )
   best_step = 0
   if c.quantizer.kind != "kmeans":
     result = workdir.fit(task)
     tables, best_step = result.model, result.best_step
-  codes = all_codes(tables, num_items)
+  codes = all_codes(tables, features)
   report = health({m: x[1:] for m, x in codes.items()}, c.quantizer.codes, categories)
   print(table(report))
   books = {m: part.quantizer.codebook_LCD[...] for m, part in tables.model.by_modality.items()}
@@ -222,7 +227,7 @@ def run(workdir: Workdir) -> None:
     STAGE,
     {f"codes.{m}": x for m, x in codes.items()}
     | {f"codebooks.{m}": np.asarray(x) for m, x in books.items()}
-    | {f"means.{m}": x[1:].mean(0) for m, x in features.items()},
+    | {f"means.{m}": np.float32(mean_and_deviation(x)[0]) for m, x in features.items()},
     tables.model,
     best_step=best_step,
     health=report,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mmesid_jax import artifacts
 from mmesid_jax.config import identity, modalities
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.features import read_features
+from mmesid_jax.data.features import open_features, read_features
 from mmesid_jax.models.state import tensors
 from mmesid_jax.stages import backbone
 from mmesid_jax.training.loop import Result, Task, fit
@@ -88,24 +88,25 @@ class Workdir:
     with (self.data_dir / file).open("rb") as opened:
       return hashlib.file_digest(opened, "sha256").hexdigest()
 
-  def features(self) -> dict[str, np.ndarray]:
-    """modality -> float32 [I + 1, V], row 0 zero. Raises UserError for a table that does not
-    fit."""
-    tables = {}
+  def features(self, *, mapped: bool = False) -> dict[str, np.ndarray]:
+    """modality -> float32 [I + 1, V], row 0 zero; mapped: as the files have them, in memory only
+    where `open_features` must. Raises UserError for a table that does not fit."""
+    read, tables = open_features if mapped else read_features, {}
     for modality in modalities(self.config):
       source = self.config.features[modality]
       if source == "stage":
         found, _ = artifacts.read_artifact(self.artifact("collaborative"), "collaborative")
         tables[modality] = found["items"]
       else:
-        tables[modality] = read_features(self.data_dir / source, self.dataset.num_items)
+        tables[modality] = read(self.data_dir / source, self.dataset.num_items)
     return tables
 
   def check_features(self) -> None:
-    """Reads every table that comes from a file. Raises UserError for one that does not fit."""
+    """Looks through every table that comes from a file. Raises UserError for one that does not
+    fit."""
     for modality in modalities(self.config):
       if (source := self.config.features[modality]) != "stage":
-        read_features(self.data_dir / source, self.dataset.num_items)
+        open_features(self.data_dir / source, self.dataset.num_items)
 
   def write(
     self, stage: str, named: dict[str, np.ndarray], model: nnx.Module | None, **header: Any

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from mmesid_jax.data.features import read_features, read_new_features, whiten, whitening
+from mmesid_jax.data import features
+from mmesid_jax.data.features import (
+  open_features,
+  read_features,
+  read_new_features,
+  whiten,
+  whitening,
+)
 from mmesid_jax.errors import UserError
 
 
@@ -66,6 +73,11 @@ BAD = {
   "objects": (np.array([["a", None]], object), r"x\.npy: not a plain .npy table .*python objects"),
   "strings": (np.full((6, 3), "a"), r"x\.npy: holds values of type <U1; expected numbers"),
   "complex": (table(6).astype(np.complex64), r"x\.npy: holds values of type complex64"),
+  "all zero": (np.zeros((6, 3)), r"x\.npy: all 5 items have the same row"),
+  "constant but for padding": (
+    np.float32([[9] * 3, *[[1, 2, 3]] * 5]),
+    r"x\.npy: all 5 items have the same row; expected vectors that tell them apart",
+  ),
   "records": (np.zeros((6, 3), [("a", "f4")]), r"x\.npy: holds values of type \[\('a', '<f4'\)\]"),
 }
 
@@ -76,6 +88,42 @@ def test_bad_tables_name_file_and_fault(tmp_path, name):
   np.save(tmp_path / "x.npy", x_IV, allow_pickle=True)
   with pytest.raises(UserError, match=message):
     read_features(tmp_path / "x.npy", 5, width=3)
+
+
+@pytest.mark.parametrize("name", ["nan", "inf", "constant but for padding"])
+def test_what_chunks_find_counts_over_the_table(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(features, "CHUNK_BYTES", 4 * 3 * 2)  # two rows
+  test_bad_tables_name_file_and_fault(tmp_path, name)
+  bad_IV = table(6)
+  bad_IV[[1, 4, 5], 0] = np.nan
+  np.save(tmp_path / "x.npy", bad_IV)
+  with pytest.raises(UserError, match=r"row 1 holds NaN or infinity \(3 such rows\)"):
+    open_features(tmp_path / "x.npy", 5)
+  np.save(tmp_path / "x.npy", np.float32([[0, 0], [1, 1], [1, 1], [1, 1], [1, 2]]))
+  open_features(tmp_path / "x.npy", 4)  # one item differs, in the last chunk
+
+
+def test_two_items_in_one_row_and_a_single_item_are_legal(tmp_path):
+  np.save(tmp_path / "x.npy", np.float32([[0], [1], [1], [2]]))
+  assert read_features(tmp_path / "x.npy", 3).shape == (4, 1)
+  np.save(tmp_path / "x.npy", np.zeros((2, 3), np.float32))
+  assert read_features(tmp_path / "x.npy", 1).shape == (2, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_open_tables_stay_on_disk(tmp_path, dtype):
+  np.save(tmp_path / "x.npy", table(6).astype(dtype))
+  opened = open_features(tmp_path / "x.npy", 5)
+  assert isinstance(opened, np.memmap) and opened.dtype == dtype and not opened.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int16, ">f4"])
+def test_other_types_are_opened_as_float32(tmp_path, dtype):
+  x_IV = (10 * table(6)).astype(dtype)
+  np.save(tmp_path / "x.npy", x_IV)
+  opened = open_features(tmp_path / "x.npy", 5)
+  assert opened.dtype == np.float32 and opened.dtype.isnative
+  np.testing.assert_array_equal(opened, x_IV.astype(np.float32))
 
 
 def test_bad_files(tmp_path):

@@ -32,6 +32,22 @@ def test_collisions():
   assert collisions(np.arange(4)[:, None]) == {"collision_rate": 0, "largest_group": 1}
 
 
+@pytest.mark.parametrize(("levels", "codes"), [(1, 3), (4, 256), (12, 256), (3, 2**31 - 1)])
+def test_collisions_are_counted_row_by_row(levels, codes):
+  """Up to 96 bits an ID: more than fits one integer. Rows that share all but one code differ."""
+  rng = np.random.default_rng(0)
+  distinct = rng.integers(0, codes, (40, levels)).astype(np.int32)
+  distinct[0], distinct[1:3] = codes - 1, distinct[3]
+  distinct[1, 0], distinct[2, -1] = (distinct[1:3, [0, -1]].diagonal() + 1) % codes
+  code = distinct[rng.integers(0, 40, 500)]
+  _, count = np.unique(code, axis=0, return_counts=True)
+  found = collisions(code)
+  assert found == {
+    "collision_rate": pytest.approx(1 - len(count) / 500),
+    "largest_group": count.max(),
+  }
+
+
 def test_joint_codes_are_all_modalities_together():
   """Each modality collides, items in pairs; together they tell every item apart."""
   codes = {"text": np.array([[0], [0], [1], [1]]), "visual": np.array([[0], [1], [0], [1]])}

@@ -43,3 +43,12 @@ def test_zero_vector_has_a_finite_gradient():
   value, gradients = jax.value_and_grad(info_nce, argnums=(0, 1))(query, key, 0.1)
   assert np.isfinite(value)
   assert all(np.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("value", [1.7, 0.0])
+def test_constant_batches_tell_nothing_apart(value):
+  """Every key is as near as every other: log B, and nothing to learn from."""
+  x = np.full((6, 4), value, np.float32)
+  found, gradients = jax.value_and_grad(info_nce, argnums=(0, 1))(x, x, 0.1)
+  np.testing.assert_allclose(found, np.log(6), rtol=1e-5)
+  np.testing.assert_allclose(gradients, 0, atol=1e-4)

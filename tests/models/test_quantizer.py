@@ -129,3 +129,39 @@ def test_averaging_converges_to_the_means_of_every_level(z):
       own = residual[code[:, level] == c]
       np.testing.assert_allclose(book[c], own.mean(0), atol=1e-3)
     residual = residual - book[code[:, level]]
+
+
+def test_gradient_of_the_loss_equals_finite_differences(quantizer, z):
+  """float64. What the loss holds constant is held at its value: codes, sg(r) and sg(v)."""
+  z, books = np.float64(z), np.float64(quantizer.codebook_LCD[...])
+  codes, _, _ = oracle(z, books)
+  chosen = [book[codes[:, level]] for level, book in enumerate(books)]
+  before = [z - sum(chosen[:level]) for level in range(LEVELS)]
+
+  def loss(z, books):
+    total = 0.0
+    for level, book in enumerate(books):
+      residual = z - sum(chosen[:level])
+      to_code = ((before[level] - book[codes[:, level]]) ** 2).mean()
+      total += to_code + MU * ((residual - chosen[level]) ** 2).mean()
+    return total / LEVELS
+
+  def difference(x, i, value, step=1e-5):
+    up, down = x.copy(), x.copy()
+    up[i] += step
+    down[i] -= step
+    return (value(up) - value(down)) / (2 * step)
+
+  with jax.enable_x64(True):
+    quantizer.codebook_LCD = nnx.Param(jnp.asarray(books))
+    to_z = np.asarray(jax.grad(lambda z: quantizer(z).loss)(jnp.asarray(z)))
+    to_books = np.asarray(nnx.grad(lambda q: q(jnp.asarray(z)).loss)(quantizer).codebook_LCD[...])
+  assert to_z.dtype == to_books.dtype == np.float64
+  for i in ((0, 0), (7, 2), (31, 3)):
+    expected = difference(z, i, lambda z: loss(z, books))
+    np.testing.assert_allclose(to_z[i], expected, rtol=1e-7)
+  for level in range(LEVELS):  # a code that is in use
+    i = (level, codes[0, level], 1)
+    expected = difference(books, i, lambda books: loss(z, books))
+    assert expected != 0
+    np.testing.assert_allclose(to_books[i], expected, rtol=1e-7)

@@ -1,0 +1,74 @@
+"""Feature tables for batches of items: on the device, or row by row from where they lie."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
+from mmesid_jax.models.variables import Frozen
+
+DEVICE_TABLE_BYTES = 2 * 2**30  # tables that take more together stay where they are
+CHUNK = 4096  # items encoded at once
+
+
+class Rows(NamedTuple):
+  """A batch that brings its features along: ids [B] and modality -> [B, V]."""
+
+  item_B: np.ndarray
+  feature_BV: dict[str, np.ndarray]
+
+
+Batch = np.ndarray | jax.Array | Rows  # ids, where the tables are on the device
+
+
+class Tables(nnx.Module):
+  """The model, and the feature tables that its batches of item ids read where they fit the
+  device, in the type of their files."""
+
+  def __init__(self, model: MMRQVAE, features: Mapping[str, np.ndarray]):
+    self.model = model
+    resident = features if fit_device(features) else {}
+    self.feature_IV = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in resident.items()})
+
+  def features(self, batch: Batch) -> dict[str, jax.Array]:
+    """modality -> float32 [B, V]."""
+    if isinstance(batch, Rows):
+      found = batch.feature_BV
+    else:
+      found = {m: table_IV[...][batch] for m, table_IV in self.feature_IV.items()}
+    return {m: x_BV.astype(jnp.float32) for m, x_BV in found.items()}
+
+
+def fit_device(features: Mapping[str, np.ndarray]) -> bool:
+  return sum(x.nbytes for x in features.values()) <= DEVICE_TABLE_BYTES
+
+
+def batch_of(features: Mapping[str, np.ndarray], item_B: np.ndarray) -> Batch:
+  """What `Tables.features` takes for these items."""
+  if fit_device(features):
+    return item_B
+  return Rows(item_B, {m: x_IV[item_B] for m, x_IV in features.items()})
+
+
+def items_of(batch: Batch) -> np.ndarray:
+  return batch.item_B if isinstance(batch, Rows) else batch
+
+
+def encoded(part: Autoencoder, feature_IV: np.ndarray, width: int) -> np.ndarray:
+  """What the encoder makes of rows 1..I, float32 [I, width]; made in chunks, in place."""
+  encode = nnx.jit(lambda part, x_BV: part.encoded(x_BV))
+  z_ND = np.empty((len(feature_IV) - 1, width), np.float32)
+  for rows in chunks(len(z_ND)):
+    z_ND[rows.start - 1 : rows.stop - 1] = encode(part, np.float32(feature_IV[rows]))
+  return z_ND
+
+
+def chunks(num_items: int) -> Iterator[slice]:
+  """Of ids 1..num_items."""
+  for start in tqdm(range(1, num_items + 1, CHUNK), "encode", delay=3, leave=False):
+    yield slice(start, min(start + CHUNK, num_items + 1))

@@ -1,0 +1,85 @@
+"""Balanced assignment against linear programming."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+
+from mmesid_jax.quantize import balance
+from mmesid_jax.quantize.balance import balanced_assignment
+
+
+def optimum(distance):
+  """Least sum of distances with sizes within floor and ceil of N / C: the vertices are whole."""
+  N, C = distance.shape
+  by_point = np.kron(np.eye(N), np.ones(C))
+  by_code = np.kron(np.ones(N), np.eye(C))
+  found = scipy.optimize.linprog(
+    distance.ravel(),
+    A_eq=by_point,
+    b_eq=np.ones(N),
+    A_ub=np.concatenate([by_code, -by_code]),
+    b_ub=[-(-N // C)] * C + [-(N // C)] * C,
+  )
+  return found.fun
+
+
+def cost(distance, code):
+  return distance[np.arange(len(code)), code].sum()
+
+
+def distances(points, codes, seed, kind):
+  rng = np.random.default_rng(seed)
+  x, centre = rng.normal(size=(points, 2)), rng.normal(size=(codes, 2))
+  if kind == "skewed":  # all near one code, the others far off
+    centre += 30 * np.arange(codes)[:, None]
+  if kind == "repeated":
+    x = x[rng.integers(0, 3, points)]
+  return ((x[:, None] - centre) ** 2).sum(2).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["plain", "skewed", "repeated"])
+@pytest.mark.parametrize(("points", "codes"), [(60, 6), (61, 7), (40, 3), (5, 8), (8, 8)])
+def test_no_assignment_within_the_bounds_is_cheaper(points, codes, kind):
+  for seed in range(3):
+    distance = distances(points, codes, seed, kind)
+    code, _ = balanced_assignment(distance)
+    size = np.bincount(code, minlength=codes)
+    assert points // codes <= size.min() and size.max() <= -(-points // codes)
+    np.testing.assert_allclose(cost(distance, code), optimum(distance), rtol=1e-4, atol=1e-3)
+
+
+def test_the_point_that_loses_least_moves():
+  """Three points want code 0, which has room for two."""
+  distance = np.float32([[0, 9], [0, 9], [0, 1], [9, 0]])
+  np.testing.assert_array_equal(balanced_assignment(distance)[0], [0, 0, 1, 1])
+
+
+@pytest.fixture
+def paths(monkeypatch):
+  """The paths that are searched for, as they are found."""
+  seen = []
+  search = balance._Transport._cheapest_path
+  monkeypatch.setattr(
+    balance._Transport, "_cheapest_path", lambda *a: seen.append(search(*a)) or seen[-1]
+  )
+  return seen
+
+
+def test_prices_of_an_earlier_call_save_moves_and_change_no_cost(paths):
+  distance = distances(1000, 30, 0, "plain")
+  code, price = balanced_assignment(distance)
+  cold = len(paths)
+  again, _ = balanced_assignment(distance, price)
+  assert len(paths) - cold < cold
+  np.testing.assert_allclose(cost(distance, again), cost(distance, code), rtol=1e-5)
+
+
+def test_equal_distances_move_many_points_at_once(paths):
+  """All rows are equal: as many paths as codes, not as many as points."""
+  code, price = balanced_assignment(np.ones((1000, 8), np.float32))
+  np.testing.assert_array_equal(np.bincount(code), 125)
+  assert len(paths) <= 16 and np.isfinite(price).all()
+
+
+def test_one_code_takes_all():
+  np.testing.assert_array_equal(balanced_assignment(np.ones((3, 1), np.float32))[0], 0)

@@ -1,0 +1,76 @@
+"""Feature tables of any size: rows that come along train the same model as tables on the device."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from mmesid_jax import pipeline
+from mmesid_jax.artifacts import read_artifact
+from mmesid_jax.errors import UserError
+from mmesid_jax.models.mm_rqvae import MMRQVAE
+from mmesid_jax.models.quantizer import QuantizerConfig
+from mmesid_jax.stages import tables
+from mmesid_jax.stages.tables import Rows, Tables, batch_of, items_of
+
+
+def text_only(trained, tiny, folder: pathlib.Path, text: np.ndarray, **changes):
+  """A configuration of the semantic-ID stage alone, on this table."""
+  source = pathlib.Path(shutil.copytree(trained / "synthetic", folder / "data"))
+  np.save(source / "text.npy", text)
+  changes = {"data.source": "files", "data.dir": str(source), **changes}
+  changes |= {"features.collaborative": "", "recommender.codes": "codebooks"}
+  return tiny(changes={"stages": ("semantic_ids",), **changes})
+
+
+def test_rows_from_disk_train_the_same_model(trained, tiny, tmp_path, monkeypatch):
+  """In chunks and without a table on the device: codes and every parameter are the same."""
+  text_IV = np.random.default_rng(0).normal(size=(41, 8)).astype(np.float16)
+  config = text_only(trained, tiny, tmp_path, text_IV)
+  found = []
+  for path, limit in ((tmp_path / "resident", tables.DEVICE_TABLE_BYTES), (tmp_path / "rows", 0)):
+    monkeypatch.setattr(tables, "DEVICE_TABLE_BYTES", limit)
+    monkeypatch.setattr(tables, "CHUNK", 41 if limit else 7)
+    pipeline.run(config, path)
+    found.append(read_artifact(path / "semantic_ids.safetensors", "semantic_ids")[0])
+  resident, rows = found
+  assert resident.keys() == rows.keys()
+  for name, x in resident.items():
+    np.testing.assert_allclose(rows[name], x, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_what_a_batch_holds(monkeypatch):
+  features = {"text": np.arange(12, dtype=np.float16).reshape(4, 3)}
+  size = {"hidden": (4,), "D": 2, "quantizer": QuantizerConfig(1, 2)}
+  model = MMRQVAE({"text": 3}, rngs=tables.nnx.Rngs(0), **size)
+  item_B = np.array([3, 1])
+  expected = np.float32(features["text"][item_B])
+  for limit, kind in ((24, np.ndarray), (23, Rows)):
+    monkeypatch.setattr(tables, "DEVICE_TABLE_BYTES", limit)
+    batch, held = batch_of(features, item_B), Tables(model, features)
+    assert isinstance(batch, kind) and len(held.feature_IV) == (kind is np.ndarray)
+    np.testing.assert_array_equal(items_of(batch), item_B)
+    found = held.features(batch)["text"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_mostly_one_row_trains_without_nan(trained, tiny, tmp_path):
+  text_IV = np.random.default_rng(0).normal(size=(41, 8)).astype(np.float32)
+  text_IV[3:] = text_IV[3]
+  pipeline.run(text_only(trained, tiny, tmp_path, text_IV), tmp_path / "run")
+  found, header = read_artifact(tmp_path / "run" / "semantic_ids.safetensors", "semantic_ids")
+  assert all(np.isfinite(x).all() for x in found.values())
+  assert header["health"]["text"]["largest_group"] >= 38
+  lines = (tmp_path / "run" / "semantic_ids" / "metrics.jsonl").read_text().splitlines()
+  for metrics in map(json.loads, lines):
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_fewer_items_than_codes_are_refused_before_anything_trains(tiny, tmp_path):
+  config = tiny(changes={"semantic_ids.quantizer.codes": 41})
+  with pytest.raises(UserError, match=r"semantic_ids\.quantizer\.codes=41: more than the 40 items"):
+    pipeline.run(config, tmp_path)
+  assert not list(tmp_path.rglob("*.safetensors"))
