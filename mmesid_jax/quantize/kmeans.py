@@ -14,6 +14,7 @@ from mmesid_jax.quantize.balance import balanced_assignment, nearest
 
 CHUNK_BYTES = 64 * 2**20  # of distances, or of points, on the device at once
 SAMPLE = 256  # points a cluster that centroids are found with, when there are more
+BALANCED_BYTES = 256 * 2**20  # of distances between a balanced sample and its clusters
 ITERATIONS = 100  # at most
 GAIN = 5e-4  # of the inertia, that an iteration must bring for another one
 POLISH = 3  # iterations over all points behind those over the sample
@@ -43,6 +44,9 @@ def _spread(x_ND: jax.Array, key: jax.Array, clusters: int) -> jax.Array:
   chosen_C = jnp.full(clusters, first)
   chosen_C, _ = jax.lax.fori_loop(1, clusters, add, (chosen_C, left(first)))
   return x_ND[chosen_C]
+
+
+_distances = jax.jit(squared_distances)
 
 
 @jax.jit
@@ -95,7 +99,7 @@ def _balanced_lloyd(x_ND: np.ndarray, centroid_CD: jax.Array):
   """The same with codes of equal size."""
   before, price_C = math.inf, None
   for _ in range(ITERATIONS):
-    distance_NC = np.asarray(squared_distances(x_ND, centroid_CD))
+    distance_NC = np.asarray(_distances(x_ND, centroid_CD))
     code_N, price_C = balanced_assignment(distance_NC, price_C)
     inertia = float(distance_NC[np.arange(len(x_ND)), code_N].sum(dtype=np.float64))
     centroid_CD = _means(*_sums(x_ND, code_N, len(centroid_CD)), centroid_CD)
@@ -111,12 +115,16 @@ def kmeans(
   """Centroids float32 [C, D] and codes int64 [N] of x, k-means++ start.
 
   balanced: sizes are floor(N / C) or ceil(N / C). With fewer points than clusters some centroids
-  coincide. Of more than SAMPLE points a cluster, centroids come from a random sample of so many, in
-  which they are balanced; then codes of all points are the nearest.
+  coincide. Of more than SAMPLE points a cluster (or more than BALANCED_BYTES hold the distances of)
+  centroids come from a random sample of so many, in which they are balanced; then codes of all
+  points are the nearest.
   """
   N, sample_ND = len(x_ND), np.asarray(x_ND, np.float32)
-  if N > SAMPLE * clusters:
-    drawn = np.random.default_rng(seed).choice(N, SAMPLE * clusters, replace=False)
+  most = SAMPLE * clusters
+  if balanced:
+    most = max(min(most, BALANCED_BYTES // (4 * clusters)), clusters)
+  if N > most:
+    drawn = np.random.default_rng(seed).choice(N, most, replace=False)
     sample_ND = np.asarray(x_ND[np.sort(drawn)], np.float32)
   centroid_CD = _spread(sample_ND, jax.random.key(seed), clusters)
   code_N, centroid_CD = _lloyd(sample_ND, centroid_CD, ITERATIONS)

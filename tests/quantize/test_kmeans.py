@@ -121,11 +121,14 @@ def test_chunks_change_nothing(monkeypatch, balanced):
   np.testing.assert_allclose(book, whole_book, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("balanced", [False, True])
-def test_many_points_are_found_by_a_sample(monkeypatch, balanced):
+@pytest.mark.parametrize(
+  ("balanced", "limit", "value"),
+  [(False, "SAMPLE", 16), (True, "SAMPLE", 16), (True, "BALANCED_BYTES", 64 * 4 * 4)],
+)
+def test_many_points_are_found_by_a_sample(monkeypatch, balanced, limit, value):
   """Centroids come from 16 points a cluster, codes are the nearest of all points."""
   x, label = blobs([100, 100, 100, 100])
-  monkeypatch.setattr(module, "SAMPLE", 16)
+  monkeypatch.setattr(module, limit, value)
   seen = []
   of_sample = module._spread
   monkeypatch.setattr(module, "_spread", lambda x, *rest: seen.append(x) or of_sample(x, *rest))
