@@ -130,7 +130,7 @@ def configuration(size: str) -> ConfigDict:
   """That of configs/beauty.py; codebooks start random and learn by gradient: no shape changes."""
   config = default_config()
   config.semantic_ids.standardise = False  # neither is what PyTorch has
-  config.semantic_ids.quantizer.update(start="random", update="gradient")
+  config.semantic_ids.quantizer.update(start="random", learning="gradient")
   if size == "toy":
     config.recommender.width = 8
     config.semantic_ids.update(hidden=(16,), batch=32)

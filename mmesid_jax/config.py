@@ -81,7 +81,7 @@ def default_config(preset: str = "best") -> ConfigDict:
           "codes": 256,
           # k-means that the codebooks start from; "plain" or "random" otherwise
           "start": "balanced",
-          "update": "average",  # code vectors are moving averages; "gradient": by AdamW (paper)
+          "learning": "average",  # code vectors are moving averages; "gradient": by AdamW (paper)
           "average_rate": 0.1,
           "revival": 0.5,  # how fast unused codes are drawn to items, as a share of average_rate
           "commitment": 0.25,
@@ -195,7 +195,7 @@ def apply_preset(config: ConfigDict, preset: str) -> None:
   r.whiten, r.prompt.response, r.targets_per_user = 0, 4, 50
   r.optimizer.weight_decay = 0.0
   s.reconstruction, s.alignment = "mmd", "info_nce"
-  s.standardise, s.quantizer.update = False, "gradient"
+  s.standardise, s.quantizer.learning = False, "gradient"
   s.quantizer.start, s.quantizer.commitment = "balanced", 0.01
   if preset == "released_code":
     # An earlier commit aligns by MMD; its commitment weight is the alignment weight by accident.

@@ -42,7 +42,7 @@ RULES: Mapping[str, Rule] = {
   "collaborative.loss": _one_of("softmax", "bce"),
   "semantic_ids.quantizer.kind": _one_of("rqvae", "kmeans", "fsq"),
   "semantic_ids.quantizer.start": _one_of("balanced", "plain", "random"),
-  "semantic_ids.quantizer.update": _one_of("average", "gradient"),
+  "semantic_ids.quantizer.learning": _one_of("average", "gradient"),
   "semantic_ids.quantizer.average_rate": (lambda x: 0 < x <= 1, "a number in (0, 1]"),
   "semantic_ids.quantizer.revival": (lambda x: 0 <= x <= 1, "a number in [0, 1]"),
   "semantic_ids.reconstruction": _one_of("mmd", "mse", "both"),

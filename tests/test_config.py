@@ -129,6 +129,12 @@ def test_every_key_has_a_rule_that_names_it(key):
     assert_refused(key, value)
 
 
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_no_key_is_hidden_by_what_every_configuration_has(key):
+  """config.a.update would be ConfigDict's own method, whatever value the key has."""
+  assert not any(hasattr(ConfigDict, name) for name in key.split("."))
+
+
 @pytest.mark.parametrize("key", SIZES)
 def test_a_size_is_one_at_the_least(key):
   assert_refused(key, 0)

@@ -15,6 +15,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.stages import semantic_ids
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
 
@@ -207,7 +208,7 @@ VARIANTS = {
       "semantic_ids.alignment": "mmd",
       "semantic_ids.quantizer.start": "random",
       "semantic_ids.quantizer.sinkhorn_epsilon": 0.0,
-      "semantic_ids.quantizer.update": "gradient",
+      "semantic_ids.quantizer.learning": "gradient",
     },
   ),
   "residual k-means": ("best", {"semantic_ids.quantizer.kind": "kmeans"}),
@@ -292,3 +293,22 @@ def test_sampled_softmax_microbatches_and_several_steps_at_once(workdir, trained
     for path in (workdir, trained)
   )
   assert np.isfinite(found).all() and np.abs(found - expected).max() > 1e-4
+
+
+def test_average_rate_decides_how_fast_codebooks_move(tiny, tmp_path):
+  """Nothing else moves them in the stage: of a rate near 0 they stay as they start."""
+  books = {}
+  for rate in (1e-9, 0.5):
+    changes = {"semantic_ids.quantizer.average_rate": rate, "stages": ("semantic_ids",)}
+    config = tiny("best", {**changes, "features.collaborative": ""})
+    workdir = pipeline.open_workdir(config, tmp_path / str(rate))
+    start = semantic_ids.build(
+      config.semantic_ids, workdir.features(), code_width=config.recommender.width, seed=config.seed
+    )
+    semantic_ids.run(workdir)
+    found = semantic_ids.read(workdir).codebooks
+    books[rate] = [
+      np.abs(found[m] - part.quantizer.codebook_LCD[...]).max()
+      for m, part in start.model.by_modality.items()
+    ]
+  assert max(books[1e-9]) < 1e-6 and min(books[0.5]) > 1e-2

@@ -19,7 +19,7 @@ class QuantizerConfig(NamedTuple):
   levels: int
   codes: int
   commitment: float = 0.25
-  update: str = "average"  # or "gradient"
+  learning: str = "average"  # or "gradient"
   revival: float = 0.5
   sinkhorn_epsilon: float = 0.0
   sinkhorn_iterations: int = 50
@@ -43,7 +43,7 @@ class ResidualQuantizer(nnx.Module):
   Level l takes the code nearest to the residual r and leaves r - v. loss = mean over levels of
   mean((sg(r) - v)^2) + commitment * mean((r - sg(v))^2).
 
-  update "gradient" (paper): code vectors follow the loss's first term. "average": they follow
+  learning "gradient" (paper): code vectors follow the loss's first term. "average": they follow
   `averaging`, whose gradient is v - mean(its items' r), so plain steps of rate a make them moving
   averages (van den Oord et al. 2017, appendix A, with the batch's own counts); a code without items
   is drawn, `revival` times as fast, to the residual of one of the batch's items until it wins some.
@@ -70,7 +70,7 @@ class ResidualQuantizer(nnx.Module):
       else:
         code_B = distance_BC.argmin(1)
       learning_CD = book_CD
-      if c.update == "average":
+      if c.learning == "average":
         learning_CD = stop(book_CD)
         averaging += _averaging(book_CD, stop(residual_BD), code_B, c.revival)
       to_code = ((stop(residual_BD) - learning_CD[code_B]) ** 2).mean()

@@ -194,7 +194,7 @@ def run(workdir: Workdir) -> None:
     return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
 
   adamw = optimizer.adamw(c.optimizer, steps)
-  if c.quantizer.update == "average":
+  if c.quantizer.learning == "average":
     adamw = optimizer.averaging(adamw, "codebook_LCD", c.quantizer.average_rate)
   tables = build(c, features, code_width=config.recommender.width, seed=config.seed)
   task = Task(

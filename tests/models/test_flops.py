@@ -87,7 +87,7 @@ def test_mm_rqvae():
       WIDTHS,
       hidden=(512, 512),
       D=256,
-      quantizer=QuantizerConfig(4, 256, update="gradient"),
+      quantizer=QuantizerConfig(4, 256, learning="gradient"),
       rngs=nnx.Rngs(0),
     )
 

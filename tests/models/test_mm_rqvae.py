@@ -30,7 +30,7 @@ SETS = [("text",), ("collaborative",), ("collaborative", "text"), ("text", "visu
 
 def model(names=tuple(WIDTHS), *, grid=False, **changed):
   widths = {m: WIDTHS[m] for m in names}
-  config = QuantizerConfig(**({"levels": 2, "codes": 4, "update": "gradient"} | changed))
+  config = QuantizerConfig(**({"levels": 2, "codes": 4, "learning": "gradient"} | changed))
   return MMRQVAE(widths, hidden=(12, 10), D=8, quantizer=config, grid=grid, rngs=nnx.Rngs(0))
 
 
@@ -203,7 +203,7 @@ def test_averaged_codebooks_move_whatever_the_weights():
     features(),
     {f"{n}_weight": 0.0 for n in ("reconstruction", "quantisation", "alignment")},
   )
-  net = model(update="average")
+  net = model(learning="average")
   value, parts = loss(net, x)
   np.testing.assert_allclose(
     value,

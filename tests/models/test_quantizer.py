@@ -13,7 +13,7 @@ LEVELS, CODES, D, MU = 3, 5, 4, 0.25
 
 
 def make(**changed):
-  config = {"levels": LEVELS, "codes": CODES, "commitment": MU, "update": "gradient"} | changed
+  config = {"levels": LEVELS, "codes": CODES, "commitment": MU, "learning": "gradient"} | changed
   return ResidualQuantizer(QuantizerConfig(**config), D, rngs=nnx.Rngs(0))
 
 
@@ -102,7 +102,7 @@ def test_sinkhorn_assigns_the_last_level_only(quantizer, z):
 
 def test_a_step_moves_a_code_to_the_mean_of_its_items(z):
   """Rate 1 puts it there; a code without items goes `revival` of the way to an item's residual."""
-  averaged = make(update="average", revival=0.25, levels=1)
+  averaged = make(learning="average", revival=0.25, levels=1)
   averaged.codebook_LCD[...] = averaged.codebook_LCD[...].at[0, 2].set(100.0)  # nobody's nearest
   found = averaged(z)
   assert found.averaging == 0
@@ -118,7 +118,7 @@ def test_a_step_moves_a_code_to_the_mean_of_its_items(z):
 
 def test_averaging_converges_to_the_means_of_every_level(z):
   """Lloyd's algorithm in steps: in the end codes are means of the residuals that chose them."""
-  averaged, step = make(update="average"), nnx.jit(nnx.grad(lambda q, z: q(z).averaging))
+  averaged, step = make(learning="average"), nnx.jit(nnx.grad(lambda q, z: q(z).averaging))
   for _ in range(300):
     gradient = step(averaged, z)
     averaged.codebook_LCD[...] -= 0.3 * gradient.codebook_LCD[...]

@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 def model(epsilon: float = 0.0) -> MMRQVAE:
-  config = QuantizerConfig(3, 8, update="gradient", sinkhorn_epsilon=epsilon)
+  config = QuantizerConfig(3, 8, learning="gradient", sinkhorn_epsilon=epsilon)
   return MMRQVAE(WIDTHS, hidden=(16, 12), D=8, quantizer=config, rngs=nnx.Rngs(0))
 
 
