@@ -83,7 +83,7 @@ def default_config(preset: str = "best") -> ConfigDict:
           "start": "balanced",
           "learning": "average",  # code vectors are moving averages; "gradient": by AdamW (paper)
           "average_rate": 0.1,
-          "revival": 0.5,  # how fast unused codes are drawn to items, as a share of average_rate
+          "revival": 1.0,  # how fast unused codes are drawn to items, as a share of average_rate
           "commitment": 0.25,
           "sinkhorn_epsilon": 0.003,  # of the last level in training; 0 = nearest code there too
           "sinkhorn_iterations": 50,

@@ -20,7 +20,7 @@ class QuantizerConfig(NamedTuple):
   codes: int
   commitment: float = 0.25
   learning: str = "average"  # or "gradient"
-  revival: float = 0.5
+  revival: float = 1.0
   sinkhorn_epsilon: float = 0.0
   sinkhorn_iterations: int = 50
 
