@@ -4,8 +4,10 @@ python benchmarks/composition.py --workdir=runs/beauty --output=runs/composition
 Trains the recommender of a workdir again, on the vectors and semantic IDs that it holds: with all
 targets of a user in one batch (shared-prefix rows), and with shuffled samples of one target, as
 usual; with response tokens and without; every seed of --seeds. The same targets, losses and steps
-an epoch: only which targets share a batch differs. Finished runs are skipped, so the command can be
-repeated. Prints a table, writes OUTPUT/composition.json and, a picture, OUTPUT/composition.svg.
+an epoch: only which targets share a batch differs. --compositions may name "two targets" too, pairs
+of a user that stay together; all are compared with "one target". --share=0.5 halves the batches.
+Finished runs are skipped, so the command can be repeated. Prints a table, writes
+OUTPUT/composition.json and, a picture, OUTPUT/composition.svg.
 """
 
 import json
@@ -17,17 +19,20 @@ from absl import flags
 from timing import alternate, environment, write
 
 from mmesid_jax import cli
+from mmesid_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder with the first two stages trained.")
 OUTPUT = flags.DEFINE_string("output", None, "A folder for runs, figures and the picture.")
 DATA = flags.DEFINE_string("data", None, "Where the data set is now, if it moved.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the recommender.")
 RESPONSES = flags.DEFINE_list("responses", ["0", "1"], "Learned tokens behind every target.")
+NAMES = flags.DEFINE_list("compositions", ["packed", "one target"], "What a batch is made of.")
+SHARE = flags.DEFINE_float("share", 1.0, "Of the workdir's targets a step.", 0.01, 1.0)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of the measurement of speed.")
 flags.mark_flags_as_required(["workdir", "output"])
 
 EPOCHS = 4
-COMPOSITIONS = {"packed": 0, "one target": 1}  # targets_per_piece
+COMPOSITIONS = {"packed": 0, "two targets": 2, "one target": 1}  # targets_per_piece
 REFERENCE = "one target"
 SHOWN = ("masked nDCG@5", "masked HR@10", "unmasked nDCG@5", "unmasked HR@10")
 
@@ -35,16 +40,21 @@ SHOWN = ("masked nDCG@5", "masked HR@10", "unmasked nDCG@5", "unmasked HR@10")
 def main(argv: list[str]) -> None:
   del argv
   source, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
+  for name in NAMES.value:
+    if name not in COMPOSITIONS:
+      raise UserError(f"--compositions={name}: expected some of {', '.join(COMPOSITIONS)}")
+  if REFERENCE not in NAMES.value:
+    raise UserError(f"--compositions: wants {REFERENCE!r}, which others are compared with")
   runs = []
   for seed in map(int, SEEDS.value):
     for response in map(int, RESPONSES.value):
-      for name, targets_per_piece in COMPOSITIONS.items():
+      for name in NAMES.value:
         folder = folder_of(output, response, name, seed)
         if not (folder / "run.json").exists():
-          train(source, folder, seed, response, targets_per_piece)
+          train(source, folder, seed, response, COMPOSITIONS[name])
         run = json.loads((folder / "run.json").read_text())
         runs.append({"composition": name, "response": response, "seed": seed, **run})
-  kinds = [(int(response), name) for response in RESPONSES.value for name in COMPOSITIONS]
+  kinds = [(int(response), name) for response in RESPONSES.value for name in NAMES.value]
   rows = [summary(runs, output, *kind) for kind in kinds]
   rates = speeds(source)
   for row in rows:
@@ -106,7 +116,8 @@ def configuration(source: pathlib.Path, seed: int, response: int, targets_per_pi
   r.prompt.response, r.targets_per_piece = response, targets_per_piece
   r.epochs = EPOCHS
   batches, _ = recommender.training_data(pipeline.open_workdir(config, source))
-  r.rows = with_rows_for(recommender.layout(r), batches.pieces).rows
+  r.rows = max(round(SHARE.value * with_rows_for(recommender.layout(r), batches.pieces).rows), 1)
+  r.targets = max(int(SHARE.value * r.targets), 1)
   return config
 
 
@@ -178,9 +189,9 @@ def speeds(source: pathlib.Path) -> dict[str, float]:
     return work
 
   contestants = {
-    f"{name}, response {response}": contestant(response, targets_per_piece)
+    f"{name}, response {response}": contestant(response, COMPOSITIONS[name])
     for response in map(int, RESPONSES.value)
-    for name, targets_per_piece in COMPOSITIONS.items()
+    for name in NAMES.value
   }
   rates = alternate(contestants, ROUNDS.value)
   return {name: statistics.median(found) for name, found in rates.items()}

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def run(workdir: pathlib.Path, output: pathlib.Path) -> str:
   flags = (f"--workdir={workdir}", f"--output={output}", "--seeds=0", "--responses=1", "--rounds=1")
+  flags += ("--compositions=packed,two targets,one target", "--share=0.5")
   done = subprocess.run(
     [sys.executable, "benchmarks/composition.py", *flags],
     cwd=ROOT,
@@ -30,10 +31,11 @@ def test_trains_both_ways_and_skips_what_is_done(trained, tmp_path):
   table = run(trained, tmp_path)
   assert [line.split()[:2] for line in table.splitlines() if line.startswith("       1")] == [
     ["1", "packed"],
+    ["1", "two"],
     ["1", "one"],
   ]
   figures = json.loads((tmp_path / "composition.json").read_text())
-  packed, alone = figures["rows"]
+  packed, _, alone = figures["rows"]
   assert packed["targets_per_second"] > 0 and len(packed["curve"]) == 4
   reference = alone["metrics"]["masked nDCG@5"]
   assert (reference["to_reference"], reference["interval"]) == (0, [0, 0])
