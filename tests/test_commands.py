@@ -99,7 +99,7 @@ def test_ablate_names_what_is_wrong_and_makes_a_table_without_a_workdir(tmp_path
   status, out, err = run("ablate", *plan, "--table")
   assert status == 0, err
   assert (
-    "seed 0: base, frozen_codes, mlp" in out and (tmp_path / "table.md").read_text().strip() in out
+    "seed 0: base, frozen_codes, fsq" in out and (tmp_path / "table.md").read_text().strip() in out
   )
 
 

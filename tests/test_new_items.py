@@ -51,7 +51,8 @@ def test_what_is_not_known_is_the_mean_and_has_the_code_nearest_to_it(trained):
   mean_V = np.float64(vectors(trained)["collaborative"]).mean(0)
   np.testing.assert_allclose(new.rows["collaborative"], np.tile(mean_V, (3, 1)), rtol=1e-5)
   part = "model.by_modality.collaborative."
-  z, layers = mean_V, [k for k in artifact if k.startswith(f"{part}encoder") and "kernel" in k]
+  z = (mean_V - artifact[f"{part}mean_V"]) / artifact[f"{part}scale"]  # what is left of rounding
+  layers = [k for k in artifact if k.startswith(f"{part}encoder") and "kernel" in k]
   for n in range(len(layers)):
     layer = f"{part}encoder.layers.{n}."
     z = z @ np.float64(artifact[f"{layer}kernel"]) + artifact[f"{layer}bias"]

@@ -50,8 +50,9 @@ def encode(workdir_path: pathlib.Path, config: ConfigDict, sources: Sources) -> 
   given = _read(sources, {m: len(mean_V) for m, mean_V in means.items()})
   N = len(next(iter(given.values())))
   rows = {m: given.get(m, np.tile(mean_V, (N, 1))) for m, mean_V in means.items()}
-  tables = semantic_ids.Tables(model, {m: np.pad(x, ((1, 0), (0, 0))) for m, x in rows.items()})
-  codes = {m: code_NL[1:] for m, code_NL in semantic_ids.all_codes(tables, N).items()}
+  padded = {m: np.pad(x, ((1, 0), (0, 0))) for m, x in rows.items()}
+  found = semantic_ids.all_codes(semantic_ids.Tables(model, padded), padded)
+  codes = {m: code_NL[1:] for m, code_NL in found.items()}
   return NewItems(rows, codes, tuple(given), fingerprint)
 
 
