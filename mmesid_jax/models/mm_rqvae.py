@@ -100,6 +100,7 @@ def loss(
   reconstruction_weight: float,
   quantisation_weight: float,
   alignment_weight: float,
+  training: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Weighted sum of reconstruction, quantisation and alignment, and these three; the sum has the
   gradient of averaged codebooks too, whatever the weights.
@@ -107,7 +108,8 @@ def loss(
   features: modality -> [B, V], rows of the tables. Reconstruction and quantisation are summed over
   modalities. Alignment of the quantised collaborative vectors with those of every other modality:
   "info_nce" (paper), "mmd" (an earlier commit of the released code) or "none"; 0 without a
-  collaborative modality. Source: MME-SID. Raises ValueError for another `reconstruction` or
+  collaborative modality. training=False takes the nearest code on every level, as codes are
+  exported. Source: MME-SID. Raises ValueError for another `reconstruction` or
   `alignment`.
   """
   if alignment not in ("info_nce", "mmd", "none"):
@@ -117,7 +119,7 @@ def loss(
   for modality, x_BV in features.items():
     part = model.by_modality[modality]
     x_BV = part.standardised(x_BV)
-    found = part.quantizer(part.encoder(x_BV), training=True)
+    found = part.quantizer(part.encoder(x_BV), training=training)
     quantised[modality] = found.quantised_BD
     decoded_BV = part.decoder(found.quantised_BD)
     parts["reconstruction"] += reconstruction_loss(x_BV, decoded_BV, reconstruction)

@@ -49,7 +49,7 @@ def encode(workdir_path: pathlib.Path, config: ConfigDict, sources: Sources) -> 
   model, means, fingerprint = semantic_ids.restore(workdir_path, config)
   given = _read(sources, {m: len(mean_V) for m, mean_V in means.items()})
   N = len(next(iter(given.values())))
-  rows = {m: given.get(m, np.tile(mean_V, (N, 1))) for m, mean_V in means.items()}
+  rows = {m: given[m] if m in given else np.tile(x_V, (N, 1)) for m, x_V in means.items()}
   padded = {m: np.pad(x, ((1, 0), (0, 0))) for m, x in rows.items()}
   found = semantic_ids.all_codes(semantic_ids.Tables(model, padded), padded)
   codes = {m: code_NL[1:] for m, code_NL in found.items()}

@@ -37,11 +37,16 @@ STAGE = "semantic_ids"
 
 def check(config: ConfigDict, num_items: int) -> None:
   """Raises UserError where config.semantic_ids = config asks for more codes than there are items,
-  or for a grid that has not so many."""
+  for a grid that has not so many, or for k-means that is none."""
   if config.quantizer.codes > num_items:
     raise UserError(
       f"--config.semantic_ids.quantizer.codes={config.quantizer.codes}: more than the {num_items} "
       "items of the data set, so most would stand for nothing"
+    )
+  if (config.quantizer.kind, config.quantizer.start) == ("kmeans", "random"):
+    raise UserError(
+      "--config.semantic_ids.quantizer.start=random: of kind kmeans the start is all there is; "
+      "expected balanced or plain"
     )
   if config.quantizer.kind == "fsq":
     try:
@@ -176,7 +181,8 @@ def run(workdir: Workdir) -> None:
 
   @nnx.jit
   def whole_loss(tables: Tables, batch: Batch) -> dict[str, jax.Array]:
-    value, parts = mm_rqvae.loss(tables.model, tables.features(batch), **options)
+    features = tables.features(batch)
+    value, parts = mm_rqvae.loss(tables.model, features, training=False, **options)
     return {"loss": value, **parts}
 
   def validate(tables: Tables) -> dict[str, float]:

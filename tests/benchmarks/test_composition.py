@@ -27,6 +27,7 @@ def run(workdir: pathlib.Path, output: pathlib.Path) -> str:
   return done.stdout
 
 
+@pytest.mark.slow
 def test_trains_both_ways_and_skips_what_is_done(trained, tmp_path):
   table = run(trained, tmp_path)
   assert [line.split()[:2] for line in table.splitlines() if line.startswith("       1")] == [

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 SIZES = (
   *("collaborative.width=8", "collaborative.layers=1", "collaborative.epochs=1"),
@@ -31,6 +33,7 @@ def run(*flags: str) -> str:
   return done.stdout if done.returncode == 0 else done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_trains_variants_and_skips_what_is_done(trained, tmp_path):
   flags = (
     *(

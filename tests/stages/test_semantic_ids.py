@@ -1,0 +1,73 @@
+"""The semantic-ID stage: what it starts from, and which parameters it keeps."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmesid_jax import pipeline
+from mmesid_jax.errors import UserError
+from mmesid_jax.stages import semantic_ids
+
+V, D, ITEMS = 6, 8, 30
+
+
+@pytest.fixture
+def features():
+  x = 3 + 2 * np.random.default_rng(0).normal(size=(ITEMS + 1, V)).astype(np.float32)
+  x[0] = 0
+  return {"text": x}
+
+
+def built(tiny, features, changes=()):
+  config = tiny("best", {f"semantic_ids.{k}": v for k, v in dict(changes).items()})
+  return semantic_ids.build(config.semantic_ids, features, code_width=D, seed=0).model
+
+
+def test_features_are_standardised_by_mean_and_one_deviation(tiny, features):
+  x = np.float64(features["text"][1:])
+  part = built(tiny, features).by_modality["text"]
+  np.testing.assert_allclose(part.mean_V[...], x.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(part.scale[...], (x - x.mean(0)).std(), rtol=1e-5)
+  as_they_are = built(tiny, features, {"standardise": False}).by_modality["text"]
+  np.testing.assert_array_equal(as_they_are.standardised(x), np.float32(x))
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_principal_components_keep_distances_and_decode_to_the_features(
+  tiny, features, standardise
+):
+  changes = {"quantizer.kind": "kmeans", "standardise": standardise}
+  part = built(tiny, features, changes).by_modality["text"]
+  x = jnp.asarray(features["text"][1:])
+  z, scale = np.asarray(part.encoded(x)), float(part.scale[...])
+  apart = np.linalg.norm(z[:, None] - z, axis=2) * scale
+  expected = np.linalg.norm(np.asarray(x)[:, None] - np.asarray(x), axis=2)
+  np.testing.assert_allclose(apart, expected, rtol=1e-3, atol=1e-3)
+  np.testing.assert_allclose(part.decoder(z), part.standardised(x), rtol=1e-3, atol=1e-4)
+
+
+def test_the_step_that_reconstructs_best_is_kept(trained):
+  lines = (trained / "semantic_ids" / "metrics.jsonl").read_text().splitlines()
+  by_step = {
+    line["step"]: line["valid/reconstruction"]
+    for line in map(json.loads, lines)
+    if "valid/reconstruction" in line
+  }
+  assert len(by_step) > 1
+  header = semantic_ids.read(pipeline.reopen(trained)).header
+  assert header["best_step"] == min(by_step, key=by_step.get)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"kind": "kmeans", "start": "random"}, "the start is all there is"),
+    ({"kind": "fsq", "codes": 6}, "power of two"),
+  ],
+)
+def test_what_cannot_be_quantised_is_refused(tiny, changes, message):
+  config = tiny("best", {f"semantic_ids.quantizer.{k}": v for k, v in changes.items()})
+  with pytest.raises(UserError, match=message):
+    semantic_ids.check(config.semantic_ids, 40)
