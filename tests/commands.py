@@ -19,6 +19,18 @@ def start(program: str, *arguments: str) -> subprocess.Popen:
   )
 
 
+def benchmark(name: str, *arguments: str, timeout: int = 300) -> subprocess.CompletedProcess:
+  """benchmarks/NAME.py, to its end."""
+  return subprocess.run(
+    [sys.executable, f"benchmarks/{name}.py", *arguments],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+  )
+
+
 def run(program: str, *arguments: str) -> tuple[int, str, str]:
   """Exit status, stdout, stderr."""
   process = start(program, *arguments)

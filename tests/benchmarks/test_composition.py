@@ -1,28 +1,18 @@
 """benchmarks/composition.py as it is typed, on the smallest workdir."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from commands import benchmark
 
 pytest.importorskip("matplotlib")
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(workdir: pathlib.Path, output: pathlib.Path) -> str:
   flags = (f"--workdir={workdir}", f"--output={output}", "--seeds=0", "--responses=1", "--rounds=1")
   flags += ("--compositions=packed,two targets,one target", "--share=0.5")
-  done = subprocess.run(
-    [sys.executable, "benchmarks/composition.py", *flags],
-    cwd=ROOT,
-    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  done = benchmark("composition", *flags, timeout=600)
   assert done.returncode == 0, done.stderr[-2000:]
   return done.stdout
 

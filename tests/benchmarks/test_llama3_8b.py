@@ -1,29 +1,14 @@
 """benchmarks/llama3_8b.py as it is typed, at toy size; what fails is told in its line."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
+from commands import benchmark
 
 
 @pytest.mark.slow
 def test_every_part_has_a_line(tmp_path):
-  done = subprocess.run(
-    [
-      *(sys.executable, "benchmarks/llama3_8b.py", "--size=toy", f"--output={tmp_path}"),
-      "--rounds=1",
-    ],
-    cwd=ROOT,
-    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    timeout=1500,
-  )
+  done = benchmark("llama3_8b", "--size=toy", f"--output={tmp_path}", "--rounds=1", timeout=1500)
   assert done.returncode == 0, done.stderr[-2000:]
   parts = json.loads((tmp_path / "llama3_8b.json").read_text())["parts"]
   failed = {name: part["failed"] for name, part in parts.items() if "failed" in part}

@@ -1,14 +1,10 @@
 """benchmarks/semantic_id_quality.py as it is typed, on the smallest data."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from commands import benchmark
 
-ROOT = pathlib.Path(__file__).parents[2]
 SIZES = (
   *("collaborative.width=8", "collaborative.layers=1", "collaborative.epochs=1"),
   *(
@@ -22,14 +18,7 @@ SIZES = (
 
 
 def run(*flags: str) -> str:
-  done = subprocess.run(
-    [sys.executable, "benchmarks/semantic_id_quality.py", *flags],
-    cwd=ROOT,
-    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  done = benchmark("semantic_id_quality", *flags)
   return done.stdout if done.returncode == 0 else done.stderr[-2000:]
 
 
