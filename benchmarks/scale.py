@@ -81,9 +81,7 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
   from mmesid_jax.config import default_config
   from mmesid_jax.data.features import open_features
   from mmesid_jax.data.loader import item_batches
-  from mmesid_jax.models import mm_rqvae
   from mmesid_jax.stages import semantic_ids, tables
-  from mmesid_jax.training import optimizer
   from mmesid_jax.training.step import initial_state, make_step
 
   tables.DEVICE_TABLE_BYTES = 0  # at any size
@@ -104,12 +102,6 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
   def start():
     found["tables"] = semantic_ids.build(c, found["features"], code_width=CODE_WIDTH.value, seed=0)
 
-  def loss(held, batch, key):
-    del key
-    options = semantic_ids.loss_options(c)
-    value, extra = mm_rqvae.loss(held.model, held.features(batch), **options)
-    return (value, 1.0), extra
-
   def take(steps):
     for _ in range(steps):
       batch = tables.batch_of(found["features"], next(found["batches"]))
@@ -125,10 +117,10 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
   timed("check", ITEMS.value, check)
   timed("k-means start", ITEMS.value, start)
   found["graph"], params, found["frozen"] = nnx.split(found["tables"], nnx.Param, ...)
-  adamw = optimizer.adamw(c.optimizer, steps=STEPS.value)
+  learner = semantic_ids.learner(c, STEPS.value)
   batch = min(c.batch, ITEMS.value)
-  found["state"] = initial_state(params, adamw)
-  found["step"] = make_step(loss, adamw, found["graph"], seed=0)
+  found["state"] = initial_state(params, learner)
+  found["step"] = make_step(semantic_ids.loss(c), learner, found["graph"], seed=0)
   found["batches"] = iter(item_batches(ITEMS.value, batch, seed=0))
   take(1)  # compiles
   jax.block_until_ready(found["state"])

@@ -166,22 +166,17 @@ def our_step(config: ConfigDict, tables, batch: int) -> tuple[Callable, list]:
   import jax
   from flax import nnx
 
-  from mmesid_jax.models import mm_rqvae
-  from mmesid_jax.stages.semantic_ids import loss_options
-  from mmesid_jax.training import optimizer
+  from mmesid_jax.stages.semantic_ids import learner, loss
   from mmesid_jax.training.step import initial_state, make_step
 
-  def loss(tables, item_B, key):
-    del key
-    total, parts = mm_rqvae.loss(tables.model, tables.features(item_B), **loss_options(config))
-    return (total, 1.0), parts
-
-  adamw = optimizer.adamw(config.optimizer, steps=1_000_000)
+  optimizer = learner(config, steps=1_000_000)
   graph, params, frozen = nnx.split(tables, nnx.Param, ...)
-  state = initial_state(params, adamw)
+  state = initial_state(params, optimizer)
   arrays = jax.tree.leaves((state, frozen))
   item_B = np.arange(batch, dtype=np.int32)
-  compiled = make_step(loss, adamw, graph, seed=0).lower(state, frozen, item_B).compile()
+  compiled = (
+    make_step(loss(config), optimizer, graph, seed=0).lower(state, frozen, item_B).compile()
+  )
 
   def step(item_B):
     nonlocal state

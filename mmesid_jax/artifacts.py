@@ -31,6 +31,11 @@ def write_artifact(
   os.replace(temporary, path)
 
 
+def under(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+  """What stands under names that begin with the prefix, by the rest of its name."""
+  return {k.removeprefix(prefix): x for k, x in named.items() if k.startswith(prefix)}
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes under a temporary name and renames."""
   write_bytes(path, text.encode())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmesid_jax.data.dataset import ITEMS, SEQUENCES, Dataset, write_whole
+from mmesid_jax.data.dataset import ITEMS, SEQUENCES, Dataset, evaluated_users, write_whole
 from mmesid_jax.errors import UserError
 
 
@@ -120,7 +120,7 @@ def cold_cases(dataset: Dataset, split: Split) -> tuple[Cases, np.ndarray]:
 def valid_cases(dataset: Dataset) -> Cases:
   """The validation target of every user, behind the training part; a target in its own history is
   left out."""
-  sequences = [dataset.sequence(u)[:-1] for u in np.flatnonzero(dataset.lengths >= 3)]
+  sequences = [dataset.sequence(u)[:-1] for u in evaluated_users(dataset)]
   sequences = [x for x in sequences if x[-1] not in x[:-1]]
   history = [x[:-1] for x in sequences]
   return cases(history, [np.unique(x) for x in history], [int(x[-1]) for x in sequences])

@@ -21,10 +21,10 @@ from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, principa
 from mmesid_jax.evaluation.report import page
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.stages import recommender, semantic_ids
+from mmesid_jax.stages.tables import CHUNK, encoded
 from mmesid_jax.stages.workdir import Workdir
 
 FIGURES, PAGE = "semantic_ids.json", "semantic_ids.html"
-CHUNK = 4096  # items at once
 SPECTRUM_ITEMS = 16_384  # that a spectrum is taken of, drawn at random from a larger catalogue
 
 Tables = Mapping[str, np.ndarray]  # modality -> [I + 1, width]
@@ -97,8 +97,8 @@ def _residual_norms(
 ) -> dict[str, list[float]]:
   model, norms = semantic_ids.restore(workdir.path, workdir.config)[0], {}
   for m, part in model.by_modality.items():
-    z = [part.encoded(jnp.asarray(x_BV)) for x_BV in _chunks(features[m][1:])]
-    norms[m] = residual_norms(np.concatenate(z), ids.codes[m][1:], ids.codebooks[m])
+    z_ND = encoded(part, features[m], ids.codebooks[m].shape[-1])
+    norms[m] = residual_norms(z_ND, ids.codes[m][1:], ids.codebooks[m])
   return norms
 
 
@@ -133,7 +133,8 @@ def _spectra(items: ItemEncoder, notes: list[str]) -> dict[str, dict[str, Any]]:
       notes.append(note)
   found = {}
   for part, vectors in tqdm(_parts(items).items(), "spectra", delay=3, leave=False):
-    x_ND = np.concatenate([vectors(jnp.asarray(item_B)) for item_B in _chunks(item_N)])
+    chunks = (item_N[i : i + CHUNK] for i in range(0, len(item_N), CHUNK))
+    x_ND = np.concatenate([vectors(jnp.asarray(item_B)) for item_B in chunks])
     values = spectrum(x_ND)
     found[part] = {
       "width": x_ND.shape[1],
@@ -165,7 +166,3 @@ def _parts(items: ItemEncoder) -> dict[str, Callable[[jax.Array], np.ndarray]]:
     named["all codes"] = [*quantised.values()]
     named["projected and codes"] = [*projected.values(), *quantised.values()]
   return {name: together(*parts) for name, parts in named.items()}
-
-
-def _chunks(x: np.ndarray) -> list[np.ndarray]:
-  return [x[i : i + CHUNK] for i in range(0, len(x), CHUNK)]

@@ -67,11 +67,8 @@ def write(path: pathlib.Path, new: NewItems) -> None:
 def read(path: pathlib.Path) -> NewItems:
   """What `write` wrote. Raises UserError for another kind of file."""
   found, header = artifacts.read_artifact(path, STAGE)
-
-  def part(prefix: str) -> dict[str, np.ndarray]:
-    return {k.removeprefix(prefix): x for k, x in found.items() if k.startswith(prefix)}
-
-  return NewItems(part("features."), part("codes."), tuple(header["given"]), header["quantiser"])
+  rows, codes = (artifacts.under(found, prefix) for prefix in ("features.", "codes."))
+  return NewItems(rows, codes, tuple(header["given"]), header["quantiser"])
 
 
 def extended(

@@ -208,11 +208,10 @@ def restore(workdir_path, config: ConfigDict, *, pretrained: bool = True) -> Rec
   artifact. pretrained=False leaves what its checkpoint holds as shapes: enough for its items."""
   path = workdir_path / f"{STAGE}.safetensors"
   found, _ = artifacts.read_artifact(path, STAGE)
-  named = {k.removeprefix("model."): x for k, x in found.items() if k.startswith("model.")}
+  named = artifacts.under(found, "model.")
 
   def tables(part: str) -> dict[str, np.ndarray]:
-    prefix = f"items.{part}."
-    return {k.removeprefix(prefix): x for k, x in named.items() if k.startswith(prefix)}
+    return artifacts.under(named, f"items.{part}.")
 
   features = tables("feature_IV")
   if not features:

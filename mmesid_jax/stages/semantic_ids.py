@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -123,6 +124,26 @@ def loss_options(config: ConfigDict) -> dict:
   return {name: config[name] for name in names}
 
 
+def loss(config: ConfigDict):
+  """The loss of a batch of items by `config` = config.semantic_ids, as step.Loss."""
+  options = loss_options(config)
+
+  def of_batch(tables: Tables, batch: Batch, key: jax.Array):
+    del key  # nothing is drawn while it trains
+    value, parts = mm_rqvae.loss(tables.model, tables.features(batch), **options)
+    return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
+
+  return of_batch
+
+
+def learner(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+  """AdamW; code vectors take plain steps where config.quantizer has them as moving averages."""
+  adamw = optimizer.adamw(config.optimizer, steps)
+  if config.quantizer.learning == "average":
+    return optimizer.averaging(adamw, "codebook_LCD", config.quantizer.average_rate)
+  return adamw
+
+
 @nnx.jit
 def _encode(tables: Tables, batch: Batch) -> dict[str, jax.Array]:
   return {m: tables.model.encode(m, x_BV) for m, x_BV in tables.features(batch).items()}
@@ -153,8 +174,7 @@ def read(workdir: Workdir) -> SemanticIDs:
   codebooks."""
   path = workdir.artifact(STAGE)
   found, header = artifacts.read_artifact(path, STAGE)
-  codes = {k.removeprefix("codes."): x for k, x in found.items() if k.startswith("codes.")}
-  books = {k.removeprefix("codebooks."): x for k, x in found.items() if k.startswith("codebooks.")}
+  codes, books = (artifacts.under(found, prefix) for prefix in ("codes.", "codebooks."))
   for m, code_IL in codes.items():
     levels, size = books[m].shape[:2] if m in books else (0, 0)
     if code_IL.shape[1:] != (levels,) or code_IL.min() < 0 or code_IL.max() >= size:
@@ -196,25 +216,17 @@ def run(workdir: Workdir) -> None:
         metrics |= {f"{m}/level{level}/{name}": value for name, value in of_level.items()}
     return metrics
 
-  def step_loss(tables: Tables, batch: Batch, key: jax.Array):
-    del key  # nothing is drawn while it trains
-    value, parts = mm_rqvae.loss(tables.model, tables.features(batch), **options)
-    return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
-
-  adamw = optimizer.adamw(c.optimizer, steps)
-  if c.quantizer.learning == "average":
-    adamw = optimizer.averaging(adamw, "codebook_LCD", c.quantizer.average_rate)
   tables = build(c, features, code_width=config.recommender.width, seed=config.seed)
   task = Task(
     name=STAGE,
     model=tables,
-    loss=step_loss,
+    loss=loss(c),
     batches=item_batches(num_items, batch, seed=config.seed).map(
       lambda item_B: batch_of(features, item_B)
     ),
     steps=steps,
     validate_every=steps_an_epoch * c.validate_every_epochs,
-    optimizer=adamw,
+    optimizer=learner(c, steps),
     schedule=optimizer.schedule(c.optimizer, steps),
     validate=validate,
     # not the loss: its quantisation term is in units of the code space, which grows
@@ -250,7 +262,7 @@ def restore(
   from workdir_path/semantic_ids.safetensors alone."""
   path = workdir_path / f"{STAGE}.safetensors"
   found, header = artifacts.read_artifact(path, STAGE)
-  means = {k.removeprefix("means."): x for k, x in found.items() if k.startswith("means.")}
+  means = artifacts.under(found, "means.")
   if not means:
     raise UserError(f"{path}: holds no means of the items' vectors; train the stage {STAGE} again")
   model = loaded(
@@ -260,7 +272,7 @@ def restore(
       code_width=config.recommender.width,
       seed=config.seed,
     ),
-    {k.removeprefix("model."): x for k, x in found.items() if k.startswith("model.")},
+    artifacts.under(found, "model."),
     str(path),
   )
   return model, means, header["fingerprint"]

@@ -133,8 +133,7 @@ class Workdir:
   def read_model(self, stage: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The stage's model tensors, without their prefix, and the header."""
     found, header = artifacts.read_artifact(self.artifact(stage), stage)
-    prefix = "model."
-    return {k.removeprefix(prefix): x for k, x in found.items() if k.startswith(prefix)}, header
+    return artifacts.under(found, "model."), header
 
 
 def key_for(seed: int, stage: str) -> jax.Array:
