@@ -91,7 +91,8 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
   llama = nnx.eval_shape(lambda: Llama(c, rngs=nnx.Rngs(0)))
   checkpoint, start = Checkpoint(directory), time.monotonic()
   with host_peak() as taken:
-    load(llama, checkpoint, make_mesh(**sizes) if sizes else None)
+    with jax.set_mesh(make_mesh(**sizes)):
+      load(llama, checkpoint)
     jax.block_until_ready(jax.tree.leaves(nnx.state(llama)))
   arrays = sum(x.nbytes for x in jax.tree.leaves(nnx.state(llama)))
   return {

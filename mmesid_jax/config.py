@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.errors import UserError
 from mmesid_jax.rules import PRESETS, RULES, RULES_BY_LAST_NAME, STAGES
 
-RUN_KEYS = ("run", "profile", "stages")  # may differ between two runs of one workdir
+RUN_KEYS = ("run", "mesh", "profile", "stages")  # may differ between two runs of one workdir
 # Where things are may differ too: what they hold is compared by fingerprint.
 LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
 
@@ -176,6 +176,9 @@ def default_config(preset: str = "best") -> ConfigDict:
         # what is slow to compile is kept in the workdir, or where JAX_COMPILATION_CACHE_DIR says
         "compilation_cache": True,
       },
+      # Devices on every axis; -1 on one of them = all that the others leave. Rows of a batch are
+      # cut by data and fsdp, weights by fsdp and tensor, tables of items by fsdp and tensor.
+      "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
       "profile": {"steps": 0},  # steps a stage that are traced, once it has settled
     }
   )

@@ -6,6 +6,7 @@ from typing import Any
 STAGES = ("collaborative", "semantic_ids", "recommender")
 PRESETS = ("best", "paper", "released_code")
 PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
+MESH_AXES = ("data", "fsdp", "tensor")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -78,6 +79,7 @@ RULES: Mapping[str, Rule] = {
   "evaluation.cutoffs": _list_of(lambda k: k >= 1, "a non-empty tuple of ranks >= 1"),
   "evaluation.resamples": _at_least(0),
   **{f"run.steps_at_once.{stage}": _at_least(1) for stage in STAGES},
+  **{f"mesh.{axis}": (lambda n: n == -1 or n >= 1, "-1 or a number >= 1") for axis in MESH_AXES},
   "profile.steps": _at_least(0),
 }
 

@@ -134,14 +134,15 @@ def evaluation_pieces(dataset: Dataset, layout: Layout, split: str) -> Pieces:
   return Pieces(users, start, stop, stop - 1)
 
 
-def with_rows_for(layout: Layout, pieces: Pieces) -> Layout:
+def with_rows_for(layout: Layout, pieces: Pieces, multiple: int = 1) -> Layout:
   """The layout with the rows that its number of targets takes on average, and a twentieth more: a
-  batch of shuffled pieces is full of targets before it is full of tokens."""
+  batch of shuffled pieces is full of targets before it is full of tokens. Rows divide by
+  `multiple`."""
   targets = pieces.stop - pieces.first_target
   tokens = layout.tokens(pieces.stop - pieces.start, targets)
   a_target = tokens.sum() / max(targets.sum(), 1)
   rows = math.ceil(1.05 * a_target * layout.targets / layout.row_length)
-  return dataclasses.replace(layout, rows=max(rows, 1))
+  return dataclasses.replace(layout, rows=max(rows + -rows % multiple, multiple))
 
 
 def fitted(layout: Layout, pieces: Pieces) -> Layout:

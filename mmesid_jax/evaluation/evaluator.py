@@ -14,10 +14,15 @@ from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.loader import in_order
 from mmesid_jax.data.packing import Batch, Layout, evaluation_pieces, with_rows_for
 from mmesid_jax.evaluation.ranking import PROTOCOLS, ranks, summary
+from mmesid_jax.losses.scorer import Scorer
+from mmesid_jax.models.state import place
+from mmesid_jax.parallel.sharding import put_batch, shards
 
 
 class SequenceModel(Protocol):
   """What can be evaluated: SASRec and the recommender are."""
+
+  num_items: int  # rows of item_vectors behind these, and row 0, are no items
 
   def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array: ...
   def item_vectors(self) -> jax.Array: ...
@@ -33,8 +38,9 @@ def item_vectors(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
 def _model_ranks(
   graph: nnx.GraphDef, state: nnx.State, item_ID: jax.Array, batch: Batch, history_QH: jax.Array
 ):
-  h_QD = nnx.merge(graph, state).hidden(batch)
-  return ranks(h_QD @ item_ID.T, batch.target_Q, history_QH)
+  model = nnx.merge(graph, state)
+  score_QI = Scorer((model.hidden(batch),), (item_ID,)).all()
+  return ranks(score_QI, batch.target_Q, history_QH, model.num_items)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -63,7 +69,7 @@ class Evaluator:
 
   def __init__(self, dataset: Dataset, layout: Layout, split: str):
     self.pieces = evaluation_pieces(dataset, layout, split)
-    layout = with_rows_for(layout, self.pieces)
+    layout = with_rows_for(layout, self.pieces, shards("batch"))
     self._batches = list(in_order(dataset, self.pieces, layout))
     lengths = self.pieces.stop - 1
     self._history_UH = np.zeros((len(self.pieces), int(lengths.max(initial=1))), np.int32)
@@ -75,6 +81,7 @@ class Evaluator:
 
   def model_ranks(self, model: SequenceModel) -> dict[str, np.ndarray]:
     """protocol -> int32 [U], users in the data set's order."""
+    place(model)
     graph, state = nnx.split(model)  # once: taking a model apart costs more than a small batch
     item_ID = item_vectors(graph, state)
     return self._ranks(lambda *given: _model_ranks(graph, state, item_ID, *given))
@@ -86,13 +93,14 @@ class Evaluator:
 
   def states(self, model: SequenceModel) -> tuple[np.ndarray, np.ndarray]:
     """h [U, D] and the item vectors [I, D]: user u's scores are h[u] @ items.T."""
+    place(model)
     graph, state = nnx.split(model)
     found: dict[int, np.ndarray] = {}
     for batch in self._batches:
-      h_QD = jax.device_get(_hidden(graph, state, batch))
+      h_QD = jax.device_get(_hidden(graph, state, put_batch(batch)))
       found |= {int(u): h_QD[q] for q, u in enumerate(batch.piece_Q) if batch.weight_Q[q] > 0}
     h_UD = np.stack([found[user] for user in range(len(self.pieces))])
-    return h_UD, jax.device_get(item_vectors(graph, state))
+    return h_UD, jax.device_get(item_vectors(graph, state))[: model.num_items + 1]
 
   def summed_ranks(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     """As `model_ranks`, of the sum of several models' scores; parts are what `states` gave, of any
@@ -104,7 +112,7 @@ class Evaluator:
     item_IX = jnp.asarray(np.concatenate([item_ID for _, item_ID in parts], axis=1))
 
     def rank(batch: Batch, history_QH: np.ndarray):
-      h_QX = h_UX[np.maximum(batch.piece_Q, 0)]
+      h_QX = h_UX[np.maximum(np.asarray(batch.piece_Q), 0)]
       return _product_ranks(h_QX, item_IX, batch.target_Q, history_QH)
 
     return self._ranks(rank)
@@ -122,7 +130,7 @@ class Evaluator:
     for batch in self._batches:
       used_Q = batch.weight_Q > 0
       history_QH = self._history_UH[np.maximum(batch.piece_Q, 0)]
-      found = jax.device_get(rank(batch, history_QH))
+      found = jax.device_get(rank(put_batch(batch), history_QH))
       for protocol, rank_Q in zip(PROTOCOLS, found, strict=True):
         result[protocol][batch.piece_Q[used_Q]] = rank_Q[used_Q]
     return result

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.models.projection import Projection
+from mmesid_jax.models.state import check_divides
 from mmesid_jax.models.storage import BLOCK, Quantised, quantise
-from mmesid_jax.parallel.sharding import sharding
+from mmesid_jax.parallel import sharding
 
 EMBEDDING = "model.embed_tokens.weight"
 IGNORED = (EMBEDDING, "lm_head.weight")  # the prompt's rows are read apart; nothing reads logits
@@ -28,28 +28,22 @@ IGNORED = (EMBEDDING, "lm_head.weight")  # the prompt's rows are read apart; not
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """path: of the layer in our module; key: Hugging Face's, {} = number of the layer; axes: logical
-  axes of our weight behind the layer axis."""
+  """path: of the layer in our module; key: Hugging Face's, {} = number of the layer."""
 
   path: str
   key: str
-  axes: tuple[str, ...]
 
 
 TABLE = (
-  Entry("norm_attention", "model.layers.{}.input_layernorm.weight", ("norm",)),
-  Entry("attention.q", "model.layers.{}.self_attn.q_proj.weight", ("embed", "heads", "head_width")),
-  Entry(
-    "attention.k", "model.layers.{}.self_attn.k_proj.weight", ("embed", "kv_heads", "head_width")
-  ),
-  Entry(
-    "attention.v", "model.layers.{}.self_attn.v_proj.weight", ("embed", "kv_heads", "head_width")
-  ),
-  Entry("attention.out", "model.layers.{}.self_attn.o_proj.weight", ("heads", "embed")),
-  Entry("norm_mlp", "model.layers.{}.post_attention_layernorm.weight", ("norm",)),
-  Entry("mlp.gate", "model.layers.{}.mlp.gate_proj.weight", ("embed", "mlp")),
-  Entry("mlp.up", "model.layers.{}.mlp.up_proj.weight", ("embed", "mlp")),
-  Entry("mlp.down", "model.layers.{}.mlp.down_proj.weight", ("mlp", "embed")),
+  Entry("norm_attention", "model.layers.{}.input_layernorm.weight"),
+  Entry("attention.q", "model.layers.{}.self_attn.q_proj.weight"),
+  Entry("attention.k", "model.layers.{}.self_attn.k_proj.weight"),
+  Entry("attention.v", "model.layers.{}.self_attn.v_proj.weight"),
+  Entry("attention.out", "model.layers.{}.self_attn.o_proj.weight"),
+  Entry("norm_mlp", "model.layers.{}.post_attention_layernorm.weight"),
+  Entry("mlp.gate", "model.layers.{}.mlp.gate_proj.weight"),
+  Entry("mlp.up", "model.layers.{}.mlp.up_proj.weight"),
+  Entry("mlp.down", "model.layers.{}.mlp.down_proj.weight"),
 )
 FINAL_NORM = "model.norm.weight"
 
@@ -116,37 +110,34 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
       )
 
 
-def load(llama: Llama, checkpoint: Checkpoint, mesh: Mesh | None = None) -> None:
+def load(llama: Llama, checkpoint: Checkpoint) -> None:
   """Fills every weight of the backbone (LoRA apart), each device reading its own slices only.
 
   Slices that several devices hold are read once; the host keeps one device's slice of one stacked
-  weight at a time. Quantised weights are coded layer by layer as they come. No mesh: the default
-  device. Raises UserError as `check_keys` does.
+  weight at a time. Quantised weights are coded layer by layer as they come. Where they lie: on the
+  mesh of the context, or without one on the default device. Raises UserError as `check_keys` does.
   """
   check_keys(llama, checkpoint)
-  _place(llama.norm.scale, ("norm",), mesh, lambda *_: checkpoint.read(FINAL_NORM))
+  _place(llama.norm.scale, "norm", lambda *_: checkpoint.read(FINAL_NORM))
   for entry in tqdm(TABLE, f"reading {checkpoint.directory}", delay=3, leave=False):
     weight = weight_of(layer_of(llama, entry))
     if isinstance(weight, Quantised):
-      _load_quantised(weight, checkpoint, entry, mesh)
+      _load_quantised(weight, checkpoint, entry)
     else:
-      _load_dense(weight, checkpoint, entry, mesh)
+      _load_dense(weight, checkpoint, entry)
 
 
-def _place(variable: nnx.Variable, axes: tuple[str, ...], mesh: Mesh | None, read) -> None:
-  """Fills the variable with read(*bounds) for every shard; bounds that are equal are read once."""
+def _place(variable: nnx.Variable, path: str, read) -> None:
+  """Fills the variable at `path` with read(*bounds) for every shard; bounds that are equal are read
+  once."""
   shape = variable.shape
-  if mesh is None:
+  if not sharding.partitioned():
     variable.set_value(jnp.asarray(read(*((0, n) for n in shape)), variable.dtype))
     return
-  where = sharding(mesh, axes)
-  try:
-    where.shard_shape(shape)
-  except ValueError as error:
-    raise UserError(
-      f"a weight with axes {axes} and shape {shape} does not divide over the mesh "
-      f"{dict(mesh.shape)}; choose sizes that divide it"
-    ) from error
+  name = f"backbone.{path}"
+  axes = sharding.axes_of(name, len(shape))
+  check_divides(name, shape, axes)
+  where = sharding.sharding(axes)
   holders: dict[tuple, list[jax.Device]] = {}
   for device, index in where.addressable_devices_indices_map(shape).items():
     bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
@@ -168,21 +159,17 @@ def _slab(checkpoint: Checkpoint, entry: Entry, i: int, shape, *bounds) -> np.nd
   return read.T.reshape(rows[1] - rows[0], last - first, *(b - a for a, b in widths))
 
 
-def _load_dense(
-  weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry, mesh: Mesh | None
-) -> None:
+def _load_dense(weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry) -> None:
   def read(layers, *bounds):
     piece = np.empty([b - a for a, b in (layers, *bounds)], weight.dtype)
     for i in range(*layers):
       piece[i - layers[0]] = _slab(checkpoint, entry, i, weight.shape, *bounds)
     return piece
 
-  _place(weight, ("layer", *entry.axes), mesh, read)
+  _place(weight, f"blocks.{entry.path}.weight", read)
 
 
-def _load_quantised(
-  weight: Quantised, checkpoint: Checkpoint, entry: Entry, mesh: Mesh | None
-) -> None:
+def _load_quantised(weight: Quantised, checkpoint: Checkpoint, entry: Entry) -> None:
   shape = _shape(weight)
   per_code = shape[1] // weight.codes.shape[1]  # input rows that share a code byte
   scales: dict[tuple, np.ndarray] = {}
@@ -205,9 +192,9 @@ def _load_quantised(
     scales[(layers, tuple(r // BLOCK for r in rows), *out)] = np.stack(scale)
     return codes
 
-  axes = ("layer", *entry.axes)
-  _place(weight.codes, axes, mesh, read)
-  _place(weight.scale, axes, mesh, lambda *bounds: scales.pop(bounds))
+  path = f"blocks.{entry.path}.weight"
+  _place(weight.codes, f"{path}.codes", read)
+  _place(weight.scale, f"{path}.scale", lambda *bounds: scales.pop(bounds))
 
 
 def to_hugging_face(

@@ -5,20 +5,23 @@ import jax
 import jax.numpy as jnp
 
 from mmesid_jax.losses.scorer import Scorer
+from mmesid_jax.parallel.sharding import mesh_axes, pick, shards, spec
 
 LARGEST = 2**28  # scores held at once, 1 GiB of float32; more are taken in chunks
 
 
 def cross_entropy(
-  scores_QI: jax.Array, target_Q: jax.Array, weight_Q: jax.Array
+  scores_QI: jax.Array, target_Q: jax.Array, weight_Q: jax.Array, candidates: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Sum over targets of -log softmax(scores)[target] over items 1..I, and the sum of weights.
+  """Sum over targets of -log softmax(scores)[target] over items 1 .. candidates (None: all columns
+  behind the first), and the sum of weights.
 
   Column 0 is padding and takes no part. float32, no one-hot. Source: MME-SID, recommendation loss.
   """
-  scores_QI = scores_QI.astype(jnp.float32).at[:, 0].set(-jnp.inf)
-  target_score_Q = jnp.take_along_axis(scores_QI, target_Q[:, None], axis=1)[:, 0]
-  loss_Q = jax.nn.logsumexp(scores_QI, axis=1) - target_score_Q
+  item_I = jnp.arange(scores_QI.shape[1])
+  real_I = (item_I > 0) & (item_I <= (candidates or len(item_I)))
+  scores_QI = jnp.where(real_I, scores_QI.astype(jnp.float32), -jnp.inf)
+  loss_Q = jax.nn.logsumexp(scores_QI, axis=1) - pick(scores_QI, target_Q)
   return _weighted(loss_Q, weight_Q)
 
 
@@ -34,30 +37,62 @@ def chunked_cross_entropy(
   """`cross_entropy` of all scores, holding those of `chunk` items at a time, [Q, chunk].
 
   The sum of exponentials grows chunk by chunk; the backward pass computes a chunk's scores again.
-  Raises ValueError for a chunk below 1.
+  Where a mesh cuts the catalogue, every device goes through its own part. Raises ValueError for a
+  chunk below 1.
   """
   if chunk < 1:
     raise ValueError(f"a chunk of {chunk} items")
+  names = mesh_axes("items")
+  if shards("items") == 1:
+    largest_Q, sum_Q = _sum_of_exponentials(scorer, 0, chunk)
+  else:
+
+    def local(arrays):
+      part = Scorer(*arrays, num_items=scorer.candidates)
+      first = jax.lax.axis_index(names) * part.items
+      largest_Q, sum_Q = _sum_of_exponentials(part, first, chunk, names)
+      overall_Q = jax.lax.pmax(jax.lax.stop_gradient(largest_Q), names)
+      return overall_Q, jax.lax.psum(sum_Q * jnp.exp(largest_Q - overall_Q), names)
+
+    queries, tables = spec("targets"), spec("items", None)
+    specs = (
+      (spec("targets", None),) * len(scorer.query),
+      (tables,) * len(scorer.table),
+      tuple(None if offset is None else queries for offset in scorer.offset),
+      None if scorer.weight_IS is None else tables,
+    )
+    arrays = (scorer.query, scorer.table, scorer.offset, scorer.weight_IS)
+    largest_Q, sum_Q = jax.shard_map(local, in_specs=(specs,), out_specs=queries)(arrays)
+  loss_Q = largest_Q + jnp.log(sum_Q) - scorer.own(target_Q)
+  return _weighted(loss_Q, weight_Q)
+
+
+def _sum_of_exponentials(scorer: Scorer, first, chunk: int, names: tuple[str, ...] = ()):
+  """m and sum_i exp(score[i] - m) of the scorer's rows, [Q] each; their first is item `first`.
+  names: the mesh axes that the rows are a part on."""
 
   @jax.checkpoint
   def add(largest_and_sum, rows_and_number):
     largest_Q, sum_Q = largest_and_sum
     rows, number = rows_and_number
-    item_N = number * chunk + jnp.arange(chunk)
-    real_N = (item_N > 0) & (item_N < scorer.items)
+    row_N = number * chunk + jnp.arange(chunk)
+    item_N = first + row_N
+    real_N = (item_N > 0) & (item_N <= scorer.candidates) & (row_N < scorer.items)
     scores_QN = jnp.where(real_N, scorer.of(rows).astype(jnp.float32), -jnp.inf)
     # What is subtracted and added again has no gradient of its own.
     larger_Q = jax.lax.stop_gradient(jnp.maximum(largest_Q, scores_QN.max(1)))
     sum_Q = sum_Q * jnp.exp(largest_Q - larger_Q) + jnp.exp(scores_QN - larger_Q[:, None]).sum(1)
     return (larger_Q, sum_Q), None
 
+  lowest = jnp.finfo(jnp.float32).min  # not -inf: a chunk of padding alone would give inf - inf
+  Q = len(scorer.query[0])
+  start = jnp.full(Q, lowest), jnp.zeros(Q)
+  if names:
+    start = jax.lax.pcast(start, ("data", *names), to="varying")
   chunks = scorer.chunks(chunk)
   numbers = jnp.arange(-(-scorer.items // chunk))
-  lowest = jnp.finfo(jnp.float32).min  # not -inf: a chunk of padding alone would give inf - inf
-  start = jnp.full(len(target_Q), lowest), jnp.zeros(len(target_Q))
-  (largest_Q, sum_Q), _ = jax.lax.scan(add, start, (chunks, numbers))
-  loss_Q = largest_Q + jnp.log(sum_Q) - scorer.own(target_Q)
-  return _weighted(loss_Q, weight_Q)
+  found, _ = jax.lax.scan(add, start, (chunks, numbers))
+  return found
 
 
 def catalogue_cross_entropy(
@@ -65,7 +100,7 @@ def catalogue_cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
   """`cross_entropy`, by chunks where asked for, or (chunk 0) where all scores exceed LARGEST."""
   if not chunk and len(target_Q) * scorer.items <= LARGEST:
-    return cross_entropy(scorer.all(), target_Q, weight_Q)
+    return cross_entropy(scorer.all(), target_Q, weight_Q, scorer.candidates)
   return chunked_cross_entropy(
     scorer, target_Q, weight_Q, chunk or max(1, LARGEST // len(target_Q))
   )

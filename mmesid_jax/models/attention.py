@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmesid_jax.data.packing import Batch
+from mmesid_jax.parallel.sharding import lookup, shards
 
 BLOCK = 128  # splash works through queries and keys in blocks of so many
 
@@ -96,7 +97,17 @@ def _padded(q_RTNH, k_RSKH, v_RSKH, mask_RTS, *, multiple: int):
   return q, k, v, jnp.pad(mask_RTS, ((0, 0), (0, T), (0, S)))
 
 
-def read(x_XD: jax.Array, prompt: int, read_Q: jax.Array) -> jax.Array:
+def groups(rows: int) -> int:
+  """Into how many groups a mesh cuts so many rows; 1 without one."""
+  parts = shards("batch")
+  return parts if rows % parts == 0 else 1
+
+
+def read(x_GXD: jax.Array, prompt: int, read_Q: jax.Array) -> jax.Array:
   """The hidden state [Q, D] at which every target is predicted, out of the prompt's and the rows'
-  behind them: the end of the prompt or a token."""
-  return x_XD[prompt - 1 + read_Q]
+  behind them, both in every group of rows: the end of the prompt or a token."""
+  G, X, D = x_GXD.shape
+  token_Q = jnp.maximum(read_Q - 1, 0)
+  group_Q, place_Q = token_Q // (X - prompt), prompt + token_Q % (X - prompt)
+  row_Q = jnp.where(read_Q == 0, prompt - 1, group_Q * X + place_Q)
+  return lookup(x_GXD.reshape(G * X, D), row_Q, "batch")

@@ -87,11 +87,12 @@ def scorer(
   project None takes the cheaper one of a whole catalogue.
   """
   if projects_catalogue(*o_QD.shape) if project is None else project:
-    return Scorer((o_QD,), (item_vectors(items, weight_IS),))
+    return Scorer((o_QD,), (item_vectors(items, weight_IS),), num_items=items.num_items)
   parts = [(items.project[m], items.feature_IV[m][...]) for m in items.modalities]
   return Scorer(
     query=(o_QD, *(o_QD @ linear.weight[...].T for linear, _ in parts)),
     table=(items.identity_ID[...], *(feature_IV for _, feature_IV in parts)),
     offset=(None, *(o_QD @ linear.bias[...] for linear, _ in parts)),
     weight_IS=weight_IS,
+    num_items=items.num_items,
   )

@@ -13,6 +13,7 @@ from flax import nnx
 
 from mmesid_jax.models.linear import Linear, gelu
 from mmesid_jax.models.variables import Frozen
+from mmesid_jax.parallel.sharding import constrain, lookup
 
 
 class ItemEncoder(nnx.Module):
@@ -40,6 +41,7 @@ class ItemEncoder(nnx.Module):
     rngs: nnx.Rngs,
   ):
     rows = len(next(iter(features.values())))
+    self.num_items = rows - 1
     self.modalities = tuple(features)
     self.kind, self.compute = kind, compute
     self.identity_ID = nnx.Param(jax.random.normal(rngs.params(), (rows, D)) * 0.02)
@@ -61,18 +63,24 @@ class ItemEncoder(nnx.Module):
   def quantised(self, modality: str, item: jax.Array) -> jax.Array:
     """Sum over levels of the item's code embeddings, [..., D]."""
     table_LCD = self.codebook_LCD[modality][...]
-    code = self.code_IL[modality][...][item]
+    code = _spread(lookup(self.code_IL[modality][...], item))
     level = jnp.arange(table_LCD.shape[0])
     return table_LCD[level, code].sum(-2)
 
   def projected(self, modality: str, item: jax.Array) -> jax.Array:
     """The item's features as its token holds them, [..., D]."""
     project = self.project if self.project_input is None else self.project_input
-    return project[modality](self.feature_IV[modality][...][item].astype(self.compute))
+    feature = _spread(lookup(self.feature_IV[modality][...], item))
+    return project[modality](feature.astype(self.compute))
 
   def __call__(self, item: jax.Array) -> jax.Array:
     parts = [self.projected(m, item) for m in self.modalities]
     parts += [self.quantised(m, item).astype(self.compute) for m in self.code_IL]
     if self.kind != "mlp":
-      return self.identity_ID[...][item].astype(self.compute) + sum(parts)
+      return lookup(self.identity_ID[...], item).astype(self.compute) + sum(parts)
     return gelu(self.out(jax.nn.relu(self.hidden(jnp.concatenate(parts, -1)))))
+
+
+def _spread(x: jax.Array) -> jax.Array:
+  """What is computed of items is computed once, each device taking some of them."""
+  return constrain(x, "batch", *(None,) * (x.ndim - 1))

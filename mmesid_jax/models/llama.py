@@ -1,7 +1,8 @@
 """Llama blocks over shared-prefix rows: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
 One stream of tokens passes through the layers, X = P + R T of them: the prompt, once a step, and
-behind it the rows, whose tokens all see the prompt. Layers are stacked on axis 0 and scanned.
+behind it the rows, whose tokens all see the prompt. Where a mesh cuts the rows into G groups, each
+has a stream of its own, prompt included, X = P + R/G T. Layers are stacked on axis 0 and scanned.
 Sources: Touvron et al. 2023; Hugging Face's conventions (half-split rotation, unscaled q), so
 weights carry over.
 """
@@ -14,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.models.attention import attention
+from mmesid_jax.models.attention import attention, groups
 from mmesid_jax.models.linear import dropout, split
 from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.models.projection import PRODUCT, Projection
 from mmesid_jax.models.variables import LoRAParam, Pretrained
+from mmesid_jax.parallel.sharding import constrain
 
 KEPT = {  # remat -> what is kept of a layer beside its input
   "products": lambda: jax.checkpoint_policies.save_only_these_names(PRODUCT),
@@ -109,13 +111,13 @@ def frequencies(c: LlamaConfig) -> np.ndarray:
   return frequency.astype(np.float32)
 
 
-def rotate(x_XNH: jax.Array, position_X: jax.Array, frequency: np.ndarray) -> jax.Array:
+def rotate(x_GXNH: jax.Array, position_GX: jax.Array, frequency: np.ndarray) -> jax.Array:
   """Rotary position embedding, half-split as in Hugging Face; angles in float32."""
-  angle = position_X[:, None, None].astype(jnp.float32) * frequency
+  angle = position_GX[..., None, None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  x, y = jnp.split(x_XNH.astype(jnp.float32), 2, axis=-1)
+  x, y = jnp.split(x_GXNH.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([x * cos - y * sin, y * cos + x * sin], axis=-1)
-  return rotated.astype(x_XNH.dtype)
+  return rotated.astype(x_GXNH.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -159,23 +161,28 @@ class Attention(nnx.Module):
     self.out = c.projection("out", rngs)
     self.config = c
 
-  def __call__(self, x_XD: jax.Array, position_X: jax.Array, mask_RTS: jax.Array, key) -> jax.Array:
+  def __call__(self, x_GXD: jax.Array, position_GX: jax.Array, mask_RTS: jax.Array, key):
     R, T, S = mask_RTS.shape
-    P, keys, frequency = S - T, split(key, 4), frequencies(self.config)
-    q = rotate(self.q(x_XD, keys[0]), position_X, frequency)
-    k = rotate(self.k(x_XD, keys[1]), position_X, frequency)
-    v = self.v(x_XD, keys[2])
-    prompt = (x[None, :P] for x in (q, k, v))
-    prompt_1PNH = attention(*prompt, jnp.tri(P, dtype=bool)[None])  # too short for a kernel to pay
+    (G, X, _), P = x_GXD.shape, S - T
+    keys, frequency = split(key, 4), frequencies(self.config)
+    q = rotate(self.q(x_GXD, keys[0]), position_GX, frequency)
+    k = rotate(self.k(x_GXD, keys[1]), position_GX, frequency)
+    v = self.v(x_GXD, keys[2])
+    prompt = (x[:, :P] for x in (q, k, v))
+    prompt_GPNH = attention(*prompt, jnp.tri(P, dtype=bool)[None])  # too short for a kernel to pay
 
-    def with_prompt(x_XKH):
-      prompt_RPKH = jnp.broadcast_to(x_XKH[:P], (R, P, *x_XKH.shape[1:]))
-      return jnp.concatenate([prompt_RPKH, x_XKH[P:].reshape(R, T, *x_XKH.shape[1:])], axis=1)
+    def rows(x_GXKH):
+      return constrain(x_GXKH[:, P:].reshape(R, T, *x_GXKH.shape[2:]), "batch", None, "heads", None)
 
-    q_RTNH = q[P:].reshape(R, T, *q.shape[1:])
-    row_RTNH = attention(q_RTNH, with_prompt(k), with_prompt(v), mask_RTS, self.config.attention)
-    both = (x.reshape(-1, self.config.N * self.config.H) for x in (prompt_1PNH, row_RTNH))
-    return self.out(jnp.concatenate([*both]), keys[3])
+    def with_prompt(x_GXKH):
+      heads = x_GXKH.shape[2:]
+      prompt = jnp.broadcast_to(x_GXKH[:, None, :P], (G, R // G, P, *heads)).reshape(R, P, *heads)
+      return jnp.concatenate([prompt, rows(x_GXKH)], axis=1)
+
+    row_RTNH = attention(rows(q), with_prompt(k), with_prompt(v), mask_RTS, self.config.attention)
+    width = self.config.N * self.config.H
+    both = [prompt_GPNH.reshape(G, P, width), row_RTNH.reshape(G, X - P, width)]
+    return self.out(jnp.concatenate(both, axis=1), keys[3])
 
 
 class Block(nnx.Module):
@@ -188,11 +195,12 @@ class Block(nnx.Module):
     self.mlp = GatedMLP(c, rngs=rngs)
     self.rate = c.dropout
 
-  def __call__(self, x_XD, position_X, mask_RTS, key):
+  def __call__(self, x_GXD, position_GX, mask_RTS, key):
     keys = split(key, 4)
-    update_XD = self.attention(self.norm_attention(x_XD), position_X, mask_RTS, keys[0])
-    x_XD = x_XD + dropout(update_XD, self.rate, keys[1])
-    return x_XD + dropout(self.mlp(self.norm_mlp(x_XD), keys[2]), self.rate, keys[3])
+    update_GXD = self.attention(self.norm_attention(x_GXD), position_GX, mask_RTS, keys[0])
+    x_GXD = x_GXD + dropout(update_GXD, self.rate, keys[1])
+    x_GXD = x_GXD + dropout(self.mlp(self.norm_mlp(x_GXD), keys[2]), self.rate, keys[3])
+    return constrain(x_GXD, "batch", None, None)
 
 
 class Llama(nnx.Module):
@@ -222,20 +230,23 @@ class Llama(nnx.Module):
     mask_RTS: jax.Array,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """float32 [P + R T, D], the prompt's tokens first. position_RT counts from the end of the
-    prompt; mask_RTS [R, T, P + T] as `attention.visible` makes it."""
-    P, D = prompt_PD.shape
-    x_XD = jnp.concatenate([prompt_PD, x_RTD.reshape(-1, D)]).astype(self.config.compute)
-    position_X = jnp.concatenate([jnp.arange(P), P + position_RT.reshape(-1)])
+    """float32 [G, P + R/G T, D], in every group the prompt's tokens first. position_RT counts from
+    the end of the prompt; mask_RTS [R, T, P + T] as `attention.visible` makes it."""
+    G, (P, D) = groups(len(x_RTD)), prompt_PD.shape
+    prompt_GPD = jnp.broadcast_to(prompt_PD, (G, P, D))
+    x_GXD = jnp.concatenate([prompt_GPD, x_RTD.reshape(G, -1, D)], axis=1)
+    x_GXD = constrain(x_GXD.astype(self.config.compute), "batch", None, None)
+    prompt_GP = jnp.broadcast_to(jnp.arange(P), (G, P))
+    position_GX = jnp.concatenate([prompt_GP, P + position_RT.reshape(G, -1)], axis=1)
     graph, stacked = nnx.split(self.blocks)
     keys = None if key is None else jax.random.split(key, self.config.layers)
 
-    def layer(x_XD, state_and_key):
+    def layer(x_GXD, state_and_key):
       state, layer_key = state_and_key
-      return nnx.merge(graph, state)(x_XD, position_X, mask_RTS, layer_key), None
+      return nnx.merge(graph, state)(x_GXD, position_GX, mask_RTS, layer_key), None
 
     if self.config.remat != "none":
       # In a scan nothing can be shared anyway.
       layer = jax.checkpoint(layer, policy=KEPT[self.config.remat](), prevent_cse=False)
-    x_XD, _ = jax.lax.scan(layer, x_XD, (stacked, keys), unroll=self.config.unroll)
-    return self.norm(x_XD).astype(jnp.float32)
+    x_GXD, _ = jax.lax.scan(layer, x_GXD, (stacked, keys), unroll=self.config.unroll)
+    return self.norm(x_GXD).astype(jnp.float32)

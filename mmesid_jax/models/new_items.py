@@ -41,6 +41,7 @@ def with_new_items(
   known_NS = np.zeros((N, gates.sources), bool)
   known_NS[:, 1:] = [m in features for m in items.modalities]
   new = nnx.merge(*nnx.split(model))  # other Variables around the same arrays
+  new.items.num_items += N
   identity_ID = items.identity_ID[...]
   new.items.identity_ID = nnx.Param(_below(identity_ID, jnp.zeros((N, identity_ID.shape[1]))))
   new.items.feature_IV = nnx.Dict(

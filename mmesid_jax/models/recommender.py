@@ -13,6 +13,7 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.linear import dropout, split
 from mmesid_jax.models.llama import Llama, LlamaConfig
 from mmesid_jax.models.variables import Pretrained
+from mmesid_jax.parallel.sharding import constrain
 
 
 class RecommenderModel(nnx.Module):
@@ -52,16 +53,20 @@ class RecommenderModel(nnx.Module):
     """o [Q, D]: the last hidden state of every target's own prompt."""
     item_key, backbone_key = split(key, 2)
     item_ND = self.items(batch.item_N)  # once per distinct item
-    x_RTD = item_ND[batch.slot_RT]
+    x_RTD = constrain(item_ND, None, None)[batch.slot_RT]
     if self.response_SD is not None:
       response_RTD = self.response_SD[...][batch.response_RT]
       x_RTD = jnp.where(batch.branch_RT[..., None] > 0, response_RTD, x_RTD)
     x_RTD = dropout(x_RTD, self.item_dropout, item_key)
     P = len(self.prompt_PD[...])
-    x_XD = self.backbone(
+    x_GXD = self.backbone(
       self.prompt_PD[...], x_RTD, batch.position_RT, visible(batch, P), backbone_key
     )
-    return read(x_XD, P, batch.read_Q)
+    return read(x_GXD, P, batch.read_Q)
+
+  @property
+  def num_items(self) -> int:
+    return self.items.num_items
 
   def scorer(self, o_QD: jax.Array, *, project: bool | None = None) -> Scorer:
     """Scores of all items; item 0 is padding and no candidate. project: as in `fusion.scorer`."""

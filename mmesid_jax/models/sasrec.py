@@ -10,8 +10,9 @@ from flax import nnx
 
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.losses.scorer import Scorer
-from mmesid_jax.models.attention import attention, read, visible
+from mmesid_jax.models.attention import attention, groups, read, visible
 from mmesid_jax.models.linear import Linear, dropout, split
+from mmesid_jax.parallel.sharding import constrain, lookup
 
 
 class Block(nnx.Module):
@@ -52,6 +53,7 @@ class SASRec(nnx.Module):
     def table(rows):
       return nnx.Param(jax.random.normal(rngs.params(), (rows, D)) * 0.02)
 
+    self.num_items = num_items
     self.item_ID = table(num_items + 1)
     self.position_TD = table(positions)
     self.blocks = nnx.List([Block(D, heads, rate, rngs=rngs) for _ in range(layers)])
@@ -63,18 +65,20 @@ class SASRec(nnx.Module):
     keys = split(key, len(self.blocks) + 1)
     item_RT = batch.item_N[batch.slot_RT]
     D = self.item_ID.shape[-1]
-    x_RTD = self.item_ID[...][item_RT] * D**0.5 + self.position_TD[...][batch.position_RT]
+    item_RTD = constrain(lookup(self.item_ID[...], item_RT), "batch", None, None)
+    x_RTD = item_RTD * D**0.5 + self.position_TD[...][batch.position_RT]
     x_RTD = dropout(x_RTD, self.rate, keys[-1])
     mask_RTT = visible(batch)
     for block, block_key in zip(self.blocks, keys[:-1], strict=True):
       x_RTD = block(x_RTD, mask_RTT, block_key)
     # Without a prompt nothing is known of an empty history: it reads zeros, and every item ties.
-    x_XD = jnp.concatenate([jnp.zeros((1, D)), self.norm(x_RTD).reshape(-1, D)])
-    return read(x_XD, 1, batch.read_Q)
+    G = groups(len(x_RTD))
+    x_GXD = self.norm(x_RTD).reshape(G, -1, D)
+    return read(jnp.concatenate([jnp.zeros((G, 1, D)), x_GXD], axis=1), 1, batch.read_Q)
 
   def scorer(self, h_QD: jax.Array) -> Scorer:
     """Scores of all items; item 0 is padding and no candidate."""
-    return Scorer((h_QD,), (self.item_ID[...],))
+    return Scorer((h_QD,), (self.item_ID[...],), num_items=self.num_items)
 
   def item_vectors(self) -> jax.Array:
     """[I, D]: h . item_vectors()[i] is the score of item i."""

@@ -1,22 +1,66 @@
-"""A model's parameters and tables as flat named arrays, out and in."""
+"""A model's parameters and tables: on the device mesh, and as flat named arrays, out and in."""
 
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.models.variables import Pretrained
+from mmesid_jax.parallel import sharding
+
+ROWS = "rows"  # metadata of a Variable that has rows of zeros behind so many of its own
 
 
 def _name(path) -> str:
   return ".".join(str(part) for part in path)
 
 
+def place(model: nnx.Module) -> None:
+  """Lays every Variable out on the mesh of the context, in place; without a mesh does nothing.
+
+  Tables with a row an item get rows of zeros behind, until the mesh divides them: models know their
+  number of items, so nothing reads these. Raises UserError for any other size that the mesh does
+  not divide.
+  """
+  if not sharding.partitioned():
+    return
+  flat = nnx.to_flat_state(nnx.state(model))
+  for path, variable in flat:
+    name, value = _name(path), variable.get_value()
+    axes = sharding.axes_of(name, value.ndim)
+    if axes and axes[0] == "items" and (fill := -len(value) % sharding.shards("items")):
+      variable.set_metadata(**{ROWS: len(value)})
+      value = np.pad(np.asarray(value), ((0, fill), *((0, 0),) * (value.ndim - 1)))
+    check_divides(name, value.shape, axes)
+    variable.set_value(sharding.put(value, axes))
+  nnx.update(model, nnx.from_flat_state(flat))
+
+
+def check_divides(name: str, shape: tuple[int, ...], axes: sharding.Axes) -> None:
+  """Raises UserError where the mesh of the context does not divide the shape; name: whose it is."""
+  for size, axis in zip(shape, axes, strict=True):
+    if axis and size % (parts := sharding.shards(axis)):
+      names = " * ".join(f"mesh.{mesh_axis}" for mesh_axis in sharding.mesh_axes(axis))
+      raise UserError(
+        f"{name} {list(shape)}: its axis {axis}, {size} wide, does not divide by {names} = "
+        f"{parts}; choose a mesh that divides it"
+      )
+
+
 def tensors(model: nnx.Module) -> dict[str, np.ndarray]:
-  """{"a.b.c": array} of every Variable of the model but the pretrained ones."""
-  return {name: np.asarray(jax.device_get(v[...])) for name, v in named_variables(model)}
+  """{"a.b.c": array} of every Variable of the model but the pretrained ones, as they were before
+  `place`; with several processes all must call."""
+  return {name: _whole(variable) for name, variable in named_variables(model)}
+
+
+def _whole(variable: nnx.Variable) -> np.ndarray:
+  value = variable.get_value()
+  if isinstance(value, jax.Array) and not value.is_fully_addressable:
+    value = multihost_utils.process_allgather(value, tiled=True)
+  return np.asarray(value)[: variable.get_metadata().get(ROWS)] if value.ndim else np.asarray(value)
 
 
 def named_variables(model: nnx.Module) -> list[tuple[str, nnx.Variable]]:

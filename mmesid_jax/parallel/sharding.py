@@ -1,12 +1,27 @@
-"""Which axis of a parameter lies on which axis of the device mesh: one table, edited here only."""
+"""What lies where on the device mesh: one table from logical axes to mesh axes, one from names of
+variables to logical axes; every sharding is derived from these two.
+
+The mesh is the one of the context (`jax.set_mesh`). Without one, or with a single device, what is
+laid out here stays as it is.
+"""
+
+import math
+import re
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
+from mmesid_jax.errors import UserError
+from mmesid_jax.rules import MESH_AXES
 
-# logical axis -> mesh axis; None = every device holds all of it
-RULES = {
+# Logical axis -> mesh axes; None = every device holds all of it.
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+  "batch": ("data", "fsdp"),  # rows of users, batches of items
+  "items": ("fsdp", "tensor"),  # rows of tables with one an item, candidates of the softmax
+  "targets": "data",  # of scores, whose other axis is "items"
   "layer": None,
   "embed": "fsdp",
   "heads": "tensor",
@@ -16,6 +31,24 @@ RULES = {
   "norm": None,
 }
 
+Axes = tuple[str | None, ...]
+
+# Pattern of a variable's whole name -> its logical axes. What nothing matches is small: every
+# device holds it.
+VARIABLES: tuple[tuple[str, Axes], ...] = (
+  (r"(.+\.)?(identity_ID|item_ID|feature_IV\.\w+|code_IL\.\w+|known_IS)", ("items", None)),
+  (r"(.+\.)?frequency_I", ("items",)),
+  (r"items\.(hidden|out)\.weight", ("embed", None)),  # at 8B most of what is trained
+  (r"backbone\.blocks\.attention\.q\.weight.*", ("layer", "embed", "heads", "head_width")),
+  (r"backbone\.blocks\.attention\.[kv]\.weight.*", ("layer", "embed", "kv_heads", "head_width")),
+  (r"backbone\.blocks\.attention\.out\.weight.*", ("layer", "heads", "embed")),
+  (r"backbone\.blocks\.mlp\.(gate|up)\.weight.*", ("layer", "embed", "mlp")),
+  (r"backbone\.blocks\.mlp\.down\.weight.*", ("layer", "mlp", "embed")),
+)
+
+# Letter of an array's name -> logical axis, for what batches hold.
+LETTERS = {"R": "batch", "B": "batch"}
+
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
   """A mesh of data * fsdp * tensor devices, axes as in MESH_AXES; by default one device."""
@@ -24,6 +57,124 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
   return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
-def sharding(mesh: Mesh, axes: tuple[str, ...]) -> NamedSharding:
-  """Where an array with these logical axes lies on the mesh."""
-  return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
+def mesh_shape(asked: Mapping[str, int], devices: int) -> dict[str, int]:
+  """Devices on every axis of MESH_AXES, -1 filled in. Raises UserError where they do not make
+  `devices`."""
+  open_axes = [axis for axis in MESH_AXES if asked[axis] == -1]
+  fixed = math.prod(asked[axis] for axis in MESH_AXES if asked[axis] != -1)
+  shown = ", ".join(f"mesh.{axis}={asked[axis]}" for axis in MESH_AXES)
+  if len(open_axes) > 1:
+    raise UserError(f"--config.{shown}: -1, what the others leave, can stand on one axis only")
+  if devices % fixed or (not open_axes and fixed != devices):
+    raise UserError(
+      f"--config.{shown}: asks for {fixed} devices{' or a multiple' if open_axes else ''}, there "
+      f"are {devices}; set one axis to -1 and the others so that they divide {devices}"
+    )
+  return {axis: devices // fixed if asked[axis] == -1 else asked[axis] for axis in MESH_AXES}
+
+
+def mesh_of(asked: Mapping[str, int]) -> Mesh:
+  """All devices, of all processes, as config.mesh = asked has them. Raises UserError."""
+  return make_mesh(**mesh_shape(asked, jax.device_count()))
+
+
+def partitioned() -> bool:
+  """Whether the mesh of the context has more than one device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
+def shards(axis: str) -> int:
+  """Into how many parts the mesh of the context cuts a logical axis."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[name] for name in mesh_axes(axis)) if partitioned() else 1
+
+
+def mesh_axes(axis: str) -> tuple[str, ...]:
+  """The mesh axes that a logical axis lies on."""
+  names = RULES[axis]
+  return names if isinstance(names, tuple) else () if names is None else (names,)
+
+
+def spec(*axes: str | None) -> PartitionSpec:
+  """Of an array with these logical axes; None = whole on every device."""
+  return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+
+
+def sharding(axes: Axes, mesh: Mesh | None = None) -> NamedSharding:
+  """Where an array with these logical axes lies on the mesh, of the context where none is given."""
+  return NamedSharding(mesh or jax.sharding.get_mesh(), spec(*axes))
+
+
+def axes_of(name: str, ndim: int) -> Axes:
+  """The logical axes of the variable of that name. Raises ValueError where two patterns match."""
+  found = [axes for pattern, axes in VARIABLES if re.fullmatch(pattern, name)]
+  if len(found) > 1:
+    raise ValueError(f"{name}: {len(found)} patterns match; expected one at the most")
+  return found[0] if found else (None,) * ndim
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """x, laid out by its logical axes from here on."""
+  return jax.lax.with_sharding_constraint(x, spec(*axes)) if partitioned() else x
+
+
+def lookup(table: jax.Array, index: jax.Array, axis: str = "items") -> jax.Array:
+  """table[index], where `axis` cuts the table's rows; the result is whole on every device.
+
+  A device looks up what it holds and adds 0 for the rest: the rows that are asked for travel, the
+  table never does.
+  """
+  if shards(axis) == 1:
+    return table[index]
+  names = mesh_axes(axis)
+
+  def local(rows, index):
+    place = index - jax.lax.axis_index(names) * len(rows)
+    here = (place >= 0) & (place < len(rows))
+    found = rows[jnp.where(here, place, 0)]
+    here = here.reshape(here.shape + (1,) * (found.ndim - here.ndim))
+    return jax.lax.psum(jnp.where(here, found, 0), names)
+
+  rows = spec(axis, *(None,) * (table.ndim - 1))
+  return jax.shard_map(local, in_specs=(rows, spec()), out_specs=spec())(table, index)
+
+
+def pick(x_QI: jax.Array, index_Q: jax.Array) -> jax.Array:
+  """x[q, index[q]], [Q], where "items" cuts the columns: no device needs them all."""
+  if shards("items") == 1:
+    return jnp.take_along_axis(x_QI, index_Q[:, None], axis=1)[:, 0]
+  return jnp.where(jnp.arange(x_QI.shape[1]) == index_Q[:, None], x_QI, 0).sum(1)
+
+
+def put(x: np.ndarray | jax.Array, axes: Axes) -> jax.Array:
+  """The array, which every process has, on the mesh of the context; a process sends its own
+  devices' parts only."""
+  where = sharding(axes)
+  if isinstance(x, jax.Array) and x.sharding == where:
+    return x
+  x = np.asarray(x)
+  return jax.make_array_from_callback(x.shape, where, lambda part: x[part])
+
+
+def of(tree):
+  """The shardings of a tree's arrays."""
+  return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def put_batch(batch):
+  """A batch's arrays on the mesh of the context; as they are without one.
+
+  Axes follow from names: the part behind the last "_" has a letter an axis, those before are of
+  several batches; an array without a name is one of B items.
+  """
+  if not partitioned():
+    return batch
+
+  def of_leaf(path, x):
+    names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+    letters = names[-1].rpartition("_")[2] if names else "B"
+    axes = (None,) * (x.ndim - len(letters)) + tuple(map(LETTERS.get, letters))
+    return put(x, axes)
+
+  return jax.tree_util.tree_map_with_path(of_leaf, batch)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
 from mmesid_jax.models.variables import Frozen
+from mmesid_jax.parallel.sharding import constrain, lookup
 
 DEVICE_TABLE_BYTES = 2 * 2**30  # tables that take more together stay where they are
 CHUNK = 4096  # items encoded at once
@@ -40,8 +41,8 @@ class Tables(nnx.Module):
     if isinstance(batch, Rows):
       found = batch.feature_BV
     else:
-      found = {m: table_IV[...][batch] for m, table_IV in self.feature_IV.items()}
-    return {m: x_BV.astype(jnp.float32) for m, x_BV in found.items()}
+      found = {m: lookup(table_IV[...], batch) for m, table_IV in self.feature_IV.items()}
+    return {m: constrain(x_BV.astype(jnp.float32), "batch", None) for m, x_BV in found.items()}
 
 
 def fit_device(features: Mapping[str, np.ndarray]) -> bool:

@@ -16,6 +16,8 @@ import optax
 from flax import nnx
 
 from mmesid_jax.errors import Diverged, Interrupted
+from mmesid_jax.models.state import place
+from mmesid_jax.parallel import sharding
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.logging import MetricsLog, progress
 from mmesid_jax.training.profile import Trace
@@ -144,9 +146,16 @@ class _Metrics:
 class _Sender:
   """Takes batches and sends steps to the device, at most `at_once` in one call."""
 
-  def __init__(self, task: Task, graph: nnx.GraphDef, frozen: nnx.State, at_once: int):
+  def __init__(self, task: Task, graph: nnx.GraphDef, frozen: nnx.State, state, at_once: int):
     self._frozen, self._microbatches, self._at_once = frozen, task.microbatches, at_once
-    step = make_step(task.loss, task.optimizer, graph, task.seed, microbatches=task.microbatches)
+    step = make_step(
+      task.loss,
+      task.optimizer,
+      graph,
+      task.seed,
+      microbatches=task.microbatches,
+      where=sharding.of(state) if sharding.partitioned() else None,
+    )
     self._compiled = step if at_once == 1 else several(step, at_once)
 
   def take(self, iterator: grain.DatasetIterator, ahead: int) -> list[list[Any]]:
@@ -158,9 +167,10 @@ class _Sender:
     """The state behind the steps, and their metrics."""
     batches = [_stacked(batches) if len(batches) > 1 else batches[0] for batches in steps]
     if self._at_once == 1:
-      return self._compiled(state, self._frozen, batches[0])
+      return self._compiled(state, self._frozen, sharding.put_batch(batches[0]))
     unused = [batches[-1]] * (self._at_once - len(batches))
-    return self._compiled(state, self._frozen, _stacked(batches + unused), len(batches))
+    stacked = sharding.put_batch(_stacked(batches + unused))
+    return self._compiled(state, self._frozen, stacked, len(batches))
 
   @property
   def compilations(self) -> int:
@@ -188,10 +198,11 @@ def fit(
   steps to folder/trace. Raises Interrupted after SIGINT or SIGTERM, when everything is saved;
   Diverged when the loss is not finite.
   """
+  place(task.model)
   graph, params, frozen = nnx.split(task.model, nnx.Param, ...)
   state = initial_state(params, task.optimizer)
   best = {"score": np.asarray(-np.inf), "step": np.asarray(0)}
-  sender = _Sender(task, graph, frozen, steps_at_once)
+  sender = _Sender(task, graph, frozen, state, steps_at_once)
   iterator = iter(
     grain.experimental.ThreadPrefetchIterDataset(
       task.batches, prefetch_buffer_size=4 * task.microbatches * steps_at_once

@@ -6,8 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+
+from mmesid_jax.parallel import sharding
 
 # loss(model, batch, key) -> (sum over what is learned from, its weight), scalars to be logged
 Loss = Callable[[nnx.Module, Any, jax.Array], tuple[tuple[jax.Array, jax.Array], dict]]
@@ -15,11 +18,23 @@ Loss = Callable[[nnx.Module, Any, jax.Array], tuple[tuple[jax.Array, jax.Array],
 
 def initial_state(params: nnx.State, optimizer: optax.GradientTransformation) -> dict[str, Any]:
   """What a step reads and gives back: {"params", "optimizer", "step"}."""
-  return {
-    "params": params,
-    "optimizer": jax.jit(optimizer.init)(params),
-    "step": jnp.zeros((), jnp.int32),
-  }
+  step = sharding.put(np.int32(0), ()) if sharding.partitioned() else jnp.zeros((), jnp.int32)
+  initialise = jax.jit(optimizer.init, out_shardings=_beside(params, optimizer))
+  return {"params": params, "optimizer": initialise(params), "step": step}
+
+
+def _beside(params: nnx.State, optimizer: optax.GradientTransformation):
+  """Shardings of the optimizer's memory, each array's where its parameter's is; None without a
+  mesh."""
+  if not sharding.partitioned():
+    return None
+  return optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda _, param: param.sharding,
+    jax.eval_shape(optimizer.init, params),
+    params,
+    transform_non_params=lambda _: sharding.sharding(()),
+  )
 
 
 def first_key(seed: int) -> jax.Array:
@@ -36,13 +51,16 @@ def make_step(
   seed: int,
   *,
   microbatches: int = 1,
+  where=None,
 ):
-  """The jitted step(state, frozen, batch) -> (state, metrics); state is donated.
+  """The jitted step(state, frozen, batch) -> (state, metrics); state is donated, and the new one
+  lies where it lay.
 
   The loss that is minimised is sum / weight. microbatches > 1: every leaf of `batch` has them on
   its first axis; sums, weights and gradients are added up before the division, so a target counts
   the same wherever it stands. The key of a step is the seed folded with the step's number, and then
-  with the microbatch's, so a resumed run draws what an uninterrupted one would have.
+  with the microbatch's, so a resumed run draws what an uninterrupted one would have. where:
+  shardings of the state, None = a single device.
   """
 
   def gradient(params, frozen, batch, key):
@@ -78,11 +96,12 @@ def make_step(
       "gradient_norm": optax.tree.norm(slope),
       **found["extra"],
     }
-    return {
+    new = {
       "params": optax.apply_updates(state["params"], update),
       "optimizer": memory,
       "step": state["step"] + 1,
-    }, metrics
+    }
+    return (new if where is None else jax.lax.with_sharding_constraint(new, where)), metrics
 
   return step
 

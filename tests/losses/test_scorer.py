@@ -1,5 +1,7 @@
 """The whole catalogue, a chunk and chosen items: one formula."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +61,8 @@ def test_chunks_change_neither_loss_nor_gradient(sources, chunk):
   def by_chunks(s):
     return chunked_cross_entropy(s, TARGET, WEIGHT, chunk)[0]
 
-  s = scorer(sources)._replace(query=tuple(30 * q for q in scorer(sources).query))  # exp overflows
+  s = scorer(sources)
+  s = dataclasses.replace(s, query=tuple(30 * q for q in s.query))  # exp overflows
   value, gradient = jax.value_and_grad(by_chunks)(s)
   expected, expected_gradient = jax.value_and_grad(whole)(s)
   np.testing.assert_allclose(value, expected, rtol=1e-5)

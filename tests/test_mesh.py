@@ -1,0 +1,146 @@
+"""Every stage on meshes of virtual devices: loss, gradients and ranks are those of one device."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmesid_jax import pipeline
+from mmesid_jax.data.dataset import popularity
+from mmesid_jax.data.loader import PackedBatches
+from mmesid_jax.data.packing import Layout, training_pieces
+from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.models.state import place, tensors
+from mmesid_jax.parallel.sharding import make_mesh, put_batch
+from mmesid_jax.stages import collaborative, recommender, semantic_ids
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]  # data, fsdp, tensor
+
+SIZES = {
+  "recommender.heads": 4,
+  "recommender.kv_heads": 4,
+  "recommender.layers": 2,
+  "recommender.rows": 8,
+  "collaborative.rows": 8,
+  "semantic_ids.batch": 32,
+  "recommender.prompt.length": 3,
+  # masks are drawn for every device's own tokens, so they are others on another mesh
+  "recommender.dropout": 0.0,
+  "recommender.item_dropout": 0.0,
+  "collaborative.dropout": 0.0,
+}
+
+VARIANTS = {
+  "best": {},
+  "paper": {
+    "recommender.prompt.response": 2,
+    "recommender.targets": 128,
+    "recommender.gate_temperature": 1.0,  # else nearly all gradient of the gates is rounding
+  },
+  "chunked": {"recommender.softmax_chunk": 3},
+  "sampled": {"recommender.negatives": 16},
+  "projected": {"recommender.width": 128, "recommender.targets": 136},
+}
+
+
+@pytest.fixture(scope="module")
+def opened(tiny, tmp_path_factory):
+  """opened(variant): a workdir with data, vectors and semantic IDs."""
+  made = {}
+
+  def open_variant(variant: str):
+    if variant not in made:
+      preset = variant if variant == "paper" else "best"
+      config = tiny(preset, {**SIZES, **VARIANTS[variant], "stages": ("collaborative",)})
+      path = tmp_path_factory.mktemp(variant)
+      config.collaborative.epochs = 1
+      config.recommender.codes = "none"
+      pipeline.run(config, path)
+      made[variant] = pipeline.open_workdir(config, path)
+    return made[variant]
+
+  return open_variant
+
+
+def recommender_parts(workdir):
+  c = workdir.config.recommender
+  model = recommender.drawn(workdir)
+  batches, _ = recommender.training_data(workdir)
+  return model, recommender.loss(c, popularity(workdir.dataset)), next(iter(batches))
+
+
+def collaborative_parts(workdir):
+  c, dataset = workdir.config.collaborative, workdir.dataset
+  layout = Layout(c.rows, c.row_length, c.targets)
+  pieces, _ = training_pieces(dataset, layout, min_history=1)
+  batches = PackedBatches(dataset, pieces, layout, seed=0)
+  model = collaborative.build(c, dataset.num_items, 0)
+  return model, collaborative.loss(c, dataset.num_items), next(iter(batches))
+
+
+def semantic_id_parts(workdir):
+  c = workdir.config.semantic_ids
+  tables = semantic_ids.build(c, workdir.features(), code_width=16, seed=0)
+  return tables, semantic_ids.loss(c), np.random.default_rng(0).permutation(40)[:32] + 1
+
+
+def value_and_gradient(model, loss, batch, mesh):
+  """The loss, and {name: gradient} of everything that is trained, computed on the mesh."""
+  with jax.set_mesh(mesh):
+    place(model)
+    graph, params, frozen = nnx.split(model, nnx.Param, ...)
+
+    def both(params, frozen, batch):
+      def total(params):
+        (total, weight), _ = loss(nnx.merge(graph, params, frozen), batch, jax.random.key(0))
+        return total / weight
+
+      return jax.value_and_grad(total)(params)
+
+    batch = put_batch(batch)
+    compiled = jax.jit(both).lower(params, frozen, batch).compile()
+    value, gradient = compiled(params, frozen, batch)
+    return float(value), tensors(nnx.merge(graph, gradient, frozen)), compiled.as_text()
+
+
+def compare(parts, expected, mesh) -> str:
+  """Raises where the mesh gives something else; the compiled program's text."""
+  expected_value, expected_gradient, _ = expected
+  value, gradient, text = value_and_gradient(*parts, make_mesh(*mesh))
+  assert value == pytest.approx(expected_value, rel=1e-5)
+  assert gradient.keys() == expected_gradient.keys()
+  for name, found in gradient.items():
+    scale = np.abs(expected_gradient[name]).max() if found.dtype.kind == "f" else 1
+    np.testing.assert_allclose(
+      found, expected_gradient[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name
+    )
+  return text
+
+
+def check(make) -> list[str]:
+  """On every mesh, of what `make` gives: model, loss and batch."""
+  expected = value_and_gradient(*make(), make_mesh())
+  return [compare(make(), expected, mesh) for mesh in MESHES]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recommender_equals_one_device(opened, variant):
+  check(lambda: recommender_parts(opened(variant)))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_sasrec_equals_one_device(opened, loss):
+  workdir = opened("best")
+  workdir.config.collaborative.loss = loss
+  check(lambda: collaborative_parts(workdir))
+
+
+@pytest.mark.parametrize("choice", ["mse info_nce average", "mmd mmd gradient"])
+def test_semantic_ids_equal_one_device(opened, choice):
+  """Losses of pairs of items, moving averages and Sinkhorn all see the whole batch."""
+  workdir = opened("best")
+  c = workdir.config.semantic_ids
+  c.reconstruction, c.alignment, c.quantizer.learning = choice.split()
+  check(lambda: semantic_id_parts(workdir))
