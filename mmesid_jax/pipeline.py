@@ -18,11 +18,13 @@ from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import codebooks, geometry, ranking
+from mmesid_jax.parallel import sharding
 from mmesid_jax.stages import (
   backbone,
   collaborative,
   evaluation,
   id_report,
+  next_item,
   recommender,
   semantic_ids,
 )
@@ -50,6 +52,16 @@ def run(
   another experiment (without `overwrite`, which redoes the stale stages only).
   """
   check_config(config)
+  with sharding.on(sharding.mesh_of(config.mesh)):
+    return _run(config, path, overwrite, others)
+
+
+def _run(
+  config: ConfigDict, path: pathlib.Path, overwrite: bool, others: Sequence[pathlib.Path]
+) -> Workdir:
+  for stage in ("collaborative", "recommender"):
+    next_item.check_divides(stage, config[stage])
+  sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
   _check_identity(config, path, overwrite)
   workdir = open_workdir(config, path)
   workdir.check_features()
@@ -85,8 +97,9 @@ def check_config(config: ConfigDict) -> None:
 
 
 def evaluate(workdir: Workdir, split: str) -> None:
-  """Evaluates and prints the table."""
-  result = evaluation.evaluate(workdir, split)
+  """Evaluates, on the mesh of workdir.config, and prints the table."""
+  with sharding.on(sharding.mesh_of(workdir.config.mesh)):
+    result = evaluation.evaluate(workdir, split)
   print(
     f"\n{split}: {result['users']:,} users, every item ranked; masked = without the history's items"
   )

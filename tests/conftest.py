@@ -45,6 +45,7 @@ TINY = {  # every stage in seconds
   "recommender.epochs": 2,
   "evaluation.targets": 32,
   "evaluation.resamples": 20,
+  "mesh.fsdp": 1,  # one of the eight
 }
 
 

@@ -36,7 +36,9 @@ class Scorer:
 
   def all(self) -> jax.Array:
     """[Q, I]."""
-    return constrain(self.of((self.table, self.weight_IS)), "targets", "items")
+    query = tuple(constrain(query_QV, "targets", None) for query_QV in self.query)
+    scorer = dataclasses.replace(self, query=query)
+    return constrain(scorer.of((self.table, self.weight_IS)), "targets", "items")
 
   def chosen(self, item_N: jax.Array) -> jax.Array:
     """[Q, N], of the same items for every query."""

@@ -42,12 +42,8 @@ def place(model: nnx.Module) -> None:
 def check_divides(name: str, shape: tuple[int, ...], axes: sharding.Axes) -> None:
   """Raises UserError where the mesh of the context does not divide the shape; name: whose it is."""
   for size, axis in zip(shape, axes, strict=True):
-    if axis and size % (parts := sharding.shards(axis)):
-      names = " * ".join(f"mesh.{mesh_axis}" for mesh_axis in sharding.mesh_axes(axis))
-      raise UserError(
-        f"{name} {list(shape)}: its axis {axis}, {size} wide, does not divide by {names} = "
-        f"{parts}; choose a mesh that divides it"
-      )
+    if axis:
+      sharding.check_divides(f"{name} {list(shape)}: its axis {axis}", size, axis)
 
 
 def tensors(model: nnx.Module) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ The mesh is the one of the context (`jax.set_mesh`). Without one, or with a sing
 laid out here stays as it is.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -58,24 +59,44 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
 
 
 def mesh_shape(asked: Mapping[str, int], devices: int) -> dict[str, int]:
-  """Devices on every axis of MESH_AXES, -1 filled in. Raises UserError where they do not make
-  `devices`."""
+  """Devices on every axis of MESH_AXES, -1 filled in with what the others leave of `devices`.
+  Raises UserError for more than there are, or what -1 cannot fill."""
   open_axes = [axis for axis in MESH_AXES if asked[axis] == -1]
   fixed = math.prod(asked[axis] for axis in MESH_AXES if asked[axis] != -1)
-  shown = ", ".join(f"mesh.{axis}={asked[axis]}" for axis in MESH_AXES)
+  shown = " ".join(f"--config.mesh.{axis}={asked[axis]}" for axis in MESH_AXES)
   if len(open_axes) > 1:
-    raise UserError(f"--config.{shown}: -1, what the others leave, can stand on one axis only")
-  if devices % fixed or (not open_axes and fixed != devices):
-    raise UserError(
-      f"--config.{shown}: asks for {fixed} devices{' or a multiple' if open_axes else ''}, there "
-      f"are {devices}; set one axis to -1 and the others so that they divide {devices}"
-    )
+    raise UserError(f"{shown}: -1, what the others leave, can stand on one axis only")
+  if fixed > devices or (open_axes and devices % fixed):
+    wanted = f"a multiple of {fixed}" if open_axes else fixed
+    raise UserError(f"{shown}: takes {wanted} devices, there are {devices}")
   return {axis: devices // fixed if asked[axis] == -1 else asked[axis] for axis in MESH_AXES}
 
 
 def mesh_of(asked: Mapping[str, int]) -> Mesh:
-  """All devices, of all processes, as config.mesh = asked has them. Raises UserError."""
-  return make_mesh(**mesh_shape(asked, jax.device_count()))
+  """The mesh that config.mesh = asked describes, over the devices of all processes; where it takes
+  fewer, over the first. Raises UserError where that leaves a process without any."""
+  shape = mesh_shape(asked, jax.device_count())
+  mesh = make_mesh(**shape)
+  if idle := set(range(jax.process_count())) - {d.process_index for d in mesh.devices.flat}:
+    raise UserError(
+      f"--config.mesh takes {mesh.size} of {jax.device_count()} devices, so process {min(idle)} "
+      "would have none; set one axis to -1, or start fewer processes"
+    )
+  return mesh
+
+
+def on(mesh: Mesh):
+  """Context in which the mesh is the one of this module; a single device needs none."""
+  return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+
+
+def check_divides(what: str, size: int, axis: str) -> None:
+  """Raises UserError, about `what`, where the mesh of the context does not divide an axis of that
+  size."""
+  if size % (parts := shards(axis)):
+    names = " * ".join(f"mesh.{name}" for name in mesh_axes(axis))
+    near = size - size % parts or parts
+    raise UserError(f"{what}={size} does not divide by {names} = {parts}; {near} would")
 
 
 def partitioned() -> bool:

@@ -11,6 +11,7 @@ from mmesid_jax.data.packing import Batch, Layout, PieceCounts
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.models.flops import Work, useful
+from mmesid_jax.parallel import sharding
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task
 from mmesid_jax.training.throughput import Amounts
@@ -19,6 +20,12 @@ from mmesid_jax.training.throughput import Amounts
 def evaluation_layout(training: Layout, targets: int) -> Layout:
   """Rows as in training; one target a user, so a batch has `targets` users at the most."""
   return dataclasses.replace(training, targets=targets)
+
+
+def check_divides(stage: str, config: ConfigDict) -> None:
+  """Raises UserError where the mesh of the context does not divide the stage's batches."""
+  sharding.check_divides(f"--config.{stage}.rows", config.rows, "batch")
+  sharding.check_divides(f"--config.{stage}.targets", config.targets, "targets")
 
 
 def next_item_task(

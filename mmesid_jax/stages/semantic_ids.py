@@ -26,6 +26,7 @@ from mmesid_jax.models.fsq import digits
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
 from mmesid_jax.models.quantizer import QuantizerConfig
 from mmesid_jax.models.state import loaded
+from mmesid_jax.parallel import sharding
 from mmesid_jax.quantize.kmeans import residual_kmeans
 from mmesid_jax.stages.tables import Batch, Tables, batch_of, chunks, encoded, items_of
 from mmesid_jax.stages.workdir import Workdir, key_for
@@ -38,7 +39,10 @@ STAGE = "semantic_ids"
 
 def check(config: ConfigDict, num_items: int) -> None:
   """Raises UserError where config.semantic_ids = config asks for more codes than there are items,
-  for a grid that has not so many, or for k-means that is none."""
+  for a grid that has not so many, or for k-means that is none; or where the mesh of the context
+  does not divide its batches."""
+  batch = min(config.batch, num_items)
+  sharding.check_divides("--config.semantic_ids.batch, with the items there are", batch, "batch")
   if config.quantizer.codes > num_items:
     raise UserError(
       f"--config.semantic_ids.quantizer.codes={config.quantizer.codes}: more than the {num_items} "

@@ -77,7 +77,7 @@ def test_the_host_holds_less_than_two_slices(base):
 
 
 def test_a_mesh_that_does_not_divide_is_refused(base):
-  with pytest.raises(UserError, match=r"kv_heads, 4 wide, does not divide by mesh\.tensor = 8"):
+  with pytest.raises(UserError, match=r"kv_heads=4 does not divide by mesh\.tensor = 8"):
     loaded(base, mesh=make_mesh(1, 1, 8))  # 4 key/value heads
 
 
