@@ -1,0 +1,88 @@
+"""Several processes of one run: how they start together, who writes, where they wait.
+
+All do the same, each on its own devices, and see one and the same workdir. Process 0 alone prints
+and writes plain files.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from mmesid_jax.errors import Stop, UserError
+
+T = TypeVar("T")
+
+# What launchers set; `coordinator` is jax's own name.
+COORDINATOR, PROCESSES, PROCESS = (
+  "JAX_COORDINATOR_ADDRESS",
+  "JAX_NUM_PROCESSES",
+  "JAX_PROCESS_ID",
+)
+START_SECONDS = 300  # for all processes to come
+BARRIER_SECONDS = 1800  # for what one does while the others wait
+
+
+def start(*, heartbeat_seconds: int, environment: Mapping[str, str] = os.environ) -> None:
+  """Joins the other processes, where the environment says that there are any.
+
+  It does by JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or as a step
+  of several Slurm tasks, or on a TPU slice of several hosts. A process that is gone is noticed
+  after heartbeat_seconds, and then all end. Raises UserError for numbers that make no sense.
+  """
+  options = {
+    "initialization_timeout": START_SECONDS,
+    "heartbeat_timeout_seconds": heartbeat_seconds,
+  }
+  if COORDINATOR in environment:
+    count, index = (_number(environment, name) for name in (PROCESSES, PROCESS))
+    if not 0 <= index < count:
+      raise UserError(f"{PROCESS}={index}: expected 0 to {count - 1}, as {PROCESSES}={count}")
+    jax.distributed.initialize(environment[COORDINATOR], count, index, **options)
+  elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    jax.distributed.initialize(cluster_detection_method="slurm", **options)
+  elif "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+    jax.distributed.initialize(**options)
+  if not first():
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process runs
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+  value = environment.get(name, "")
+  if not value.isdecimal():
+    raise UserError(f"{name}={value!r}: expected a number, as {COORDINATOR} is set")
+  return int(value)
+
+
+def first() -> bool:
+  """Whether this is the process that prints and writes."""
+  return jax.process_index() == 0
+
+
+def together(what: str, *, seconds: int = BARRIER_SECONDS) -> None:
+  """Waits until all processes are here. Raises Stop, which says who is missing, after so long."""
+  if jax.process_count() == 1:
+    return
+  try:
+    ocp.multihost.sync_global_processes(what, timeout=seconds)
+  except Exception as error:
+    raise Stop(f"{what}: not all processes came within {seconds} s: {error}") from error
+
+
+def first_then_all(what: str, work: Callable[[], T]) -> T:
+  """What `work` gives, which process 0 does before the others do it too: they find what it wrote.
+
+  What it raises is raised by all, each finding it for itself.
+  """
+  if jax.process_count() == 1:
+    return work()
+  if first():
+    try:
+      return work()
+    finally:
+      together(what)
+  together(what)
+  return work()
