@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.parallel import processes
 
 SCHEMA = 1  # raised whenever the tensors of an artifact change their meaning
 # What writes an artifact that no stage of the training does.
@@ -21,8 +22,10 @@ MAKERS = {"new_items": "mmesid_jax.semantic_ids encode"}
 def write_artifact(
   path: pathlib.Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]
 ) -> None:
-  """Writes under a temporary name and renames. The header is one JSON object under the key
-  "mmesid"."""
+  """Writes under a temporary name and renames, in the first process only. The header is one JSON
+  object under the key "mmesid"."""
+  if not processes.first():
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + ".tmp")
   metadata = {"mmesid": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
@@ -37,12 +40,14 @@ def under(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes under a temporary name and renames."""
+  """Writes under a temporary name and renames, in the first process only."""
   write_bytes(path, text.encode())
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Writes under a temporary name and renames."""
+  """Writes under a temporary name and renames, in the first process only."""
+  if not processes.first():
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + ".tmp")
   temporary.write_bytes(content)

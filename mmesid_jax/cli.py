@@ -36,12 +36,43 @@ def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ())
   except Stop as stop:
     label = "stopped" if isinstance(stop, Interrupted) else "error"
     print(f"{label}: {' '.join(str(stop).splitlines())}", file=sys.stderr)
+    if not isinstance(stop, Interrupted):  # then all processes end here, each having saved
+      _leave_others(stop.status)
     sys.exit(stop.status)
   except OSError as error:
     if error.errno not in _PLACE or not error.filename:
       raise
     print(f"error: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
+    _leave_others(UserError.status)
     sys.exit(UserError.status)
+  except Exception:
+    traceback.print_exc()
+    _leave_others(1)
+    sys.exit(1)
+
+
+def define_process_flags() -> None:
+  """--coordinator, --processes and --process, of entry points that several processes may run."""
+  flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher says so.")
+  flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
+  flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator.")
+
+
+def process_environment() -> dict[str, str]:
+  """The environment, in which these flags, where given, stand for what a launcher sets."""
+  names = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "processes": "JAX_NUM_PROCESSES",
+    "process": "JAX_PROCESS_ID",
+  }
+  given = {name: flags.FLAGS[flag].value for flag, name in names.items()}
+  return os.environ | {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _leave_others(status: int) -> None:
+  """With several processes ends this one at once: a regular exit would wait for the others."""
+  if processes := sys.modules.get("mmesid_jax.parallel.processes"):
+    processes.leave(status)
 
 
 def flat_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -175,6 +175,7 @@ def default_config(preset: str = "best") -> ConfigDict:
         "steps_at_once": {"collaborative": 1, "semantic_ids": 8, "recommender": 1},
         # what is slow to compile is kept in the workdir, or where JAX_COMPILATION_CACHE_DIR says
         "compilation_cache": True,
+        "heartbeat_seconds": 30,  # with several processes: silence after which one counts as lost
       },
       # Devices on every axis; -1 on one of them = all that the others leave. Rows of a batch are
       # cut by data and fsdp, weights by fsdp and tensor, tables of items by fsdp and tensor.

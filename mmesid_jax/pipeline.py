@@ -18,7 +18,7 @@ from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import codebooks, geometry, ranking
-from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.stages import (
   backbone,
   collaborative,
@@ -63,16 +63,18 @@ def _run(
     next_item.check_divides(stage, config[stage])
   sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
   _check_identity(config, path, overwrite)
-  workdir = open_workdir(config, path)
+  workdir = processes.first_then_all("prepare the data", lambda: open_workdir(config, path))
   workdir.check_features()
   stages = [s for s in RUN if s in config.stages]
   if "semantic_ids" in stages:
     semantic_ids.check(config.semantic_ids, workdir.dataset.num_items)
   stale = _stale(workdir, stages, overwrite)
-  for stage in stale:
+  processes.together("look through the workdir")  # before the first process changes it
+  for stage in stale if processes.first() else ():
     shutil.rmtree(workdir.folder(stage), ignore_errors=True)
     workdir.artifact(stage).unlink(missing_ok=True)
   _describe(config, path)
+  processes.together("remove what is stale")
   users, items = len(workdir.dataset), workdir.dataset.num_items
   print(f"{path}: {users:,} users, {items:,} items, {len(workdir.dataset.items):,} interactions")
   for stage in stages:
@@ -84,6 +86,7 @@ def _run(
       continue
     artifacts.write_text(_mark(workdir, stage), workdir.fingerprint(stage) + "\n")
     RUN[stage](workdir)
+    processes.together(f"write {stage}")
     print(f"{stage}: wrote {workdir.artifact(stage)}")
   evaluate(workdir, "test")
   return workdir

@@ -80,6 +80,7 @@ RULES: Mapping[str, Rule] = {
   "evaluation.resamples": _at_least(0),
   **{f"run.steps_at_once.{stage}": _at_least(1) for stage in STAGES},
   **{f"mesh.{axis}": (lambda n: n == -1 or n >= 1, "-1 or a number >= 1") for axis in MESH_AXES},
+  "run.heartbeat_seconds": _at_least(5),
   "profile.steps": _at_least(0),
 }
 

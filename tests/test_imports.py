@@ -19,8 +19,9 @@ LAYERS = (
   ("models",),
   ("quantize",),
   ("losses",),
-  ("data", "parallel"),
+  ("data",),
   ("artifacts", "config", "cli"),
+  ("parallel",),
   ("rules",),
   ("errors",),
 )

@@ -16,7 +16,7 @@ from mmesid_jax.data.packing import Batch, Layout, evaluation_pieces, with_rows_
 from mmesid_jax.evaluation.ranking import PROTOCOLS, ranks, summary
 from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.models.state import place
-from mmesid_jax.parallel.sharding import put_batch, shards
+from mmesid_jax.parallel.sharding import constrain, put_batch, shards
 
 
 class SequenceModel(Protocol):
@@ -40,12 +40,13 @@ def _model_ranks(
 ):
   model = nnx.merge(graph, state)
   score_QI = Scorer((model.hidden(batch),), (item_ID,)).all()
-  return ranks(score_QI, batch.target_Q, history_QH, model.num_items)
+  found = ranks(score_QI, batch.target_Q, history_QH, model.num_items)
+  return tuple(constrain(rank_Q, None) for rank_Q in found)  # every process reads all of them
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _hidden(graph: nnx.GraphDef, state: nnx.State, batch: Batch):
-  return nnx.merge(graph, state).hidden(batch)
+  return constrain(nnx.merge(graph, state).hidden(batch), None, None)
 
 
 @jax.jit
@@ -100,7 +101,8 @@ class Evaluator:
       h_QD = jax.device_get(_hidden(graph, state, put_batch(batch)))
       found |= {int(u): h_QD[q] for q, u in enumerate(batch.piece_Q) if batch.weight_Q[q] > 0}
     h_UD = np.stack([found[user] for user in range(len(self.pieces))])
-    return h_UD, jax.device_get(item_vectors(graph, state))[: model.num_items + 1]
+    whole_ID = jax.jit(lambda x_ID: constrain(x_ID, None, None))(item_vectors(graph, state))
+    return h_UD, jax.device_get(whole_ID)[: model.num_items + 1]
 
   def summed_ranks(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     """As `model_ranks`, of the sum of several models' scores; parts are what `states` gave, of any

@@ -17,6 +17,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.hf.llama_weights import TABLE, layer_of
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.models.variables import LoRAParam
+from mmesid_jax.parallel import processes
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -37,8 +38,10 @@ def describe(llama: Llama) -> str:
 def write_adapter(llama: Llama, directory: pathlib.Path, *, base: str) -> None:
   """adapter_config.json and adapter_model.safetensors; replaces an adapter that is there.
 
-  base: name or path of the checkpoint, as peft is to load it.
+  base: name or path of the checkpoint, as peft is to load it. The first process alone writes.
   """
+  if not processes.first():
+    return
   c = llama.config.lora
   named = {}
   for factor, keys in _factors(llama):

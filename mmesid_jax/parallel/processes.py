@@ -5,6 +5,7 @@ and writes plain files.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -26,7 +27,7 @@ START_SECONDS = 300  # for all processes to come
 BARRIER_SECONDS = 1800  # for what one does while the others wait
 
 
-def start(*, heartbeat_seconds: int, environment: Mapping[str, str] = os.environ) -> None:
+def start(environment: Mapping[str, str], *, heartbeat_seconds: int) -> None:
   """Joins the other processes, where the environment says that there are any.
 
   It does by JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or as a step
@@ -57,6 +58,15 @@ def _number(environment: Mapping[str, str], name: str) -> int:
   return int(value)
 
 
+def leave(status: int) -> None:
+  """Ends this process at once where there are others, who are told by the runtime: a regular exit
+  would wait for them, and they may be waiting for this one. Alone, does nothing."""
+  if jax.process_count() > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def first() -> bool:
   """Whether this is the process that prints and writes."""
   return jax.process_index() == 0
@@ -67,9 +77,13 @@ def together(what: str, *, seconds: int = BARRIER_SECONDS) -> None:
   if jax.process_count() == 1:
     return
   try:
-    ocp.multihost.sync_global_processes(what, timeout=seconds)
-  except Exception as error:
-    raise Stop(f"{what}: not all processes came within {seconds} s: {error}") from error
+    ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * seconds)
+  except Exception as error:  # of the runtime, whatever it is
+    named = re.search(r"timed out task names:\s*([\d\s]+)", str(error))
+    missing = (
+      f"process {', '.join(named[1].split())} did not" if named else f"not all did ({error})"
+    )
+    raise Stop(f"{what}: waited {seconds} s for all processes to come here; {missing}") from error
 
 
 def first_then_all(what: str, work: Callable[[], T]) -> T:

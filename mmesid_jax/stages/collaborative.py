@@ -5,7 +5,6 @@ baseline.
 """
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -15,7 +14,7 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.softmax import binary_cross_entropy, catalogue_cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.sasrec import SASRec
-from mmesid_jax.models.state import loaded
+from mmesid_jax.models.state import loaded, tensors
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
 
@@ -75,7 +74,7 @@ def run(workdir: Workdir) -> None:
     prompt=0,
   )
   result = workdir.fit(task)
-  items_ID = np.array(result.model.item_ID[...])
+  items_ID = tensors(result.model)["item_ID"].copy()
   items_ID[0] = 0
   workdir.write(
     STAGE,

@@ -150,7 +150,8 @@ def learner(config: ConfigDict, steps: int) -> optax.GradientTransformation:
 
 @nnx.jit
 def _encode(tables: Tables, batch: Batch) -> dict[str, jax.Array]:
-  return {m: tables.model.encode(m, x_BV) for m, x_BV in tables.features(batch).items()}
+  found = {m: tables.model.encode(m, x_BV) for m, x_BV in tables.features(batch).items()}
+  return {m: sharding.constrain(code_BL, None, None) for m, code_BL in found.items()}
 
 
 def all_codes(tables: Tables, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -10,16 +10,21 @@ import tqdm
 from tensorboardX import SummaryWriter
 
 from mmesid_jax.artifacts import write_text
+from mmesid_jax.parallel import processes
 
 
 class MetricsLog:
   """Appends {"step": ..., name: value} lines to folder/metrics.jsonl and the same to
   folder/tensorboard.
 
-  On resume, lines behind `step` are dropped: the run comes by there again.
+  On resume, lines behind `step` are dropped: the run comes by there again. Only the first process
+  writes.
   """
 
   def __init__(self, folder: pathlib.Path, step: int):
+    self._writes = processes.first()
+    if not self._writes:
+      return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
     if path.exists():
@@ -29,12 +34,16 @@ class MetricsLog:
     self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    if not self._writes:
+      return
     self._file.write(json.dumps({"step": step, **metrics}) + "\n")
     self._file.flush()
     for name, value in metrics.items():
       self._board.add_scalar(name, value, step)
 
   def close(self) -> None:
+    if not self._writes:
+      return
     self._file.close()
     self._board.close()
 
@@ -58,4 +67,5 @@ def progress(name: str, step: int, steps: int) -> tqdm.tqdm:
     mininterval=0.5 if os.isatty(2) else 30,
     dynamic_ncols=True,
     smoothing=0.05,
+    disable=not processes.first(),
   )
