@@ -27,6 +27,7 @@ from mmesid_jax.stages import (
   semantic_ids,
 )
 from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.training.lock import locked
 
 RUN = {
   "collaborative": collaborative.run,
@@ -47,9 +48,17 @@ def run(
   would have here is taken from there.
 
   Raises UserError for a configuration out of range, unreadable data, or a workdir that holds
-  another experiment (without `overwrite`, which redoes the stale stages only).
+  another experiment (without `overwrite`, which redoes the stale stages only) or that another run
+  trains in.
   """
   check_config(config)
+  with locked(path):
+    return _run(config, path, overwrite, others)
+
+
+def _run(
+  config: ConfigDict, path: pathlib.Path, overwrite: bool, others: Sequence[pathlib.Path]
+) -> Workdir:
   _check_identity(config, path, overwrite)
   workdir = open_workdir(config, path)
   workdir.check_features()

@@ -16,6 +16,7 @@ from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.stages import semantic_ids
+from mmesid_jax.training.lock import locked
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
 
@@ -70,6 +71,14 @@ def test_another_experiment_is_refused_by_what_differs(workdir, tiny):
   message = str(caught.value)
   assert "recommender.mlp_width is 16, now 24" in message and "--overwrite" in message
   assert artifacts(workdir) == before
+
+
+def test_a_workdir_in_training_is_read_and_not_trained_in(workdir, tiny):
+  with locked(workdir):
+    with pytest.raises(UserError, match="is training here"):
+      pipeline.run(tiny(), workdir)
+    pipeline.evaluate(pipeline.reopen(workdir), "valid")
+  pipeline.run(tiny(), workdir)
 
 
 @pytest.mark.parametrize(
