@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,16 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path):
       file.write_bytes(b"")
   with pytest.raises(UserError, match="not a readable checkpoint"):
     fit(task(), tmp_path, log_every=3, save_every=5)
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_behind_the_one_before(tmp_path, capsys):
+  whole = fit(task(), tmp_path, log_every=3, save_every=5)
+  shutil.rmtree(tmp_path / "steps" / "12" / "state")
+  again = fit(task(), tmp_path, log_every=3, save_every=5)
+  assert f"going on from {tmp_path}/steps/10" in capsys.readouterr().err
+  np.testing.assert_array_equal(again.model.weight[...], whole.model.weight[...])
+  assert (again.best, again.best_step) == (whole.best, whole.best_step)
+  assert Checkpoints(tmp_path).latest == 12
 
 
 CHILD = """
