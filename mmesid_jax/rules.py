@@ -77,6 +77,8 @@ RULES: Mapping[str, Rule] = {
   "recommender.norm_eps": _above_zero(),
   "evaluation.cutoffs": _list_of(lambda k: k >= 1, "a non-empty tuple of ranks >= 1"),
   "evaluation.resamples": _at_least(0),
+  "run.save_minutes": _at_least(0),
+  "run.keep": _at_least(1),
   **{f"run.steps_at_once.{stage}": _at_least(1) for stage in STAGES},
   "profile.steps": _at_least(0),
 }

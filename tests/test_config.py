@@ -44,7 +44,7 @@ SIZES = (
   ),
   *(f"{s}.epochs" for s in ("collaborative", "semantic_ids", "recommender")),
   *(f"data.synthetic.{n}" for n in ("num_users", "num_items", "num_clusters")),
-  *("evaluation.targets", "run.log_every", "run.save_every"),
+  *("evaluation.targets", "run.log_every", "run.save_every", "run.keep"),
 )
 OTHER_SIZES = ("semantic_ids.hidden", "evaluation.cutoffs", "evaluation.resamples")
 
@@ -162,6 +162,7 @@ def test_a_size_is_one_at_the_least(key):
     ("evaluation.cutoffs", [0, 10], [10]),
     *((name, -1, 0) for name in ("seed", "whiten", "response", "targets_per_user", "resamples")),
     *((name, -1, 0) for name in ("warmup_steps",)),
+    ("save_minutes", -1e-9, 0.0),
     *((name, -1e-9, 0.0) for name in ("weight_decay", "clip", "sinkhorn_epsilon", "commitment")),
     *((f"{kind}_weight", -1e-9, 0.0) for kind in ("reconstruction", "quantisation", "alignment")),
   ],

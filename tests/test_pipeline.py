@@ -203,6 +203,22 @@ def test_a_stopped_recommender_ends_as_one_that_was_not(workdir, trained, tiny, 
     np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
 
 
+@pytest.mark.parametrize(
+  ("every", "minutes", "keep", "kept"),
+  [(1, 0.0, 3, 3), (1, 0.0, 1, 1), (999, 1e-9, 3, 3), (999, 0.0, 3, 1), (999, 999.0, 3, 1)],
+)
+def test_checkpoints_by_steps_or_by_minutes_are_kept_as_asked(
+  trained, tiny, tmp_path, every, minutes, keep, kept
+):
+  for name in ("synthetic", "dataset"):
+    shutil.copytree(trained / name, tmp_path / name)
+  run = {"run.save_every": every, "run.save_minutes": minutes, "run.keep": keep}
+  changes = {**run, "stages": ("collaborative",), "collaborative.epochs": 2}
+  pipeline.run(tiny(changes=changes), tmp_path)
+  steps = sorted(int(file.name) for file in (tmp_path / "collaborative" / "steps").iterdir())
+  assert steps == [*range(steps[-1] - kept + 1, steps[-1] + 1)]
+
+
 VARIANTS = {
   "paper": ("paper", {}),
   "released_code": ("released_code", {}),
