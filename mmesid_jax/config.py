@@ -170,7 +170,10 @@ def default_config(preset: str = "best") -> ConfigDict:
       },
       "run": {
         "log_every": 20,
+        # a checkpoint every so many steps, or minutes after the last (0 = by steps only)
         "save_every": 200,
+        "save_minutes": 10.0,
+        "keep": 2,  # how many are kept, for one that is damaged
         # steps that go to the device in one call, for those shorter than the call itself
         "steps_at_once": {"collaborative": 1, "semantic_ids": 8, "recommender": 1},
         # what is slow to compile is kept in the workdir, or where JAX_COMPILATION_CACHE_DIR says

@@ -29,6 +29,7 @@ from mmesid_jax.stages import (
   semantic_ids,
 )
 from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.training.lock import locked
 
 RUN = {
   "collaborative": collaborative.run,
@@ -49,10 +50,11 @@ def run(
   would have here is taken from there.
 
   Raises UserError for a configuration out of range, unreadable data, or a workdir that holds
-  another experiment (without `overwrite`, which redoes the stale stages only).
+  another experiment (without `overwrite`, which redoes the stale stages only) or that another run
+  trains in.
   """
   check_config(config)
-  with sharding.on(sharding.mesh_of(config.mesh)):
+  with sharding.on(sharding.mesh_of(config.mesh)), locked(path):
     return _run(config, path, overwrite, others)
 
 

@@ -78,6 +78,8 @@ RULES: Mapping[str, Rule] = {
   "recommender.norm_eps": _above_zero(),
   "evaluation.cutoffs": _list_of(lambda k: k >= 1, "a non-empty tuple of ranks >= 1"),
   "evaluation.resamples": _at_least(0),
+  "run.save_minutes": _at_least(0),
+  "run.keep": _at_least(1),
   **{f"run.steps_at_once.{stage}": _at_least(1) for stage in STAGES},
   **{f"mesh.{axis}": (lambda n: n == -1 or n >= 1, "-1 or a number >= 1") for axis in MESH_AXES},
   "run.heartbeat_seconds": _at_least(5),

@@ -44,7 +44,7 @@ SIZES = (
   ),
   *(f"{s}.epochs" for s in ("collaborative", "semantic_ids", "recommender")),
   *(f"data.synthetic.{n}" for n in ("num_users", "num_items", "num_clusters")),
-  *("evaluation.targets", "run.log_every", "run.save_every"),
+  *("evaluation.targets", "run.log_every", "run.save_every", "run.keep"),
 )
 OTHER_SIZES = ("semantic_ids.hidden", "evaluation.cutoffs", "evaluation.resamples")
 
@@ -79,8 +79,10 @@ def assert_refused(key: str, value) -> None:
   assert "\n" not in message
 
 
-def wrong(value) -> list:
+def wrong(key: str, value) -> list:
   """What no key of this kind may be."""
+  if key.startswith("mesh."):
+    return [0, -2]  # -1 stands for the rest
   if isinstance(value, list):
     return [[], ["nonsense"] if isinstance(value[0], str) else [*value, -1]]
   return {int: [-1], float: [-1.0, float("nan")], str: ["nonsense", ""]}[type(value)]
@@ -125,7 +127,7 @@ def test_an_unknown_preset_is_refused():
 )
 def test_every_key_has_a_rule_that_names_it(key):
   """A new key without a rule fails here: give it one, or put it on the list of the free ones."""
-  for value in wrong(DEFAULTS[key]):
+  for value in wrong(key, DEFAULTS[key]):
     assert_refused(key, value)
 
 
@@ -162,6 +164,7 @@ def test_a_size_is_one_at_the_least(key):
     ("evaluation.cutoffs", [0, 10], [10]),
     *((name, -1, 0) for name in ("seed", "whiten", "response", "targets_per_user", "resamples")),
     *((name, -1, 0) for name in ("warmup_steps",)),
+    ("save_minutes", -1e-9, 0.0),
     *((name, -1e-9, 0.0) for name in ("weight_decay", "clip", "sinkhorn_epsilon", "commitment")),
     *((f"{kind}_weight", -1e-9, 0.0) for kind in ("reconstruction", "quantisation", "alignment")),
   ],
@@ -229,7 +232,7 @@ def test_modalities_are_those_with_a_source_in_the_order_of_the_configuration():
 
 def test_identity_leaves_out_only_what_may_differ_between_two_runs():
   free = {"stages", "profile.steps", *LOCATIONS}
-  free |= {key for key in DEFAULTS if key.startswith("run.")}
+  free |= {key for key in DEFAULTS if key.startswith(("run.", "mesh."))}
   whole = identity(valid_config())
   assert whole.keys() == DEFAULTS.keys() - free
   json.dumps(whole)

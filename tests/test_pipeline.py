@@ -16,6 +16,7 @@ from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.stages import semantic_ids
+from mmesid_jax.training.lock import locked
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
 
@@ -70,6 +71,14 @@ def test_another_experiment_is_refused_by_what_differs(workdir, tiny):
   message = str(caught.value)
   assert "recommender.mlp_width is 16, now 24" in message and "--overwrite" in message
   assert artifacts(workdir) == before
+
+
+def test_a_workdir_in_training_is_read_and_not_trained_in(workdir, tiny):
+  with locked(workdir):
+    with pytest.raises(UserError, match="is training here"):
+      pipeline.run(tiny(), workdir)
+    pipeline.evaluate(pipeline.reopen(workdir), "valid")
+  pipeline.run(tiny(), workdir)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +201,22 @@ def test_a_stopped_recommender_ends_as_one_that_was_not(workdir, trained, tiny, 
   assert resumed.keys() == whole.keys()
   for name in whole:
     np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ("every", "minutes", "keep", "kept"),
+  [(1, 0.0, 3, 3), (1, 0.0, 1, 1), (999, 1e-9, 3, 3), (999, 0.0, 3, 1), (999, 999.0, 3, 1)],
+)
+def test_checkpoints_by_steps_or_by_minutes_are_kept_as_asked(
+  trained, tiny, tmp_path, every, minutes, keep, kept
+):
+  for name in ("synthetic", "dataset"):
+    shutil.copytree(trained / name, tmp_path / name)
+  run = {"run.save_every": every, "run.save_minutes": minutes, "run.keep": keep}
+  changes = {**run, "stages": ("collaborative",), "collaborative.epochs": 2}
+  pipeline.run(tiny(changes=changes), tmp_path)
+  steps = sorted(int(file.name) for file in (tmp_path / "collaborative" / "steps").iterdir())
+  assert steps == [*range(steps[-1] - kept + 1, steps[-1] + 1)]
 
 
 VARIANTS = {

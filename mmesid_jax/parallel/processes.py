@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from mmesid_jax.errors import Stop, UserError
 
@@ -61,10 +63,20 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 def leave(status: int) -> None:
   """Ends this process at once where there are others, who are told by the runtime: a regular exit
   would wait for them, and they may be waiting for this one. Alone, does nothing."""
-  if jax.process_count() > 1:
+  if several():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def several() -> bool:
+  """Whether there are other processes."""
+  return jax.process_count() > 1
+
+
+def first_says(answer: bool) -> bool:
+  """The first process's answer, in all of them."""
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(answer))) if several() else answer
 
 
 def first() -> bool:
@@ -74,7 +86,7 @@ def first() -> bool:
 
 def together(what: str, *, seconds: int = BARRIER_SECONDS) -> None:
   """Waits until all processes are here. Raises Stop, which says who is missing, after so long."""
-  if jax.process_count() == 1:
+  if not several():
     return
   try:
     ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * seconds)
@@ -91,7 +103,7 @@ def first_then_all(what: str, work: Callable[[], T]) -> T:
 
   What it raises is raised by all, each finding it for itself.
   """
-  if jax.process_count() == 1:
+  if not several():
     return work()
   if first():
     try:

@@ -56,6 +56,8 @@ class Workdir:
       self.folder(task.name),
       log_every=run.log_every,
       save_every=run.save_every,
+      save_minutes=run.save_minutes,
+      keep=run.keep,
       profile_steps=self.config.profile.steps,
       steps_at_once=run.steps_at_once[task.name],
     )

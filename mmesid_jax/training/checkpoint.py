@@ -1,13 +1,31 @@
 """Orbax checkpoints of a stage: what resumes it (state and data iterator), and its best
-parameters."""
+parameters.
 
+Every process reads the same batches, so the iterator's state is one for all, and a run goes on with
+another number of processes, or on another mesh.
+"""
+
+import functools
+import hashlib
+import json
+import os
 import pathlib
+import shutil
+import sys
 
 import grain
 import jax
 import orbax.checkpoint as ocp
 
+from mmesid_jax.artifacts import write_text
 from mmesid_jax.errors import UserError
+from mmesid_jax.parallel import processes
+
+SUMS = "sha256.json"  # in every checkpoint: file -> digest
+
+
+class Unreadable(Exception):
+  """A checkpoint that cannot be restored: its path and the reason."""
 
 
 class Checkpoints:
@@ -16,12 +34,8 @@ class Checkpoints:
 
   def __init__(self, folder: pathlib.Path, *, keep: int = 2):
     self.folder = folder.absolute()
-    self._steps = ocp.CheckpointManager(
-      self.folder / "steps", options=ocp.CheckpointManagerOptions(max_to_keep=keep)
-    )
-    self._best = ocp.CheckpointManager(
-      self.folder / "best", options=ocp.CheckpointManagerOptions(max_to_keep=1)
-    )
+    self._steps = _manager(self.folder / "steps", keep)
+    self._best = _manager(self.folder / "best", 1)
 
   @property
   def latest(self) -> int | None:
@@ -35,33 +49,50 @@ class Checkpoints:
     self._steps.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)
+        state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(iterator.get_state())
       ),
     )
 
   def restore(self, state, iterator: grain.DatasetIterator):
-    """The newest state, shaped as `state`; the iterator is moved to where it was. Raises
-    UserError."""
-    step = self.latest
-    args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
-      data=grain.checkpoint.CheckpointRestore(iterator),
-    )
-    return self._read(self._steps, step, args)["state"]
+    """The newest state that can be read, shaped as `state`; the iterator is moved to where it was.
+
+    Newer ones that cannot be read are moved to folder/damaged, with a warning on stderr. Raises
+    UserError where none can be read, and leaves all where they are.
+    """
+    args = ocp.args.Composite(state=_shaped(state), data=ocp.args.JsonRestore())
+    damaged: dict[int, Unreadable] = {}
+    for step in sorted(self._steps.all_steps(), reverse=True):
+      try:
+        found = _read(self._steps, step, args)
+      except Unreadable as error:
+        damaged[step] = error
+        continue
+      self._move_aside(damaged, self._steps.directory / str(step))
+      iterator.set_state(found["data"])
+      return found["state"]
+    newest = damaged[max(damaged)]
+    raise UserError(f"{newest}; delete {self.folder} to train this stage again from its start")
 
   def save_best(self, step: int, params) -> None:
     """Replaces the best parameters."""
-    if step in self._best.all_steps():  # a resumed run comes by the same step again
-      return
+    for saved in self._best.all_steps():  # a resumed run comes by the same step again
+      if saved == step and changed(self._best.directory / str(step)) is None:
+        return
+      if saved >= step:  # else it would count as newer, and this one would not be written
+        self._best.delete(saved)
     args = ocp.args.Composite(params=ocp.args.StandardSave(params))
     self._best.save(step, args=args)
 
   def restore_best(self, params):
     """The best parameters, shaped as `params`. Raises UserError."""
-    args = ocp.args.Composite(
-      params=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, params))
-    )
-    return self._read(self._best, self._best.latest_step(), args)["params"]
+    args = ocp.args.Composite(params=_shaped(params))
+    try:
+      return _read(self._best, self._best.latest_step(), args)["params"]
+    except Unreadable as error:
+      raise UserError(
+        f"{error}; the best parameters of this stage are lost, and only of this one: delete "
+        f"{self.folder} and run the same command to train it again from its start"
+      ) from error
 
   def wait(self) -> None:
     """Until everything is on disk; raises what went wrong in the background."""
@@ -73,13 +104,77 @@ class Checkpoints:
     self._steps.close()
     self._best.close()
 
-  def _read(self, manager: ocp.CheckpointManager, step: int | None, args):
-    try:
+  def _move_aside(self, damaged: dict[int, Exception], used: pathlib.Path) -> None:
+    """Out of the way of the next save at the same step."""
+    processes.together("read the checkpoints")
+    for step, error in damaged.items() if processes.first() else ():
+      aside = self.folder / "damaged" / str(step)
+      shutil.rmtree(aside, ignore_errors=True)
+      aside.parent.mkdir(exist_ok=True)
+      os.replace(self._steps.directory / str(step), aside)
+      print(
+        f"warning: {error}; going on from {used}, and what is left of the other is in {aside}",
+        file=sys.stderr,
+      )
+    processes.together("move what is damaged aside")
+    if damaged:
+      self._steps.reload()
+
+
+def _shaped(tree) -> ocp.args.StandardRestore:
+  """What restores arrays like those of the tree, where they lie. Not strict: on another mesh tables
+  of items have another number of rows of zeros behind them."""
+  shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+  return ocp.args.StandardRestore(shapes, strict=False)
+
+
+def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+  written = ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_sums, directory))
+  return ocp.CheckpointManager(
+    directory,
+    options=ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      cleanup_tmp_directories=True,  # what a killed run, or a full disk, left half written
+      async_options=written,
+    ),
+  )
+
+
+def _read(manager: ocp.CheckpointManager, step: int | None, args):
+  """What Orbax restores. Raises Unreadable."""
+  path = manager.directory / str(step)
+  try:
+    reason = changed(path)
+    if reason is None:
       return manager.restore(step, args=args)
-    except Exception as error:  # Orbax raises many kinds for a damaged file
-      where = manager.directory / str(step)
-      reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
-      raise UserError(
-        f"{where}: not a readable checkpoint of this model ({reason}); "
-        f"delete {self.folder} to train this stage again from its start"
-      ) from error
+  except Exception as error:  # Orbax raises many kinds for a damaged file
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
+    raise Unreadable(f"{path}: not a readable checkpoint of this model ({reason})") from error
+  raise Unreadable(f"{path}: not a readable checkpoint of this model ({reason})")
+
+
+def _write_sums(directory: pathlib.Path) -> None:
+  """Puts the digests of its files into the one checkpoint that is about to get its name: Orbax
+  notices changed bytes in what it knows of the arrays, and not in the arrays."""
+  (checkpoint,) = directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*")
+  # not those beside the items: Orbax writes one of them again, and restoring reads none
+  files = sorted(file for file in checkpoint.glob("*/**/*") if file.is_file())
+  sums = {str(file.relative_to(checkpoint)): _digest(file) for file in files}
+  write_text(checkpoint / SUMS, json.dumps(sums, indent=1) + "\n")
+
+
+def changed(checkpoint: pathlib.Path) -> str | None:
+  """What of a checkpoint's files is not as it was written, None where nothing is known to be."""
+  if not (checkpoint / SUMS).is_file():
+    return None  # of an earlier version; Orbax sees what is missing
+  for name, digest in json.loads((checkpoint / SUMS).read_text()).items():
+    if not (checkpoint / name).is_file():
+      return f"{name} is missing"
+    if _digest(checkpoint / name) != digest:
+      return f"{name} is not as it was written"
+  return None
+
+
+def _digest(file: pathlib.Path) -> str:
+  with file.open("rb") as opened:
+    return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -5,7 +5,6 @@ import collections
 import dataclasses
 import math
 import pathlib
-import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +20,9 @@ from mmesid_jax.parallel import sharding
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.logging import MetricsLog, progress
 from mmesid_jax.training.profile import Trace
+from mmesid_jax.training.saving import SaveTimes
 from mmesid_jax.training.step import Loss, initial_state, make_step, several
+from mmesid_jax.training.stopping import Stopping
 from mmesid_jax.training.throughput import Amounts, Throughput, describe
 
 
@@ -60,27 +61,6 @@ class Result:
   best: float
   best_step: int
   compilations: int
-
-
-class _Signals:
-  """Turns the first SIGINT or SIGTERM into a flag that the loop reads; a second one acts as
-  usual."""
-
-  def __enter__(self):
-    self.received: signal.Signals | None = None
-    self._old = {s: signal.signal(s, self._set) for s in (signal.SIGINT, signal.SIGTERM)}
-    return self
-
-  def _set(self, number, frame):
-    self.received = signal.Signals(number)
-    self._restore()
-
-  def _restore(self):
-    for number, handler in self._old.items():
-      signal.signal(number, handler)
-
-  def __exit__(self, *error):
-    self._restore()
 
 
 class _Metrics:
@@ -187,16 +167,20 @@ def fit(
   *,
   log_every: int,
   save_every: int,
+  save_minutes: float = 0.0,
+  keep: int = 2,
   profile_steps: int = 0,
   steps_at_once: int = 1,
 ) -> Result:
   """Trains to task.steps, from the newest checkpoint in `folder` where there is one.
 
   Validates every task.validate_every steps and at the end; the best parameters are kept and
-  returned. steps_at_once: so many go to the device in one call, fewer where it is time to validate
-  or to save; for steps shorter than what a call takes. profile_steps > 0 writes a trace of so many
-  steps to folder/trace. Raises Interrupted after SIGINT or SIGTERM, when everything is saved;
-  Diverged when the loss is not finite.
+  returned. Saves as saving.SaveTimes says and at the end; the newest `keep` checkpoints stay.
+  steps_at_once: so many go to the device in one call, fewer where it is time to validate or to
+  save; for steps shorter than what a call takes. profile_steps > 0 writes a trace of so many steps
+  to folder/trace. With several processes all must call, and all go through the same steps. Raises
+  Interrupted after SIGINT or SIGTERM, when everything is saved; Diverged when the loss is not
+  finite.
   """
   place(task.model)
   graph, params, frozen = nnx.split(task.model, nnx.Param, ...)
@@ -208,20 +192,22 @@ def fit(
       task.batches, prefetch_buffer_size=4 * task.microbatches * steps_at_once
     )
   )
-  checkpoints = Checkpoints(folder)
+  checkpoints = Checkpoints(folder, keep=keep)
   if checkpoints.latest is not None:
     saved = checkpoints.restore({"train": state, "best": best}, iterator)
     state, best = saved["train"], saved["best"]
   step = int(state["step"])
   log = MetricsLog(folder, step)
   trace = Trace(folder / "trace", profile_steps, task.steps - step)
+  save_times = SaveTimes(save_every, save_minutes)
 
-  with _Signals() as signals, progress(task.name, step, task.steps) as bar:
+  with Stopping() as stopping, progress(task.name, step, task.steps) as bar:
     metrics = _Metrics(task, log, bar, checkpoints, log_every)
     try:
       while step < task.steps:
-        pauses = [task.steps - step, *(n - step % n for n in (task.validate_every, save_every))]
-        steps = sender.take(iterator, min(pauses))
+        until_validation = task.validate_every - step % task.validate_every
+        ahead = min(task.steps - step, until_validation, save_times.steps_left(step))
+        steps = sender.take(iterator, ahead)
         trace.before(len(steps))
         state, scalars = sender.send(state, steps)
         step += len(steps)
@@ -239,15 +225,16 @@ def fit(
             best = {"score": np.asarray(score[task.select]), "step": np.asarray(step)}
             checkpoints.save_best(step, state["params"])
           metrics.throughput.restart()
-        stop = signals.received is not None
-        if stop or step % save_every == 0 or step == task.steps:
+        stop = stopping.asked()
+        if stop or save_times.due(step) or step == task.steps:
           metrics.fetch(until=step)
           checkpoints.save(step, {"train": state, "best": best}, iterator)
+          save_times.saved()
           metrics.throughput.restart()
         if stop:
           checkpoints.wait()
           raise Interrupted(
-            f"{signals.received.name} at step {step} of {task.steps}: saved in "
+            f"{stop} at step {step} of {task.steps}: saved in "
             f"{checkpoints.folder}; run the same command again to go on"
           )
       checkpoints.wait()

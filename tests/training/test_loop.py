@@ -1,8 +1,11 @@
 """The loop all stages share: compiles once, resumes bit for bit, stops on NaN and on signals."""
 
+import functools
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from flax import nnx
 from mmesid_jax.errors import Diverged, Interrupted, UserError
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.loop import Task, fit
+from mmesid_jax.training.saving import SaveTimes
 from mmesid_jax.training.throughput import Amounts
 
 
@@ -143,6 +147,24 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path):
       file.write_bytes(b"")
   with pytest.raises(UserError, match="not a readable checkpoint"):
     fit(task(), tmp_path, log_every=3, save_every=5)
+
+
+def test_saving_by_minutes_counts_from_the_last_save(tmp_path, monkeypatch):
+  minutes = itertools.count()  # one goes by whenever somebody looks
+  of_ours = functools.partial(SaveTimes, clock=lambda: 60.0 * next(minutes))
+  monkeypatch.setattr("mmesid_jax.training.loop.SaveTimes", of_ours)
+  fit(task(), tmp_path, log_every=3, save_every=100, save_minutes=3.0, keep=9)
+  assert sorted(int(file.name) for file in (tmp_path / "steps").iterdir()) == [3, 6, 9, 12]
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_behind_the_one_before(tmp_path, capsys):
+  whole = fit(task(), tmp_path, log_every=3, save_every=5)
+  shutil.rmtree(tmp_path / "steps" / "12" / "state")
+  again = fit(task(), tmp_path, log_every=3, save_every=5)
+  assert f"going on from {tmp_path}/steps/10" in capsys.readouterr().err
+  np.testing.assert_array_equal(again.model.weight[...], whole.model.weight[...])
+  assert (again.best, again.best_step) == (whole.best, whole.best_step)
+  assert Checkpoints(tmp_path).latest == 12
 
 
 CHILD = """

@@ -1,0 +1,53 @@
+"""One run at a time trains in a workdir."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import os
+import pathlib
+import socket
+import sys
+from collections.abc import Iterator
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.parallel import processes
+
+# Of a file system that knows no locks: Lustre or NFS, mounted without.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds workdir/lock, which says by whom. The system lets go of it when the process ends, however
+  it ends: a file that was left behind refuses nobody.
+
+  Of several processes the first one holds it. Raises UserError where another run holds it. A file system without locks is warned of on stderr.
+  """
+  if not processes.first():
+    yield
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / "lock"
+  with path.open("a+") as file:  # "w" would empty what another run wrote
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      holder = file.read().strip() or "another run"
+      raise UserError(
+        f"{workdir}: {holder} is training here; wait until it is done, stop it (it saves first), "
+        "or choose another --workdir"
+      ) from error
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
+      print(
+        f"warning: {path}: {error.strerror}; see to it that no other run trains here",
+        file=sys.stderr,
+      )
+    file.truncate(0)
+    since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},\n")
+    file.flush()
+    yield
