@@ -172,7 +172,7 @@ def put(x: np.ndarray | jax.Array, axes: Axes) -> jax.Array:
   """The array, which every process has, on the mesh of the context; a process sends its own
   devices' parts only."""
   where = sharding(axes)
-  if isinstance(x, jax.Array) and x.sharding == where:
+  if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
     return x
   x = np.asarray(x)
   return jax.make_array_from_callback(x.shape, where, lambda part: x[part])

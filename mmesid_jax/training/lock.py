@@ -22,7 +22,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   """Holds workdir/lock, which says by whom. The system lets go of it when the process ends, however
   it ends: a file that was left behind refuses nobody.
 
-  Of several processes the first one holds it. Raises UserError where another run holds it. A file system without locks is warned of on stderr.
+  Of several processes the first one holds it. Raises UserError where another run does. A file
+  system without locks is warned of on stderr.
   """
   if not processes.first():
     yield

@@ -24,17 +24,18 @@ def initial_state(params: nnx.State, optimizer: optax.GradientTransformation) ->
 
 
 def _beside(params: nnx.State, optimizer: optax.GradientTransformation):
-  """Shardings of the optimizer's memory, each array's where its parameter's is; None without a
-  mesh."""
+  """Shardings of the optimizer's memory: what it keeps of a parameter, under the parameter's own
+  path, lies where that does. None without a mesh."""
   if not sharding.partitioned():
     return None
-  return optax.tree_utils.tree_map_params(
-    optimizer,
-    lambda _, param: param.sharding,
-    jax.eval_shape(optimizer.init, params),
-    params,
-    transform_non_params=lambda _: sharding.sharding(()),
-  )
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  places = {path: leaf.sharding for path, leaf in leaves}
+
+  def place(path, leaf):
+    ends = (path[start:] for start in range(len(path)))
+    return next((places[end] for end in ends if end in places), sharding.sharding(()))
+
+  return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
 
 
 def first_key(seed: int) -> jax.Array:
