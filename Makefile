@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 PARITY := $(VENV)/parity-installed
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test parity format clean
+.PHONY: quickstart test parity processes format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)  ## an invented catalogue, all stages, then recommendations with titles
@@ -23,6 +23,9 @@ test: $(INSTALLED)  ## lint, format check, tests that need neither GPU nor other
 
 parity: $(PARITY)  ## the same numbers as PyTorch, transformers and peft
 	$(BIN)/python -m pytest -q -m parity
+
+processes: $(INSTALLED)  ## runs of several processes on this host: equal, stopped, killed, resumed
+	$(BIN)/python -m pytest -q -m multiprocess
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
