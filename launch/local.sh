@@ -18,7 +18,8 @@ free_port() {
 # Starts all, waits for all; the status of the first that did not succeed.
 run() {
   local pids=() status=0 pid ended index
-  export JAX_COORDINATOR_ADDRESS="localhost:$(free_port)" JAX_NUM_PROCESSES=$processes
+  JAX_COORDINATOR_ADDRESS=localhost:$(free_port)
+  export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$processes
   for ((index = 0; index < processes; index++)); do
     CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-$index} JAX_PROCESS_ID=$index "$@" &
     pids[index]=$!
