@@ -16,15 +16,24 @@ STAGE = flags.DEFINE_enum(
   "stage", "recommender", ["recommender", "semantic_ids"], "What is evaluated."
 )
 SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which held-out item is ranked.")
+MESH = flags.DEFINE_list(
+  "mesh", None, "Devices on the axes data, fsdp, tensor (-1 = the rest), if not as in training."
+)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
+cli.define_process_flags()
 flags.mark_flag_as_required("workdir")
 
 
 def main(argv: list[str]) -> None:
   del argv
   from mmesid_jax import pipeline
+  from mmesid_jax.config import read_config
+  from mmesid_jax.parallel import processes
 
-  workdir = pipeline.reopen(pathlib.Path(WORKDIR.value), DATA_DIR.value)
+  path = pathlib.Path(WORKDIR.value)
+  heartbeat_seconds = read_config(path).run.heartbeat_seconds
+  processes.start(cli.process_environment(), heartbeat_seconds=heartbeat_seconds)
+  workdir = pipeline.reopen(path, DATA_DIR.value, MESH.value)
   if STAGE.value == "semantic_ids":
     pipeline.examine(workdir)
   else:

@@ -159,12 +159,16 @@ def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def reopen(path: pathlib.Path, moved_to: str | None = None) -> Workdir:
+def reopen(
+  path: pathlib.Path, moved_to: str | None = None, mesh: Sequence[str] | None = None
+) -> Workdir:
   """The workdir of an earlier run, under the configuration that it was trained with; its data may
-  have moved. Raises UserError."""
+  have moved, and the mesh be another: devices on each of its axes. Raises UserError."""
   config = read_config(path)
   if moved_to:
     config.data.dir = moved_to
+  if mesh is not None:
+    config.mesh = sharding.parse_mesh(mesh)
   return open_workdir(config, path)
 
 

@@ -8,7 +8,7 @@ laid out here stays as it is.
 import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,16 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
   shape = (data, fsdp, tensor)
   devices = devices or jax.devices()[: data * fsdp * tensor]
   return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def parse_mesh(numbers: Sequence[str]) -> dict[str, int]:
+  """As config.mesh has it, of one number an axis. Raises UserError."""
+  if len(numbers) != len(MESH_AXES) or not all(re.fullmatch(r"-1|[1-9]\d*", n) for n in numbers):
+    raise UserError(
+      f"--mesh={','.join(numbers)}: expected devices on the axes {', '.join(MESH_AXES)}, "
+      "as in 1,-1,1"
+    )
+  return dict(zip(MESH_AXES, map(int, numbers), strict=True))
 
 
 def mesh_shape(asked: Mapping[str, int], devices: int) -> dict[str, int]:

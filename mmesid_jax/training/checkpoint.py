@@ -101,6 +101,7 @@ class Checkpoints:
       manager.check_for_errors()
 
   def close(self) -> None:
+    """Waits for what is being written, and so, with several processes, for the others."""
     self._steps.close()
     self._best.close()
 
@@ -136,6 +137,10 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
       max_to_keep=keep,
       cleanup_tmp_directories=True,  # what a killed run, or a full disk, left half written
       async_options=written,
+      # Both managers write at the same time; processes must not take one's barriers for the other's.
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        barrier_sync_key_prefix=directory.name
+      ),
     ),
   )
 
