@@ -137,7 +137,7 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
       max_to_keep=keep,
       cleanup_tmp_directories=True,  # what a killed run, or a full disk, left half written
       async_options=written,
-      # Both managers write at the same time; processes must not take one's barriers for the other's.
+      # Both managers write at the same time, and one must not take the barriers of the other.
       multiprocessing_options=ocp.options.MultiprocessingOptions(
         barrier_sync_key_prefix=directory.name
       ),
