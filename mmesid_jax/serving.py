@@ -1,4 +1,7 @@
-"""Recommendations from Python: Recommender.load(workdir).recommend(histories, top_k)."""
+"""Recommendations from Python: Recommender.load(workdir).recommend(histories, top_k).
+
+On several devices, where the catalogue is large: load and recommend within `jax.set_mesh`.
+"""
 
 import dataclasses
 import functools
@@ -15,7 +18,10 @@ from mmesid_jax.config import read_config
 from mmesid_jax.data.loader import in_batches
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.errors import UserError
+from mmesid_jax.losses.scorer import candidates
 from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.state import place
+from mmesid_jax.parallel import sharding
 from mmesid_jax.stages import new_items, recommender
 from mmesid_jax.stages.next_item import evaluation_layout
 
@@ -35,10 +41,11 @@ class Recommendation:
 
 @functools.partial(nnx.jit, static_argnames=("top_k", "repeat"))
 def _best(model: RecommenderModel, batch: Batch, history_QH: jax.Array, top_k: int, repeat: bool):
-  score_QI = model.scores(model.hidden(batch)).at[:, 0].set(-jnp.inf)
+  score_QI = model.scores(model.hidden(batch))
+  score_QI = jnp.where(candidates(score_QI.shape[1], model.num_items), score_QI, -jnp.inf)
   if not repeat:
     score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], history_QH].set(-jnp.inf)
-  return jax.lax.top_k(score_QI, top_k)
+  return sharding.top_k(score_QI, top_k)
 
 
 class Recommender:
@@ -60,7 +67,9 @@ class Recommender:
   def _take(self, model: RecommenderModel, titles: Sequence[str | None] | None) -> None:
     self._model, self._titles = model, titles
     self._weight_IS = np.asarray(model.gates.weights())
-    self.num_items = len(self._weight_IS) - 1
+    self.num_items = model.num_items
+    self._placed = nnx.clone(model)  # around the same arrays; items are added to `model`
+    place(self._placed)
 
   @classmethod
   def load(
@@ -118,7 +127,8 @@ class Recommender:
       for q in places:
         history = arrays[batch.piece_Q[q]]
         history_QH[q, : len(history)] = history
-      score_QK, item_QK = jax.device_get(_best(self._model, batch, history_QH, top_k, repeat))
+      answers = _best(self._placed, sharding.put_batch(batch), history_QH, top_k, repeat)
+      score_QK, item_QK = jax.device_get(answers)
       results += [self._explained(item_QK[q], score_QK[q]) for q in places]
     return results
 

@@ -11,9 +11,14 @@ from mmesid_jax import pipeline
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Layout, training_pieces
+from mmesid_jax.errors import UserError
+from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.models.state import place, tensors
-from mmesid_jax.parallel.sharding import make_mesh, put_batch
+from mmesid_jax.parallel.sharding import make_mesh, mesh_shape, put_batch
+from mmesid_jax.rules import MESH_AXES
+from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import collaborative, recommender, semantic_ids
+from mmesid_jax.stages.next_item import evaluation_layout
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]  # data, fsdp, tensor
 
@@ -150,3 +155,67 @@ def test_semantic_ids_equal_one_device(opened, choice):
   c = workdir.config.semantic_ids
   c.reconstruction, c.alignment, c.quantizer.learning = choice.split()
   check(lambda: semantic_id_parts(workdir))
+
+
+def test_tables_are_cut_and_come_back_whole(opened):
+  model, _, _ = recommender_parts(opened("best"))
+  before = tensors(model)
+  with jax.set_mesh(make_mesh(2, 2, 2)):
+    place(model)
+    shard = model.items.identity_ID[...].addressable_shards[0].data
+  assert shard.shape == (504 // 4, 8)
+  after = tensors(model)
+  assert before.keys() == after.keys()
+  assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 2, 4)])
+def test_ranks_and_recommendations_are_those_of_one_device(opened, mesh):
+  workdir = opened("best")
+  model, _, _ = recommender_parts(workdir)
+  layout = evaluation_layout(recommender.layout(workdir.config.recommender), 32)
+  histories = [[3, 499, 500], [], [7, 8]]
+
+  def found(on):
+    copy = nnx.clone(model)
+    with jax.set_mesh(on):
+      answers = Recommender(copy, workdir.config, workdir.path).recommend(histories, top_k=80)
+      return Evaluator(workdir.dataset, layout, "test").model_ranks(copy), answers
+
+  ranks, answers = found(make_mesh(*mesh))
+  expected_ranks, expected = found(make_mesh())
+  for protocol, rank_U in expected_ranks.items():
+    # scores that differ in their last digit may change places
+    assert np.mean(ranks[protocol] != rank_U) < 0.02
+  for ours, theirs in zip(answers, expected, strict=True):
+    assert [r.item for r in ours] == [r.item for r in theirs]
+    np.testing.assert_allclose([r.score for r in ours], [r.score for r in theirs], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "asked, devices, message",
+  [
+    ((-1, -1, 1), 8, "one axis only"),
+    ((3, -1, 1), 8, "a multiple of 3 devices, there are 8"),
+    ((1, 16, 1), 8, "takes 16 devices, there are 8"),
+  ],
+)
+def test_a_mesh_that_cannot_be_is_refused(asked, devices, message):
+  with pytest.raises(UserError, match=message):
+    mesh_shape(dict(zip(MESH_AXES, asked, strict=True)), devices)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"recommender.rows": 6}, r"--config.recommender.rows=6 .*mesh.data \* mesh.fsdp = 4; 4 would"),
+    ({"collaborative.rows": 2}, r"--config.collaborative.rows=2 .*; 4 would"),
+    ({"semantic_ids.batch": 30}, r"semantic_ids.batch.*=30 .*; 28 would"),
+    ({"evaluation.targets": 33}, r"--config.evaluation.targets=33 .*mesh.data = 2; 32 would"),
+  ],
+)
+def test_sizes_that_the_mesh_does_not_divide_are_refused_first(tiny, tmp_path, changes, message):
+  config = tiny(changes={"mesh.data": 2, "mesh.fsdp": 2, **changes})
+  with pytest.raises(UserError, match=message):
+    pipeline.run(config, tmp_path)
+  assert not list(tmp_path.glob("*.safetensors"))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmesid_jax.losses.scorer import candidates
 from mmesid_jax.parallel.sharding import pick
 
 PROTOCOLS = ("masked", "unmasked")
@@ -16,19 +17,19 @@ def ranks(
   scores_QI: jax.Array,
   target_Q: jax.Array,
   history_QH: jax.Array,
-  candidates: int | None = None,
+  num_items: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """int32 [Q] ranks from 1, with the history's items left out (masked) and with them (unmasked).
 
   rank = 1 + number of other items whose score is not below the target's: ties, and NaN, count
-  against it, so a constant scorer gets nothing. Items 1 .. candidates are ranked (None: all columns
+  against it, so a constant scorer gets nothing. Items 1 .. num_items are ranked (None: all columns
   but column 0, padding); history_QH is padded with 0. A masked target that stands in its own
   history cannot be recommended and ranks last.
   """
   Q, I = scores_QI.shape  # noqa: E741
-  last, item_I = candidates or I - 1, jnp.arange(I)
+  last = num_items or I - 1
   ahead_QI = ~(scores_QI < pick(scores_QI, target_Q)[:, None])
-  ahead_QI &= (item_I > 0) & (item_I <= last) & (item_I != target_Q[:, None])
+  ahead_QI &= candidates(I, last) & (jnp.arange(I) != target_Q[:, None])
   unmasked_Q = 1 + ahead_QI.sum(1)
   masked_Q = 1 + ahead_QI.at[jnp.arange(Q)[:, None], history_QH].set(False).sum(1)
   repeated_Q = (history_QH == target_Q[:, None]).any(1)

@@ -8,6 +8,13 @@ import jax.numpy as jnp
 from mmesid_jax.parallel.sharding import constrain, lookup
 
 
+def candidates(columns: int, num_items: int) -> jax.Array:
+  """bool [columns]: items 1 .. num_items. Column 0 is padding, and behind the items is what fills
+  up the parts that a mesh cuts."""
+  item_I = jnp.arange(columns)
+  return (item_I > 0) & (item_I <= num_items)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scorer:
@@ -30,8 +37,8 @@ class Scorer:
     return len(self.table[0])
 
   @property
-  def candidates(self) -> int:
-    """Items 1 .. candidates may be ranked."""
+  def last(self) -> int:
+    """The last item that may be ranked."""
     return self.num_items or self.items - 1
 
   def all(self) -> jax.Array:

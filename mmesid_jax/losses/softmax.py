@@ -4,22 +4,22 @@ large, or in published work."""
 import jax
 import jax.numpy as jnp
 
-from mmesid_jax.losses.scorer import Scorer
+from mmesid_jax.losses.scorer import Scorer, candidates
 from mmesid_jax.parallel.sharding import mesh_axes, pick, shards, spec
 
 LARGEST = 2**28  # scores held at once, 1 GiB of float32; more are taken in chunks
 
 
 def cross_entropy(
-  scores_QI: jax.Array, target_Q: jax.Array, weight_Q: jax.Array, candidates: int | None = None
+  scores_QI: jax.Array, target_Q: jax.Array, weight_Q: jax.Array, num_items: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Sum over targets of -log softmax(scores)[target] over items 1 .. candidates (None: all columns
+  """Sum over targets of -log softmax(scores)[target] over items 1 .. num_items (None: all columns
   behind the first), and the sum of weights.
 
   Column 0 is padding and takes no part. float32, no one-hot. Source: MME-SID, recommendation loss.
   """
-  item_I = jnp.arange(scores_QI.shape[1])
-  real_I = (item_I > 0) & (item_I <= (candidates or len(item_I)))
+  columns = scores_QI.shape[1]
+  real_I = candidates(columns, num_items or columns)
   scores_QI = jnp.where(real_I, scores_QI.astype(jnp.float32), -jnp.inf)
   loss_Q = jax.nn.logsumexp(scores_QI, axis=1) - pick(scores_QI, target_Q)
   return _weighted(loss_Q, weight_Q)
@@ -48,7 +48,7 @@ def chunked_cross_entropy(
   else:
 
     def local(arrays):
-      part = Scorer(*arrays, num_items=scorer.candidates)
+      part = Scorer(*arrays, num_items=scorer.last)
       first = jax.lax.axis_index(names) * part.items
       largest_Q, sum_Q = _sum_of_exponentials(part, first, chunk, names)
       overall_Q = jax.lax.pmax(jax.lax.stop_gradient(largest_Q), names)
@@ -77,7 +77,7 @@ def _sum_of_exponentials(scorer: Scorer, first, chunk: int, names: tuple[str, ..
     rows, number = rows_and_number
     row_N = number * chunk + jnp.arange(chunk)
     item_N = first + row_N
-    real_N = (item_N > 0) & (item_N <= scorer.candidates) & (row_N < scorer.items)
+    real_N = (item_N > 0) & (item_N <= scorer.last) & (row_N < scorer.items)
     scores_QN = jnp.where(real_N, scorer.of(rows).astype(jnp.float32), -jnp.inf)
     # What is subtracted and added again has no gradient of its own.
     larger_Q = jax.lax.stop_gradient(jnp.maximum(largest_Q, scores_QN.max(1)))
@@ -100,7 +100,7 @@ def catalogue_cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
   """`cross_entropy`, by chunks where asked for, or (chunk 0) where all scores exceed LARGEST."""
   if not chunk and len(target_Q) * scorer.items <= LARGEST:
-    return cross_entropy(scorer.all(), target_Q, weight_Q, scorer.candidates)
+    return cross_entropy(scorer.all(), target_Q, weight_Q, scorer.last)
   return chunked_cross_entropy(
     scorer, target_Q, weight_Q, chunk or max(1, LARGEST // len(target_Q))
   )

@@ -178,6 +178,27 @@ def pick(x_QI: jax.Array, index_Q: jax.Array) -> jax.Array:
   return jnp.where(jnp.arange(x_QI.shape[1]) == index_Q[:, None], x_QI, 0).sum(1)
 
 
+def top_k(x_QI: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """jax.lax.top_k, [Q, k] values and columns, where "items" cuts the columns: each device hands on
+  the best of its own only."""
+  if shards("items") == 1:
+    return jax.lax.top_k(x_QI, k)
+  names = mesh_axes("items")
+
+  def local(x_QN):
+    value_QK, column_QK = jax.lax.top_k(x_QN, min(k, x_QN.shape[1]))
+    column_QK += jax.lax.axis_index(names) * x_QN.shape[1]
+    value_QX, column_QX = (
+      jax.lax.all_gather(x_QK, names, axis=1, tiled=True) for x_QK in (value_QK, column_QK)
+    )
+    value_QK, place_QK = jax.lax.top_k(value_QX, k)
+    return value_QK, jnp.take_along_axis(column_QX, place_QK, axis=1)
+
+  # What is gathered is the same everywhere, which the types of shard_map do not know.
+  whole = jax.shard_map(local, in_specs=spec(None, "items"), out_specs=spec(), check_vma=False)
+  return whole(x_QI)
+
+
 def put(x: np.ndarray | jax.Array, axes: Axes) -> jax.Array:
   """The array, which every process has, on the mesh of the context; a process sends its own
   devices' parts only."""
@@ -197,7 +218,8 @@ def put_batch(batch):
   """A batch's arrays on the mesh of the context; as they are without one.
 
   Axes follow from names: the part behind the last "_" has a letter an axis, those before are of
-  several batches; an array without a name is one of B items.
+  several batches; an array without a name is one of B items. An axis that the mesh does not divide
+  is whole on every device.
   """
   if not partitioned():
     return batch
@@ -206,6 +228,7 @@ def put_batch(batch):
     names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
     letters = names[-1].rpartition("_")[2] if names else "B"
     axes = (None,) * (x.ndim - len(letters)) + tuple(map(LETTERS.get, letters))
-    return put(x, axes)
+    divided = (None if a and n % shards(a) else a for n, a in zip(x.shape, axes, strict=True))
+    return put(x, tuple(divided))
 
   return jax.tree_util.tree_map_with_path(of_leaf, batch)
