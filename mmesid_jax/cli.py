@@ -30,7 +30,9 @@ def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ())
   first; others are refused. A folder that cannot be written, or a full disk, is told in one line
   too.
   """
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+  # Orbax tells every file that it writes, and with its traceback every error that it also raises
+  logging.set_verbosity(logging.FATAL)
+  sys.unraisablehook = _unraisable
   try:
     app.run(main, flags_parser=lambda argv: _parse(argv, subcommands))
   except Stop as stop:
@@ -42,6 +44,13 @@ def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ())
       raise
     print(f"error: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
     sys.exit(UserError.status)
+
+
+def _unraisable(found) -> None:
+  """Prints an error that nothing could catch, unless it only follows one that is told: at the first
+  write that fails Orbax closes its event loop, and those beside it find it closed."""
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
 
 
 def flat_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
