@@ -1,17 +1,18 @@
 """What a stage hands to the next: safetensors files with a JSON header, readable without this
 project."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mmesid_jax.errors import UserError
+from mmesid_jax.errors import UserError, writing
 from mmesid_jax.parallel import processes
 
 SCHEMA = 1  # raised whenever the tensors of an artifact change their meaning
@@ -26,12 +27,10 @@ def write_artifact(
   object under the key "mmesid"."""
   if not processes.first():
     return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + ".tmp")
   metadata = {"mmesid": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
   contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-  safetensors.numpy.save_file(contiguous, temporary, metadata=metadata)
-  os.replace(temporary, path)
+  with _whole(path) as temporary:
+    safetensors.numpy.save_file(contiguous, temporary, metadata=metadata)
 
 
 def under(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -48,10 +47,25 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes under a temporary name and renames, in the first process only."""
   if not processes.first():
     return
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with _whole(path) as temporary:
+    temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """The temporary name, which the file loses for `path` once it is whole and is deleted under
+  otherwise. Raises UserError where the disk refuses it."""
   temporary = path.with_name(path.name + ".tmp")
-  temporary.write_bytes(content)
-  os.replace(temporary, path)
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      yield temporary
+      with temporary.open("rb") as file:
+        os.fsync(file.fileno())  # a disk over the network may refuse as late as here
+      os.replace(temporary, path)
+    except BaseException:
+      temporary.unlink(missing_ok=True)
+      raise
 
 
 def read_header(path: pathlib.Path, stage: str) -> dict[str, Any]:

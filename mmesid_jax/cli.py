@@ -30,7 +30,9 @@ def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ())
   first; others are refused. A folder that cannot be written, or a full disk, is told in one line
   too.
   """
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+  # Orbax tells every file that it writes, and with its traceback every error that it also raises
+  logging.set_verbosity(logging.FATAL)
+  sys.unraisablehook = _unraisable
   try:
     app.run(main, flags_parser=lambda argv: _parse(argv, subcommands))
   except Stop as stop:
@@ -39,16 +41,15 @@ def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ())
     if not isinstance(stop, Interrupted):  # then all processes end here, each having saved
       _leave_others(stop.status)
     sys.exit(stop.status)
-  except OSError as error:
-    if error.errno not in _PLACE or not error.filename:
-      raise
-    print(f"error: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
-    _leave_others(UserError.status)
-    sys.exit(UserError.status)
-  except Exception:
-    traceback.print_exc()
-    _leave_others(1)
-    sys.exit(1)
+  except Exception as error:
+    status = 1
+    if isinstance(error, OSError) and error.errno in _PLACE and error.filename:
+      print(f"error: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
+      status = UserError.status
+    else:
+      traceback.print_exc()
+    _leave_others(status)
+    sys.exit(status)
 
 
 def define_process_flags() -> None:
@@ -73,6 +74,13 @@ def _leave_others(status: int) -> None:
   """With several processes ends this one at once: a regular exit would wait for the others."""
   if processes := sys.modules.get("mmesid_jax.parallel.processes"):
     processes.leave(status)
+
+
+def _unraisable(found) -> None:
+  """Prints an error that nothing could catch, unless it only follows one that is told: at the first
+  write that fails Orbax closes its event loop, and those beside it find it closed."""
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
 
 
 def flat_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -292,6 +292,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     raise UserError(
       f"{file}: not a JSON object ({error}); delete it and run mmesid_jax.train again"
     ) from error
+  for section in ("run", "mesh", "profile"):  # what may differ may also be missing
+    config[section] = {**default_config()[section].to_dict(), **config.get(section, {})}
   different = flatten(config).keys() ^ flatten(default_config()).keys()
   if different := sorted(k for k in different if not k.startswith("features.")):
     raise UserError(

@@ -27,8 +27,15 @@ from mmesid_jax import cli, errors
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to.", required=True)
 STOP = flags.DEFINE_string("stop", None, "What main raises.")
+LOST = flags.DEFINE_string("lost", None, "What is raised where nobody catches it.")
+
+class Lost:
+  def __del__(self):
+    raise RuntimeError(LOST.value)
 
 def main(argv):
+  if LOST.value:
+    Lost()
   if STOP.value:
     raise getattr(errors, STOP.value)("one\\ntwo")
   assert "jax" not in sys.modules
@@ -138,6 +145,11 @@ def test_a_stop_in_main_is_one_line_and_its_status(program, stop, status, label)
 def test_a_bug_keeps_its_traceback(program):
   result = program("--workdir=a", "--stop=Nonsense")
   assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+def test_an_error_that_nothing_can_catch_is_printed_unless_it_follows_one_that_is_told(program):
+  assert program("--workdir=a", "--lost=Event loop is closed").stderr == ""
+  assert "RuntimeError: a bug" in program("--workdir=a", "--lost=a bug").stderr
 
 
 def test_help_is_no_error(program):

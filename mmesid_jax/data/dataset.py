@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from mmesid_jax.errors import UserError
+from mmesid_jax.errors import UserError, writing
 
 SCHEMA = 1  # of the cache; raise it when the meaning of its files changes
 SEQUENCES, ITEMS = "sequences.txt", "items.jsonl"
@@ -321,16 +321,18 @@ def _store(cache: Path, key: dict, sequences: Sequences, num_items: int) -> None
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-  """Writes a file that is there complete or not at all: under a temporary name, then renamed."""
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      write(file)
-    os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a shared cache from one's colleagues
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  """Writes a file that is there complete or not at all: under a temporary name, then renamed.
+  Raises UserError where the disk refuses it."""
+  with writing(path):
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+      with os.fdopen(handle, "wb") as file:
+        write(file)
+      os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a shared cache from one's colleagues
+      os.replace(temporary, path)
+    except BaseException:
+      os.unlink(temporary)
+      raise
 
 
 def _sha256(path: Path) -> str:

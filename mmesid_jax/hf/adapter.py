@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mmesid_jax.errors import UserError
+from mmesid_jax.errors import UserError, writing
 from mmesid_jax.hf.llama_weights import TABLE, layer_of
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.models.variables import LoRAParam
@@ -62,11 +62,12 @@ def write_adapter(llama: Llama, directory: pathlib.Path, *, base: str) -> None:
   }
   temporary = directory.with_name(directory.name + ".tmp")
   shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  safetensors.numpy.save_file(named, temporary / WEIGHTS, metadata={"format": "pt"})
-  (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-  shutil.rmtree(directory, ignore_errors=True)
-  os.replace(temporary, directory)
+  with writing(directory):
+    temporary.mkdir(parents=True)
+    safetensors.numpy.save_file(named, temporary / WEIGHTS, metadata={"format": "pt"})
+    (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(temporary, directory)
 
 
 def read_adapter(llama: Llama, directory: pathlib.Path) -> None:

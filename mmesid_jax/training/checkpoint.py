@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from mmesid_jax.artifacts import write_text
-from mmesid_jax.errors import UserError
+from mmesid_jax.errors import Stop, UserError, disk_fault
 from mmesid_jax.parallel import processes
 
 SUMS = "sha256.json"  # in every checkpoint: file -> digest
@@ -30,7 +30,11 @@ class Unreadable(Exception):
 
 class Checkpoints:
   """`folder/steps` holds the newest states with the Grain iterator, `folder/best` the best
-  parameters."""
+  parameters.
+
+  As a context it waits for the last writes and closes. What the disk refused in it, to these or to
+  others that write in the folder, leaves it as a UserError that names the last good checkpoint.
+  """
 
   def __init__(self, folder: pathlib.Path, *, keep: int = 2):
     self.folder = folder.absolute()
@@ -46,12 +50,12 @@ class Checkpoints:
     taken."""
     if step in self._steps.all_steps():
       return
-    self._steps.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(iterator.get_state())
-      ),
+    if not self._best.is_saving_in_progress():
+      self._best.wait_until_finished()  # which tells how it ended
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(iterator.get_state())
     )
+    self._save(self._steps, step, args)
 
   def restore(self, state, iterator: grain.DatasetIterator):
     """The newest state that can be read, shaped as `state`; the iterator is moved to where it was.
@@ -80,8 +84,7 @@ class Checkpoints:
         return
       if saved >= step:  # else it would count as newer, and this one would not be written
         self._best.delete(saved)
-    args = ocp.args.Composite(params=ocp.args.StandardSave(params))
-    self._best.save(step, args=args)
+    self._save(self._best, step, ocp.args.Composite(params=ocp.args.StandardSave(params)))
 
   def restore_best(self, params):
     """The best parameters, shaped as `params`. Raises UserError."""
@@ -102,8 +105,41 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for what is being written, and so, with several processes, for the others."""
-    self._steps.close()
-    self._best.close()
+    try:
+      self._steps.close()
+    finally:
+      self._best.close()
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+    late = None
+    try:
+      # What one process alone has met must not make it wait for the others, who wait for it.
+      if error is None or isinstance(error, Stop) or not processes.several():
+        self.close()
+    except Exception as found:  # Orbax raises many kinds for what failed in the background
+      late = found
+    fault = error or late
+    if isinstance(fault, Exception) and not isinstance(fault, Stop):
+      if not self.folder.is_dir():
+        raise UserError(f"{self.folder}: no such directory any more") from fault
+      if reason := disk_fault(fault):
+        raise UserError(f"{self.folder}: {reason}; {self.last_good()}") from fault
+    if error is None and late is not None:
+      raise late
+
+  def last_good(self) -> str:
+    """What a message says of the newest checkpoint on disk."""
+    if self.latest is None:
+      return f"no checkpoint was saved yet in {self.folder}"
+    return f"the last good checkpoint is step {self.latest} in {self.folder}"
+
+  def _save(self, manager: ocp.CheckpointManager, step: int, args) -> None:
+    if not manager.directory.is_dir():  # Orbax would make it again, and save beside nothing
+      raise UserError(f"{manager.directory}: no such directory any more; step {step} is not saved")
+    manager.save(step, args=args)
 
   def _move_aside(self, damaged: dict[int, Exception], used: pathlib.Path) -> None:
     """Out of the way of the next save at the same step."""

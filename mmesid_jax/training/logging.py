@@ -4,10 +4,14 @@ bar."""
 import json
 import os
 import pathlib
+import time
 from collections.abc import Mapping
+from typing import Any
 
 import tqdm
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from mmesid_jax.artifacts import write_text
 from mmesid_jax.parallel import processes
@@ -31,7 +35,10 @@ class MetricsLog:
       kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
       write_text(path, "".join(line + "\n" for line in kept))
     self._file = path.open("a")
-    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+    # not a SummaryWriter: its thread dies where the disk is full, and the next lines wait for it
+    (folder / "tensorboard").mkdir(exist_ok=True)
+    self._board = EventsWriter(str(folder / "tensorboard" / "events"))
+    self._event(step, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     if not self._writes:
@@ -39,13 +46,17 @@ class MetricsLog:
     self._file.write(json.dumps({"step": step, **metrics}) + "\n")
     self._file.flush()
     for name, value in metrics.items():
-      self._board.add_scalar(name, value, step)
+      self._event(step, summary=scalar(name, value))
+    self._board.flush()
 
   def close(self) -> None:
     if not self._writes:
       return
     self._file.close()
     self._board.close()
+
+  def _event(self, step: int, **content: Any) -> None:
+    self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
 def _step(line: str) -> float:

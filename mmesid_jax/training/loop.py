@@ -114,12 +114,10 @@ class _Metrics:
 
   def _diverged(self, step: int, loss: float, batches: list[Any]) -> None:
     self._checkpoints.wait()
-    last = self._checkpoints.latest
-    good = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved yet"
     blamed = "; ".join(map(self._task.blame, batches))
     raise Diverged(
       f"{self._task.name}: loss is {loss} at step {step}, {blamed}; "
-      f"{good} in {self._checkpoints.folder}; a smaller learning_rate or clip may help"
+      f"{self._checkpoints.last_good()}; a smaller learning_rate or clip may help"
     )
 
 
@@ -180,7 +178,7 @@ def fit(
   save; for steps shorter than what a call takes. profile_steps > 0 writes a trace of so many steps
   to folder/trace. With several processes all must call, and all go through the same steps. Raises
   Interrupted after SIGINT or SIGTERM, when everything is saved; Diverged when the loss is not
-  finite.
+  finite; UserError where the disk refuses what is written.
   """
   place(task.model)
   graph, params, frozen = nnx.split(task.model, nnx.Param, ...)
@@ -201,7 +199,7 @@ def fit(
   trace = Trace(folder / "trace", profile_steps, task.steps - step)
   save_times = SaveTimes(save_every, save_minutes)
 
-  with Stopping() as stopping, progress(task.name, step, task.steps) as bar:
+  with checkpoints, Stopping() as stopping, progress(task.name, step, task.steps) as bar:
     metrics = _Metrics(task, log, bar, checkpoints, log_every)
     try:
       while step < task.steps:
@@ -244,7 +242,6 @@ def fit(
     finally:
       trace.close()
       log.close()
-      checkpoints.close()
   return Result(
     nnx.merge(graph, params, frozen),
     float(best["score"]),

@@ -292,7 +292,7 @@ def test_an_interrupted_write_leaves_no_valid_cache_and_no_litter(tmp_path, monk
 
   with monkeypatch.context() as patch:
     patch.setattr(np, "save", full_disk)
-    with pytest.raises(UserError, match="cache: cannot write .*No space left"):
+    with pytest.raises(UserError, match="cache/items.npy: no space left on device"):
       prepare(source, tmp_path / "cache")
   assert [p.name for p in (tmp_path / "cache").iterdir()] == ["users.npy"]
   assert prepare(source, tmp_path / "cache").sequence(0).tolist() == [3, 1, 2]

@@ -70,6 +70,17 @@ def test_a_second_one_takes_the_place_of_the_first(written):
   assert sorted(p.name for p in written.parent.iterdir()) == ["adapter"]
 
 
+def test_one_that_finds_no_space_leaves_the_first(written, monkeypatch):
+  def save_file(*arguments, **options):
+    raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+  monkeypatch.setattr(safetensors.numpy, "save_file", save_file)
+  with pytest.raises(UserError, match=f"^{written}: no space left on device$"):
+    write_adapter(adapted(seed=1), written, base="base")
+  monkeypatch.undo()
+  read_adapter(adapted(), written)
+
+
 def test_it_says_how_many_projections_are_adapted():
   size = 2 * 4 * ((16 + 32) + (32 + 16) + (24 + 16))  # layers * rank * (in + out)
   says = f"LoRA: matched 6 projections, {size / 1e6:.2f} M parameters"

@@ -127,6 +127,14 @@ def test_a_checkpoint_twice_damaged_at_one_step(tmp_path):
     assert restored(tmp_path) == (3, 3)
 
 
+def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
+  for part in ("steps", "best"):
+    (saved(tmp_path, 3) / part / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+  assert restored(saved(tmp_path, 5)) == (5, 5)
+  assert sorted(file.name for file in (tmp_path / "steps").iterdir()) == ["3", "5"]
+  assert [file.name for file in (tmp_path / "best").iterdir()] == ["5"]
+
+
 def test_sums_name_every_file_that_is_read(tmp_path):
   checkpoint = saved(tmp_path, 3) / "steps" / "3"
   named = json.loads((checkpoint / SUMS).read_text()).keys()

@@ -1,0 +1,38 @@
+"""What is logged is the same in both places; a resumed run takes back what it comes by again."""
+
+import json
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from mmesid_jax.training.logging import MetricsLog
+
+
+def events(file) -> list[Event]:
+  """TFRecords: length, its checksum, the event, its checksum."""
+  content, found = file.read_bytes(), []
+  while content:
+    (length,) = struct.unpack("<Q", content[:8])
+    found.append(Event.FromString(content[12 : 12 + length]))
+    content = content[16 + length :]
+  return found
+
+
+def test_numbers_are_in_both_logs_as_soon_as_they_are_written(tmp_path):
+  log = MetricsLog(tmp_path, 4)
+  log.write(5, {"loss": 0.5, "valid/score": 0.25})
+  log.write(6, {"loss": 0.75})
+  (file,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+  version, start, *rest = events(file)
+  assert version.file_version == "brain.Event:2"
+  assert (start.step, start.session_log.status) == (4, SessionLog.START)
+  logged = [(e.step, v.tag, v.simple_value) for e in rest for v in e.summary.value]
+  assert logged == [(5, "loss", 0.5), (5, "valid/score", 0.25), (6, "loss", 0.75)]
+  assert all(e.wall_time == pytest.approx(version.wall_time, abs=60) for e in rest)
+  log.close()
+  with (tmp_path / "metrics.jsonl").open("a") as cut_short:
+    cut_short.write('{"step": 6, "lo')
+  MetricsLog(tmp_path, 5).close()
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line) for line in lines] == [{"step": 5, "loss": 0.5, "valid/score": 0.25}]
