@@ -250,6 +250,15 @@ def test_a_saved_configuration_comes_back(tmp_path):
   assert identity(back) == identity(config)
 
 
+def test_a_workdir_from_before_a_run_key_is_still_read(tmp_path):
+  config = json.loads(valid_config().to_json_best_effort())
+  del config["mesh"], config["run"]["keep"]
+  config["run"]["save_every"] = 7
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  back = read_config(tmp_path)
+  assert (back.mesh.fsdp, back.run.keep, back.run.save_every) == (-1, 2, 7)
+
+
 @pytest.mark.parametrize(
   "text, message",
   [

@@ -199,6 +199,7 @@ def command(data: pathlib.Path, workdir: pathlib.Path) -> list[str]:
   ]
 
 
+@pytest.mark.slow
 def test_commands_say_in_one_line_what_the_disk_refused(trained, disk):
   data = trained / "synthetic"
   status, _, err = run("train", *command(data, disk / "run"))
