@@ -4,6 +4,7 @@ import re
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -14,11 +15,13 @@ from mmesid_jax.data.packing import Layout, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.models.state import place, tensors
+from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.sharding import make_mesh, mesh_shape, put_batch
 from mmesid_jax.rules import MESH_AXES
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import collaborative, recommender, semantic_ids
 from mmesid_jax.stages.next_item import evaluation_layout
+from mmesid_jax.training.step import initial_state, make_step
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]  # data, fsdp, tensor
 ALL_AXES = [(2, 2, 2)]  # for variants of what is tried on all meshes: compiling takes its time
@@ -172,6 +175,25 @@ def test_tables_are_cut_and_come_back_whole(opened):
   after = tensors(model)
   assert before.keys() == after.keys()
   assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+def test_a_step_keeps_everything_where_it_lies_and_compiles_once(opened):
+  """AdamW's memory beside its parameters, before a step and behind it."""
+  model, loss, batch = recommender_parts(opened("best"))
+  with jax.set_mesh(make_mesh(2, 2, 2)):
+    place(model)
+    graph, params, frozen = nnx.split(model, nnx.Param, ...)
+    adam = optax.adam(1e-3)
+    state = initial_state(params, adam)
+    places = sharding.of(state)
+    step = make_step(loss, adam, graph, seed=0, where=places)
+    for _ in range(2):
+      state, _ = step(state, frozen, put_batch(batch))
+    identity = next(x for x in jax.tree.leaves(state["optimizer"]) if x.shape == (504, 8))
+  assert identity.addressable_shards[0].data.shape == (504 // 4, 8)
+  same = jax.tree.map(lambda x, to: x.sharding.is_equivalent_to(to, x.ndim), state, places)
+  assert all(jax.tree.leaves(same))
+  assert step._cache_size() == 1
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 2, 4)])

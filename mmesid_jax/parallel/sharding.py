@@ -106,7 +106,9 @@ def check_divides(what: str, size: int, axis: str) -> None:
   if size % (parts := shards(axis)):
     names = " * ".join(f"mesh.{name}" for name in mesh_axes(axis))
     near = size - size % parts or parts
-    raise UserError(f"{what}={size} does not divide by {names} = {parts}; {near} would")
+    raise UserError(
+      f"{what}={size} does not divide by {names} = {parts}; {near} would, or a smaller mesh"
+    )
 
 
 def partitioned() -> bool:
