@@ -25,8 +25,8 @@ from mmesid_jax.errors import Stop
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the runs; those that are there go on.")
 KILLS = flags.DEFINE_integer("kills", 50, "How often.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-LONGEST = flags.DEFINE_float("longest", 40.0, "Seconds that a run lives at the most.")
-CHANGES = flags.DEFINE_list("changes", ["run.save_every=20"], "Keys of the configuration: a.b=c.")
+LONGEST = flags.DEFINE_float("longest", 60.0, "Seconds that a run lives at the most.")
+CHANGES = flags.DEFINE_list("changes", ["run.save_every=5"], "Keys of the configuration: a.b=c.")
 flags.mark_flag_as_required("output")
 
 STAGES = ("collaborative", "semantic_ids", "recommender")

@@ -131,7 +131,10 @@ def mesh_axes(axis: str) -> tuple[str, ...]:
 
 def spec(*axes: str | None) -> PartitionSpec:
   """Of an array with these logical axes; None = whole on every device."""
-  return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+  names = [None if axis is None else RULES[axis] for axis in axes]
+  while names and names[-1] is None:  # as jit says it of what it gives back, or it compiles again
+    names.pop()
+  return PartitionSpec(*names)
 
 
 def sharding(axes: Axes, mesh: Mesh | None = None) -> NamedSharding:
