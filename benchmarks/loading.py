@@ -91,7 +91,7 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
   llama = nnx.eval_shape(lambda: Llama(c, rngs=nnx.Rngs(0)))
   checkpoint, start = Checkpoint(directory), time.monotonic()
   with host_peak() as taken:
-    with jax.set_mesh(make_mesh(**sizes)):
+    with jax.set_mesh(make_mesh(**(sizes or {}))):
       load(llama, checkpoint)
     jax.block_until_ready(jax.tree.leaves(nnx.state(llama)))
   arrays = sum(x.nbytes for x in jax.tree.leaves(nnx.state(llama)))

@@ -18,6 +18,7 @@ def get_config(preset: str = "best") -> ConfigDict:
   # A small catalogue wants small batches: enough steps in few epochs.
   for stage, rows in ((config.collaborative, 8), (config.recommender, 4)):
     stage.rows, stage.targets, stage.optimizer.warmup_steps = rows, 512, 40
+  config.mesh.fsdp = 1  # so small that one device is enough
   config.collaborative.epochs = 12
   config.recommender.epochs = 6
   return config

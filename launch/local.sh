@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Several processes of one run on this host, GPU i for process i:
 #
-#   launch/local.sh 2 python -m mmesid_jax.train --config=configs/quickstart.py --workdir=runs/two
+#   launch/local.sh 2 python -m mmesid_jax.train --config=configs/beauty.py \
+#     --config.data.dir=DIR --workdir=runs/two
 #
 # Ctrl-C or SIGTERM lets all save and stop at one step (status 75). A process that is lost ends the
 # others, and the last line says which it was; RESTARTS=3 starts all again, so often, from the last
@@ -17,11 +18,12 @@ free_port() {
 
 # Starts all, waits for all; the status of the first that did not succeed.
 run() {
-  local pids=() status=0 pid ended index
+  local pids=() gpus=() status=0 pid ended index
+  IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((processes - 1)))}"
   JAX_COORDINATOR_ADDRESS=localhost:$(free_port)
   export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$processes
   for ((index = 0; index < processes; index++)); do
-    CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-$index} JAX_PROCESS_ID=$index "$@" &
+    CUDA_VISIBLE_DEVICES=${gpus[index]:-} JAX_PROCESS_ID=$index "$@" &
     pids[index]=$!
   done
   trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT

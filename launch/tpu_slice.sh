@@ -6,7 +6,7 @@
 #
 # SOURCE is cloned to every host; SHARED is mounted there as /shared and holds data and workdir. On a spot slice (SPOT=1) a
 # reclaimed host ends the run: the slice is asked for again, and the run goes on from its last
-# checkpoint. The queued resource is left as it is at the end; the last line says how to delete it.
+# checkpoint, TRIES (20) times at the most. A queued resource of that name is replaced. The queued resource is left as it is at the end; the last line says how to delete it.
 set -eu
 : "${NAME:?}" "${ZONE:?}" "${TYPE:?}" "${SHARED:?}" "${SOURCE:?}"
 version=${VERSION:-v2-alpha-tpuv5} # the image of TYPE
@@ -16,11 +16,14 @@ tpu() { gcloud compute tpus "$@" --zone="$ZONE"; }
 everywhere() { tpu tpu-vm ssh "$NAME" --worker=all --command="$1"; }
 
 ask() {
+  local state=
   tpu queued-resources delete "$NAME" --force --quiet 2>/dev/null || true
   tpu queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$TYPE" \
     --runtime-version="$version" ${SPOT:+--spot}
-  until [[ $(tpu queued-resources describe "$NAME" --format='value(state.state)') == ACTIVE ]]; do
+  until [[ $state == ACTIVE ]]; do
     sleep 30
+    state=$(tpu queued-resources describe "$NAME" --format='value(state.state)')
+    [[ $state == FAILED ]] && echo "$NAME: the queued resource failed" >&2 && exit 1
   done
   everywhere "sudo mkdir -p /shared && sudo mount $SHARED /shared
     git clone --quiet $SOURCE mmesid_jax && cd mmesid_jax && python3 -m venv .venv
@@ -29,13 +32,16 @@ ask() {
 
 arguments=$(printf '%q ' "$@")
 ask
-while true; do
+for ((tries = ${TRIES:-20}; ; tries--)); do
   status=0
-  everywhere "cd mmesid_jax && .venv/bin/python -m mmesid_jax.train $arguments" || status=$?
+  everywhere "cd mmesid_jax && JAX_NUM_PROCESSES=auto \
+    .venv/bin/python -m mmesid_jax.train $arguments" || status=$?
   case $status in
     0) break ;;
     2 | 3) exit "$status" ;; # a mistake in the command, or a loss that is not finite
   esac
+  ((tries > 0)) || exit "$status"
+  sleep 30
   if [[ $(tpu tpu-vm describe "$NAME" --format='value(state)') != READY ]]; then
     ask
   fi

@@ -55,7 +55,7 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """The temporary name, which the file loses for `path` once it is whole and is deleted under
   otherwise. Raises UserError where the disk refuses it."""
-  temporary = path.with_name(path.name + ".tmp")
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write beside us
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

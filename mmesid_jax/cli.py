@@ -41,6 +41,9 @@ def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ())
     if not isinstance(stop, Interrupted):  # then all processes end here, each having saved
       _leave_others(stop.status)
     sys.exit(stop.status)
+  except KeyboardInterrupt:
+    _leave_others(128 + 2)
+    raise
   except Exception as error:
     status = 1
     if isinstance(error, OSError) and error.errno in _PLACE and error.filename:

@@ -10,6 +10,7 @@ import pathlib
 from absl import flags
 
 from mmesid_jax import cli
+from mmesid_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
 STAGE = flags.DEFINE_enum(
@@ -33,7 +34,11 @@ def main(argv: list[str]) -> None:
   path = pathlib.Path(WORKDIR.value)
   heartbeat_seconds = read_config(path).run.heartbeat_seconds
   processes.start(cli.process_environment(), heartbeat_seconds=heartbeat_seconds)
-  workdir = pipeline.reopen(path, DATA_DIR.value, MESH.value)
+  if MESH.value and STAGE.value == "semantic_ids":
+    raise UserError("--mesh: semantic IDs are examined on one device")
+  workdir = processes.first_then_all(
+    "open the workdir", lambda: pipeline.reopen(path, DATA_DIR.value, MESH.value)
+  )
   if STAGE.value == "semantic_ids":
     pipeline.examine(workdir)
   else:

@@ -62,7 +62,10 @@ def _run(
   config: ConfigDict, path: pathlib.Path, overwrite: bool, others: Sequence[pathlib.Path]
 ) -> Workdir:
   for stage in ("collaborative", "recommender"):
-    next_item.check_divides(stage, config[stage])
+    if stage in config.stages:
+      next_item.check_divides(stage, config[stage])
+  if "recommender" in config.stages:
+    backbone.check_divides(config.recommender)
   sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
   _check_identity(config, path, overwrite)
   workdir = processes.first_then_all("prepare the data", lambda: open_workdir(config, path))

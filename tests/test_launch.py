@@ -45,19 +45,24 @@ def test_the_job_set_sets_what_a_process_reads():
 
 @pytest.mark.parametrize("status", [0, UserError.status, Diverged.status, 1, Interrupted.status])
 def test_slurm_queues_again_what_another_try_helps(tmp_path, status):
-  """With stand-ins for Slurm's commands, which write down how they were called."""
-  for name, code in (("srun", status), ("scontrol", 0)):
-    stand_in = tmp_path / name
-    stand_in.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/called\nexit {code}\n')
-    stand_in.chmod(0o755)
+  """With stand-ins: srun runs one process and tells of another that was killed along with it."""
+  stand_ins = {
+    "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; SLURM_PROCID=0 "$@" || exit 137',
+    "scontrol": f'echo scontrol "$@" >> {tmp_path}/called',
+    "python": f'echo python "$@" >> {tmp_path}/called; exit {status}',
+  }
+  for name, body in stand_ins.items():
+    (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / name).chmod(0o755)
   variables = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
   variables.pop("SLURM_RESTART_COUNT", None)
   command = ["bash", LAUNCH / "slurm.sbatch", "--config=a b.py"]
-  found = subprocess.run(command, env=variables, check=False)
+  found = subprocess.run(command, env=variables, cwd=tmp_path, check=False)
   assert found.returncode == status
   called = (tmp_path / "called").read_text()
   assert "python -m mmesid_jax.train --config=a b.py" in called
   assert ("scontrol requeue 77" in called) == (status in (1, Interrupted.status))
+  assert not list(tmp_path.glob(".mmesid*"))
 
 
 def run_local(count: int, script: str, **variables) -> subprocess.CompletedProcess:

@@ -25,8 +25,8 @@ class PackedBatches(grain.IterDataset):
   """Endless batches of shared-prefix rows; pieces are shuffled anew every epoch.
 
   A batch takes pieces from the shuffled stream until the next one does not fit; that one opens the
-  next batch. Nothing is dropped or repeated, epochs follow each other without a gap. `shard` =
-  (index, count) gives every process its own part of the stream.
+  next batch. Nothing is dropped or repeated, epochs follow each other without a gap. Of several
+  processes each packs the same batches: they are ids, and a run may go on with another number.
   """
 
   def __init__(
@@ -36,13 +36,11 @@ class PackedBatches(grain.IterDataset):
     layout: Layout,
     *,
     seed: int,
-    shard: tuple[int, int] = (0, 1),
   ):
     super().__init__()
     self.dataset, self.pieces, self.layout = dataset, pieces, layout
-    index, count = shard
-    self.order = grain.MapDataset.range(len(pieces)).seed(seed).shuffle()[index::count].repeat()
-    self.pieces_an_epoch = len(range(index, len(pieces), count))
+    self.order = grain.MapDataset.range(len(pieces)).seed(seed).shuffle().repeat()
+    self.pieces_an_epoch = len(pieces)
 
   def __iter__(self) -> "PackedBatchIterator":
     return PackedBatchIterator(self)

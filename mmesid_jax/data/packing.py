@@ -145,10 +145,11 @@ def with_rows_for(layout: Layout, pieces: Pieces, multiple: int = 1) -> Layout:
   return dataclasses.replace(layout, rows=max(rows + -rows % multiple, multiple))
 
 
-def fitted(layout: Layout, pieces: Pieces) -> Layout:
+def fitted(layout: Layout, pieces: Pieces, multiple: int = 1) -> Layout:
   """The layout with the places for items and for targets that these pieces take on average, and a
   quarter more, but never so few that one does not fit: every place costs a vector or all scores,
-  used or not, and where response tokens are most of a row, both are few."""
+  used or not, and where response tokens are most of a row, both are few. Targets divide by
+  `multiple`, if the layout's do."""
   item_tokens = pieces.stop - pieces.start - 1
   targets = pieces.stop - pieces.first_target
   tokens = layout.tokens(pieces.stop - pieces.start, targets).sum()
@@ -159,8 +160,9 @@ def fitted(layout: Layout, pieces: Pieces) -> Layout:
   def enough(amount, most: int) -> int:
     return min(max(math.ceil(1.25 * full * amount.sum()), amount.max(initial=1)), most)
 
+  most = enough(targets, layout.targets)
   return dataclasses.replace(
-    layout, items=enough(item_tokens, places), targets=enough(targets, layout.targets)
+    layout, items=enough(item_tokens, places), targets=most + -most % multiple
   )
 
 

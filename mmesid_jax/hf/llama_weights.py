@@ -118,7 +118,7 @@ def load(llama: Llama, checkpoint: Checkpoint) -> None:
   mesh of the context, or without one on the default device. Raises UserError as `check_keys` does.
   """
   check_keys(llama, checkpoint)
-  _place(llama.norm.scale, "norm", lambda *_: checkpoint.read(FINAL_NORM))
+  _place(llama.norm.scale, "norm.scale", lambda *_: checkpoint.read(FINAL_NORM))
   for entry in tqdm(TABLE, f"reading {checkpoint.directory}", delay=3, leave=False):
     weight = weight_of(layer_of(llama, entry))
     if isinstance(weight, Quantised):
@@ -166,7 +166,8 @@ def _load_dense(weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry) -> N
       piece[i - layers[0]] = _slab(checkpoint, entry, i, weight.shape, *bounds)
     return piece
 
-  _place(weight, f"blocks.{entry.path}.weight", read)
+  part = "scale" if "norm" in entry.path else "weight"
+  _place(weight, f"blocks.{entry.path}.{part}", read)
 
 
 def _load_quantised(weight: Quantised, checkpoint: Checkpoint, entry: Entry) -> None:

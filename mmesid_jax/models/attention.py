@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmesid_jax.data.packing import Batch
-from mmesid_jax.parallel.sharding import lookup, shards
+from mmesid_jax.parallel.sharding import lookup, partitioned, shards, spec
 
 BLOCK = 128  # splash works through queries and keys in blocks of so many
 
@@ -48,7 +48,14 @@ def attention(
   """
   if kind == "auto":
     kind = preferred(jax.default_backend(), q_RTNH.dtype, q_RTNH.shape[-1])
-  return {"xla": _xla, "cudnn": _cudnn, "splash": _splash}[kind](q_RTNH, k_RSKH, v_RSKH, mask_RTS)
+  if kind == "xla":
+    return _xla(q_RTNH, k_RSKH, v_RSKH, mask_RTS)
+  kernel = {"cudnn": _cudnn, "splash": _splash}[kind]
+  if partitioned():  # no compiler cuts a kernel: every device takes its own rows and heads
+    q, kv = (spec("batch", None, heads) for heads in ("heads", "kv_heads"))
+    specs = (q, kv, kv, spec("batch"))
+    kernel = jax.shard_map(kernel, in_specs=specs, out_specs=q, check_vma=False)
+  return kernel(q_RTNH, k_RSKH, v_RSKH, mask_RTS)
 
 
 def preferred(backend: str, dtype: jax.typing.DTypeLike, head_width: int) -> str:
@@ -110,4 +117,5 @@ def read(x_GXD: jax.Array, prompt: int, read_Q: jax.Array) -> jax.Array:
   token_Q = jnp.maximum(read_Q - 1, 0)
   group_Q, place_Q = token_Q // (X - prompt), prompt + token_Q % (X - prompt)
   row_Q = jnp.where(read_Q == 0, prompt - 1, group_Q * X + place_Q)
-  return lookup(x_GXD.reshape(G * X, D), row_Q, "batch")
+  row_XD = x_GXD.reshape(G * X, D)
+  return row_XD[row_Q] if G == 1 else lookup(row_XD, row_Q, "batch")

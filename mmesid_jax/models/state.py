@@ -1,5 +1,6 @@
 """A model's parameters and tables: on the device mesh, and as flat named arrays, out and in."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -9,7 +10,7 @@ from jax.experimental import multihost_utils
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.models.variables import Pretrained
-from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel import processes, sharding
 
 ROWS = "rows"  # metadata of a Variable that has rows of zeros behind so many of its own
 
@@ -39,6 +40,22 @@ def place(model: nnx.Module) -> None:
   nnx.update(model, nnx.from_flat_state(flat))
 
 
+def agree(model: nnx.Module) -> None:
+  """Raises Stop, in all processes, unless what each of them has whole of the model is the same."""
+  if not processes.several():
+    return
+  digest = hashlib.sha256()
+  for _, variable in nnx.to_flat_state(nnx.state(model)):
+    value = variable.get_value()
+    if not _spans_processes(value) or value.is_fully_replicated:
+      digest.update(np.ascontiguousarray(value).tobytes())
+  processes.agree("parameters and tables before training", digest.digest())
+
+
+def _spans_processes(value) -> bool:
+  return isinstance(value, jax.Array) and not value.is_fully_addressable
+
+
 def check_divides(name: str, shape: tuple[int, ...], axes: sharding.Axes) -> None:
   """Raises UserError where the mesh of the context does not divide the shape; name: whose it is."""
   for size, axis in zip(shape, axes, strict=True):
@@ -54,7 +71,7 @@ def tensors(model: nnx.Module) -> dict[str, np.ndarray]:
 
 def _whole(variable: nnx.Variable) -> np.ndarray:
   value = variable.get_value()
-  if isinstance(value, jax.Array) and not value.is_fully_addressable:
+  if _spans_processes(value):
     value = multihost_utils.process_allgather(value, tiled=True)
   return np.asarray(value)[: variable.get_metadata().get(ROWS)] if value.ndim else np.asarray(value)
 

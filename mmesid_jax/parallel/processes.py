@@ -32,23 +32,26 @@ BARRIER_SECONDS = 1800  # for what one does while the others wait
 def start(environment: Mapping[str, str], *, heartbeat_seconds: int) -> None:
   """Joins the other processes, where the environment says that there are any.
 
-  It does by JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or as a step
-  of several Slurm tasks, or on a TPU slice of several hosts. A process that is gone is noticed
-  after heartbeat_seconds, and then all end. Raises UserError for numbers that make no sense.
+  It does by JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID; by
+  JAX_NUM_PROCESSES=auto, where jax finds the others by itself, as on a TPU slice; or as a step of
+  several Slurm tasks, each of which takes one GPU. A process that is gone is noticed after
+  heartbeat_seconds, and then all end. Raises UserError for numbers that make no sense.
   """
   options = {
     "initialization_timeout": START_SECONDS,
     "heartbeat_timeout_seconds": heartbeat_seconds,
   }
-  if COORDINATOR in environment:
+  if environment.get(PROCESSES) == "auto":
+    jax.distributed.initialize(**options)
+  elif COORDINATOR in environment:
     count, index = (_number(environment, name) for name in (PROCESSES, PROCESS))
     if not 0 <= index < count:
       raise UserError(f"{PROCESS}={index}: expected 0 to {count - 1}, as {PROCESSES}={count}")
     jax.distributed.initialize(environment[COORDINATOR], count, index, **options)
   elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
     jax.distributed.initialize(cluster_detection_method="slurm", **options)
-  elif "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
-    jax.distributed.initialize(**options)
+  else:
+    return
   if not first():
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process runs
 
@@ -63,7 +66,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 def leave(status: int) -> None:
   """Ends this process at once where there are others, who are told by the runtime: a regular exit
   would wait for them, and they may be waiting for this one. Alone, does nothing."""
-  if several():
+  if jax.distributed.is_initialized():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -74,9 +77,21 @@ def several() -> bool:
   return jax.process_count() > 1
 
 
-def first_says(answer: bool) -> bool:
+def first_says(answer: int) -> int:
   """The first process's answer, in all of them."""
-  return bool(multihost_utils.broadcast_one_to_all(np.int32(answer))) if several() else answer
+  return int(multihost_utils.broadcast_one_to_all(np.int64(answer))) if several() else answer
+
+
+def agree(what: str, digest: bytes) -> None:
+  """Raises Stop, in all processes, unless the digest is the same in all: what every process makes
+  for itself may differ on other hardware, and nothing else would notice."""
+  if several():
+    found = multihost_utils.process_allgather(np.frombuffer(digest[:8], np.uint32))
+    if different := np.flatnonzero((found != found[0]).any(1)).tolist():
+      raise Stop(
+        f"{what}: processes {different} hold other values than process 0; take hosts of one kind, "
+        "or train the stages before this one with a single process"
+      )
 
 
 def first() -> bool:

@@ -29,7 +29,6 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
   "kv_heads": "tensor",
   "head_width": None,
   "mlp": "tensor",
-  "norm": None,
 }
 
 Axes = tuple[str | None, ...]
@@ -117,6 +116,11 @@ def partitioned() -> bool:
   return not mesh.empty and mesh.size > 1
 
 
+def devices() -> int:
+  """How many devices the mesh of the context has; 1 without one."""
+  return jax.sharding.get_abstract_mesh().size if partitioned() else 1
+
+
 def shards(axis: str) -> int:
   """Into how many parts the mesh of the context cuts a logical axis."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -200,8 +204,9 @@ def top_k(x_QI: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return value_QK, jnp.take_along_axis(column_QX, place_QK, axis=1)
 
   # What is gathered is the same everywhere, which the types of shard_map do not know.
-  whole = jax.shard_map(local, in_specs=spec(None, "items"), out_specs=spec(), check_vma=False)
-  return whole(x_QI)
+  rows = "targets" if len(x_QI) % shards("targets") == 0 else None
+  best = jax.shard_map(local, in_specs=spec(rows, "items"), out_specs=spec(rows), check_vma=False)
+  return best(x_QI)
 
 
 def put(x: np.ndarray | jax.Array, axes: Axes) -> jax.Array:

@@ -17,8 +17,10 @@ from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.models.llama import Llama, LlamaConfig
 from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.state import place
 from mmesid_jax.models.storage import BLOCK
 from mmesid_jax.models.variables import Frozen, Pretrained
+from mmesid_jax.parallel import sharding
 
 SIZES = {  # key of config.recommender -> field of LlamaConfig
   "width": "D",
@@ -105,6 +107,14 @@ def llama_config(c: ConfigDict) -> LlamaConfig:
   )
 
 
+def check_divides(c: ConfigDict) -> None:
+  """Raises UserError where the mesh of the context does not divide the sizes of
+  config.recommender = c."""
+  axes = {"width": "embed", "heads": "heads", "kv_heads": "kv_heads", "mlp_width": "mlp"}
+  for key, axis in axes.items():
+    sharding.check_divides(f"--config.recommender.{key}", c[key], axis)
+
+
 def fill(model: RecommenderModel, c: ConfigDict) -> None:
   """Reads what the checkpoint holds into the model: weights, vectors of a prompt text."""
   if not c.backbone.checkpoint:
@@ -125,6 +135,7 @@ def start(model: RecommenderModel, c: ConfigDict) -> None:
     if c.lora.start:
       adapter.read_adapter(model.backbone, pathlib.Path(c.lora.start))
     print(adapter.describe(model.backbone))
+  place(model)
   print(memory(model))
 
 

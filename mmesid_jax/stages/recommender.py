@@ -23,6 +23,7 @@ from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.state import loaded
+from mmesid_jax.parallel import sharding
 from mmesid_jax.stages import backbone, semantic_ids
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
@@ -140,7 +141,7 @@ def training_data(workdir: Workdir) -> tuple[PackedBatches, PieceCounts]:
     targets_per_user=c.targets_per_user,
     targets_per_piece=c.targets_per_piece,
   )
-  packed = fitted(layout(c), pieces)
+  packed = fitted(layout(c), pieces, sharding.shards("targets"))
   return PackedBatches(dataset, pieces, packed, seed=config.seed), counts
 
 

@@ -65,7 +65,12 @@ class Checkpoints:
     """
     args = ocp.args.Composite(state=_shaped(state), data=ocp.args.JsonRestore())
     damaged: dict[int, Unreadable] = {}
-    for step in sorted(self._steps.all_steps(), reverse=True):
+    steps = sorted(self._steps.all_steps(), reverse=True)
+    if processes.several():  # one looks, and all restore what it found whole
+      whole = (s for s in steps if changed(self._steps.directory / str(s)) is None)
+      chosen = processes.first_says(next(whole, steps[0]) if processes.first() else 0)
+      steps = [step for step in steps if step <= chosen][:1]
+    for step in steps:
       try:
         found = _read(self._steps, step, args)
       except Unreadable as error:
@@ -165,9 +170,18 @@ def _shaped(tree) -> ocp.args.StandardRestore:
   return ocp.args.StandardRestore(shapes, strict=False)
 
 
+class _Manager(ocp.CheckpointManager):
+  """Leaves it to the loop when a run stops."""
+
+  def reached_preemption(self, step: int) -> bool:
+    # Orbax would ask the runtime by the number of the step, where the loop counts its looks
+    # (stopping.py): whoever comes second overwrites the other, and a signal may be lost.
+    return False
+
+
 def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
   written = ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_sums, directory))
-  return ocp.CheckpointManager(
+  return _Manager(
     directory,
     options=ocp.CheckpointManagerOptions(
       max_to_keep=keep,

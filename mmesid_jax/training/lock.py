@@ -8,10 +8,15 @@ import os
 import pathlib
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from typing import TextIO
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.parallel import processes
+
+# With several processes: a file server may keep the lock of a host that was lost for a while.
+PATIENCE_SECONDS = 150
 
 # Of a file system that knows no locks: Lustre or NFS, mounted without.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -32,7 +37,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   path = workdir / "lock"
   with path.open("a+") as file:  # "w" would empty what another run wrote
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      _take(file, PATIENCE_SECONDS if processes.several() else 0)
     except BlockingIOError as error:
       file.seek(0)
       holder = file.read().strip() or "another run"
@@ -52,3 +57,15 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},\n")
     file.flush()
     yield
+
+
+def _take(file: TextIO, seconds: float) -> None:
+  """Raises BlockingIOError where another holds the lock for so long."""
+  end = time.monotonic() + seconds
+  while True:
+    try:
+      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      if time.monotonic() >= end:
+        raise
+      time.sleep(1)

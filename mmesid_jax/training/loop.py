@@ -15,8 +15,8 @@ import optax
 from flax import nnx
 
 from mmesid_jax.errors import Diverged, Interrupted
-from mmesid_jax.models.state import place
-from mmesid_jax.parallel import sharding
+from mmesid_jax.models.state import agree, place
+from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.logging import MetricsLog, progress
 from mmesid_jax.training.profile import Trace
@@ -180,6 +180,7 @@ def fit(
   Interrupted after SIGINT or SIGTERM, when everything is saved; Diverged when the loss is not
   finite; UserError where the disk refuses what is written.
   """
+  agree(task.model)
   place(task.model)
   graph, params, frozen = nnx.split(task.model, nnx.Param, ...)
   state = initial_state(params, task.optimizer)
@@ -196,7 +197,7 @@ def fit(
     state, best = saved["train"], saved["best"]
   step = int(state["step"])
   log = MetricsLog(folder, step)
-  trace = Trace(folder / "trace", profile_steps, task.steps - step)
+  trace = Trace(folder / "trace", profile_steps if processes.first() else 0, task.steps - step)
   save_times = SaveTimes(save_every, save_minutes)
 
   with checkpoints, Stopping() as stopping, progress(task.name, step, task.steps) as bar:

@@ -29,7 +29,7 @@ class SaveTimes:
     self._looks += 1
     if self._seconds == 0 or (processes.several() and self._looks % LOOK_EVERY):
       return False
-    return processes.first_says(self._clock() - self._last >= self._seconds)
+    return bool(processes.first_says(self._clock() - self._last >= self._seconds))
 
   def saved(self) -> None:
     """The minutes count from now."""

@@ -14,8 +14,8 @@ class Stopping:
   """While it is entered, the first SIGINT or SIGTERM is an answer to `asked`; a second one acts as
   usual.
 
-  With several processes the runtime takes SIGTERM, of which it tells all of them, and they agree on
-  the step behind which they stop; SIGINT is passed on to it.
+  With several processes the runtime takes SIGTERM, at all times and every time: it tells all of
+  them, and they agree on the look behind which they stop. SIGINT is passed on to it.
   """
 
   def __enter__(self) -> "Stopping":

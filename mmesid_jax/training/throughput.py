@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import jax
 
+from mmesid_jax.parallel import sharding
+
 # Dense bf16, operations a second, from the makers' data sheets; part of device_kind, lower case.
 PEAKS = {
   "a100": 312e12,
@@ -47,7 +49,8 @@ class Throughput:
 
   def __init__(self, unit: str):
     self.unit = unit
-    self._peak = peak(jax.devices()[0].device_kind)
+    alone = peak(jax.devices()[0].device_kind)
+    self._peak = None if alone is None else alone * sharding.devices()
     self._running: collections.deque[tuple[jax.Array, Amounts]] = collections.deque()
     self._seconds, self._total = 0.0, Amounts(0, 0)
     self.restart()

@@ -13,13 +13,13 @@ from mmesid_jax.data.packing import Layout, training_pieces
 LAYOUT = Layout(rows=2, row_length=24, targets=30, response=1)
 
 
-def packed(seed=0, shard=(0, 1), users=50) -> PackedBatches:
+def packed(seed=0, users=50) -> PackedBatches:
   lengths = np.random.default_rng(0).integers(1, 20, users)
   offsets = np.cumsum([0, *lengths])
   items = np.arange(1, offsets[-1] + 1, dtype=np.int32)
   data = Dataset(items, offsets, np.arange(users) + 1000, len(items), "", None)
   pieces, _ = training_pieces(data, LAYOUT)
-  return PackedBatches(data, pieces, LAYOUT, seed=seed, shard=shard)
+  return PackedBatches(data, pieces, LAYOUT, seed=seed)
 
 
 def targets(batches) -> list[int]:
@@ -47,12 +47,6 @@ def test_an_epoch_holds_every_target_once_and_the_next_one_in_another_order():
 def test_the_seed_decides_the_order():
   assert targets(itertools.islice(packed(), 3)) == targets(itertools.islice(packed(), 3))
   assert targets(itertools.islice(packed(), 3)) != targets(itertools.islice(packed(seed=1), 3))
-
-
-def test_shards_share_the_pieces_without_overlap():
-  parts = [first_epoch(packed(shard=(i, 3))) for i in range(3)]
-  assert all(parts)
-  assert sorted(sum(parts, [])) == sorted(first_epoch(packed()))
 
 
 @pytest.mark.parametrize("prefetch", [False, True])

@@ -8,6 +8,7 @@ import pytest
 from mmesid_jax.data.loader import in_batches
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.attention import attention, preferred, visible
+from mmesid_jax.parallel.sharding import make_mesh
 
 P, N, K = 3, 4, 2
 
@@ -52,6 +53,12 @@ def assert_like_xla(kind: str, H: int, dtype, tolerance: float, row_length: int 
 def test_splash_equals_xla():
   """The TPU's kernel, interpreted: queries and keys that do not divide into its blocks."""
   assert_like_xla("splash", 128, jnp.float32, 1e-5, row_length=136)
+
+
+@pytest.mark.slow
+def test_a_kernel_on_a_mesh_takes_every_devices_own_rows_and_heads():
+  with jax.set_mesh(make_mesh(2, 1, 2)):
+    assert_like_xla("splash", 128, jnp.float32, 1e-5, row_length=136)
 
 
 @pytest.mark.gpu
