@@ -152,8 +152,8 @@ class Plan:
       *(f"{name:28}{size / GIB:12.3f}" for name, size in self.bytes.items()),
       f"{'sum':28}{self.total / GIB:12.3f}",
       f"{'memory':28}{self.memory / GIB:12.3f}  fits: {self.verdict}",
-      f"A step: {e.flops / steps / 1e12:,.2f} TFLOP, {_seconds(self.seconds / steps)}. An epoch: "
-      f"{steps:,} steps, {e.targets:,} targets, {e.tokens:,} tokens, {e.flops / 1e15:,.2f} PFLOP, "
+      f"A step: {e.flops / steps / 1e12:,.4g} TFLOP, {_seconds(self.seconds / steps)}. An epoch: "
+      f"{steps:,} steps, {e.targets:,} targets, {e.tokens:,} tokens, {e.flops / 1e15:,.4g} PFLOP, "
       f"{_seconds(self.seconds)}.",
     ]
     return "\n".join(lines)
