@@ -20,7 +20,7 @@ from mmesid_jax.models.fusion import projects_catalogue
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.variables import Frozen, Pretrained
-from mmesid_jax.training.throughput import peak
+from mmesid_jax.training import throughput
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 
@@ -38,16 +38,22 @@ class Device(NamedTuple):
   copies: bool
 
 
+def sheet(name: str, single: float, bandwidth: float) -> tuple[float, float, float, float]:
+  """The first rates and the memory of a Device."""
+  found = throughput.DEVICES[name]
+  return found.peak, single, bandwidth, found.memory
+
+
 # Random numbers: integer operations a second (64 lanes a multiprocessor of a GPU; 4 x 1024 lanes a
 # core of a TPU, v5p has two; at the clock that gives the peak), by what one takes: a quarter of
 # Philox's ten rounds of 4 halves of products, 4 xors and 2 additions (a half of a product is worth
 # three on a TPU).
 DEVICES = (
-  Device("H200", peak("h200"), 0.5, 4.8e12, 141e9, 16.7e12 / 25, True),
-  Device("H100 SXM", peak("h100"), 0.5, 3.35e12, 80e9, 16.7e12 / 25, True),
-  Device("A100 80G", peak("a100"), 0.5, 2.04e12, 80e9, 9.7e12 / 25, True),
-  Device("TPU v5p", peak("tpu v5p"), 1.0, 2.77e12, 95e9, 14.3e12 / 45, False),
-  Device("TPU v6e", peak("tpu v6e"), 1.0, 1.64e12, 32e9, 7.2e12 / 45, False),
+  Device("H200", *sheet("h200", 0.5, 4.8e12), 16.7e12 / 25, True),
+  Device("H100 SXM", *sheet("h100", 0.5, 3.35e12), 16.7e12 / 25, True),
+  Device("A100 80G", *sheet("a100-80g", 0.5, 2.04e12), 9.7e12 / 25, True),
+  Device("TPU v5p", *sheet("v5p", 1.0, 2.77e12), 14.3e12 / 45, False),
+  Device("TPU v6e", *sheet("v6e", 1.0, 1.64e12), 7.2e12 / 45, False),
 )
 
 

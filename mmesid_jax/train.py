@@ -1,5 +1,8 @@
 """Trains the stages of a configuration: python -m mmesid_jax.train --config=configs/x.py
---workdir=DIR"""
+--workdir=DIR
+
+With --plan=KIND instead says whether the recommender fits on such devices, and how long it takes.
+"""
 
 import pathlib
 
@@ -7,16 +10,29 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmesid_jax import cli
+from mmesid_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for artifacts, checkpoints and logs.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Redo stages that another configuration made.")
+PLAN = flags.DEFINE_string("plan", None, "Kind of device, h200 say: train nothing, say what fits.")
+DEVICES = flags.DEFINE_list("plan_devices", "1,8,64,256", "Numbers of devices to plan for.")
+MFU = flags.DEFINE_float("plan_mfu", 0.4, "Share of the peak that the plan's times stand on.")
+ROWS = flags.DEFINE_integer("plan_rows_a_device", None, "Rows grow with the devices sharing them.")
 cli.define_process_flags()
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flags_as_required(["config"])
 
 
 def main(argv: list[str]) -> None:
   del argv
+  if PLAN.value is not None:
+    from mmesid_jax import planning
+
+    options = {"devices": DEVICES.value, "mfu": MFU.value, "rows_a_device": ROWS.value}
+    planning.run(CONFIG.value, PLAN.value, **options)
+    return
+  if WORKDIR.value is None:
+    raise UserError("--workdir is missing; it must be given, but for --plan")
   from mmesid_jax import pipeline  # after parsing: a wrong flag is refused before JAX is loaded
   from mmesid_jax.parallel import processes
 

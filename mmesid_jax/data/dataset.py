@@ -149,6 +149,19 @@ def prepare(source_dir: str | os.PathLike, cache_dir: str | os.PathLike) -> Data
   return dataset
 
 
+def read(source_dir: str | os.PathLike) -> Dataset:
+  """The plain files of `source_dir`, in memory; no cache is read or written, and items.jsonl only
+  tells how many items there are. Raises UserError as `prepare` does."""
+  source = Path(source_dir)
+  if not source.is_dir():
+    raise UserError(f"{source}: no such directory; expected one that holds {SEQUENCES}")
+  items_path = source / ITEMS if (source / ITEMS).exists() else None
+  num_items = len(_read_items(items_path)) - 1 if items_path else None
+  users, items, offsets = read_sequences(source / SEQUENCES, num_items)
+  path = str(items_path) if items_path else None
+  return Dataset(items, offsets, users, num_items or int(items.max()), "", path)
+
+
 def read_sequences(path: str | os.PathLike, num_items: int | None = None) -> Sequences:
   """Parses a sequences file: one user a line, `user item item ...`, items from 1 to `num_items`.
 

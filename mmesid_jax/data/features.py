@@ -38,18 +38,30 @@ def open_features(
   tells no two items apart.
   """
   table = _read(Path(path))
-  if table.ndim != 2 or not table.shape[-1]:
-    raise UserError(f"{path}: a table of shape {list(table.shape)}; expected [items + 1, width]")
-  if len(table) != num_items + 1:
-    raise UserError(
-      f"{path}: {len(table)} rows; expected {num_items + 1}, one for each of the {num_items} items "
-      "after a row 0 for padding"
-    )
+  _check_shape(path, table.shape, num_items)
   if width is not None and table.shape[1] != width:
     raise UserError(f"{path}: rows are {table.shape[1]} wide; expected {width}")
   table = _floats(table, path)
   _check_values(path, table)
   return table
+
+
+def feature_width(path: str | os.PathLike, num_items: int) -> int:
+  """V of the table [I + 1, V] of a file, by its header. Raises UserError as `open_features` does
+  for a file that is missing, of another kind or of another shape."""
+  shape = _shape(Path(path))
+  _check_shape(path, shape, num_items)
+  return shape[1]
+
+
+def _check_shape(path: str | os.PathLike, shape: tuple[int, ...], num_items: int) -> None:
+  if len(shape) != 2 or not shape[1]:
+    raise UserError(f"{path}: a table of shape {list(shape)}; expected [items + 1, width]")
+  if shape[0] != num_items + 1:
+    raise UserError(
+      f"{path}: {shape[0]} rows; expected {num_items + 1}, one for each of the {num_items} items "
+      "after a row 0 for padding"
+    )
 
 
 def _floats(table: np.ndarray, source) -> np.ndarray:
@@ -179,12 +191,21 @@ def principal_components(covariance_VV: np.ndarray, width: int) -> tuple[np.ndar
 
 
 def _read(path: Path) -> np.ndarray:
+  readers = {".npy": _read_npy, ".safetensors": _read_safetensors}
+  return _by_kind(path, readers)(path)
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+  readers = {".npy": lambda path: _read_npy(path).shape, ".safetensors": _safetensors_shape}
+  return tuple(_by_kind(path, readers)(path))
+
+
+def _by_kind(path: Path, readers):
   if not path.is_file():
     raise UserError(f"{path}: no such file; expected a feature table, .npy or .safetensors")
-  readers = {".npy": _read_npy, ".safetensors": _read_safetensors}
   if path.suffix not in readers:
     raise UserError(f"{path}: unknown kind of feature table; expected .npy or .safetensors")
-  return readers[path.suffix](path)
+  return readers[path.suffix]
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -198,11 +219,19 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _read_safetensors(path: Path) -> np.ndarray:
+  return _of_safetensors(path, lambda file, name: file.get_tensor(name))
+
+
+def _safetensors_shape(path: Path) -> list[int]:
+  return _of_safetensors(path, lambda file, name: file.get_slice(name).get_shape())
+
+
+def _of_safetensors(path: Path, take):
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
       names = list(file.keys())
       if len(names) == 1:
-        return file.get_tensor(names[0])
+        return take(file, names[0])
   except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
     raise UserError(f"{path}: not a readable .safetensors file ({error})") from None
   raise UserError(f"{path}: {len(names)} tensors ({', '.join(names[:5])}); expected exactly one")

@@ -41,12 +41,14 @@ class Projection(nnx.Module):
     self.lora = LoRA(d_in, d_out, lora, rngs=rngs) if lora else None
 
   def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    shape, x = x.shape[:-1], x.reshape(-1, x.shape[-1])  # one matrix: two axes would be transposed
     weight = self.weight
     if isinstance(weight, Quantised):
       y = _product(x, weight.codes[...], weight.scale[...], weight.kind)
     else:
       y = jnp.tensordot(x, weight[...].astype(x.dtype), axes=1)
-    return checkpoint_name(y if self.lora is None else y + self.lora(x, key), PRODUCT)
+    y = y if self.lora is None else y + self.lora(x, key)
+    return checkpoint_name(y.reshape(*shape, *y.shape[1:]), PRODUCT)
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)

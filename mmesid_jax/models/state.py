@@ -56,6 +56,27 @@ def _spans_processes(value) -> bool:
   return isinstance(value, jax.Array) and not value.is_fully_addressable
 
 
+def place_shapes(model: nnx.Module) -> None:
+  """`place` for a model of shapes: every Variable becomes what a single device of the context's
+  mesh would hold of it, in place. Raises UserError as `place` does."""
+  flat = nnx.to_flat_state(nnx.state(model))
+  for path, variable in flat:
+    value = variable.get_value()
+    shape = _local_shape(_name(path), value.shape)
+    variable.set_value(jax.ShapeDtypeStruct(shape, value.dtype))
+  nnx.update(model, nnx.from_flat_state(flat))
+
+
+def _local_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  axes = sharding.axes_of(name, len(shape))
+  if axes and axes[0] == "items":
+    shape = (shape[0] + -shape[0] % sharding.shards("items"), *shape[1:])
+  check_divides(name, shape, axes)
+  return tuple(
+    size // sharding.shards(axis) if axis else size for size, axis in zip(shape, axes, strict=True)
+  )
+
+
 def check_divides(name: str, shape: tuple[int, ...], axes: sharding.Axes) -> None:
   """Raises UserError where the mesh of the context does not divide the shape; name: whose it is."""
   for size, axis in zip(shape, axes, strict=True):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.rules import MESH_AXES
@@ -97,6 +97,14 @@ def mesh_of(asked: Mapping[str, int]) -> Mesh:
 def on(mesh: Mesh):
   """Context in which the mesh is the one of this module; a single device needs none."""
   return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+
+
+def without_devices(shape: Mapping[str, int]):
+  """Context of a mesh of that shape, axes as in MESH_AXES, for which no devices are needed: every
+  rule here applies, and nothing can be put on it."""
+  sizes = tuple(shape[axis] for axis in MESH_AXES)
+  mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+  return jax.sharding.use_abstract_mesh(mesh)
 
 
 def check_divides(what: str, size: int, axis: str) -> None:

@@ -34,23 +34,31 @@ SIZES = {  # key of config.recommender -> field of LlamaConfig
 }
 
 
-def resolve(config: ConfigDict) -> None:
+def resolve(config: ConfigDict, *, estimate: bool = False) -> bool:
   """Fills what the checkpoint knows into config.recommender, in place; without one, nothing.
 
   A size that is not 0 must be the checkpoint's; so must prompt.length and prompt.response with a
-  prompt text, where they become the tokenizer's counts. Raises UserError.
+  prompt text, where they become the tokenizer's counts. estimate: where there is no tokenizer and
+  they are 0, they become about that. Returns whether they did. Raises UserError.
   """
   c = config.recommender
   if not c.backbone.checkpoint:
-    return
+    return False
   directory = pathlib.Path(c.backbone.checkpoint)
   architecture = read_architecture(directory)
   found = {key: getattr(architecture, field) for key, field in SIZES.items()}
   _fill(c, found, directory / "config.json")
-  if c.prompt.text:
-    tokens = prompt.tokenise(directory, c.prompt.text)
-    counts = {"length": len(tokens.before), "response": len(tokens.behind)}
-    _fill(c.prompt, counts, "the tokenizer")
+  if not c.prompt.text:
+    return False
+  if estimate and not prompt.has_tokenizer(directory):
+    if c.prompt.length:  # as the user says
+      return False
+    c.prompt.update(prompt.estimated_lengths(c.prompt.text))
+    return True
+  tokens = prompt.tokenise(directory, c.prompt.text)
+  counts = {"length": len(tokens.before), "response": len(tokens.behind)}
+  _fill(c.prompt, counts, "the tokenizer")
+  return False
 
 
 def check(config: ConfigDict) -> None:
@@ -59,6 +67,15 @@ def check(config: ConfigDict) -> None:
   c = config.recommender
   if not c.backbone.checkpoint:
     return
+  check_blocks(c)
+  llama = nnx.eval_shape(lambda: Llama(llama_config(c), rngs=nnx.Rngs(0)))
+  llama_weights.check_keys(llama, Checkpoint(c.backbone.checkpoint))
+  if c.lora.start:
+    adapter.check(llama, pathlib.Path(c.lora.start))
+
+
+def check_blocks(c: ConfigDict) -> None:
+  """Whether weights that are kept as codes have whole blocks of them. Raises UserError."""
   if c.backbone.kind != "full" and c.backbone.weights in ("int8", "nf4"):
     for key, width in (("width", c.width), ("mlp_width", c.mlp_width)):
       if width % BLOCK:
@@ -66,10 +83,6 @@ def check(config: ConfigDict) -> None:
           f"--config.recommender.backbone.weights={c.backbone.weights}: wants {key}={width} in "
           f"blocks of {BLOCK}; take bfloat16"
         )
-  llama = nnx.eval_shape(lambda: Llama(llama_config(c), rngs=nnx.Rngs(0)))
-  llama_weights.check_keys(llama, Checkpoint(c.backbone.checkpoint))
-  if c.lora.start:
-    adapter.check(llama, pathlib.Path(c.lora.start))
 
 
 def _fill(section: ConfigDict, found: dict[str, float], source) -> None:

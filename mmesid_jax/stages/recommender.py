@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts
-from mmesid_jax.data.dataset import popularity
+from mmesid_jax.data.dataset import Dataset, popularity
 from mmesid_jax.data.features import Whitening, whiten, whitening
 from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, PieceCounts, fitted, training_pieces
@@ -133,7 +133,11 @@ def standardised(book_LCD: np.ndarray, code_NL: np.ndarray, std: float) -> np.nd
 
 def training_data(workdir: Workdir) -> tuple[PackedBatches, PieceCounts]:
   """The stage's batches, and what cutting did."""
-  config, dataset = workdir.config, workdir.dataset
+  return packed(workdir.config, workdir.dataset)
+
+
+def packed(config: ConfigDict, dataset: Dataset) -> tuple[PackedBatches, PieceCounts]:
+  """`training_data` of a data set that no workdir holds."""
   c = config.recommender
   pieces, counts = training_pieces(
     dataset,
@@ -141,8 +145,8 @@ def training_data(workdir: Workdir) -> tuple[PackedBatches, PieceCounts]:
     targets_per_user=c.targets_per_user,
     targets_per_piece=c.targets_per_piece,
   )
-  packed = fitted(layout(c), pieces, sharding.shards("targets"))
-  return PackedBatches(dataset, pieces, packed, seed=config.seed), counts
+  room = fitted(layout(c), pieces, sharding.shards("targets"))
+  return PackedBatches(dataset, pieces, room, seed=config.seed), counts
 
 
 def whitenings(workdir: Workdir) -> dict[str, Whitening]:

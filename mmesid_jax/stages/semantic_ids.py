@@ -222,6 +222,7 @@ def run(workdir: Workdir) -> None:
     return metrics
 
   tables = build(c, features, code_width=config.recommender.width, seed=config.seed)
+  work = Amounts(batch, flops.mm_rqvae(tables.model, batch))  # now: training gives the arrays away
   task = Task(
     name=STAGE,
     model=tables,
@@ -237,7 +238,7 @@ def run(workdir: Workdir) -> None:
     # not the loss: its quantisation term is in units of the code space, which grows
     select="negative_reconstruction",
     unit="items",
-    amounts=lambda _: Amounts(batch, flops.mm_rqvae(tables.model, batch)),
+    amounts=lambda _: work,
     blame=lambda rows: f"items {sorted(items_of(rows).tolist())[:20]}",
     seed=config.seed,
   )

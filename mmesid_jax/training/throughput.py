@@ -2,32 +2,44 @@
 
 import collections
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 
 from mmesid_jax.parallel import sharding
 
-# Dense bf16, operations a second, from the makers' data sheets; part of device_kind, lower case.
-PEAKS = {
-  "a100": 312e12,
-  "h100 pcie": 756.5e12,
-  "h100 nvl": 835.5e12,
-  "h100": 989.4e12,  # SXM; behind those whose names it begins
-  "h200": 989.4e12,
-  "b200": 2250e12,
-  "tpu v4": 275e12,
-  "tpu v5 lite": 197e12,
-  "tpu v5e": 197e12,
-  "tpu v5": 459e12,  # v5p calls itself so; likewise
-  "tpu v6": 918e12,
+
+class Device(NamedTuple):
+  """By the maker's data sheet. peak: dense bf16 operations a second; memory: bytes; kinds: what
+  jax's device_kind holds, in lower case; maker: "gpu" (NVIDIA) or "tpu"."""
+
+  peak: float
+  memory: float
+  kinds: tuple[str, ...]
+  maker: str = "gpu"
+
+
+# One whose kind begins another's stands behind it.
+DEVICES: Mapping[str, Device] = {
+  "a100-40g": Device(312e12, 40e9, ("a100-sxm4-40gb", "a100-pcie-40gb")),
+  "a100-80g": Device(312e12, 80e9, ("a100",)),
+  "h100-pcie": Device(756.5e12, 80e9, ("h100 pcie",)),
+  "h100-nvl": Device(835.5e12, 94e9, ("h100 nvl",)),
+  "h100": Device(989.4e12, 80e9, ("h100",)),  # SXM
+  "h200": Device(989.4e12, 141e9, ("h200",)),
+  "b200": Device(2250e12, 180e9, ("b200",)),
+  "v4": Device(275e12, 32e9, ("tpu v4",), "tpu"),
+  "v5e": Device(197e12, 16e9, ("tpu v5 lite", "tpu v5e"), "tpu"),
+  "v5p": Device(459e12, 95e9, ("tpu v5",), "tpu"),
+  "v6e": Device(918e12, 32e9, ("tpu v6",), "tpu"),
 }
 
 
 def peak(device_kind: str) -> float | None:
-  """Dense bf16 operations a second of one device by its data sheet, None for one not listed."""
-  return next((rate for name, rate in PEAKS.items() if name in device_kind.lower()), None)
+  """Dense bf16 operations a second of what jax calls so, None for a device not listed."""
+  kind = device_kind.lower()
+  return next((d.peak for d in DEVICES.values() if any(k in kind for k in d.kinds)), None)
 
 
 class Amounts(NamedTuple):

@@ -71,5 +71,11 @@ def test_peaks(kind, tflops):
   assert peak(kind) == tflops * 1e12
 
 
+def test_every_device_is_found_by_its_own_kinds():
+  for name, device in throughput.DEVICES.items():
+    for kind in device.kinds:
+      assert peak(kind.upper()) == device.peak, name
+
+
 def test_an_unknown_device_has_no_peak():
   assert peak("cpu") is None

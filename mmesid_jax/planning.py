@@ -1,0 +1,299 @@
+"""What `train --plan` does: says, from shapes alone, whether the recommender stage of a
+configuration fits on a kind of device, how long it would take, and on which meshes."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from mmesid_jax.cli import nearest
+from mmesid_jax.config import check, modalities
+from mmesid_jax.data import dataset as datasets
+from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.data.features import feature_width
+from mmesid_jax.data.packing import Layout, Packer
+from mmesid_jax.data.synthetic import write_synthetic
+from mmesid_jax.errors import UserError
+from mmesid_jax.models import flops
+from mmesid_jax.parallel import sharding
+from mmesid_jax.rules import MESH_AXES
+from mmesid_jax.stages import backbone, footprint, next_item, recommender
+from mmesid_jax.training.activations import Activations
+from mmesid_jax.training.throughput import DEVICES, Device
+
+FITS = 0.9  # of the memory; the rest is the runtime's, and lost between buffers
+JAX_TAKES = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+GIB = 2**30
+
+
+def run(
+  config: ConfigDict,
+  kind: str,
+  *,
+  devices: Sequence[str],
+  mfu: float,
+  rows_a_device: int | None,
+) -> None:
+  """Prints what config.mesh takes on the first of the numbers of devices, and what other meshes
+  take on all of them. Nothing is written, no weight allocated, no accelerator used; of a checkpoint
+  config.json and the tokenizer are read. rows_a_device: the rows of a batch grow with the devices
+  that share them, and its targets with the rows.
+
+  Raises UserError for a kind or number of devices that is none, a configuration out of range, data
+  that is not there, and where the first mesh does not divide what is to lie on it.
+  """
+  if kind not in DEVICES:
+    near = [name for name in DEVICES if name.startswith(kind)] or [nearest(kind, [*DEVICES])]
+    known = ", ".join(DEVICES)
+    raise UserError(f"--plan={kind}: did you mean {' or '.join(near)}? Known: {known}")
+  if not 0 < mfu <= 1:
+    raise UserError(f"--plan_mfu={mfu}: expected a number in (0, 1]")
+  if rows_a_device is not None and rows_a_device < 1:
+    raise UserError(f"--plan_rows_a_device={rows_a_device}: expected a number >= 1")
+  counts = [_count(text) for text in devices]
+  jax.config.update("jax_platforms", "cpu")
+  estimated = backbone.resolve(config, estimate=True)
+  check(config)
+  backbone.check_blocks(config.recommender)
+  dataset, widths = _data(config)
+  planner = Planner(config, DEVICES[kind], dataset, widths, mfu, rows_a_device)
+  first = planner.plan(sharding.mesh_shape(config.mesh, counts[0]))
+  print(_assumed(config, kind, dataset, widths, mfu, estimated))
+  print(f"\n{first.details()}\n\n{HEAD}")
+  for count in counts:
+    print("\n".join(planner.lines(count)), flush=True)
+
+
+def meshes(devices: int) -> Iterator[dict[str, int]]:
+  """The sensible meshes of so many devices: all on fsdp, data times fsdp, and 2, 4 or 8 on tensor
+  times fsdp."""
+  divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+  found = [(data, devices // data, 1) for data in divisors]
+  found += [(1, devices // tensor, tensor) for tensor in (2, 4, 8) if tensor in divisors]
+  return (dict(zip(MESH_AXES, shape, strict=True)) for shape in found)
+
+
+def _count(text: str) -> int:
+  if not text.isdecimal() or not int(text):
+    raise UserError(f"--plan_devices: {text!r} is not a number of devices >= 1")
+  return int(text)
+
+
+def _data(config: ConfigDict) -> tuple[Dataset, dict[str, int]]:
+  """The data set and the width of every feature table as the model has it; a synthetic catalogue is
+  made in a folder that is gone afterwards. Raises UserError."""
+  with contextlib.ExitStack() as stack:
+    folder = pathlib.Path(config.data.dir)
+    if config.data.source == "synthetic":
+      folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+      c = config.data.synthetic
+      sizes = {"users": c.num_users, "items": c.num_items, "clusters": c.num_clusters}
+      write_synthetic(folder, **sizes, seed=c.seed)
+    dataset, widths = datasets.read(folder), {}
+    for modality in modalities(config):
+      source = config.features[modality]
+      if source == "stage":
+        width = config.collaborative.width
+      else:
+        width = feature_width(folder / source, dataset.num_items)
+      widths[modality] = min(width, config.recommender.whiten or width)
+  return dataset, widths
+
+
+class Epoch(NamedTuple):
+  """Its tokens and targets; the layout and number of its batches, and all their operations."""
+
+  tokens: int
+  targets: int
+  layout: Layout
+  batches: int
+  flops: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Of one mesh: its shape; bytes on every device by what they are for; the epoch, and its steps;
+  memory of a device, operations a second of all of them."""
+
+  mesh: Mapping[str, int]
+  bytes: Mapping[str, int]
+  epoch: Epoch
+  steps: int
+  memory: float
+  rate: float
+
+  @property
+  def total(self) -> int:
+    return sum(self.bytes.values())
+
+  @property
+  def verdict(self) -> str:
+    return "yes" if self.total <= FITS * self.memory else "no"
+
+  @property
+  def seconds(self) -> float:
+    """Of an epoch."""
+    return self.epoch.flops / self.rate
+
+  def details(self) -> str:
+    """A table of the bytes, and what a step and an epoch take."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in self.mesh.items())
+    e, steps = self.epoch, self.steps
+    b = e.layout
+    lines = [
+      f"Mesh of {mesh}; a batch: {b.rows} rows of {b.row_length}, {b.targets} targets",
+      f"{'':28}GiB a device",
+      *(f"{name:28}{size / GIB:12.3f}" for name, size in self.bytes.items()),
+      f"{'sum':28}{self.total / GIB:12.3f}",
+      f"{'memory':28}{self.memory / GIB:12.3f}  fits: {self.verdict}",
+      f"A step: {e.flops / steps / 1e12:,.4g} TFLOP, {_seconds(self.seconds / steps)}. An epoch: "
+      f"{steps:,} steps, {e.targets:,} targets, {e.tokens:,} tokens, {e.flops / 1e15:,.4g} PFLOP, "
+      f"{_seconds(self.seconds)}.",
+    ]
+    return "\n".join(lines)
+
+
+HEAD = (
+  "devices  data  fsdp tensor  rows   frozen  learning  tables  activations  GiB a device  fits"
+  "     step     epoch"
+)
+
+
+class Planner:
+  """Plans of one configuration on one kind of device."""
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    device: Device,
+    dataset: Dataset,
+    widths: Mapping[str, int],
+    mfu: float,
+    rows_a_device: int | None,
+  ):
+    self._config, self._device, self._dataset, self._widths = config, device, dataset, widths
+    self._mfu, self._rows_a_device = mfu, rows_a_device
+    self._epochs: dict[int, Epoch] = {}  # by rows
+    self._traced: dict[tuple, Activations] = {}
+
+  def plan(self, mesh: Mapping[str, int]) -> Plan:
+    """Raises UserError where the mesh does not divide what lies on it."""
+    with sharding.without_devices(mesh):
+      config = self._scaled()
+      c = config.recommender
+      next_item.check_divides("recommender", c)
+      sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
+      rows = self._dataset.num_items + 1
+      model = footprint.shapes(config, rows, self._widths)
+      bytes_ = footprint.held(model, c)
+      epoch = self._epoch(config)
+      key = footprint.one_device(rows, epoch.layout)
+      weights = footprint.gathered(model)
+    if key not in self._traced:  # of one device, so without the mesh
+      self._traced[key] = footprint.traced(config, self._widths, *key)
+    found = self._traced[key]
+    bytes_ |= {"activations kept": found.kept, "most beside them": found.transient}
+    bytes_["weights gathered"] = weights
+    devices = math.prod(mesh.values())
+    return Plan(
+      mesh=mesh,
+      bytes=bytes_,
+      epoch=epoch,
+      steps=-(-epoch.batches // c.microbatches),
+      memory=self._device.memory,
+      rate=devices * self._device.peak * self._mfu,
+    )
+
+  def lines(self, devices: int) -> list[str]:
+    """Of the table below HEAD, for all `meshes` of so many devices: a plan each, then why others
+    have none, meshes of one reason in one line."""
+    found, reasons = [], {}
+    for mesh in meshes(devices):
+      try:
+        found.append(_line(self.plan(mesh)))
+      except UserError as error:
+        reasons.setdefault(str(error), []).append(" x ".join(map(str, mesh.values())))
+    return found + [f"{devices:7}  not {', '.join(which)}: {why}" for why, which in reasons.items()]
+
+  def _scaled(self) -> ConfigDict:
+    """The configuration with the rows and targets that the context's mesh has."""
+    if self._rows_a_device is None:
+      return self._config
+    config = self._config.copy_and_resolve_references()
+    c = config.recommender
+    rows = self._rows_a_device * sharding.shards("batch")
+    c.rows, c.targets = rows, max(c.targets * rows // c.rows, 1)
+    return config
+
+  def _epoch(self, config: ConfigDict) -> Epoch:
+    """As training packs it. Raises UserError."""
+    c = config.recommender
+    if c.rows not in self._epochs:
+      batches, counts = recommender.packed(config, self._dataset)
+      if not batches.pieces_an_epoch:
+        raise UserError("recommender: no user has enough items before the held-out ones")
+      model = footprint.shapes(config, self._dataset.num_items + 1, self._widths)
+      following = number = total = 0
+      while following < batches.pieces_an_epoch:
+        packer = Packer(batches.layout)
+        following = batches.fill(packer, following)
+        work = flops.useful(packer.batch(), c.prompt.length)
+        number, total = number + 1, total + flops.recommender(model, work)
+      pieces, layout = batches.pieces, batches.layout
+      tokens = layout.tokens(pieces.stop - pieces.start, pieces.stop - pieces.first_target).sum()
+      self._epochs[c.rows] = Epoch(int(tokens), counts.targets, layout, number, total)
+    return self._epochs[c.rows]
+
+
+def _line(plan: Plan) -> str:
+  b = plan.bytes
+  learning = ("LoRA", "other trained parameters", "gradient", "AdamW's moments")
+  working = ("activations kept", "most beside them", "weights gathered")
+  sums = [b["frozen backbone"], sum(b[x] for x in learning), b["tables"]]
+  sums += [sum(b[x] for x in working), plan.total]
+  gib = "".join(
+    f"{size / GIB:{width}.2f}" for size, width in zip(sums, (9, 10, 8, 13, 14), strict=True)
+  )
+  times = f"{_seconds(plan.seconds / plan.steps):>10}{_seconds(plan.seconds):>10}"
+  head = f"{math.prod(plan.mesh.values()):7}" + "".join(f"{n:6}" for n in plan.mesh.values())
+  return f"{head}{plan.epoch.layout.rows:6}{gib}{plan.verdict:>6}{times}"
+
+
+def _assumed(config, kind, dataset, widths, mfu, estimated) -> str:
+  """What the figures stand on, in words."""
+  c, device = config.recommender, DEVICES[kind]
+  vectors = ", ".join(f"{m} {width}" for m, width in widths.items())
+  lines = [
+    f"{kind}: {device.memory / 1e9:g} GB = {device.memory / GIB:.1f} GiB, {device.peak / 1e12:g} "
+    f"TFLOP/s of dense bf16 by its data sheet. Fits: within {FITS:.0%} of the memory. Time: at an "
+    f"MFU of {mfu:.0%}, assumed (--plan_mfu).",
+    f"{len(dataset):,} users, {dataset.num_items:,} items, vectors: {vectors}. Llama of {c.layers} "
+    f"layers, {c.width} wide, {c.backbone.kind}, kept as "
+    f"{'float32' if c.backbone.kind == 'full' else c.backbone.weights}; activations "
+    f"{c.backbone.compute}, remat {c.backbone.remat}.",
+  ]
+  if device.maker == "gpu":
+    lines.append(
+      f"jax takes {JAX_TAKES:.0%} of a GPU's memory unless told: for more, "
+      f"XLA_PYTHON_CLIENT_MEM_FRACTION={FITS}."
+    )
+  if estimated:
+    lines.append(
+      f"Prompt: no tokenizer there, about {c.prompt.length} tokens before the items and "
+      f"{c.prompt.response} behind."
+    )
+  return "\n".join(lines)
+
+
+def _seconds(seconds: float) -> str:
+  if seconds < 1:
+    return f"{1e3 * seconds:.3g} ms"
+  if seconds < 100:
+    return f"{seconds:.3g} s"
+  return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
