@@ -13,8 +13,8 @@ One GPU of 80 GB, or one TPU v5p chip. DIR holds sequences.txt, items.jsonl, tex
   python -m mmesid_jax.export --workdir=runs/llama3 --output=llama3-8b-beauty
 
 16 GB are enough (one TPU v5e chip) with --config.recommender.backbone.weights=nf4 and
---config.recommender.backbone.remat=layers. One model trains on one device in this version; eight
-GPUs train eight seeds, each with
+--config.recommender.backbone.remat=layers. All devices that are found train one model; --plan=h200
+says beforehand what each would hold. Eight GPUs train eight seeds instead, each with
 
   CUDA_VISIBLE_DEVICES=$i python -m mmesid_jax.train ... --config.seed=$i --workdir=runs/llama3-$i
 
