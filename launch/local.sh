@@ -30,7 +30,14 @@ run() {
   while ((${#pids[@]})); do
     wait -n -p pid "${pids[@]}"
     ended=$?
-    [[ -z ${pid:-} ]] && continue # a signal woke us up
+    if [[ -z ${pid:-} ]]; then
+      ((ended == 127)) || continue # a signal woke us up
+      for pid in "${pids[@]}"; do # gone before we waited for it: bash remembers how
+        kill -0 "$pid" 2>/dev/null || break
+      done
+      wait "$pid"
+      ended=$?
+    fi
     for index in "${!pids[@]}"; do
       [[ ${pids[index]} == "$pid" ]] && break
     done
