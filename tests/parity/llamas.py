@@ -63,12 +63,13 @@ def llama_from(directory, **changes) -> Llama:
 def states(llama: Llama, x_TD: np.ndarray, prompt: int = 3) -> jax.Array:
   """All tokens' last hidden states; the first ones as the prompt, the others as a row."""
   T = len(x_TD) - prompt
-  return llama(
+  (x_XD,) = llama(
     jnp.asarray(x_TD[:prompt]),
     jnp.asarray(x_TD[None, prompt:]),
     jnp.arange(T)[None],
     jnp.tri(T, prompt + T, prompt, dtype=bool)[None],
   )
+  return x_XD
 
 
 def torch_states(model, x_TD: np.ndarray) -> np.ndarray:
