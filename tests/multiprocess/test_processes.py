@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -116,8 +117,8 @@ def test_processes_train_what_one_does(tmp_path, processes):
 
 
 def stopped_at_one_step(printed: str) -> None:
-  lines = [line for line in printed.splitlines() if line.startswith("stopped:")]
-  assert len(lines) == 2 and len(set(lines)) == 1, printed[-3000:]  # one a process
+  told = re.findall(r"stopped: SIGTERM at step (\d+) of", printed)
+  assert len(told) == 2 and len(set(told)) == 1, printed[-3000:]  # one a process
 
 
 def test_a_signal_to_one_stops_all_at_one_step_and_the_rest_is_bit_equal(tmp_path):
