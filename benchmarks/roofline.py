@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
       f"--device={DEVICE.value}: expected one of {', '.join(d.name for d in kernels.DEVICES)}"
     )
   config, dataset = configuration(PRESET.value), users.read(DATA.value)
-  model = build(config.recommender, dataset)
+  model = build(config, dataset)
   epoch = pack(config, dataset)
   kept = {remat: kernels.kept(model, epoch.layout, remat) for remat in REMATS}
   c, compute = model.backbone.config, model.items.compute
@@ -126,56 +126,26 @@ def configuration(preset: str):
   return config
 
 
-def build(c, dataset):
-  """The model of c = config.recommender as shapes."""
-  import jax
-  from flax import nnx
+def build(config, dataset):
+  """The recommender as shapes."""
+  from mmesid_jax.stages import footprint
 
-  from mmesid_jax.config import default_config
-  from mmesid_jax.data.dataset import popularity
-  from mmesid_jax.stages import recommender
-
-  s, counts_I = default_config().semantic_ids.quantizer, popularity(dataset)
-  rows = dataset.num_items + 1
-
-  def tables(shape, dtype="float32"):
-    return {m: jax.ShapeDtypeStruct(shape(V), dtype) for m, V in WIDTHS.items()}
-
-  features = tables(lambda V: (rows, min(V, c.whiten or V)))
-  codes = tables(lambda V: (rows, s.levels), "int32")
-  codebooks = tables(lambda V: (s.levels, s.codes, c.width))
-
-  def make(features, codes, codebooks):
-    drawn = {"features": features, "codes": codes, "codebooks": codebooks}
-    return recommender.build(c, 0, **drawn, counts_I=counts_I)
-
-  return nnx.eval_shape(make, features, codes, codebooks)
+  widths = {m: min(V, config.recommender.whiten or V) for m, V in WIDTHS.items()}
+  return footprint.shapes(config, dataset.num_items + 1, widths)
 
 
 def pack(config, dataset) -> Epoch:
   """The batches of the first epoch, as the stage packs them, and of the test users."""
-  from mmesid_jax.data.loader import PackedBatches, in_order
-  from mmesid_jax.data.packing import (
-    Packer,
-    evaluation_pieces,
-    fitted,
-    training_pieces,
-    with_rows_for,
-  )
+  from mmesid_jax.data.loader import in_order
+  from mmesid_jax.data.packing import evaluation_pieces, with_rows_for
   from mmesid_jax.models.flops import useful
   from mmesid_jax.stages import recommender
   from mmesid_jax.stages.next_item import evaluation_layout
 
   c = config.recommender
-  pieces, counts = training_pieces(
-    dataset, recommender.layout(c), targets_per_user=c.targets_per_user
-  )
-  layout = fitted(recommender.layout(c), pieces)
-  batches, following, work = PackedBatches(dataset, pieces, layout, seed=0), 0, []
-  while following < batches.pieces_an_epoch:
-    packer = Packer(layout)
-    following = batches.fill(packer, following)
-    work.append(useful(packer.batch(), c.prompt.length))
+  batches, counts = recommender.packed(config, dataset)
+  pieces, layout = batches.pieces, batches.layout
+  work = [useful(packer.batch(), c.prompt.length) for packer in batches.first_epoch()]
   tested = evaluation_pieces(dataset, layout, "test")
   test_layout = evaluation_layout(recommender.layout(c), config.evaluation.targets)
   test_layout = with_rows_for(test_layout, tested)

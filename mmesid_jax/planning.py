@@ -17,7 +17,7 @@ from mmesid_jax.config import check, modalities
 from mmesid_jax.data import dataset as datasets
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import feature_width
-from mmesid_jax.data.packing import Layout, Packer
+from mmesid_jax.data.packing import Layout
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.models import flops
@@ -236,13 +236,11 @@ class Planner:
     c = config.recommender
     if c.rows not in self._epochs:
       batches, counts = recommender.packed(config, self._dataset)
-      if not batches.pieces_an_epoch:
+      if not len(batches.pieces):
         raise UserError("recommender: no user has enough items before the held-out ones")
       model = footprint.shapes(config, self._dataset.num_items + 1, self._widths)
-      following = number = total = 0
-      while following < batches.pieces_an_epoch:
-        packer = Packer(batches.layout)
-        following = batches.fill(packer, following)
+      number = total = 0
+      for packer in batches.first_epoch():
         work = flops.useful(packer.batch(), c.prompt.length)
         number, total = number + 1, total + flops.recommender(model, work)
       pieces, layout = batches.pieces, batches.layout

@@ -132,17 +132,13 @@ def prepare(source_dir: str | os.PathLike, cache_dir: str | os.PathLike) -> Data
   number of items is the largest id. Raises UserError, with file and line, for sources that do not
   hold what they should, and then leaves the cache as it was.
   """
-  source, cache = Path(source_dir), Path(cache_dir)
-  if not source.is_dir():
-    raise UserError(f"{source}: no such directory; expected one that holds {SEQUENCES}")
-  items_path = source / ITEMS if (source / ITEMS).exists() else None
-  hashes = {p.name: _sha256(p) for p in (source / SEQUENCES, items_path) if p is not None}
+  cache = Path(cache_dir)
+  sequences_path, items_path = _sources(source_dir)
+  hashes = {p.name: _sha256(p) for p in (sequences_path, items_path) if p is not None}
   key = {"schema": SCHEMA, "sources": hashes}
   dataset = _load(cache, key, items_path)
   if dataset is None:
-    num_items = len(_read_items(items_path)) - 1 if items_path else None
-    sequences = read_sequences(source / SEQUENCES, num_items)
-    _store(cache, key, sequences, num_items or int(sequences.items.max()))
+    _store(cache, key, *_parsed(sequences_path, items_path))
     dataset = _load(cache, key, items_path)
     if dataset is None:
       raise UserError(f"{cache}: changed while it was written; is another run using it?")
@@ -152,14 +148,24 @@ def prepare(source_dir: str | os.PathLike, cache_dir: str | os.PathLike) -> Data
 def read(source_dir: str | os.PathLike) -> Dataset:
   """The plain files of `source_dir`, in memory; no cache is read or written, and items.jsonl only
   tells how many items there are. Raises UserError as `prepare` does."""
+  sequences_path, items_path = _sources(source_dir)
+  (users, items, offsets), num_items = _parsed(sequences_path, items_path)
+  return Dataset(items, offsets, users, num_items, "", str(items_path) if items_path else None)
+
+
+def _sources(source_dir: str | os.PathLike) -> tuple[Path, Path | None]:
+  """Where the sequences are, and the items, None without any. Raises UserError."""
   source = Path(source_dir)
   if not source.is_dir():
     raise UserError(f"{source}: no such directory; expected one that holds {SEQUENCES}")
-  items_path = source / ITEMS if (source / ITEMS).exists() else None
+  return source / SEQUENCES, source / ITEMS if (source / ITEMS).exists() else None
+
+
+def _parsed(sequences_path: Path, items_path: Path | None) -> tuple[Sequences, int]:
+  """The sequences, and how many items there are. Raises UserError as `prepare` does."""
   num_items = len(_read_items(items_path)) - 1 if items_path else None
-  users, items, offsets = read_sequences(source / SEQUENCES, num_items)
-  path = str(items_path) if items_path else None
-  return Dataset(items, offsets, users, num_items or int(items.max()), "", path)
+  sequences = read_sequences(sequences_path, num_items)
+  return sequences, num_items or int(sequences.items.max())
 
 
 def read_sequences(path: str | os.PathLike, num_items: int | None = None) -> Sequences:

@@ -40,7 +40,6 @@ class PackedBatches(grain.IterDataset):
     super().__init__()
     self.dataset, self.pieces, self.layout = dataset, pieces, layout
     self.order = grain.MapDataset.range(len(pieces)).seed(seed).shuffle().repeat()
-    self.pieces_an_epoch = len(pieces)
 
   def __iter__(self) -> "PackedBatchIterator":
     return PackedBatchIterator(self)
@@ -58,12 +57,18 @@ class PackedBatches(grain.IterDataset):
         return following
       following += 1
 
-  def epoch(self) -> Epoch:
-    """Packs the first epoch, to know what schedules are planned with and how full rows are."""
-    following, batches, tokens = 0, 0, 0
-    while following < self.pieces_an_epoch:
+  def first_epoch(self) -> Iterator[Packer]:
+    """Packs it, batch by batch; the last one may hold pieces of the second."""
+    following = 0
+    while following < len(self.pieces):
       packer = Packer(self.layout)
       following = self.fill(packer, following)
+      yield packer
+
+  def epoch(self) -> Epoch:
+    """Packs the first epoch, to know what schedules are planned with and how full rows are."""
+    batches, tokens = 0, 0
+    for packer in self.first_epoch():
       batches, tokens = batches + 1, tokens + packer.tokens
     return Epoch(batches, tokens / max(batches * self.layout.rows * self.layout.row_length, 1))
 

@@ -15,7 +15,8 @@ from mmesid_jax.parallel import processes, sharding
 ROWS = "rows"  # metadata of a Variable that has rows of zeros behind so many of its own
 
 
-def _name(path) -> str:
+def flat_name(path) -> str:
+  """ "a.b.c" of a path in a flat state."""
   return ".".join(str(part) for part in path)
 
 
@@ -30,14 +31,19 @@ def place(model: nnx.Module) -> None:
     return
   flat = nnx.to_flat_state(nnx.state(model))
   for path, variable in flat:
-    name, value = _name(path), variable.get_value()
+    name, value = flat_name(path), variable.get_value()
     axes = sharding.axes_of(name, value.ndim)
-    if axes and axes[0] == "items" and (fill := -len(value) % sharding.shards("items")):
+    if fill := _fill(value.shape, axes):
       variable.set_metadata(**{ROWS: len(value)})
       value = np.pad(np.asarray(value), ((0, fill), *((0, 0),) * (value.ndim - 1)))
     check_divides(name, value.shape, axes)
     variable.set_value(sharding.put(value, axes))
   nnx.update(model, nnx.from_flat_state(flat))
+
+
+def _fill(shape: tuple[int, ...], axes: sharding.Axes) -> int:
+  """Rows of zeros that a table of items needs before the mesh divides it; 0 of what is none."""
+  return -shape[0] % sharding.shards("items") if axes[:1] == ("items",) else 0
 
 
 def agree(model: nnx.Module) -> None:
@@ -62,15 +68,15 @@ def place_shapes(model: nnx.Module) -> None:
   flat = nnx.to_flat_state(nnx.state(model))
   for path, variable in flat:
     value = variable.get_value()
-    shape = _local_shape(_name(path), value.shape)
+    shape = _local_shape(flat_name(path), value.shape)
     variable.set_value(jax.ShapeDtypeStruct(shape, value.dtype))
   nnx.update(model, nnx.from_flat_state(flat))
 
 
 def _local_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   axes = sharding.axes_of(name, len(shape))
-  if axes and axes[0] == "items":
-    shape = (shape[0] + -shape[0] % sharding.shards("items"), *shape[1:])
+  if fill := _fill(shape, axes):
+    shape = (shape[0] + fill, *shape[1:])
   check_divides(name, shape, axes)
   return tuple(
     size // sharding.shards(axis) if axis else size for size, axis in zip(shape, axes, strict=True)
@@ -99,7 +105,7 @@ def _whole(variable: nnx.Variable) -> np.ndarray:
 
 def named_variables(model: nnx.Module) -> list[tuple[str, nnx.Variable]]:
   """("a.b.c", Variable) of every Variable of the model but the pretrained ones."""
-  return [(_name(path), variable) for path, variable in _own(model)]
+  return [(flat_name(path), variable) for path, variable in _own(model)]
 
 
 def _own(model: nnx.Module):
@@ -116,14 +122,14 @@ def loaded(
   """
   model = nnx.eval_shape(build)
   flat = _own(model)
-  names = {_name(path) for path, _ in flat}
+  names = {flat_name(path) for path, _ in flat}
   if different := sorted(names ^ named.keys()):
     raise UserError(f"{source}: does not hold this model: {different[0]} is on one side only")
   for path, variable in flat:
-    value = named[_name(path)]
+    name, value = flat_name(path), named[flat_name(path)]
     if value.shape != variable.shape:
       raise UserError(
-        f"{source}: {_name(path)} has shape {value.shape}, the configured model {variable.shape}"
+        f"{source}: {name} has shape {value.shape}, the configured model {variable.shape}"
       )
     variable.set_value(jax.numpy.asarray(value))
   nnx.update(model, nnx.from_flat_state(flat))

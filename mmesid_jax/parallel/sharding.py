@@ -149,9 +149,9 @@ def spec(*axes: str | None) -> PartitionSpec:
   return PartitionSpec(*names)
 
 
-def sharding(axes: Axes, mesh: Mesh | None = None) -> NamedSharding:
-  """Where an array with these logical axes lies on the mesh, of the context where none is given."""
-  return NamedSharding(mesh or jax.sharding.get_mesh(), spec(*axes))
+def sharding(axes: Axes) -> NamedSharding:
+  """Where an array with these logical axes lies on the mesh of the context."""
+  return NamedSharding(jax.sharding.get_mesh(), spec(*axes))
 
 
 def axes_of(name: str, ndim: int) -> Axes:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.state import place_shapes
+from mmesid_jax.models.state import flat_name, place_shapes
 from mmesid_jax.models.variables import Frozen, LoRAParam, Pretrained
 from mmesid_jax.parallel import sharding
 from mmesid_jax.stages import recommender
@@ -71,7 +71,7 @@ def gathered(model: RecommenderModel) -> int:
   a_layer = encoder = 0
   for path, variable in nnx.to_flat_state(nnx.state(model)) if times > 1 else ():
     value = variable.get_value()
-    if "embed" in sharding.axes_of(".".join(map(str, path)), value.ndim):
+    if "embed" in sharding.axes_of(flat_name(path), value.ndim):
       whole = times * _bytes(value)
       if path[0] == "backbone":
         a_layer += whole // model.backbone.config.layers

@@ -65,16 +65,13 @@ class Checkpoints:
     """
     args = ocp.args.Composite(state=_shaped(state), data=ocp.args.JsonRestore())
     damaged: dict[int, Unreadable] = {}
-    steps = sorted(self._steps.all_steps(), reverse=True)
-    if processes.several():  # one looks, and all restore what it found whole
-      whole = (s for s in steps if changed(self._steps.directory / str(s)) is None)
-      chosen = processes.first_says(next(whole, steps[0]) if processes.first() else 0)
-      steps = [step for step in steps if step <= chosen][:1]
-    for step in steps:
+    for step in sorted(self._steps.all_steps(), reverse=True):
       try:
         found = _read(self._steps, step, args)
       except Unreadable as error:
         damaged[step] = error
+        if error.__cause__ is not None and processes.several():
+          break  # Orbax failed here, and others may have read it
         continue
       self._move_aside(damaged, self._steps.directory / str(step))
       iterator.set_state(found["data"])
@@ -85,7 +82,7 @@ class Checkpoints:
   def save_best(self, step: int, params) -> None:
     """Replaces the best parameters."""
     for saved in self._best.all_steps():  # a resumed run comes by the same step again
-      if saved == step and changed(self._best.directory / str(step)) is None:
+      if saved == step and _refused(self._best.directory / str(step)) is None:
         return
       if saved >= step:  # else it would count as newer, and this one would not be written
         self._best.delete(saved)
@@ -196,16 +193,32 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
 
 
 def _read(manager: ocp.CheckpointManager, step: int | None, args):
-  """What Orbax restores. Raises Unreadable."""
+  """What Orbax restores. Raises Unreadable, by what Orbax raised unless the digests spoke first."""
   path = manager.directory / str(step)
-  try:
-    reason = changed(path)
-    if reason is None:
+  cause, reason = None, _refused(path)
+  if reason is None:
+    try:
       return manager.restore(step, args=args)
-  except Exception as error:  # Orbax raises many kinds for a damaged file
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
-    raise Unreadable(f"{path}: not a readable checkpoint of this model ({reason})") from error
-  raise Unreadable(f"{path}: not a readable checkpoint of this model ({reason})")
+    except Exception as error:  # Orbax raises many kinds for a damaged file
+      cause, reason = error, _first_line(error)
+  raise Unreadable(f"{path}: not a readable checkpoint of this model ({reason})") from cause
+
+
+def _refused(checkpoint: pathlib.Path) -> str | None:
+  """What `changed` says, or why it cannot; the first process reads the files, for all."""
+  reason = None
+  if processes.first():
+    try:
+      reason = changed(checkpoint)
+    except Exception as error:  # of a damaged list of digests, or a file that cannot be read
+      reason = _first_line(error)
+  refused = processes.first_says(reason is not None)
+  return (reason or "process 0 says why") if refused else None
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return lines[0][:200] if lines else str(type(error))
 
 
 def _write_sums(directory: pathlib.Path) -> None:

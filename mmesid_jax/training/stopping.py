@@ -4,8 +4,9 @@ import itertools
 import os
 import signal
 
-import jax
 import orbax.checkpoint as ocp
+
+from mmesid_jax.parallel import processes
 
 _looks = itertools.count(1)  # for as long as the process runs: the runtime wants them to grow
 
@@ -20,7 +21,7 @@ class Stopping:
 
   def __enter__(self) -> "Stopping":
     self._received: signal.Signals | None = None
-    self._several = jax.process_count() > 1
+    self._several = processes.several()
     caught = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
     self._old = {s: signal.signal(s, self._set) for s in caught}
     return self
