@@ -175,7 +175,7 @@ def read_sequences(path: str | os.PathLike, num_items: int | None = None) -> Seq
   items, an item id out of range, a user that already stood on an earlier line.
   """
   path = Path(path)
-  data = _read_bytes(path)
+  data = read_bytes(path)
   if not data.strip():
     raise UserError(f"{path}: is empty; expected a line `user item item ...` for every user")
   data = data if data.endswith(b"\n") else data + b"\n"
@@ -259,7 +259,7 @@ class _Item(NamedTuple):
 def _read_items(path: Path) -> list[_Item]:
   """Items by id from items.jsonl; checks that line n is a JSON object with item_id n."""
   items = [_Item(None, ())]
-  for number, line in enumerate(_read_bytes(path).splitlines(), start=1):
+  for number, line in enumerate(read_bytes(path).splitlines(), start=1):
     try:
       item = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -355,10 +355,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _sha256(path: Path) -> str:
-  return hashlib.sha256(_read_bytes(path)).hexdigest()
+  return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+  """The whole file. Raises UserError where it cannot be read."""
   try:
     return path.read_bytes()
   except FileNotFoundError:
