@@ -10,7 +10,9 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 
 # From top to bottom. A module imports from its own folder and from lines further down.
 LAYERS = (
-  ("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start"),
+  ("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start", "prepare"),
+  ("preparing",),
+  ("raw",),
   ("recommending", "exporting", "ablating", "encoding", "cold_starting", "planning"),
   ("pipeline",),
   ("serving",),

@@ -1,31 +1,17 @@
-"""Pictures of semantic IDs as PNG files in memory. matplotlib is imported when one is drawn."""
+"""Pictures of semantic IDs. matplotlib is imported when one is drawn."""
 
-import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from mmesid_jax.evaluation.drawing import COLOURS, GREY, Picture, line, png
 from mmesid_jax.evaluation.geometry import Plane
 
 POINTS = 5_000  # of a plane, drawn at random from more items
 COLOURED = 8  # most frequent first codes, a colour each; the others are grey
 FLOOR = 1e-7  # of singular values relative to the largest: float32 tells nothing below
-COLOURS = ("#1b5e9e", "#c4501b", "#3a7d44", "#7b4fa3", "#b08900", "#3f97a5", "#b4446c", "#54432d")
-GREY = "#d4d4d4"
 SHADES = ("#a8dbe8", "#1b5e9e", "#071a33")
-STYLE = {
-  **{"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False},
-  **{"axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.6, "legend.frameon": False},
-}
-
-
-class Picture(NamedTuple):
-  """A PNG file, what it shows, and a sentence on what good looks like."""
-
-  title: str
-  png: bytes
-  good: str
 
 
 def of(figures: Mapping[str, Any], planes: Mapping[str, tuple[Plane, np.ndarray]]) -> list[Picture]:
@@ -93,7 +79,7 @@ def usage(count_LC: np.ndarray) -> bytes:
       axis.spines[:].set_visible(False)
     figure.colorbar(cm.ScalarMappable(norm, shades), ax=axes, label="items", shrink=0.8)
 
-  return _png(draw, height=11 / (levels + 1) + 0.4)
+  return png(draw, height=11 / (levels + 1) + 0.4)
 
 
 def histogram(count_LC: np.ndarray) -> bytes:
@@ -105,14 +91,14 @@ def histogram(count_LC: np.ndarray) -> bytes:
     for level, count_C in enumerate(count_LC, 1):
       sorted_C = np.sort(count_C)[::-1].astype(float)
       sorted_C[sorted_C == 0] = np.nan
-      _line(axis, level - 1, place_C, sorted_C, f"level {level}")
+      line(axis, level - 1, place_C, sorted_C, f"level {level}")
     even = count_LC[0].sum() / count_LC.shape[1]
     axis.axhline(even, color="black", linestyle=":", linewidth=1, label="even")
     axis.set(yscale="log", xlabel="codes, most used first", ylabel="items")
     axis.set_xlim(0, count_LC.shape[1] + 1)
     figure.legend(loc="outside right upper")
 
-  return _png(draw, height=2.8)
+  return png(draw, height=2.8)
 
 
 def scatter(plane: Plane, first_N: np.ndarray) -> bytes:
@@ -135,7 +121,7 @@ def scatter(plane: Plane, first_N: np.ndarray) -> bytes:
     axis.set(xlabel="first direction", ylabel="second direction")
     figure.legend(loc="outside right upper", markerscale=2)
 
-  return _png(draw, height=4.2)
+  return png(draw, height=4.2)
 
 
 def residuals(norms: Mapping[str, Sequence[float]]) -> bytes:
@@ -144,12 +130,12 @@ def residuals(norms: Mapping[str, Sequence[float]]) -> bytes:
   def draw(figure) -> None:
     axis = figure.subplots()
     for n, (modality, left) in enumerate(norms.items()):
-      _line(axis, n, range(len(left)), left, modality, marker="o", markersize=4)
+      line(axis, n, range(len(left)), left, modality, marker="o", markersize=4)
     axis.set(xlabel="levels", ylabel="left", ylim=(0, None))
     axis.set_xticks(range(max(map(len, norms.values()))))
     figure.legend(loc="outside right upper")
 
-  return _png(draw, height=2.8)
+  return png(draw, height=2.8)
 
 
 def spectra(inputs: Mapping[str, Mapping[str, Mapping]]) -> bytes:
@@ -162,33 +148,9 @@ def spectra(inputs: Mapping[str, Mapping[str, Mapping]]) -> bytes:
         value_K = np.array(one["spectrum"]) / max(one["spectrum"][0], 1e-300)
         value_K[value_K < FLOOR] = np.nan
         label = part if axis is axes[0] else None
-        _line(axis, n, np.arange(1, len(value_K) + 1), value_K, label)
+        line(axis, n, np.arange(1, len(value_K) + 1), value_K, label)
       axis.set(yscale="log", xlabel="direction", title=f"{when} training")
     axes[0].set_ylabel("singular value")
     figure.legend(loc="outside right upper")
 
-  return _png(draw, height=3.4)
-
-
-def _line(axis, number: int, x, y, label: str | None, **style: Any) -> None:
-  colour, dashes = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number // len(COLOURS) % 3]
-  label = label and _plain(label)
-  axis.plot(x, y, color=colour, linestyle=dashes, linewidth=1.5, label=label, **style)
-
-
-def _plain(text: str) -> str:
-  """What matplotlib shows as `text`: no formulas between dollars, no label left out of a legend."""
-  return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
-
-
-def _png(draw: Callable[[Any], None], *, height: float) -> bytes:
-  """What `draw` puts into a figure 10 inches wide; no window is opened, no state kept."""
-  import matplotlib
-  from matplotlib.figure import Figure
-
-  with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(10, height), layout="constrained")
-    draw(figure)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
-  return file.getvalue()
+  return png(draw, height=3.4)

@@ -1,35 +1,16 @@
 """The page of stages.id_report: one HTML file that needs no other, tables first, then pictures."""
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mmesid_jax.evaluation.pictures import Picture
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-  max-width: 1080px; margin: 2rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; margin: 1rem 0 .4rem; }
-th, td { padding: .2rem .8rem; text-align: right; font-variant-numeric: tabular-nums; }
-th { font-weight: 600; border-bottom: 1px solid #999; }
-td { border-bottom: 1px solid #eee; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-h3 { font-size: 1rem; margin: 2rem 0 0; }
-p, figcaption { max-width: 46rem; }
-.note { color: #8a4b00; }
-.small { color: #555; font-size: .9rem; }
-figure { margin: .6rem 0 0; }
-figure img { width: 100%; }
-"""
+from mmesid_jax.evaluation.document import document, figure, small, table
+from mmesid_jax.evaluation.drawing import Picture
 
 
 def page(name: str, figures: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
   """The page of the workdir `name`: figures as stages.id_report makes them, and their pictures."""
   parts = [
-    f"<h1>Semantic IDs of {escape(name)}</h1>",
     f"<p>{figures['num_items']:,} items; modalities: {escape(', '.join(figures['tau']))}.</p>",
     *(f'<p class="note">{escape(note)}</p>' for note in figures["notes"]),
     "<h2>Codebooks</h2>",
@@ -37,15 +18,9 @@ def page(name: str, figures: Mapping[str, Any], pictures: Sequence[Picture]) -> 
     "<h2>Geometry</h2>",
     *_geometry(figures["tau"], figures["inputs"]),
     "<h2>Pictures</h2>",
-    *map(_figure, pictures),
+    *map(figure, pictures),
   ]
-  body = "\n".join(parts)
-  return (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f"<title>Semantic IDs of {escape(name)}</title>\n<style>{STYLE}</style>\n</head>\n"
-    f"<body>\n{body}\n</body>\n</html>\n"
-  )
+  return document(f"Semantic IDs of {name}", parts)
 
 
 def _health(health: Mapping[str, Mapping]) -> Iterable[str]:
@@ -60,22 +35,22 @@ def _health(health: Mapping[str, Mapping]) -> Iterable[str]:
       if largest:
         row += [f"{found['purity'][l]:.1%}", f"{found['purity_by_chance'][l]:.1%}"]
       rows.append(row)
-  yield _table(header + (["purity", "by chance"] if largest else []), rows)
-  yield _small(
+  yield table(header + (["purity", "by chance"] if largest else []), rows)
+  yield small(
     "Perplexity: as many codes, used alike, would tell as much. Gini: 0 when all codes have as "
     "many items, near 1 when few have all. Entropy and purity are those of the codes from the "
     "first level to this one."
   )
   if largest:
-    yield _small(
+    yield small(
       "Purity: the share of items whose category is the commonest among the items with the same "
       "codes. Small groups are pure whatever they mean, so what the same groups have when items "
       "fall into them at random stands beside it. The commonest category has "
       f"{largest[0]:.1%} of the items."
     )
   rows = [[m, f"{f['collision_rate']:.2%}", f"{f['largest_group']:,}"] for m, f in health.items()]
-  yield _table(["IDs", "collisions", "items of the most shared ID"], rows)
-  yield _small("Collisions: 1 - distinct IDs / items. Joint: the codes of all modalities together.")
+  yield table(["IDs", "collisions", "items of the most shared ID"], rows)
+  yield small("Collisions: 1 - distinct IDs / items. Joint: the codes of all modalities together.")
 
 
 def _geometry(tau: Mapping[str, Mapping], inputs: Mapping[str, Mapping]) -> Iterable[str]:
@@ -86,9 +61,9 @@ def _geometry(tau: Mapping[str, Mapping], inputs: Mapping[str, Mapping]) -> Iter
     ties = [f"{found[c]['ties']:.1%}" if c in found else "-" for c in ("quantised",)]
     rows.append([m, *row, *ties])
   columns = ["quantised", "before training", "after training", "tied pairs"]
-  yield _table(["Kendall's tau to the features", *columns], rows)
+  yield table(["Kendall's tau to the features", *columns], rows)
   users = max((c["users"] for found in tau.values() for c in found.values()), default=0)
-  yield _small(
+  yield small(
     "How far the sums of code vectors keep the order in which the items of a history are near to "
     f"the test item, mean over {users:,} users: 1 all pairs alike, 0 as by chance. Quantised: of "
     "semantic_ids.safetensors; before and after training: of the recommender's code tables. What "
@@ -99,30 +74,9 @@ def _geometry(tau: Mapping[str, Mapping], inputs: Mapping[str, Mapping]) -> Iter
   for part, one in inputs["before"].items():
     ranks = [inputs[w][part]["effective_rank"] if w in inputs else None for w in whens]
     rows.append([part, one["width"], *("-" if rank is None else f"{rank:.1f}" for rank in ranks)])
-  yield _table(["Effective rank", "width", "before training", "after training"], rows)
-  yield _small(
+  yield table(["Effective rank", "width", "before training", "after training"], rows)
+  yield small(
     "exp of the entropy of the singular values: how many directions are filled alike. A rank far "
     "below the width is a collapse. Item token: what the backbone reads, with what was learned of "
     "every item."
   )
-
-
-def _figure(picture: Picture) -> str:
-  data = base64.b64encode(picture.png).decode()
-  return (
-    f'<h3>{escape(picture.title)}</h3>\n<figure><img alt="{escape(picture.title)}" '
-    f'src="data:image/png;base64,{data}">\n<figcaption class="small">{escape(picture.good)}'
-    "</figcaption></figure>"
-  )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-  def row(tag: str, cells: Sequence[object]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(str(c))}</{tag}>" for c in cells) + "</tr>"
-
-  lines = [row("th", header), *(row("td", cells) for cells in rows)]
-  return "<table>\n" + "\n".join(lines) + "\n</table>"
-
-
-def _small(text: str) -> str:
-  return f'<p class="small">{escape(text)}</p>'

@@ -1,0 +1,153 @@
+"""What the command `prepare` does: raw files in, a dataset folder out."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmesid_jax.cli import nearest
+from mmesid_jax.config import flatten
+from mmesid_jax.errors import UserError, writing
+from mmesid_jax.raw import amazon, filters, movielens, report, statistics, tables
+from mmesid_jax.raw.events import Events, collect
+from mmesid_jax.raw.files import BadLines
+from mmesid_jax.raw.items import Catalogue, Item
+from mmesid_jax.raw.settings import check, default_settings, names
+from mmesid_jax.raw.writing import write
+
+
+def run(config: ConfigDict, output: Path) -> None:
+  """Reads what the configuration names and writes the folder `output`, which appears complete or
+  not at all. Raises UserError."""
+  check(config)
+  bad = BadLines(config.max_bad_lines)
+  found = collect(_events(config, bad))
+  _write(config, found, _items(config, bad), output, bad)
+
+
+def from_dataframe(
+  events_frame: Mapping[str, Iterable],
+  output: str | os.PathLike,
+  *,
+  items_frame: Mapping[str, Iterable] | None = None,
+  settings: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
+  """The same from tables in memory: data frames of pandas or Polars, or lists by name.
+
+  settings: keys of raw.settings.default_settings that differ, as {"columns.user": "customer",
+  "core.user": 2}. Raises UserError.
+  """
+  config = default_settings()
+  keys = flatten(config)
+  for key in settings:
+    if key not in keys:
+      raise UserError(f"settings: no key {key!r}; did you mean {nearest(key, [*keys])!r}?")
+  try:
+    config.update_from_flattened_dict(dict(settings))
+  except TypeError as error:
+    raise UserError(f"settings: {error}") from None
+  check(config)
+  bad = BadLines(config.max_bad_lines)
+  layout = tables.Layout(config.columns)
+  found = collect(tables.event_rows(events_frame, layout, bad))
+  items = [] if items_frame is None else tables.item_rows(items_frame, layout, bad)
+  _write(config, found, items, Path(output), bad)
+
+
+def _write(
+  config: ConfigDict, found: Events, items: Iterable[Item], output: Path, bad: BadLines
+) -> None:
+  bad.check()
+  if not len(found):
+    raise UserError("no events: nothing to prepare")
+  catalogue = Catalogue(found.item_keys)
+  catalogue.add(items)
+  bad.check()
+  counts = {"read": found.counts()}
+  for name, left in filters.apply(found, _steps(config, catalogue)):
+    counts[name], found = left.counts(), left
+  found = found.renumbered()
+  figures = {
+    "settings": config.to_dict(),
+    "bad lines": {"count": bad.count, "first": bad.quoted},
+    "items described more than once": catalogue.duplicates,
+    "steps": counts,
+    "dataset": statistics.of(found, catalogue),
+  }
+  with _whole(output) as folder:
+    write(folder, found, catalogue)
+    text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
+    (folder / "statistics.json").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(report.page(output.name, figures, found))
+  print(report.text(output, figures))
+
+
+def _steps(config: ConfigDict, catalogue: Catalogue):
+  """The filters that the configuration asks for, in their order."""
+  steps = []
+  if config.min_rating > 0:
+    name = f"ratings of {config.min_rating:g} and more"
+    steps.append((name, lambda e: e.rating_N >= config.min_rating))
+  for field in names(config.require):
+    known = lambda e, field=field: np.array([catalogue[k].has(field) for k in e.item_keys])  # noqa: E731
+    steps.append((f"items with {field}", lambda e, known=known: known(e)[e.item_N]))
+  if config.duplicates != "keep":
+    name = f"without duplicates ({config.duplicates})"
+    steps.append((name, lambda e: filters.first_of_duplicates(e, config.duplicates)))
+  if max(config.core.user, config.core.item) > 1:
+    name = f"core of users with {config.core.user} and items with {config.core.item}"
+    sizes = (config.core.user, config.core.item)
+    steps.append((name, lambda e: filters.core(e.user_N, e.item_N, *sizes)))
+  if config.min_length > max(config.core.user, 1):
+    name = f"users with {config.min_length} and more"
+    steps.append((name, lambda e: np.bincount(e.user_N)[e.user_N] >= config.min_length))
+  return steps
+
+
+def _events(config: ConfigDict, bad: BadLines) -> Iterator[tuple[str, str, int | None, float]]:
+  for path in map(Path, names(config.events)):
+    if config.source in amazon.REVIEWS:
+      yield from amazon.reviews(config.source, path, bad)
+    else:
+      yield from tables.event_rows(path, _layout(config, path, of_items=False), bad)
+
+
+def _items(config: ConfigDict, bad: BadLines) -> Iterator[Item]:
+  for path in map(Path, names(config.metadata)):
+    if config.source in amazon.ITEMS:
+      yield from amazon.items(config.source, path, bad)
+    else:
+      yield from tables.item_rows(path, _layout(config, path, of_items=True), bad)
+
+
+def _layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.Layout:
+  if config.source == "movielens":
+    return movielens.layout(path, of_items=of_items)
+  header = () if of_items else tuple(names(config.header))
+  return tables.Layout(config.columns, config.delimiter, header)
+
+
+@contextlib.contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+  """A folder under a temporary name, which becomes `output` once all is written. Raises UserError
+  for one that exists, and where the disk refuses it."""
+  if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    raise UserError(f"--output={output}: exists; name another, or delete it")
+  with writing(output):
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+      folder.chmod(0o755)
+      yield folder
+      folder.replace(output)
+    except BaseException:
+      shutil.rmtree(folder, ignore_errors=True)
+      raise

@@ -1,0 +1,135 @@
+"""Events as arrays: who met what, when; keys by their numbers."""
+
+import dataclasses
+import datetime
+import math
+from array import array
+from collections.abc import Iterable
+
+import numpy as np
+
+NO_RATING = math.nan
+# A time beyond these is in milliseconds, microseconds, nanoseconds: seconds reach the year 5138.
+UNITS = ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3))
+LATEST = 2**62  # of seconds, for times that no unit explains
+
+
+@dataclasses.dataclass(frozen=True)
+class Events:
+  """N events in the order of their source. Users and items are numbered from 0 by first
+  appearance."""
+
+  user_N: np.ndarray  # int32
+  item_N: np.ndarray  # int32
+  time_N: np.ndarray | None  # int64, seconds since 1970 UTC; None = the source has no times
+  rating_N: np.ndarray  # float32, NaN without one
+  user_keys: list[str]
+  item_keys: list[str]
+
+  def __len__(self) -> int:
+    return len(self.user_N)
+
+  def counts(self) -> dict[str, int]:
+    """How many events, and how many users and items they are of."""
+    seen = {"users": self.user_N, "items": self.item_N}
+    return {"events": len(self), **{k: int((np.bincount(v) > 0).sum()) for k, v in seen.items()}}
+
+  def only(self, keep_N: np.ndarray) -> "Events":
+    """The events under a mask, numbers as they are."""
+    arrays = {
+      name: x_N if (x_N := getattr(self, name)) is None else x_N[keep_N]
+      for name in ("user_N", "item_N", "time_N", "rating_N")
+    }
+    return dataclasses.replace(self, **arrays)
+
+  def renumbered(self) -> "Events":
+    """Users and items that still have events, numbered from 0 by first appearance again."""
+    user_N, user_keys = _renumbered(self.user_N, self.user_keys)
+    item_N, item_keys = _renumbered(self.item_N, self.item_keys)
+    return dataclasses.replace(
+      self, user_N=user_N, item_N=item_N, user_keys=user_keys, item_keys=item_keys
+    )
+
+
+def _renumbered(x_N: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]]:
+  old, first = np.unique(x_N, return_index=True)
+  old = old[np.argsort(first)]
+  new = np.zeros(len(keys), np.int32)
+  new[old] = np.arange(len(old))
+  return new[x_N], [keys[i] for i in old.tolist()]
+
+
+def collect(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
+  """Events of rows (user's key, item's key, seconds, rating); of every row or of none the seconds
+  are None."""
+  users: dict[str, int] = {}
+  items: dict[str, int] = {}
+  user_N, item_N, time_N, rating_N = array("i"), array("i"), array("q"), array("f")
+  for user, item, time, rating in rows:
+    user_N.append(users.setdefault(user, len(users)))
+    item_N.append(items.setdefault(item, len(items)))
+    rating_N.append(rating)
+    if time is not None:
+      time_N.append(time)
+  return Events(
+    np.frombuffer(user_N, np.int32),
+    np.frombuffer(item_N, np.int32),
+    np.frombuffer(time_N, np.int64) if len(time_N) or not len(user_N) else None,
+    np.frombuffer(rating_N, np.float32),
+    [*users],
+    [*items],
+  )
+
+
+def key(value: object) -> str:
+  """A user's or item's key as text. Raises ValueError for one that is missing or no key."""
+  if isinstance(value, int) and not isinstance(value, bool):
+    return str(value)
+  if isinstance(value, float) and value.is_integer():
+    return str(int(value))  # a column of numbers with a gap becomes one of floats
+  if not isinstance(value, str) or not value:
+    raise ValueError(f"{value!r} as a key; expected a text or a whole number")
+  return value
+
+
+def seconds(value: object) -> int:
+  """A time as whole seconds since 1970 UTC: numbers, by their size in seconds, milliseconds,
+  microseconds or nanoseconds; these as text; dates and times of ISO 8601, UTC where they do not
+  say; datetime objects. Raises ValueError for anything else."""
+  if isinstance(value, str):
+    try:
+      value = int(value)
+    except ValueError:
+      value = _of_text(value)
+  if isinstance(value, datetime.datetime):
+    utc = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
+    value = utc.timestamp()
+  elif isinstance(value, datetime.date):
+    value = (value - datetime.date(1970, 1, 1)).days * 86_400
+  if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LATEST:
+    raise ValueError(
+      f"{value!r} is no time; expected seconds or milliseconds since 1970, or a date"
+    )
+  for beyond, per_second in UNITS:
+    if abs(value) >= beyond:
+      return int(value // per_second)
+  return math.floor(value)
+
+
+def _of_text(text: str) -> object:
+  for parse in (float, datetime.datetime.fromisoformat):
+    try:
+      return parse(text.strip())
+    except ValueError:
+      continue
+  raise ValueError(f"{text[:40]!r} is no time; expected a number or a date as in 2014-07-23")
+
+
+def rating(value: object) -> float:
+  """A rating as a number, NaN for none. Raises ValueError for anything else."""
+  if value is None or value == "":
+    return NO_RATING
+  try:
+    return float(value)
+  except (TypeError, ValueError):
+    raise ValueError(f"{value!r} as a rating; expected a number") from None

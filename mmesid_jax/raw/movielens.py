@@ -1,0 +1,32 @@
+"""MovieLens as GroupLens publishes it: ratings.csv and movies.csv (20M, 25M, 32M, latest),
+ratings.dat and movies.dat (1M, 10M), u.data (100K)."""
+
+from pathlib import Path
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.raw.tables import Layout
+
+CSV = Layout(
+  {"user": "userId", "item": "movieId", "time": "timestamp", "rating": "rating"}
+  | {"title": "title", "categories": "genres"}
+)
+EVENTS = {"user": "user", "item": "item", "time": "time", "rating": "rating"}
+MOVIES = {"item": "item", "title": "title", "categories": "genres"}
+DAT = {"delimiter": "::", "encoding": "latin-1", "quotes": False}
+RATINGS_DAT = Layout(EVENTS, header=("user", "item", "rating", "time"), **DAT)
+MOVIES_DAT = Layout(MOVIES, header=("item", "title", "genres"), **DAT)
+U_DATA = Layout(EVENTS, delimiter="\t", header=("user", "item", "rating", "time"))
+
+
+def layout(path: Path, *, of_items: bool) -> Layout:
+  """How the file is written, by its name. Raises UserError for a name that GroupLens does not
+  use."""
+  name = path.name
+  if ".csv" in name:
+    return CSV
+  if ".dat" in name and name != "u.data":
+    return MOVIES_DAT if of_items else RATINGS_DAT
+  if name == "u.data" and not of_items:
+    return U_DATA
+  expected = "movies.csv or movies.dat" if of_items else "ratings.csv, ratings.dat or u.data"
+  raise UserError(f"{path}: expected MovieLens's {expected} (a .gz or .zst of it)")

@@ -1,0 +1,51 @@
+"""Counts of a prepared dataset: what every step left, lengths, what the split gives."""
+
+from typing import Any
+
+import numpy as np
+
+from mmesid_jax.raw.events import Events
+from mmesid_jax.raw.items import REQUIRABLE, Catalogue
+
+QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
+
+
+def of(events: Events, catalogue: Catalogue) -> dict[str, Any]:
+  """Of the events that are kept, users and items numbered without gaps, as JSON has it."""
+  lengths_U = np.bincount(events.user_N)
+  counts_I = np.bincount(events.item_N)
+  users, items = len(lengths_U), len(counts_I)
+  found = {
+    **events.counts(),
+    "density": len(events) / (users * items),
+    "length": _spread(lengths_U),
+    "popularity": _spread(counts_I),
+    "evaluated users": int((lengths_U >= 3).sum()),
+    "items described": sum(key in catalogue for key in events.item_keys),
+    **{f"items with {name}": 0 for name in REQUIRABLE},
+  }
+  for key in events.item_keys:
+    item = catalogue[key]
+    for name in REQUIRABLE:
+      found[f"items with {name}"] += item.has(name)
+  if events.time_N is not None:
+    first, last = int(events.time_N.min()), int(events.time_N.max())
+    found["time"] = {"first": _date(first), "last": _date(last)}
+    found["events at the time of the user's event before"] = _ties(events)
+  return found
+
+
+def _spread(count_K: np.ndarray) -> dict[str, float]:
+  quantiles = np.quantile(count_K, QUANTILES).tolist()
+  named = {f"{q:.0%}": round(value, 1) for q, value in zip(QUANTILES, quantiles, strict=True)}
+  return {"mean": round(float(count_K.mean()), 2), **named}
+
+
+def _date(seconds: int) -> str:
+  return str(np.datetime64(seconds, "s"))
+
+
+def _ties(events: Events) -> int:
+  order = np.lexsort((events.time_N, events.user_N))
+  user_N, time_N = events.user_N[order], events.time_N[order]
+  return int(((user_N[1:] == user_N[:-1]) & (time_N[1:] == time_N[:-1])).sum())

@@ -1,0 +1,169 @@
+"""Tables with a row an event or an item: CSV and its like, Parquet, or data frames in memory."""
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.raw import events, files
+from mmesid_jax.raw.items import Item
+from mmesid_jax.raw.records import rows as rows_of_parquet
+
+# A data frame of pandas or Polars, or lists by name; or a file.
+Source = Path | Mapping[str, Iterable]
+EVENT = ("user", "item", "time", "rating")
+ITEM = ("item", "title", "brand", "categories", "description", "image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a table is written, and what its columns are called: by our name theirs, "" or absent for
+  what it lacks."""
+
+  columns: Mapping[str, str]
+  delimiter: str = ""  # "" = a comma, or a tab in .tsv files
+  header: tuple[str, ...] = ()  # names of the columns; () = the first line holds them
+  encoding: str = "utf-8-sig"  # UTF-8, with or without a mark at its start
+  quotes: bool = True
+  lists: str = "|"  # between the categories of an item
+
+
+def event_rows(
+  source: Source, layout: Layout, bad: files.BadLines
+) -> Iterator[tuple[str, str, int | None, float]]:
+  """User's key, item's key, seconds (None without a column for them) and rating of every row.
+  Raises UserError for a file that cannot be read or lacks a column."""
+  timed = bool(layout.columns.get("time"))
+  for number, row in _rows(source, layout, EVENT, bad):
+    try:
+      yield (
+        events.key(row["user"]),
+        events.key(row["item"]),
+        events.seconds(row["time"]) if timed else None,
+        events.rating(row.get("rating")),
+      )
+    except ValueError as error:
+      bad.add(_name(source), number, error)
+
+
+def item_rows(source: Source, layout: Layout, bad: files.BadLines) -> Iterator[Item]:
+  """What every row says of its item. Raises UserError as `event_rows` does."""
+  for number, row in _rows(source, layout, ITEM, bad):
+    try:
+      image = row.get("image")
+      yield Item(
+        key=events.key(row["item"]),
+        title=_text(row, "title"),
+        brand=_text(row, "brand"),
+        categories=_list(row.get("categories"), layout.lists),
+        description=_text(row, "description"),
+        images=[image] if isinstance(image, str) and image else None,
+      )
+    except ValueError as error:
+      bad.add(_name(source), number, error)
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+  value = row.get(name)
+  return str(value).strip() or None if value is not None else None
+
+
+def _list(value: Any, between: str) -> list[str] | None:
+  if isinstance(value, str):
+    value = value.split(between)
+  return [str(part).strip() for part in value or () if part and str(part).strip()] or None
+
+
+def _name(source: Source) -> str:
+  return str(source) if isinstance(source, Path) else "row"
+
+
+def _rows(
+  source: Source, layout: Layout, wanted: tuple[str, ...], bad: files.BadLines
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Number of the line or row, from 1, and values by our names."""
+  theirs = {ours: layout.columns[ours] for ours in wanted if layout.columns.get(ours)}
+  if not isinstance(source, Path):
+    return _of_frame(source, theirs)
+  if files.kind(source) == files.PARQUET:
+    names = [*theirs.values()]
+    found = rows_of_parquet(source, names, names)
+    return ((n, {ours: row[name] for ours, name in theirs.items()}) for n, row in found)
+  return _of_lines(source, layout, theirs, bad)
+
+
+def _of_frame(
+  frame: Mapping[str, Iterable], theirs: Mapping[str, str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  _check_columns("the data frame", theirs, [*getattr(frame, "columns", frame)])
+  columns = [frame[name] for name in theirs.values()]
+  plain = [c.tolist() if hasattr(c, "tolist") else list(c) for c in columns]
+  if len({len(column) for column in plain}) > 1:
+    raise UserError("the columns are not of one length")
+  for number, values in enumerate(zip(*plain, strict=True), start=1):
+    yield number, dict(zip(theirs, values, strict=True))
+
+
+def _check_columns(where: object, theirs: Mapping[str, str], known: Sequence[str]) -> None:
+  for ours, name in theirs.items():
+    if name not in known:
+      raise UserError(
+        f"{where}: no column {name!r} (columns.{ours}); it has {', '.join(map(repr, known[:20]))}"
+      )
+
+
+def _of_lines(
+  path: Path, layout: Layout, theirs: Mapping[str, str], bad: files.BadLines
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  lines = _Lines(path, layout, bad)
+  read = csv.reader(lines, strict=True, **lines.options)
+  header = list(layout.header) or next(_of(read, lines), None)
+  if header is None:
+    raise UserError(f"{path}: is empty; expected a first line that names the columns")
+  _check_columns(path, theirs, header)
+  places = {ours: header.index(name) for ours, name in theirs.items()}
+  for row in _of(read, lines):
+    if len(row) != len(header):
+      bad.add(path, lines.number, f"{len(row)} fields; expected {len(header)}")
+      continue
+    yield lines.number, {ours: row[place] for ours, place in places.items()}
+
+
+def _of(read: Iterator[list[str]], lines: "_Lines") -> Iterator[list[str]]:
+  """The reader's rows, those that it refuses left to `bad`."""
+  while True:
+    try:
+      yield next(read)
+    except StopIteration:
+      return
+    except csv.Error as error:
+      lines.bad.add(lines.path, lines.number, error)
+
+
+class _Lines:
+  """Lines of a file as text for csv.reader; `number` is that of the last one given."""
+
+  def __init__(self, path: Path, layout: Layout, bad: files.BadLines):
+    self.path, self.bad, self.number = path, bad, 0
+    self._lines, self._encoding = files.lines(path), layout.encoding
+    delimiter = layout.delimiter or ("\t" if ".tsv" in path.suffixes else ",")
+    self._long, self.options = None, {"delimiter": delimiter}
+    if len(delimiter) > 1:  # "::" of MovieLens; csv takes one character
+      self._long, self.options["delimiter"] = delimiter, "\x1f"
+    if not layout.quotes:
+      self.options["quoting"] = csv.QUOTE_NONE
+
+  def __iter__(self) -> "_Lines":
+    return self
+
+  def __next__(self) -> str:
+    while True:
+      self.number, line = next(self._lines)
+      try:
+        text = line.decode(self._encoding)
+      except UnicodeDecodeError as error:
+        self.bad.add(self.path, self.number, error)
+        continue
+      return (text.replace(self._long, "\x1f") if self._long else text) + "\n"
