@@ -10,7 +10,7 @@ import numpy as np
 
 NO_RATING = math.nan
 # A time beyond these is in milliseconds, microseconds, nanoseconds: seconds reach the year 5138.
-UNITS = ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3))
+UNITS = ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3))
 LATEST = 2**62  # of seconds, for times that no unit explains
 
 
@@ -82,13 +82,14 @@ def collect(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
 
 
 def key(value: object) -> str:
-  """A user's or item's key as text. Raises ValueError for one that is missing or no key."""
-  if isinstance(value, int) and not isinstance(value, bool):
-    return str(value)
-  if isinstance(value, float) and value.is_integer():
-    return str(int(value))  # a column of numbers with a gap becomes one of floats
+  """A user's or item's key as text. Raises ValueError for one that is missing, no key, or half a
+  character, which no file could hold."""
+  if isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0:
+    return str(int(value))  # a column of whole numbers with a gap becomes one of floats
   if not isinstance(value, str) or not value:
     raise ValueError(f"{value!r} as a key; expected a text or a whole number")
+  if not value.isascii():
+    value.encode()  # UnicodeEncodeError is a ValueError
   return value
 
 
@@ -96,6 +97,8 @@ def seconds(value: object) -> int:
   """A time as whole seconds since 1970 UTC: numbers, by their size in seconds, milliseconds,
   microseconds or nanoseconds; these as text; dates and times of ISO 8601, UTC where they do not
   say; datetime objects. Raises ValueError for anything else."""
+  if type(value) is int and -UNITS[-1][0] < value < UNITS[-1][0]:  # as nearly all are
+    return value
   if isinstance(value, str):
     try:
       value = int(value)

@@ -43,7 +43,7 @@ class BadLines:
 
   def _refuse(self, at_least: str) -> None:
     raise UserError(
-      f"{at_least}{self.count} bad lines, allowed are {self.allowed} (--max_bad_lines): "
+      f"{at_least}{self.count} bad lines, allowed are {self.allowed} (--config.max_bad_lines): "
       + "; ".join(self.quoted)
     )
 

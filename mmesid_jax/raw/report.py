@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmesid_jax.evaluation.document import document, figure, small, table
-from mmesid_jax.evaluation.drawing import Picture, line, png
+from mmesid_jax.evaluation.drawing import COLOURS, Picture, line, png
 from mmesid_jax.raw.events import Events
 
 COUNTED = ("users", "items", "events")
@@ -91,7 +91,7 @@ def _histogram(count_K: np.ndarray, what: str, whose: str) -> bytes:
   def draw(figure) -> None:
     axis = figure.subplots()
     heights, _ = np.histogram(count_K, edges)
-    axis.stairs(heights, edges, fill=True)
+    axis.stairs(heights, edges, fill=True, color=COLOURS[0])
     axis.set(xscale="log", xlabel=what, ylabel=whose)
 
   return png(draw, height=2.8)
@@ -116,7 +116,7 @@ def _over_time(time_N: np.ndarray) -> bytes:
   def draw(figure) -> None:
     axis = figure.subplots()
     heights, _ = np.histogram(time_N, edges)
-    axis.stairs(heights, edges.astype("datetime64[s]"), fill=True)
+    axis.stairs(heights, edges.astype("datetime64[s]"), fill=True, color=COLOURS[0])
     axis.set(ylabel="events")
 
   return png(draw, height=2.4)

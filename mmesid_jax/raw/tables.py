@@ -67,13 +67,14 @@ def item_rows(source: Source, layout: Layout, bad: files.BadLines) -> Iterator[I
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:
   value = row.get(name)
-  return str(value).strip() or None if value is not None else None
+  return value.strip() or None if isinstance(value, str) else None
 
 
 def _list(value: Any, between: str) -> list[str] | None:
-  if isinstance(value, str):
-    value = value.split(between)
-  return [str(part).strip() for part in value or () if part and str(part).strip()] or None
+  if value is None or isinstance(value, float):  # pandas writes NaN for nothing
+    return None
+  parts = value.split(between) if isinstance(value, str) else _plain(value)
+  return [str(part).strip() for part in parts if part and str(part).strip()] or None
 
 
 def _name(source: Source) -> str:
@@ -99,11 +100,19 @@ def _of_frame(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   _check_columns("the data frame", theirs, [*getattr(frame, "columns", frame)])
   columns = [frame[name] for name in theirs.values()]
-  plain = [c.tolist() if hasattr(c, "tolist") else list(c) for c in columns]
+  plain = [_plain(column) for column in columns]
   if len({len(column) for column in plain}) > 1:
     raise UserError("the columns are not of one length")
   for number, values in enumerate(zip(*plain, strict=True), start=1):
     yield number, dict(zip(theirs, values, strict=True))
+
+
+def _plain(column: Iterable) -> list:
+  """A column as Python's own values, by whichever name its library has for that."""
+  for name in ("to_list", "tolist"):
+    if convert := getattr(column, name, None):
+      return convert()
+  return list(column)
 
 
 def _check_columns(where: object, theirs: Mapping[str, str], known: Sequence[str]) -> None:

@@ -48,4 +48,5 @@ def _sequences(item_N: np.ndarray, offsets: np.ndarray) -> Iterator[bytes]:
 
 
 def _json_line(record: dict) -> bytes:
-  return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+  # half characters, which some titles hold, become question marks
+  return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

@@ -1,0 +1,72 @@
+import datetime
+import math
+
+import numpy as np
+import pytest
+
+from mmesid_jax.raw import events
+from mmesid_jax.raw.events import collect
+
+AUGUST = 1_406_073_600  # 2014-07-23 00:00 UTC
+
+
+@pytest.mark.parametrize(
+  "value",
+  [
+    *(AUGUST, AUGUST * 1_000, AUGUST * 10**6, AUGUST * 10**9, float(AUGUST), AUGUST + 0.9),
+    *(str(AUGUST), f" {AUGUST * 1_000} ", f"{AUGUST}.0", "1.4060736e9"),
+    *("2014-07-23", "2014-07-23T00:00:00Z", "2014-07-23 02:00:00+02:00", "20140723T000000"),
+    *(datetime.date(2014, 7, 23), datetime.datetime(2014, 7, 23)),
+    datetime.datetime(2014, 7, 23, 2, tzinfo=datetime.timezone(datetime.timedelta(hours=2))),
+  ],
+)
+def test_times_in_every_form(value):
+  assert events.seconds(value) == AUGUST
+
+
+def test_times_before_1970():
+  assert events.seconds(-5) == -5 == events.seconds("-5")
+  assert events.seconds("1969-12-31") == -86_400
+
+
+@pytest.mark.parametrize(
+  "value",
+  ["", "soon", "12 3, 2009", None, True, [], math.nan, math.inf, "nan", 1e30, 10**30, "9" * 99],
+)
+def test_what_is_no_time(value):
+  with pytest.raises(ValueError, match="no time"):
+    events.seconds(value)
+
+
+def test_keys():
+  assert events.key("B00") == "B00" and events.key(7) == "7" == events.key(7.0)
+  assert events.key("\0\t\N{SNOWMAN}") == "\0\t\N{SNOWMAN}"
+  for value in ("", None, True, 1.5, math.nan, math.inf, []):
+    with pytest.raises(ValueError, match="as a key"):
+      events.key(value)
+  with pytest.raises(ValueError, match="surrogates"):
+    events.key("\ud800")
+
+
+def test_ratings():
+  assert events.rating("4.5") == 4.5 == events.rating(4.5)
+  assert math.isnan(events.rating(None)) and math.isnan(events.rating(""))
+  with pytest.raises(ValueError, match="as a rating"):
+    events.rating("good")
+
+
+def test_numbers_are_by_first_appearance_also_after_a_filter():
+  rows = [("u", "x", 5, 1), ("v", "y", 4, 1), ("u", "y", 3, 1), ("w", "z", 2, 1), ("v", "x", 1, 1)]
+  found = collect(rows)
+  assert found.user_keys == ["u", "v", "w"] and found.item_keys == ["x", "y", "z"]
+  assert found.user_N.tolist() == [0, 1, 0, 2, 1] and found.time_N.tolist() == [5, 4, 3, 2, 1]
+  left = found.only(np.array([False, True, False, True, True])).renumbered()
+  assert left.user_keys == ["v", "w"] and left.item_keys == ["y", "z", "x"]
+  assert left.user_N.tolist() == [0, 1, 0] and left.item_N.tolist() == [0, 1, 2]
+  assert left.time_N.tolist() == [4, 2, 1]
+  assert left.counts() == {"events": 3, "users": 2, "items": 3}
+
+
+def test_no_times_at_all():
+  found = collect([("u", "x", None, math.nan), ("u", "y", None, math.nan)])
+  assert found.time_N is None and found.only(np.array([True, False])).time_N is None

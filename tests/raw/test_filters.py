@@ -1,0 +1,60 @@
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.raw import filters
+from mmesid_jax.raw.events import collect
+
+PAIRS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 3)), max_size=60)
+
+
+def of(rows):
+  return collect((f"u{u}", f"i{i}", t, 0.0) for u, i, t in rows)
+
+
+@given(PAIRS.filter(len), st.integers(0, 4), st.integers(0, 4))
+def test_core_is_the_largest_part_in_which_all_have_enough(rows, users, items):
+  """One user or item at a time is left out here, the last one found first."""
+  found = of(rows)
+  left = list(zip(found.user_N.tolist(), found.item_N.tolist(), range(len(found)), strict=True))
+  while True:
+    u = collections.Counter(row[0] for row in left)
+    i = collections.Counter(row[1] for row in left)
+    few = [("u", k) for k, n in u.items() if n < users] + [
+      ("i", k) for k, n in i.items() if n < items
+    ]
+    if not few:
+      break
+    kind, k = few[-1]
+    left = [row for row in left if row[0 if kind == "u" else 1] != k]
+  kept = np.flatnonzero(filters.core(found.user_N, found.item_N, users, items))
+  assert kept.tolist() == [row[2] for row in left]
+
+
+@given(PAIRS)
+def test_the_first_of_duplicates_stays(rows):
+  found = of(rows)
+  seen, first = set(), []
+  for row in rows:
+    first.append(row not in seen)
+    seen.add(row)
+  assert filters.first_of_duplicates(found, "exact").tolist() == first
+  earliest = {}
+  for n, (u, i, t) in enumerate(rows):
+    earliest[u, i] = min(earliest.get((u, i), (t, n)), (t, n))
+  kept = np.flatnonzero(filters.first_of_duplicates(found, "pair")).tolist()
+  assert kept == sorted(n for _, n in earliest.values())
+  assert filters.first_of_duplicates(found, "keep").all()
+
+
+def test_the_step_that_leaves_nothing_is_named():
+  found = of([(0, 0, 0), (0, 1, 1)])
+  steps = [("all", lambda e: np.ones(len(e), bool)), ("none", lambda e: np.zeros(len(e), bool))]
+  passed = filters.apply(found, steps)
+  assert next(passed)[0] == "all"
+  with pytest.raises(UserError, match="after the step 'none'; before it there were 2 events, 1 us"):
+    next(passed)

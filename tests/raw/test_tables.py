@@ -1,0 +1,133 @@
+import datetime
+import math
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.raw import movielens
+from mmesid_jax.raw.files import BadLines
+from mmesid_jax.raw.items import Item
+from mmesid_jax.raw.tables import Layout, event_rows, item_rows
+
+EVENTS = {"user": "user", "item": "item", "time": "time", "rating": ""}
+ITEMS = {"item": "item", "title": "title", "categories": "tags", "image": "picture"}
+
+
+def read(source, layout, allowed=99):
+  bad = BadLines(allowed)
+  return [row[:3] for row in event_rows(source, layout, bad)], bad.quoted
+
+
+def test_csv_with_quotes_a_mark_and_windows_lines(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_bytes(
+    b'\xef\xbb\xbftime,"item",user,more\r\n5,"x, y",u,\r\n6,"line\nbreak",\xc3\xbc,1\r\n'
+  )
+  found, bad = read(path, Layout(EVENTS))
+  assert found == [("u", "x, y", 5), ("ü", "line\nbreak", 6)] and not bad
+
+
+def test_bad_rows_of_csv_name_their_line(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_bytes(
+    b'user,item,time\nu,x,1\nu,x\nu,x,soon\n,x,3\n\xff,x,4\nu,"x"y,5\nv,x,6\nv,x,7,8\n'
+  )
+  found, bad = read(path, Layout(EVENTS))
+  assert found == [("u", "x", 1), ("v", "x", 6)]
+  assert [line.split(" ")[0] for line in bad] == [f"{path}:{n}:" for n in (3, 4, 5)]
+  assert bad[0].endswith("2 fields; expected 3")
+  counted = BadLines(99)
+  list(event_rows(path, Layout(EVENTS), counted))
+  assert counted.count == 6
+
+
+def test_a_quote_that_never_ends_is_no_endless_row(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_bytes(b'user,item,time\nu,x,1\n"u,x,2\n' + b"v,y,3\n" * 100_000)
+  bad = BadLines(5)
+  found = list(event_rows(path, Layout(EVENTS), bad))
+  assert found[0][0] == "u" and bad.count
+
+
+def test_columns_by_name_tabs_and_files_without_a_first_line_of_names(tmp_path):
+  path = tmp_path / "a.tsv"
+  path.write_text("who\twhat\nu\tx\n")
+  layout = Layout({"user": "who", "item": "what", "time": ""})
+  assert read(path, layout)[0] == [("u", "x", None)]
+  with pytest.raises(UserError, match=r"no column 'when' \(columns.time\); it has 'who', 'what'"):
+    read(path, Layout({"user": "who", "item": "what", "time": "when"}))
+  path = tmp_path / "ratings_Beauty.csv"
+  path.write_text("A3,0205616461,5.0,1369699200\n")
+  layout = Layout({**EVENTS, "rating": "rating"}, header=("user", "item", "rating", "time"))
+  assert list(event_rows(path, layout, BadLines())) == [("A3", "0205616461", 1_369_699_200, 5.0)]
+  (tmp_path / "empty.csv").write_text("")
+  with pytest.raises(UserError, match="empty.csv: is empty"):
+    read(tmp_path / "empty.csv", Layout(EVENTS))
+
+
+def test_parquet_with_numbers_and_dates(tmp_path):
+  path = tmp_path / "a.parquet"
+  day = datetime.datetime(1970, 1, 2)
+  frame = pl.DataFrame({"user": [7, None, 8], "item": ["x", "y", "z"], "time": [day, day, None]})
+  frame.write_parquet(path)
+  found, bad = read(path, Layout(EVENTS))
+  assert found == [("7", "x", 86_400)] and len(bad) == 2
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, dict])
+def test_frames_in_memory(kind):
+  columns = {"user": [7, 7], "item": ["x", "y"], "time": [datetime.datetime(1970, 1, 2)] * 2}
+  found, bad = read(kind(columns), Layout(EVENTS))
+  assert found == [("7", "x", 86_400), ("7", "y", 86_400)] and not bad
+
+
+def test_arrays_and_gaps_in_frames():
+  frame = {"user": np.array([1.0, math.nan]), "item": np.array([1, 2]), "time": np.array([5, 6])}
+  found, bad = read(frame, Layout(EVENTS))
+  assert found == [("1", "1", 5)]
+  assert bad == ["row:2: nan as a key; expected a text or a whole number"]
+  with pytest.raises(UserError, match="the columns are not of one length"):
+    read({"user": [1], "item": [1, 2], "time": [5, 6]}, Layout(EVENTS))
+  with pytest.raises(UserError, match="the data frame: no column 'time'"):
+    read(pd.DataFrame({"user": [1], "item": [1]}), Layout(EVENTS))
+
+
+def test_items_of_tables(tmp_path):
+  path = tmp_path / "items.csv"
+  path.write_text("item,title,tags,picture\n1, A ,x| y|,p.jpg\n2,,,\n")
+  assert list(item_rows(path, Layout(ITEMS), BadLines())) == [
+    Item("1", "A", categories=["x", "y"], images=["p.jpg"]),
+    Item("2"),
+  ]
+  frame = pl.DataFrame({"item": [1], "title": ["A"], "tags": [["x", "y"]], "picture": [None]})
+  assert list(item_rows(frame, Layout(ITEMS), BadLines())) == [
+    Item("1", "A", categories=["x", "y"])
+  ]
+
+
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("ratings.csv", "userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n"),
+    ("ratings.dat", "1::31::2.5::1260759144\n"),
+    ("u.data", "1\t31\t2.5\t1260759144\n"),
+  ],
+)
+def test_movielens(tmp_path, name, text):
+  path = tmp_path / name
+  path.write_text(text)
+  layout = movielens.layout(path, of_items=False)
+  assert list(event_rows(path, layout, BadLines())) == [("1", "31", 1_260_759_144, 2.5)]
+
+
+def test_movies_of_movielens(tmp_path):
+  path = tmp_path / "movies.dat"
+  path.write_bytes('1::Misérables, "Les" (1995)::Drama|Musical\n'.encode("latin-1"))
+  layout = movielens.layout(path, of_items=True)
+  expected = [Item("1", 'Misérables, "Les" (1995)', categories=["Drama", "Musical"])]
+  assert list(item_rows(path, layout, BadLines())) == expected
+  with pytest.raises(UserError, match="expected MovieLens's ratings.csv, ratings.dat or u.data"):
+    movielens.layout(tmp_path / "links.txt", of_items=False)
