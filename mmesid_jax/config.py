@@ -142,7 +142,9 @@ def default_config(preset: str = "best") -> ConfigDict:
         "encoder": "tied",
         # what code tables start from; or "random"; "frozen" = the codebooks, not trained; "none"
         "codes": "codebooks",
-        "fusion": "frequency",  # or "sum": every source of a score weighs 1
+        # "sum": every source of a score weighs 1; "frequency": weights by an item's popularity, the
+        # paper's fusion, by a softmax of this temperature
+        "fusion": "sum",
         "gate_temperature": 1.0,
         # principal directions kept of every feature table, whitened to whiten_std, and code tables
         # scaled to the same; 0 = both as they are

@@ -30,7 +30,9 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.stages import backbone
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = sorted(f for f in (ROOT / "configs").glob("*.py") if f.stem != "ablations")
+CONFIGS = sorted(
+  f for f in (ROOT / "configs").glob("*.py") if f.stem not in ("ablations", "prepare")
+)
 
 # What a preset may not touch; each is 1 at the least.
 SIZES = (
