@@ -28,6 +28,8 @@ def run(config: ConfigDict, output: Path) -> None:
   """Reads what the configuration names and writes the folder `output`, which appears complete or
   not at all. Raises UserError."""
   check(config)
+  if not names(config.events):
+    raise UserError("--config.events is missing; expected the files that hold events")
   bad = BadLines(config.max_bad_lines)
   found = collect(_events(config, bad))
   _write(config, found, _items(config, bad), output, bad)

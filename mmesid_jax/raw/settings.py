@@ -54,8 +54,6 @@ def check(config: ConfigDict) -> None:
       value = value[part]
     if value < 0:
       raise UserError(f"--config.{key}={value}: expected a number >= 0")
-  if not names(config.events):
-    raise UserError("--config.events is missing; expected the files that hold events")
   if names(config.require) and not names(config.metadata):
     raise UserError("--config.require: no file describes items; name one by --config.metadata")
   if config.source == "table":
