@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mmesid_jax.data.files import read_bytes
 from mmesid_jax.errors import UserError
 
+NO_JSON = "no JSON"  # the kind of a line that is none
 SHOWN = 3  # places of every kind of mistake that a check names
 
 
@@ -75,7 +76,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, object]]:
     try:
       yield number, json.loads(line)
     except (ValueError, RecursionError) as error:
-      yield number, Mistake("no JSON", f"not JSON ({error}); expected one object a line", number)
+      yield number, Mistake(NO_JSON, f"not JSON ({error}); expected one object a line", number)
 
 
 def quote(text: str) -> str:
