@@ -4,7 +4,9 @@ import pathlib
 
 import numpy as np
 
-from mmesid_jax.data.dataset import SEQUENCES, Dataset, read_sequences
+from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.data.files import SEQUENCES
+from mmesid_jax.data.sequences import read_sequences
 
 USERS, ITEMS = 22_332, 12_086  # of Beauty
 

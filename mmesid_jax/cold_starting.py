@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax import pipeline
 from mmesid_jax.artifacts import write_text
-from mmesid_jax.config import flatten, modalities
+from mmesid_jax.config import flatten, modalities, split_at
 from mmesid_jax.data import cold
 from mmesid_jax.data.dataset import Dataset, prepare
 from mmesid_jax.data.features import read_features
@@ -35,7 +35,7 @@ def run(
   pipeline.check_config(config)
   content = _content_modalities(config)
   source = pipeline.data_dir(config, path)
-  dataset = prepare(source, path / WHOLE)
+  dataset = prepare(source, path / WHOLE, split_at(config))
   features = {m: read_features(source / config.features[m], dataset.num_items) for m in content}
   split = cold.hold_out(dataset.num_items, fraction, split_seed)
   _keep_split(dataset, split, fraction, split_seed, path / SPLIT, overwrite)
@@ -88,7 +88,7 @@ def _evaluate(
 ) -> None:
   """Ranks by the trained model and by content, prints the tables, writes cold_start.json."""
   config, warm = workdir.config, len(split.warm)
-  cases, later_Q = cold.cold_cases(dataset, split)
+  cases, later_Q = cold.cold_cases(dataset, split, workdir.dataset)
   if not len(cases):
     raise UserError("no user meets a held-out item behind another one; try a larger --fraction")
   order = np.concatenate([[0], split.warm, split.cold])

@@ -15,6 +15,9 @@ RUN_KEYS = ("run", "mesh", "profile", "stages")  # may differ between two runs o
 # Where things are may differ too: what they hold is compared by fingerprint.
 LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
 
+# Keys that came later: a workdir without them was made as their defaults say.
+LATER_KEYS = {"data": ("split", "split_at")}
+
 ITEMS = "{items}"  # where the history's tokens stand in a prompt text
 _TASK = "Given the user's purchase history, predict next possible item to be purchased."
 _END = f" {ITEMS} <|eot_id|><|start_header_id|>assistant<|end_header_id|>"
@@ -53,6 +56,10 @@ def default_config(preset: str = "best") -> ConfigDict:
       "data": {
         "source": "files",  # data.dir holds sequences.txt; "synthetic": made from data.synthetic
         "dir": "",
+        # a user's last item is tested, the one before validates; "temporal": the first item from
+        # two times on, by times.npy, and only what is before both trains
+        "split": "leave_one_out",
+        "split_at": (0.8, 0.9),  # the two times have so large shares of all interactions before
         "synthetic": {"num_users": 2000, "num_items": 600, "num_clusters": 24, "seed": 0},
       },
       # modality -> file in data.dir; "stage" = vectors of our own collaborative stage; "" = absent
@@ -232,6 +239,10 @@ def check(config: ConfigDict) -> None:
       raise UserError(f"--config.{key}={value!r}: expected {rule[1]}")
   if config.data.source == "files" and not config.data.dir:
     raise UserError("--config.data.dir is not set: name the folder that holds sequences.txt")
+  if config.data.source == "synthetic" and config.data.split == "temporal":
+    raise UserError(
+      "--config.data.split=temporal: the synthetic catalogue has no times; take leave_one_out"
+    )
   if not modalities(config):
     raise UserError("--config.features: every modality is empty; name at least one feature table")
   _check_sizes(config)
@@ -296,6 +307,9 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     ) from error
   for section in ("run", "mesh", "profile"):  # what may differ may also be missing
     config[section] = {**default_config()[section].to_dict(), **config.get(section, {})}
+  for section, names in LATER_KEYS.items():
+    defaults = {name: default_config()[section][name] for name in names}
+    config[section] = {**defaults, **config.get(section, {})}
   different = flatten(config).keys() ^ flatten(default_config()).keys()
   if different := sorted(k for k in different if not k.startswith("features.")):
     raise UserError(
@@ -307,6 +321,11 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 def modalities(config: ConfigDict) -> tuple[str, ...]:
   """The modalities that have a source, in the order of the configuration."""
   return tuple(m for m, source in config.features.items() if source)
+
+
+def split_at(config: ConfigDict) -> tuple[float, float] | None:
+  """Where a temporal split cuts, as `data.dataset.prepare` takes it; None = leave-one-out."""
+  return tuple(config.data.split_at) if config.data.split == "temporal" else None
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:

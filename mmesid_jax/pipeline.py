@@ -13,7 +13,16 @@ import jax
 from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts
-from mmesid_jax.config import LOCATIONS, RUN_KEYS, check, flatten, identity, read_config
+from mmesid_jax.config import (
+  LOCATIONS,
+  RUN_KEYS,
+  check,
+  flatten,
+  identity,
+  read_config,
+  split_at,
+)
+from mmesid_jax.data import split as splits
 from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
@@ -82,6 +91,8 @@ def _run(
   processes.together("remove what is stale")
   users, items = len(workdir.dataset), workdir.dataset.num_items
   print(f"{path}: {users:,} users, {items:,} items, {len(workdir.dataset.items):,} interactions")
+  if workdir.dataset.times is not None:
+    print(splits.summary(workdir.dataset.split, workdir.dataset.times))
   for stage in stages:
     if workdir.artifact(stage).exists():
       print(f"{stage}: up to date")
@@ -108,8 +119,11 @@ def evaluate(workdir: Workdir, split: str) -> None:
   """Evaluates, on the mesh of workdir.config, and prints the table."""
   with sharding.on(sharding.mesh_of(workdir.config.mesh)):
     result = evaluation.evaluate(workdir, split)
+  scheme, left_out = workdir.dataset.split.name, result["left_out"]
   print(
-    f"\n{split}: {result['users']:,} users, every item ranked; masked = without the history's items"
+    f"\n{split} ({scheme}): {result['users']:,} users"
+    + (f" ({left_out:,} left out: no item before the target)" if left_out else "")
+    + ", every item ranked; masked = without the history's items"
   )
   print(ranking.table(result["models"]))
   print(f"with 95 % intervals: {workdir.path / evaluation.file_name(split)}")
@@ -128,7 +142,7 @@ def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
   """The data set, prepared or made, and where the artifacts are."""
   folder = data_dir(config, path)
   keep_compiled(config, path)
-  return Workdir(path, config, prepare(folder, path / "dataset"), folder)
+  return Workdir(path, config, prepare(folder, path / "dataset", split_at(config)), folder)
 
 
 def data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:

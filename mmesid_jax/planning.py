@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mmesid_jax.cli import nearest
-from mmesid_jax.config import check, modalities
+from mmesid_jax.config import check, modalities, split_at
 from mmesid_jax.data import dataset as datasets
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import feature_width
@@ -95,7 +95,7 @@ def _data(config: ConfigDict) -> tuple[Dataset, dict[str, int]]:
       c = config.data.synthetic
       sizes = {"users": c.num_users, "items": c.num_items, "clusters": c.num_clusters}
       write_synthetic(folder, **sizes, seed=c.seed)
-    dataset, widths = datasets.read(folder), {}
+    dataset, widths = datasets.read(folder, split_at(config)), {}
     for modality in modalities(config):
       source = config.features[modality]
       if source == "stage":

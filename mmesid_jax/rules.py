@@ -37,6 +37,11 @@ RULES: Mapping[str, Rule] = {
   "seed": _at_least(0),
   "stages": _list_of(lambda s: s in STAGES, "a non-empty tuple out of " + ", ".join(STAGES)),
   "data.source": _one_of("files", "synthetic"),
+  "data.split": _one_of("leave_one_out", "temporal"),
+  "data.split_at": (
+    lambda x: len(x) == 2 and 0 < x[0] < x[1] < 1,
+    "two shares of all interactions, 0 < first < second < 1",
+  ),
   "data.synthetic.num_clusters": _at_least(1),
   "data.synthetic.num_items": _at_least(2),
   "data.synthetic.num_users": _at_least(1),

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmesid_jax.data.dataset import ITEMS, SEQUENCES, Dataset, evaluated_users, write_whole
+from mmesid_jax.data.dataset import Dataset, evaluated_users
+from mmesid_jax.data.files import ITEMS, SEQUENCES, TIMES, write_whole
 from mmesid_jax.errors import UserError
 
 
@@ -43,8 +44,8 @@ def write_warm(
   dataset: Dataset, split: Split, features: Mapping[str, np.ndarray], folder: pathlib.Path
 ) -> None:
   """The data set without the cold items, as files that `prepare` and `read_features` read:
-  sequences.txt, items.jsonl and <modality>.npy of every table [I + 1, V] in `features`. Users who
-  met cold items only are left out."""
+  sequences.txt, items.jsonl, <modality>.npy of every table [I + 1, V] in `features`, and times.npy
+  where the data set is split by time. Users who met cold items only are left out."""
   ids = split.new_ids()
   folder.mkdir(parents=True, exist_ok=True)
 
@@ -69,6 +70,9 @@ def write_warm(
   for modality, x_IV in features.items():
     kept_IV = x_IV[np.concatenate([[0], split.warm])]
     write_whole(folder / f"{modality}.npy", lambda file, x=kept_IV: np.save(file, x))
+  if dataset.times is not None:
+    kept = dataset.times.times[ids[dataset.items] <= len(split.warm)]
+    write_whole(folder / TIMES, lambda file: np.save(file, kept))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +100,15 @@ def cases(history: list[np.ndarray], had: list[np.ndarray], item: list[int]) -> 
   return Cases(history, had_QH, np.array(item, np.int32))
 
 
-def cold_cases(dataset: Dataset, split: Split) -> tuple[Cases, np.ndarray]:
+def cold_cases(dataset: Dataset, split: Split, left: Dataset) -> tuple[Cases, np.ndarray]:
   """The first time that any user meets a cold item behind a warm one; and bool [Q], whether all of
-  the user's training part (of what is left without cold items) lies before it."""
+  the user's training part lies before it: in `left`, what `write_warm` left of the data set."""
   ids, I = split.new_ids(), len(split.warm)  # noqa: E741
+  trained = dict(zip(left.users.tolist(), left.train_lengths.tolist(), strict=True))
   history, had, item, later = [], [], [], []
-  for u in range(len(dataset)):
+  for u, user in enumerate(dataset.users.tolist()):
     sequence = ids[dataset.sequence(u)]
     warm_before = np.cumsum(sequence <= I) - (sequence <= I)
-    warm = int((sequence <= I).sum())
-    trained = warm - 2 if warm >= 3 else warm  # leave-one-out, as Dataset.train_lengths
     for t in np.flatnonzero((sequence > I) & (warm_before > 0)):
       before = sequence[:t]
       if sequence[t] in before:
@@ -113,14 +116,15 @@ def cold_cases(dataset: Dataset, split: Split) -> tuple[Cases, np.ndarray]:
       history.append(before[before <= I].astype(np.int32))
       had.append(np.unique(before))
       item.append(int(sequence[t]))
-      later.append(warm_before[t] >= trained)
+      later.append(warm_before[t] >= trained[user])
   return cases(history, had, item), np.array(later, bool)
 
 
 def valid_cases(dataset: Dataset) -> Cases:
-  """The validation target of every user, behind the training part; a target in its own history is
-  left out."""
-  sequences = [dataset.sequence(u)[:-1] for u in evaluated_users(dataset)]
+  """The validation target of every user behind its history; a target in its own history is left
+  out."""
+  stop_U = dataset.split.targets["valid"] + 1
+  sequences = [dataset.sequence(u)[: stop_U[u]] for u in evaluated_users(dataset, "valid")]
   sequences = [x for x in sequences if x[-1] not in x[:-1]]
   history = [x[:-1] for x in sequences]
   return cases(history, [np.unique(x) for x in history], [int(x[-1]) for x in sequences])

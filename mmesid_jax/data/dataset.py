@@ -2,39 +2,30 @@
 
 The plain form is one user a line in `sequences.txt`, `user item item ...`, oldest first, item ids
 from 1 (0 is padding), and optionally `items.jsonl`, one JSON object an item in the order of the
-ids. Text is parsed once into a cache of .npy files; training reads only those.
-
-The split is leave-one-out: a user's last item is the test target, the one before the validation
-target, the rest trains. Users with fewer than 3 items only train.
+ids, and `times.npy`, when the interactions were. They are parsed once into a cache of .npy files;
+training reads only those. `mmesid_jax.data.split` says what of them trains.
 """
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-import re
-import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from mmesid_jax.errors import UserError, writing
+from mmesid_jax.data import split as splits
+from mmesid_jax.data.files import ITEMS, SEQUENCES, TIMES, read_bytes, write_whole
+from mmesid_jax.data.items import NOTHING, Item, read_items
+from mmesid_jax.data.sequences import read_sequences
+from mmesid_jax.data.times import read_times
+from mmesid_jax.errors import UserError
 
 SCHEMA = 1  # of the cache; raise it when the meaning of its files changes
-SEQUENCES, ITEMS = "sequences.txt", "items.jsonl"
-MAX_ITEM = np.iinfo(np.int32).max
-MAX_USER = np.iinfo(np.int64).max
-
-
-class Sequences(NamedTuple):
-  """What a sequences file says. User row u's items are items[offsets[u]:offsets[u + 1]]."""
-
-  users: np.ndarray  # int64 [U]
-  items: np.ndarray  # int32 [interactions]
-  offsets: np.ndarray  # int64 [U + 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +36,9 @@ class Dataset:
   offsets: np.ndarray  # int64 [U + 1]
   users: np.ndarray  # int64 [U], the user ids as the file writes them
   num_items: int  # I; ids 1..I, 0 = padding
-  fingerprint: str  # hex sha256 of users, sequences and the number of items
+  fingerprint: str  # hex sha256 of users, sequences, the number of items, and a temporal split
   items_path: str | None  # items.jsonl, where titles and categories are
+  times: splits.Times | None = None  # of a temporal split; None = leave-one-out
 
   def __len__(self) -> int:
     return len(self.users)
@@ -62,11 +54,17 @@ class Dataset:
     """Items of every user, int64 [U]."""
     return np.diff(self.offsets)
 
+  @functools.cached_property
+  def split(self) -> splits.Split:
+    """What trains, and who is evaluated on which item."""
+    if self.times is None:
+      return splits.leave_one_out(self.lengths)
+    return splits.temporal(self.offsets, self.times)
+
   @property
   def train_lengths(self) -> np.ndarray:
     """Items of every user in the training part, a prefix of the sequence, int64 [U]."""
-    lengths = self.lengths
-    return np.where(lengths >= 3, lengths - 2, lengths)
+    return self.split.train_lengths
 
   def row(self, user: int) -> int:
     """The row of a user id. Raises UserError for an id that the dataset does not hold."""
@@ -97,11 +95,11 @@ class Dataset:
         return names
     return [path[-1] if path else None for path in paths]
 
-  def _described(self) -> list["_Item"]:
+  def _described(self) -> list[Item]:
     """What items.jsonl says, by item id, [I + 1]."""
     if self.items_path is None:
-      return [_Item(None, ())] * (self.num_items + 1)
-    found = _read_items(Path(self.items_path))
+      return [NOTHING] * (self.num_items + 1)
+    found = read_items(Path(self.items_path))
     if len(found) != self.num_items + 1:
       raise UserError(
         f"{self.items_path}: {len(found) - 1} items; the dataset was prepared for {self.num_items}"
@@ -109,9 +107,9 @@ class Dataset:
     return found
 
 
-def evaluated_users(dataset: Dataset) -> np.ndarray:
-  """Rows of the users with at least 3 items, whom validation and test hold, int64."""
-  return np.flatnonzero(dataset.lengths >= 3)
+def evaluated_users(dataset: Dataset, part: str = "test") -> np.ndarray:
+  """Rows of the users who have a target in the part, "valid" or "test", int64."""
+  return np.flatnonzero(dataset.split.targets[part] != splits.NO_TARGET)
 
 
 def popularity(dataset: Dataset) -> np.ndarray:
@@ -124,210 +122,133 @@ def popularity(dataset: Dataset) -> np.ndarray:
   return np.bincount(dataset.items[trained], minlength=dataset.num_items + 1)
 
 
-def prepare(source_dir: str | os.PathLike, cache_dir: str | os.PathLike) -> Dataset:
-  """Parses the plain files of `source_dir` into `cache_dir`, or re-uses what is there.
+def prepare(
+  source_dir: str | os.PathLike,
+  cache_dir: str | os.PathLike,
+  split_at: Sequence[float] | None = None,
+) -> Dataset:
+  """Parses the plain files of `source_dir` into `cache_dir`, or re-uses what is there. split_at:
+  the two quantiles of all times at which a temporal split cuts; None = leave-one-out, which reads
+  no times.
 
   The cache is re-used when the sources' bytes are those it was built from. Its files appear
   complete or not at all, dataset.json last; `source_dir` is only read. Without items.jsonl the
   number of items is the largest id. Raises UserError, with file and line, for sources that do not
-  hold what they should, and then leaves the cache as it was.
+  hold what they should, and then leaves the cache as it was; and for cuts that leave nobody to
+  train, validate or test.
   """
   cache = Path(cache_dir)
-  sequences_path, items_path = _sources(source_dir)
-  hashes = {p.name: _sha256(p) for p in (sequences_path, items_path) if p is not None}
+  sources = _sources(source_dir, split_at)
+  hashes = {path.name: _sha256(path) for path in sources if path is not None}
   key = {"schema": SCHEMA, "sources": hashes}
-  dataset = _load(cache, key, items_path)
-  if dataset is None:
-    _store(cache, key, *_parsed(sequences_path, items_path))
-    dataset = _load(cache, key, items_path)
-    if dataset is None:
+  cached = _load(cache, key)
+  if cached is None:
+    _store(cache, key, *_parsed(sources))
+    cached = _load(cache, key)
+    if cached is None:
       raise UserError(f"{cache}: changed while it was written; is another run using it?")
-  return dataset
+  return _dataset(cached, sources, split_at)
 
 
-def read(source_dir: str | os.PathLike) -> Dataset:
-  """The plain files of `source_dir`, in memory; no cache is read or written, and items.jsonl only
-  tells how many items there are. Raises UserError as `prepare` does."""
-  sequences_path, items_path = _sources(source_dir)
-  (users, items, offsets), num_items = _parsed(sequences_path, items_path)
-  return Dataset(items, offsets, users, num_items, "", str(items_path) if items_path else None)
+def read(source_dir: str | os.PathLike, split_at: Sequence[float] | None = None) -> Dataset:
+  """The plain files of `source_dir`, in memory; no cache is read or written, the fingerprint
+  says nothing, and items.jsonl only tells how many items there are. Raises UserError as `prepare`
+  does."""
+  sources = _sources(source_dir, split_at)
+  arrays, num_items = _parsed(sources)
+  return _dataset(_Content(arrays, num_items, "", ""), sources, split_at)
 
 
-def _sources(source_dir: str | os.PathLike) -> tuple[Path, Path | None]:
-  """Where the sequences are, and the items, None without any. Raises UserError."""
+class _Sources(NamedTuple):
+  sequences: Path
+  items: Path | None  # None: there is none
+  times: Path | None  # None: not asked for
+
+
+def _sources(source_dir: str | os.PathLike, split_at: Sequence[float] | None) -> _Sources:
+  """Raises UserError for no such directory, or without the times that were asked for."""
   source = Path(source_dir)
   if not source.is_dir():
     raise UserError(f"{source}: no such directory; expected one that holds {SEQUENCES}")
-  return source / SEQUENCES, source / ITEMS if (source / ITEMS).exists() else None
-
-
-def _parsed(sequences_path: Path, items_path: Path | None) -> tuple[Sequences, int]:
-  """The sequences, and how many items there are. Raises UserError as `prepare` does."""
-  num_items = len(_read_items(items_path)) - 1 if items_path else None
-  sequences = read_sequences(sequences_path, num_items)
-  return sequences, num_items or int(sequences.items.max())
-
-
-def read_sequences(path: str | os.PathLike, num_items: int | None = None) -> Sequences:
-  """Parses a sequences file: one user a line, `user item item ...`, items from 1 to `num_items`.
-
-  Raises UserError naming the line: no or an empty file, a line that is not integers, a user without
-  items, an item id out of range, a user that already stood on an earlier line.
-  """
-  path = Path(path)
-  data = read_bytes(path)
-  if not data.strip():
-    raise UserError(f"{path}: is empty; expected a line `user item item ...` for every user")
-  data = data if data.endswith(b"\n") else data + b"\n"
-  sequences = _parse(data)
-  limit = MAX_ITEM if num_items is None else num_items
-  if sequences is None or not _valid(sequences, limit):
-    raise UserError(f"{path}:{_first_mistake(data, num_items)}")
-  return Sequences(sequences.users, sequences.items.astype(np.int32), sequences.offsets)
-
-
-def _parse(data: bytes) -> Sequences | None:
-  """Digits and white space, at least two numbers a line -> arrays (items as int64); else None."""
-  if data.translate(None, b"0123456789 \t\r\n"):
-    return None
-  characters = np.frombuffer(data, np.uint8)
-  token = characters > ord(" ")
-  starts = np.flatnonzero(token & ~np.concatenate([[False], token[:-1]]))
-  line_ends = np.searchsorted(starts, np.flatnonzero(characters == ord("\n")))
-  counts = np.diff(line_ends, prepend=0)
-  if counts.min() < 2:
-    return None
-  numbers = np.fromstring(data, np.int64, sep=" ")
-  is_user = np.zeros(len(numbers), bool)
-  is_user[line_ends - counts] = True
-  offsets = np.concatenate([[0], np.cumsum(counts - 1)])
-  return Sequences(numbers[is_user], numbers[~is_user], offsets)
-
-
-def _valid(sequences: Sequences, limit: int) -> bool:
-  in_range = sequences.items.min() >= 1 and sequences.items.max() <= limit
-  # numpy reads a number too large for int64 as the largest one, so that one is looked at again
-  return (
-    in_range
-    and sequences.users.max() < MAX_USER
-    and len(np.unique(sequences.users)) == len(sequences.users)
+  items, times = source / ITEMS, source / TIMES
+  if split_at is not None and not times.exists():
+    raise UserError(
+      f"{times}: no such file; a temporal split needs the time of every interaction; without them "
+      "take --config.data.split=leave_one_out"
+    )
+  return _Sources(
+    source / SEQUENCES, items if items.exists() else None, None if split_at is None else times
   )
 
 
-def _first_mistake(data: bytes, num_items: int | None) -> str:
-  """The first line of a file known to be wrong that breaks a rule, as `line: what is wrong`."""
-  seen: dict[int, int] = {}
-  for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-    tokens = line.decode("utf-8", errors="replace").split()
-    for token in tokens:
-      if not re.fullmatch(r"-?[0-9]+", token):
-        return f"{number}: {_quote(token)} is not an integer; expected `user item item ...`"
-    if not tokens:
-      return f"{number}: is blank; expected `user item item ...`"
-    user, *items = map(_number, tokens)
-    if not 0 <= user < MAX_USER:
-      return f"{number}: user id {_quote(tokens[0])} is out of range; expected 0 to 2^63 - 2"
-    if not items:
-      return f"{number}: user {user} has no items; expected `user item item ...`"
-    for item, token in zip(items, tokens[1:], strict=True):
-      if item < 1:
-        return f"{number}: item id {_quote(token)}; ids count from 1, 0 is padding"
-      if num_items is not None and item > num_items:
-        return f"{number}: item id {_quote(token)}, but {ITEMS} holds only {num_items} items"
-      if item > MAX_ITEM:
-        return f"{number}: item id {_quote(token)}; the largest possible is {MAX_ITEM}"
-    if user in seen:
-      return f"{number}: user {user} already stands on line {seen[user]}; one line a user"
-    seen[user] = number
-  raise AssertionError("the fast path refused a file that has no mistake")
+def _parsed(sources: _Sources) -> tuple[dict[str, np.ndarray], int]:
+  """The arrays by name, and how many items there are. Raises UserError as `prepare` does."""
+  num_items = len(read_items(sources.items)) - 1 if sources.items else None
+  sequences = read_sequences(sources.sequences, num_items)
+  arrays = sequences._asdict()
+  if sources.times:
+    arrays["times"] = read_times(sources.times, sequences.offsets)
+  return arrays, num_items or int(sequences.items.max())
 
 
-def _number(token: str) -> int:
-  """int() of a token of any length: beyond 30 digits it is out of range, whatever it says."""
-  return int(token[:30])
+class _Content(NamedTuple):
+  """What a folder's plain files say; the fingerprint knows nothing of times."""
+
+  arrays: Mapping[str, np.ndarray]
+  num_items: int
+  fingerprint: str
+  times_digest: str  # hex sha256
 
 
-def _quote(token: str) -> str:
-  return repr(token if len(token) <= 40 else token[:37] + "...")
+def _dataset(content: _Content, sources: _Sources, split_at: Sequence[float] | None) -> Dataset:
+  """Raises UserError for cuts that leave nobody."""
+  arrays = content.arrays
+  dataset = Dataset(
+    items=arrays["items"],
+    offsets=arrays["offsets"],
+    users=arrays["users"],
+    num_items=content.num_items,
+    fingerprint=content.fingerprint,
+    items_path=str(sources.items) if sources.items else None,
+  )
+  if split_at is None:
+    return dataset
+  by = splits.cut(arrays["times"], split_at)
+  cuts = content.fingerprint, content.times_digest, by.valid_from, by.test_from
+  digest = hashlib.sha256(json.dumps(["temporal", *cuts]).encode())
+  divided = dataclasses.replace(dataset, times=by, fingerprint=digest.hexdigest())
+  splits.check(divided.split, by, split_at)
+  return divided
 
 
-class _Item(NamedTuple):
-  title: str | None
-  path: tuple[str, ...]  # of categories; () = none
-
-
-def _read_items(path: Path) -> list[_Item]:
-  """Items by id from items.jsonl; checks that line n is a JSON object with item_id n."""
-  items = [_Item(None, ())]
-  for number, line in enumerate(read_bytes(path).splitlines(), start=1):
-    try:
-      item = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      raise UserError(f"{path}:{number}: not JSON ({error}); expected one object a line") from None
-    if not isinstance(item, dict) or item.get("item_id") != number or item["item_id"] is True:
-      found = item.get("item_id") if isinstance(item, dict) else item
-      raise UserError(
-        f'{path}:{number}: expected an object with "item_id": {number}, the number of the line, '
-        f"found {_quote(json.dumps(found))}"
-      )
-    title = item.get("title")
-    if title is not None and not isinstance(title, str):
-      raise UserError(f"{path}:{number}: title is {_quote(json.dumps(title))}, not a string")
-    categories = _category_path(item.get("categories"))
-    if categories is None:
-      raise UserError(
-        f"{path}:{number}: categories is {_quote(json.dumps(item['categories']))}; expected a list "
-        "of names, from the general to the particular"
-      )
-    items.append(_Item(title or None, categories))
-  if len(items) == 1:
-    raise UserError(f"{path}: is empty; expected one JSON object an item")
-  return items
-
-
-def _category_path(value: object) -> tuple[str, ...] | None:
-  """The names of `categories`, () for none; None when it is not what Dataset.categories reads."""
-  if isinstance(value, str):
-    value = [value]
-  if isinstance(value, list) and value and all(isinstance(names, list) for names in value):
-    value = value[0]
-  if value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
-    return tuple(filter(None, value or ()))
-  return None
-
-
-def _load(cache: Path, key: dict, items_path: Path | None) -> Dataset | None:
-  """The cache's dataset, memory-mapped; None when it is absent, of other sources, or damaged."""
+def _load(cache: Path, key: dict) -> _Content | None:
+  """What the cache holds, memory-mapped; None when it is absent, of other sources, or damaged."""
   try:
     header = json.loads((cache / "dataset.json").read_bytes())
     if {name: header.get(name) for name in key} != key:
       return None
     arrays = {
       name: np.load(cache / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-      for name in ("items", "offsets", "users")
+      for name in header["arrays"]
     }
     if {name: [a.dtype.str, *a.shape] for name, a in arrays.items()} != header["arrays"]:
       return None
-    return Dataset(
-      **arrays,
-      num_items=header["num_items"],
-      fingerprint=header["fingerprint"],
-      items_path=str(items_path) if items_path else None,
-    )
+    return _Content(arrays, header["num_items"], header["fingerprint"], header.get("times", ""))
   except (OSError, ValueError, KeyError, AttributeError, EOFError):
     return None
 
 
-def _store(cache: Path, key: dict, sequences: Sequences, num_items: int) -> None:
-  arrays = sequences._asdict()
-  digest = hashlib.sha256(f"{num_items} {len(sequences.users)}\n".encode())
-  for array in (sequences.users, sequences.offsets, sequences.items):
-    digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+def _store(cache: Path, key: dict, arrays: Mapping[str, np.ndarray], num_items: int) -> None:
+  digest = hashlib.sha256(f"{num_items} {len(arrays['users'])}\n".encode())
+  for name in ("users", "offsets", "items"):
+    digest.update(_little_endian(arrays[name]).data)
   header = key | {
     "num_items": num_items,
     "fingerprint": digest.hexdigest(),
     "arrays": {name: [a.dtype.str, *a.shape] for name, a in arrays.items()},
   }
+  if "times" in arrays:
+    header["times"] = hashlib.sha256(_little_endian(arrays["times"]).data).hexdigest()
   try:
     cache.mkdir(parents=True, exist_ok=True)
     (cache / "dataset.json").unlink(missing_ok=True)  # from here to the end the cache is not valid
@@ -339,30 +260,9 @@ def _store(cache: Path, key: dict, sequences: Sequences, num_items: int) -> None
     raise UserError(f"{cache}: cannot write the dataset's cache ({error.strerror})") from None
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-  """Writes a file that is there complete or not at all: under a temporary name, then renamed.
-  Raises UserError where the disk refuses it."""
-  with writing(path):
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-      with os.fdopen(handle, "wb") as file:
-        write(file)
-      os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a shared cache from one's colleagues
-      os.replace(temporary, path)
-    except BaseException:
-      os.unlink(temporary)
-      raise
+def _little_endian(array: np.ndarray) -> np.ndarray:
+  return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
 def _sha256(path: Path) -> str:
   return hashlib.sha256(read_bytes(path)).hexdigest()
-
-
-def read_bytes(path: Path) -> bytes:
-  """The whole file. Raises UserError where it cannot be read."""
-  try:
-    return path.read_bytes()
-  except FileNotFoundError:
-    raise UserError(f"{path}: no such file") from None
-  except OSError as error:
-    raise UserError(f"{path}: cannot be read ({error.strerror})") from None

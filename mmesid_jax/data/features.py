@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
+from mmesid_jax.data.files import read_npy
+from mmesid_jax.data.mistakes import Mistake, refuse
 from mmesid_jax.errors import UserError
 
 CHUNK_BYTES = 32 * 2**20  # of a table that is checked at once
@@ -37,64 +39,77 @@ def open_features(
   than `num_items` + 1 rows, a width other than `width` (when given), holds NaN or infinity, or
   tells no two items apart.
   """
-  table = _read(Path(path))
-  _check_shape(path, table.shape, num_items)
-  if width is not None and table.shape[1] != width:
-    raise UserError(f"{path}: rows are {table.shape[1]} wide; expected {width}")
-  table = _floats(table, path)
-  _check_values(path, table)
-  return table
+  table = read_table(path)
+  refuse(path, mistakes(table, num_items, width))
+  return _floats(table)
 
 
 def feature_width(path: str | os.PathLike, num_items: int) -> int:
   """V of the table [I + 1, V] of a file, by its header. Raises UserError as `open_features` does
   for a file that is missing, of another kind or of another shape."""
   shape = _shape(Path(path))
-  _check_shape(path, shape, num_items)
+  refuse(path, _of_shape(shape, num_items))
   return shape[1]
 
 
-def _check_shape(path: str | os.PathLike, shape: tuple[int, ...], num_items: int) -> None:
+def mistakes(table: np.ndarray, num_items: int, width: int | None = None) -> Iterator[Mistake]:
+  """Everything for which `open_features` refuses a table."""
+  wrong = list(_of_shape(table.shape, num_items))
+  if not wrong and width is not None and table.shape[1] != width:
+    wrong.append(Mistake("width", f"rows are {table.shape[1]} wide; expected {width}"))
+  wrong += _of_type(table)
+  yield from wrong
+  if table.ndim == 2 and table.size and not any(m.kind == "type" for m in wrong):
+    yield from _of_values(table)
+
+
+def _of_shape(shape: tuple[int, ...], num_items: int) -> Iterator[Mistake]:
   if len(shape) != 2 or not shape[1]:
-    raise UserError(f"{path}: a table of shape {list(shape)}; expected [items + 1, width]")
-  if shape[0] != num_items + 1:
-    raise UserError(
-      f"{path}: {shape[0]} rows; expected {num_items + 1}, one for each of the {num_items} items "
-      "after a row 0 for padding"
+    yield Mistake("shape", f"a table of shape {list(shape)}; expected [items + 1, width]")
+  elif shape[0] != num_items + 1:
+    text = (
+      f"{shape[0]} rows; expected {num_items + 1}, one for each of the {num_items} items after a "
+      "row 0 for padding"
     )
+    yield Mistake("rows", text)
 
 
-def _floats(table: np.ndarray, source) -> np.ndarray:
-  """The table, as float32 unless it is of a kind that is read as it is. Raises UserError."""
+def _of_type(table: np.ndarray) -> Iterator[Mistake]:
   if table.dtype.kind in "OSUMmVc" and table.dtype.name != "bfloat16":
-    raise UserError(f"{source}: holds values of type {table.dtype}; expected numbers")
-  if table.dtype.name in AS_THEY_ARE and table.dtype.isnative:
-    return table
-  with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity: no finite number
-    return table.astype(np.float32)
+    yield Mistake("type", f"holds values of type {table.dtype}; expected numbers")
 
 
-def _check_values(path: Path, table: np.ndarray) -> None:
-  bad, first_bad, constant = 0, None, len(table) > 2  # of a single item nothing is expected
-  for start, x in _item_rows(table):
+def _of_values(table: np.ndarray) -> Iterator[Mistake]:
+  bad, first_bad, constant = 0, 0, len(table) > 2  # of a single item nothing is expected
+  for start, x in item_rows(table):
     found = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(found) and first_bad is None:
+    if len(found) and not bad:
       first_bad = start + found[0]
     bad += len(found)
-    constant = constant and bool((x == np.float32(table[1])).all())
+    constant = constant and bool((x == _float32(table[1])).all())
   if bad:
-    raise UserError(f"{path}: row {first_bad} holds NaN or infinity ({bad} such rows)")
+    yield Mistake("values", f"holds NaN or infinity ({bad} such rows)", row=int(first_bad))
   if constant:
-    raise UserError(
-      f"{path}: all {len(table) - 1} items have the same row; expected vectors that tell them apart"
-    )
+    text = f"all {len(table) - 1} items have the same row; expected vectors that tell them apart"
+    yield Mistake("constant", text)
 
 
-def _item_rows(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _floats(table: np.ndarray) -> np.ndarray:
+  """The table, as float32 unless it is of a kind that is read as it is."""
+  return table if table.dtype.name in AS_THEY_ARE and table.dtype.isnative else _float32(table)
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+  """A copy."""
+  with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity: no finite number
+    return x.astype(np.float32)
+
+
+def item_rows(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
   """Number of the first row and float32 rows, chunk by chunk from row 1 on."""
   rows = max(CHUNK_BYTES // (4 * table.shape[1]), 1)
   for start in range(1, len(table), rows):
-    yield start, np.float32(table[start : start + rows])
+    yield start, _float32(table[start : start + rows])
 
 
 def read_new_features(path: str | os.PathLike, *, width: int) -> np.ndarray:
@@ -103,7 +118,7 @@ def read_new_features(path: str | os.PathLike, *, width: int) -> np.ndarray:
   Raises UserError as `new_features` does, for another kind of file, and for a first row of zeros:
   the padding row of a table for training, which would shift every item by one.
   """
-  x_NV = new_features(_read(Path(path)), path, width=width)
+  x_NV = new_features(read_table(path), path, width=width)
   if not x_NV[0].any():
     raise UserError(f"{path}: row 0 is all zeros; new items have no padding row, leave it out")
   return x_NV
@@ -121,7 +136,8 @@ def new_features(table: np.ndarray, source: str | os.PathLike, *, width: int) ->
     )
   if table.shape[1] != width:
     raise UserError(f"{source}: rows are {table.shape[1]} wide; expected {width}")
-  x_NV = _floats(table, source).astype(np.float32)  # a copy: the file stays as it is
+  refuse(source, _of_type(table))
+  x_NV = _float32(table)  # a copy: the file stays as it is
   bad = np.flatnonzero(~np.isfinite(x_NV).all(axis=1))
   if len(bad):
     raise UserError(f"{source}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
@@ -131,15 +147,15 @@ def new_features(table: np.ndarray, source: str | os.PathLike, *, width: int) ->
 def mean_and_deviation(table_IV: np.ndarray) -> tuple[np.ndarray, float]:
   """Mean of rows 1..I, float64 [V], and the one standard deviation of all their values from it;
   read in chunks."""
-  total_V = sum(x.sum(0, dtype=np.float64) for _, x in _item_rows(table_IV))
+  total_V = sum(x.sum(0, dtype=np.float64) for _, x in item_rows(table_IV))
   mean_V = total_V / (len(table_IV) - 1)
-  squares = sum(float(((x - mean_V) ** 2).sum()) for _, x in _item_rows(table_IV))
+  squares = sum(float(((x - mean_V) ** 2).sum()) for _, x in item_rows(table_IV))
   return mean_V, (squares / (len(table_IV) - 1) / len(mean_V)) ** 0.5
 
 
 def covariance(table_IV: np.ndarray, mean_V: np.ndarray) -> np.ndarray:
   """Of rows 1..I, whose mean is given: float64 [V, V]; read in chunks."""
-  centred = (x - mean_V for _, x in _item_rows(table_IV))
+  centred = (x - mean_V for _, x in item_rows(table_IV))
   return sum(x.T @ x for x in centred) / (len(table_IV) - 1)
 
 
@@ -190,13 +206,15 @@ def principal_components(covariance_VV: np.ndarray, width: int) -> tuple[np.ndar
   return variance_V[::-1][:width], directions * signs
 
 
-def _read(path: Path) -> np.ndarray:
-  readers = {".npy": _read_npy, ".safetensors": _read_safetensors}
-  return _by_kind(path, readers)(path)
+def read_table(path: str | os.PathLike) -> np.ndarray:
+  """What the file holds, of any shape and type; a .npy is a memory map. Raises UserError for a file
+  that is missing or of another kind."""
+  readers = {".npy": read_npy, ".safetensors": _read_safetensors}
+  return _by_kind(Path(path), readers)(Path(path))
 
 
 def _shape(path: Path) -> tuple[int, ...]:
-  readers = {".npy": lambda path: _read_npy(path).shape, ".safetensors": _safetensors_shape}
+  readers = {".npy": lambda path: read_npy(path).shape, ".safetensors": _safetensors_shape}
   return tuple(_by_kind(path, readers)(path))
 
 
@@ -206,16 +224,6 @@ def _by_kind(path: Path, readers):
   if path.suffix not in readers:
     raise UserError(f"{path}: unknown kind of feature table; expected .npy or .safetensors")
   return readers[path.suffix]
-
-
-def _read_npy(path: Path) -> np.ndarray:
-  try:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    # of a file that is no .npy at all numpy says that it may be a pickle
-    objects = "Python objects" in str(error)
-    reason = "it holds python objects" if objects else "damaged or another format"
-    raise UserError(f"{path}: not a plain .npy table ({reason})") from None
 
 
 def _read_safetensors(path: Path) -> np.ndarray:

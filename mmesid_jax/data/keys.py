@@ -5,14 +5,13 @@ Line n of items.jsonl describes item n and line n of users.jsonl the user on lin
 sequences.txt, each with its `key`.
 """
 
-import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmesid_jax.data.dataset import ITEMS, read_bytes
-from mmesid_jax.errors import UserError
+from mmesid_jax.data.files import ITEMS, USERS
+from mmesid_jax.data.mistakes import Mistake, json_lines, refuse
 
-USERS = "users.jsonl"
 KEY = "key"
 
 
@@ -29,21 +28,28 @@ def user_keys(directory: str | os.PathLike, field: str = KEY) -> list[str]:
 
 
 def _keys(path: Path, field: str) -> list[str]:
-  keys: list[str] = []
-  lines: dict[str, int] = {}
-  for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
-    if not line:
+  keys = []
+  for key in scan(json_lines(path), field):
+    if isinstance(key, Mistake):
+      refuse(path, [key])
+    keys.append(key)
+  return keys
+
+
+def scan(lines: Iterable[tuple[int, object]], field: str = KEY) -> Iterator[str | Mistake]:
+  """The key of every one of `mistakes.json_lines`, or what is wrong with the line."""
+  first_line: dict[str, int] = {}
+  for number, found in lines:
+    if isinstance(found, Mistake):
+      yield found
       continue
-    try:
-      found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      raise UserError(f"{path}:{number}: not JSON ({error}); expected one object a line") from None
     key = found.get(field) if isinstance(found, dict) else None
     if not isinstance(key, str):
       some = ", ".join(sorted(found)[:8]) if isinstance(found, dict) else type(found).__name__
-      raise UserError(f"{path}:{number}: no text under {field!r}, which should be the key ({some})")
-    if first := lines.get(key):
-      raise UserError(f"{path}:{number}: key {key!r} already stands on line {first}")
-    lines[key] = number
-    keys.append(key)
-  return keys
+      text = f"no text under {field!r}, which should be the key ({some})"
+      yield Mistake("no key", text, number)
+    elif first_line.setdefault(key, number) != number:
+      text = f"key {key!r} already stands on line {first_line[key]}"
+      yield Mistake("key again", text, number)
+    else:
+      yield key

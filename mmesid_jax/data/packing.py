@@ -128,8 +128,8 @@ def training_pieces(
 def evaluation_pieces(dataset: Dataset, layout: Layout, split: str) -> Pieces:
   """One piece a user that has a target in `split` ("valid" or "test"), its history cut to the
   newest items."""
-  users = evaluated_users(dataset)
-  stop = dataset.lengths[users] - (1 if split == "valid" else 0)
+  users = evaluated_users(dataset, split)
+  stop = dataset.split.targets[split][users] + 1
   start = np.maximum(0, stop - 1 - layout.longest_history)
   return Pieces(users, start, stop, stop - 1)
 

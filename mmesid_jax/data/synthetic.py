@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmesid_jax.data.dataset import ITEMS, SEQUENCES, write_whole
+from mmesid_jax.data.files import ITEMS, SEQUENCES, write_whole
 from mmesid_jax.errors import UserError
 
 LATENT = 16  # width of the latent vectors

@@ -47,13 +47,14 @@ def kendall_tau(original_IV: np.ndarray, other_ID: np.ndarray, dataset: Dataset)
 
 
 def _histories(dataset: Dataset, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Distinct items before the last one, [U, T], and the last items, [U]; users of one T at once."""
+  """Distinct items before the test target, [U, T], and the targets, [U]; users of one T at once."""
   by_length: dict[int, list[tuple[np.ndarray, int]]] = {}
-  for row in evaluated_users(dataset):
-    *history, target = dataset.sequence(row)
-    distinct = np.unique(history)
+  place_U = dataset.split.targets["test"]
+  for row in evaluated_users(dataset, "test"):
+    sequence, place = dataset.sequence(row), place_U[row]
+    distinct = np.unique(sequence[:place])
     if len(distinct) > 1:
-      by_length.setdefault(len(distinct), []).append((distinct, target))
+      by_length.setdefault(len(distinct), []).append((distinct, sequence[place]))
   for length, users in sorted(by_length.items()):
     at_once = max(NUMBERS_AT_ONCE // (length * max(length, width)), 1)
     for first in range(0, len(users), at_once):

@@ -35,7 +35,10 @@ def evaluate(workdir: Workdir, split: str) -> dict[str, Any]:
   config, dataset = workdir.config, workdir.dataset
   sasrec = evaluator(workdir, "collaborative", split)
   if not len(sasrec):
-    raise UserError(f"{workdir.data_dir}: no user has the 3 items that a {split} target needs")
+    raise UserError(
+      f"{workdir.data_dir}: no user has a {split} target; the {dataset.split.name} split takes "
+      f"them of {dataset.split.evaluates}"
+    )
   ranks = {"popularity": sasrec.fixed_ranks(popularity(dataset).astype("float32"))}
   for stage, name in MODELS.items():
     if workdir.artifact(stage).exists():
@@ -45,6 +48,7 @@ def evaluate(workdir: Workdir, split: str) -> dict[str, Any]:
   result = {
     "split": split,
     "users": len(sasrec),
+    "left_out": dataset.split.left_out[split],
     "dataset": dataset.fingerprint,
     "seed": config.seed,
     "models": {m: judge(r, config.evaluation.cutoffs, **options) for m, r in ranks.items()},

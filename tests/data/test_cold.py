@@ -91,7 +91,9 @@ def test_the_number_of_items_stays_known_without_descriptions(tmp_path):
 
 
 def test_cases_are_first_meetings_behind_a_warm_item(tmp_path):
-  found, later_Q = cold_cases(dataset(tmp_path / "all"), SPLIT)
+  data = dataset(tmp_path / "all")
+  write_warm(data, SPLIT, {}, tmp_path / "warm")
+  found, later_Q = cold_cases(data, SPLIT, prepare(tmp_path / "warm", tmp_path / "cache"))
   expected = [  # user 8 had no warm item, 9 had met item 5 -> 6 before, 2 -> 5 counts once
     ([1], {1}, 5, False),  # user 7: trains on 1 2 of 1 2 3 4
     ([1, 2, 3], {1, 2, 3, 5}, 6, True),

@@ -1,0 +1,74 @@
+"""What items.jsonl says of the items: one JSON object a line, in the order of the ids."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mmesid_jax.data.mistakes import Mistake, json_lines, quote, refuse
+
+
+class Item(NamedTuple):
+  title: str | None
+  path: tuple[str, ...]  # of categories; () = none
+
+
+NOTHING = Item(None, ())  # is known of the item
+
+
+def read_items(path: Path) -> list[Item]:
+  """Items by id, [I + 1]. Raises UserError for the first mistake."""
+  items = [NOTHING]
+  for found in scan(path):
+    if isinstance(found, Mistake):
+      refuse(path, [found])
+    items.append(found)
+  return items
+
+
+def scan(path: Path) -> Iterator[Item | Mistake]:
+  """The item of every line that is in order, and every mistake of the others. Raises UserError for
+  a file that cannot be read.
+
+  Line n must be an object with item_id n; title a string; categories as Dataset.categories reads.
+  """
+  number = 0
+  for number, found in json_lines(path):
+    if isinstance(found, Mistake):
+      yield found
+      continue
+    mistakes = list(_mistakes(number, found))
+    if mistakes:
+      yield from mistakes
+    else:
+      yield Item(found.get("title") or None, _category_path(found.get("categories")))
+  if not number:
+    yield Mistake("empty", "is empty; expected one JSON object an item")
+
+
+def _mistakes(number: int, found: object) -> Iterator[Mistake]:
+  item = found if isinstance(found, dict) else {}
+  if item.get("item_id") != number or item["item_id"] is True:
+    shown = quote(json.dumps(item.get("item_id") if isinstance(found, dict) else found))
+    text = f'expected an object with "item_id": {number}, the number of the line, found {shown}'
+    yield Mistake("item_id", text, number)
+  title = item.get("title")
+  if title is not None and not isinstance(title, str):
+    yield Mistake("title", f"title is {quote(json.dumps(title))}, not a string", number)
+  if _category_path(item.get("categories")) is None:
+    text = (
+      f"categories is {quote(json.dumps(item['categories']))}; expected a list of names, from the "
+      "general to the particular"
+    )
+    yield Mistake("categories", text, number)
+
+
+def _category_path(value: object) -> tuple[str, ...] | None:
+  """The names of `categories`, () for none; None when it is not what Dataset.categories reads."""
+  if isinstance(value, str):
+    value = [value]
+  if isinstance(value, list) and value and all(isinstance(names, list) for names in value):
+    value = value[0]
+  if value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+    return tuple(filter(None, value or ()))
+  return None

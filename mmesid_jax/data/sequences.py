@@ -1,0 +1,128 @@
+"""Sequences as text: one user a line, `user item item ...`, oldest first, item ids from 1."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from mmesid_jax.data.files import ITEMS, read_bytes
+from mmesid_jax.data.mistakes import Mistake, quote, refuse
+
+MAX_ITEM = np.iinfo(np.int32).max
+MAX_USER = np.iinfo(np.int64).max
+FORM = "expected `user item item ...`"
+
+
+class Sequences(NamedTuple):
+  """What a sequences file says. User row u's items are items[offsets[u]:offsets[u + 1]]."""
+
+  users: np.ndarray  # int64 [U]
+  items: np.ndarray  # int32 [interactions]
+  offsets: np.ndarray  # int64 [U + 1]
+
+
+def read_sequences(path: str | os.PathLike, num_items: int | None = None) -> Sequences:
+  """Parses a sequences file: one user a line, `user item item ...`, items from 1 to `num_items`.
+
+  Raises UserError naming the line: no or an empty file, a line that is not integers, a user without
+  items, an item id out of range, a user that already stood on an earlier line.
+  """
+  found, mistakes = scan(path, num_items)
+  refuse(path, mistakes)
+  return Sequences(found.users, found.items.astype(np.int32), found.offsets)
+
+
+def scan(
+  path: str | os.PathLike, num_items: int | None
+) -> tuple[Sequences | None, Iterator[Mistake]]:
+  """The sequences, items as int64, None where a line is not at least two numbers; and every
+  mistake. Raises UserError for a file that cannot be read."""
+  data = read_bytes(Path(path))
+  if not data.strip():
+    text = "is empty; expected a line `user item item ...` for every user"
+    return None, iter([Mistake("empty", text)])
+  data = data if data.endswith(b"\n") else data + b"\n"
+  sequences = _parse(data)
+  limit = MAX_ITEM if num_items is None else num_items
+  if sequences is not None and _valid(sequences, limit):
+    return sequences, iter(())
+  return sequences, _mistakes(data, num_items)
+
+
+def _parse(data: bytes) -> Sequences | None:
+  """Digits and white space, at least two numbers a line -> arrays (items as int64); else None."""
+  if data.translate(None, b"0123456789 \t\r\n"):
+    return None
+  characters = np.frombuffer(data, np.uint8)
+  token = characters > ord(" ")
+  starts = np.flatnonzero(token & ~np.concatenate([[False], token[:-1]]))
+  line_ends = np.searchsorted(starts, np.flatnonzero(characters == ord("\n")))
+  counts = np.diff(line_ends, prepend=0)
+  if counts.min() < 2:
+    return None
+  numbers = np.fromstring(data, np.int64, sep=" ")
+  is_user = np.zeros(len(numbers), bool)
+  is_user[line_ends - counts] = True
+  offsets = np.concatenate([[0], np.cumsum(counts - 1)])
+  return Sequences(numbers[is_user], numbers[~is_user], offsets)
+
+
+def _valid(sequences: Sequences, limit: int) -> bool:
+  in_range = sequences.items.min() >= 1 and sequences.items.max() <= limit
+  # numpy reads a number too large for int64 as the largest one, so that one is looked at again
+  return (
+    in_range
+    and sequences.users.max() < MAX_USER
+    and len(np.unique(sequences.users)) == len(sequences.users)
+  )
+
+
+def _mistakes(data: bytes, num_items: int | None) -> Iterator[Mistake]:
+  """Every one of a file known to be wrong, line by line."""
+  first_line: dict[int, int] = {}  # of every user
+  wrong = False
+  lines = tqdm(data.split(b"\n")[:-1], "sequences", unit="lines", delay=3, leave=False)
+  for number, line in enumerate(lines, start=1):
+    tokens = line.decode("utf-8", errors="replace").split()
+    for kind, text in _of_line(tokens, number, num_items, first_line):
+      wrong = True
+      yield Mistake(kind, text, number)
+  if not wrong:
+    raise AssertionError("the fast path refused a file that has no mistake")
+
+
+def _of_line(
+  tokens: list[str], number: int, num_items: int | None, first_line: dict[int, int]
+) -> Iterator[tuple[str, str]]:
+  """Kind and text of every mistake of a line; notes where its user first stood."""
+  for token in tokens:
+    if not re.fullmatch(r"-?[0-9]+", token):
+      yield "no integer", f"{quote(token)} is not an integer; {FORM}"
+      return
+  if not tokens:
+    yield "blank", f"is blank; {FORM}"
+    return
+  user, *items = map(_number, tokens)
+  if not 0 <= user < MAX_USER:
+    yield "user", f"user id {quote(tokens[0])} is out of range; expected 0 to 2^63 - 2"
+  if not items:
+    yield "no items", f"user {user} has no items; {FORM}"
+  for item, token in zip(items, tokens[1:], strict=True):
+    if item < 1:
+      yield "item below 1", f"item id {quote(token)}; ids count from 1, 0 is padding"
+    elif num_items is not None and item > num_items:
+      yield "no such item", f"item id {quote(token)}, but {ITEMS} holds only {num_items} items"
+    elif item > MAX_ITEM:
+      yield "large item", f"item id {quote(token)}; the largest possible is {MAX_ITEM}"
+  if first_line.setdefault(user, number) != number:
+    text = f"user {user} already stands on line {first_line[user]}; one line a user"
+    yield "user again", text
+
+
+def _number(token: str) -> int:
+  """int() of a token of any length: beyond 30 digits it is out of range, whatever it says."""
+  return int(token[:30])
