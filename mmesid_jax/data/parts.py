@@ -32,7 +32,7 @@ class Parts:
     self.folder = folder_of(output)
     mark = self.folder / SETTINGS
     if mark.is_file():
-      self._check(json.loads(mark.read_text()), settings)
+      self._check(mark, settings)
       return
     if foreign := sorted(f.name for f in self._foreign()):
       raise UserError(
@@ -64,7 +64,13 @@ class Parts:
         if file.name != LOCK and not file.name.startswith(SETTINGS):
           yield file
 
-  def _check(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  def _check(self, mark: Path, wanted: Mapping[str, Any]) -> None:
+    try:
+      found = json.loads(mark.read_text())
+    except ValueError:
+      found = None
+    if not isinstance(found, dict):
+      raise UserError(f"{mark}: is not as it was written; delete {self.folder} to begin anew")
     for name in sorted(found.keys() | wanted.keys()):
       if found.get(name) != wanted.get(name):
         raise UserError(

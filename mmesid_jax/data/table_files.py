@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from mmesid_jax.artifacts import whole
-from mmesid_jax.errors import UserError
+from mmesid_jax.errors import UserError, disk_fault
 
 PARQUET, JSON_LINES = ".parquet", ".jsonl"
 ROW_GROUP = 65_536  # rows that Parquet keeps together, whatever the parts that a file is joined of
@@ -69,6 +69,8 @@ def join(parts: Sequence[Path], path: Path) -> None:
       try:
         pl.scan_parquet(parts).sink_parquet(temporary, row_group_size=ROW_GROUP)
       except pl.exceptions.PolarsError as error:
+        if disk_fault(error):
+          raise
         raise UserError(f"{parts[0].parent}: a part is not as it was written ({error})") from error
     else:
       with temporary.open("wb") as joined:
