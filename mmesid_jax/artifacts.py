@@ -29,7 +29,7 @@ def write_artifact(
     return
   metadata = {"mmesid": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
   contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-  with _whole(path) as temporary:
+  with whole(path) as temporary:
     safetensors.numpy.save_file(contiguous, temporary, metadata=metadata)
 
 
@@ -47,12 +47,12 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes under a temporary name and renames, in the first process only."""
   if not processes.first():
     return
-  with _whole(path) as temporary:
+  with whole(path) as temporary:
     temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
-def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """The temporary name, which the file loses for `path` once it is whole and is deleted under
   otherwise. Raises UserError where the disk refuses it."""
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write beside us

@@ -1,9 +1,17 @@
-"""Semantic IDs of items that training never saw: python -m mmesid_jax.semantic_ids encode
---workdir=DIR --features=text=NEW.npy --output=NEW.safetensors
+"""Semantic IDs, for other programs and of items that training never saw:
 
-A table of new items has one row each and no padding row. --features may be given once for every
-modality; one that is not given (new items have no collaborative vectors) is read as the mean of the
-training items' vectors. mmesid_jax.recommend --new_items=NEW.safetensors recommends the items.
+python -m mmesid_jax.semantic_ids export --workdir=DIR --output=ids.parquet
+
+writes a row an item, to Parquet or (.jsonl) JSON lines: its id, its key and title where the data
+set has them, and its codes of every modality.
+
+python -m mmesid_jax.semantic_ids encode --workdir=DIR --features=text=NEW.npy
+--output=NEW.safetensors
+
+makes those of new items. A table of new items has one row each and no padding row. --features may
+be given once for every modality; one that is not given (new items have no collaborative vectors) is
+read as the mean of the training items' vectors. mmesid_jax.recommend --new_items=NEW.safetensors
+recommends the items.
 """
 
 import pathlib
@@ -11,21 +19,41 @@ import pathlib
 from absl import flags
 
 from mmesid_jax import cli
+from mmesid_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
-FEATURES = flags.DEFINE_multi_string(
-  "features", None, "MODALITY=FILE: .npy or .safetensors, [new items, width], no padding row."
+OUTPUT = flags.DEFINE_string(
+  "output", None, "The file to be written: .parquet or .jsonl (export), .safetensors (encode)."
 )
-OUTPUT = flags.DEFINE_string("output", None, "The .safetensors file to be written.")
-flags.mark_flags_as_required(["workdir", "features", "output"])
+FEATURES = flags.DEFINE_multi_string(
+  "features",
+  None,
+  "MODALITY=FILE: .npy or .safetensors, [new items, width], no padding row (encode).",
+)
+KEY = flags.DEFINE_string(
+  "key", None, "Field of items.jsonl that holds the keys, if not `key` (export)."
+)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved (export).")
+flags.mark_flags_as_required(["workdir", "output"])
 
 
 def main(argv: list[str]) -> None:
-  del argv  # "encode" is the only subcommand
+  subcommand = argv[1]
+  others = (FEATURES,) if subcommand == "export" else (KEY, DATA_DIR)
+  if given := [flag.name for flag in others if flag.value is not None]:
+    raise UserError(f"--{given[0]}: {subcommand} takes none")
+  workdir, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
+  if subcommand == "export":
+    from mmesid_jax import tabulating
+
+    tabulating.run(workdir, output, data_dir=DATA_DIR.value, key=KEY.value)
+    return
+  if FEATURES.value is None:
+    raise UserError("--features is missing; it must be given")
   from mmesid_jax import encoding
 
-  encoding.run(pathlib.Path(WORKDIR.value), FEATURES.value, pathlib.Path(OUTPUT.value))
+  encoding.run(workdir, FEATURES.value, output)
 
 
 if __name__ == "__main__":
-  cli.run(main, subcommands=("encode",))
+  cli.run(main, subcommands=("encode", "export"))

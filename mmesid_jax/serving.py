@@ -1,4 +1,5 @@
-"""Recommendations from Python: Recommender.load(workdir).recommend(histories, top_k).
+"""Recommendations from Python: Recommender.load(workdir).recommend(histories, top_k), or, of many
+histories and as arrays, .best(histories, top_k, shape=...).
 
 On several devices, where the catalogue is large: load and recommend within `jax.set_mesh`.
 """
@@ -6,7 +7,8 @@ On several devices, where the catalogue is large: load and recommend within `jax
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,10 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config import read_config
 from mmesid_jax.data.loader import in_batches
-from mmesid_jax.data.packing import Batch
+from mmesid_jax.data.packing import Batch, Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
-from mmesid_jax.losses.scorer import candidates
+from mmesid_jax.evaluation.evaluator import item_vectors
+from mmesid_jax.losses.scorer import Scorer, candidates
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.state import place
 from mmesid_jax.parallel import sharding
@@ -39,9 +42,35 @@ class Recommendation:
   title: str | None = None
 
 
-@functools.partial(nnx.jit, static_argnames=("top_k", "repeat"))
-def _best(model: RecommenderModel, batch: Batch, history_QH: jax.Array, top_k: int, repeat: bool):
-  score_QI = model.scores(model.hidden(batch))
+class Best(NamedTuple):
+  """The best K items of N histories, best first. Where fewer than K are left to be recommended,
+  the last scores are -inf and their items mean nothing."""
+
+  item_NK: np.ndarray  # int32
+  score_NK: np.ndarray  # float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What a dispatch has places for; calls of one shape compile once."""
+
+  layout: Layout
+  history: int  # items of the longest history, all of which are left out of its answer
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "top_k", "repeat"))
+def _best(
+  graph: nnx.GraphDef,
+  state: nnx.State,
+  item_ID: jax.Array,
+  batch: Batch,
+  history_QH: jax.Array,
+  *,
+  top_k: int,
+  repeat: bool,
+):
+  model = nnx.merge(graph, state)
+  score_QI = Scorer((model.hidden(batch),), (item_ID,)).all()
   score_QI = jnp.where(candidates(score_QI.shape[1], model.num_items), score_QI, -jnp.inf)
   if not repeat:
     score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], history_QH].set(-jnp.inf)
@@ -68,8 +97,10 @@ class Recommender:
     self._model, self._titles = model, titles
     self._weight_IS = np.asarray(model.gates.weights())
     self.num_items = model.num_items
-    self._placed = nnx.clone(model)  # around the same arrays; items are added to `model`
-    place(self._placed)
+    placed = nnx.clone(model)  # around the same arrays; items are added to `model`
+    place(placed)
+    self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
+    self._item_ID = item_vectors(self._graph, self._state)
 
   @classmethod
   def load(
@@ -113,24 +144,66 @@ class Recommender:
     newest items on. Raises UserError for an item id that the catalogue does not hold, or a top_k
     out of range.
     """
+    best = self.best(histories, top_k, repeat=repeat)
+    return [self._explained(*pair) for pair in zip(*best, strict=True)]
+
+  def shape_for(self, lengths: np.ndarray) -> Shape:
+    """The shape in which `best` answers very many histories of these lengths, int [N], fastest:
+    batches as large as those of the evaluation."""
+    layout = evaluation_layout(self._layout, self._config.evaluation.targets)
+    read = np.minimum(lengths, layout.longest_history)
+    pieces = Pieces(np.arange(len(read)), np.zeros_like(read), read + 1, read)
+    return Shape(with_rows_for(layout, pieces, sharding.shards("batch")), int(lengths.max()))
+
+  def best(
+    self,
+    histories: Sequence[Sequence[int]],
+    top_k: int = 10,
+    *,
+    repeat: bool = False,
+    shape: Shape | None = None,
+  ) -> Best:
+    """`recommend` as arrays, without reasons. shape: of `shape_for`, where there are many calls of
+    very many histories. Raises UserError as `recommend` does."""
+    self.check_top_k(top_k)
+    arrays = [self._checked(i, history) for i, history in enumerate(histories)]
+    if shape is None:
+      longest = max(map(len, arrays), default=0)
+      shape = Shape(self._layout, 1 << max(longest, 1).bit_length())
+    newest = [a[-shape.layout.longest_history :] for a in arrays]
+    item_NK = np.zeros((len(arrays), top_k), np.int32)
+    score_NK = np.zeros((len(arrays), top_k), np.float32)
+    for place_P, found in _one_ahead(self._answers(arrays, newest, shape, top_k, repeat)):
+      score_QK, item_QK = jax.device_get(found)
+      item_NK[place_P], score_NK[place_P] = item_QK[: len(place_P)], score_QK[: len(place_P)]
+    return Best(item_NK, score_NK)
+
+  def check_top_k(self, top_k: int) -> None:
+    """Raises UserError for a number that the catalogue does not have."""
     if not 1 <= top_k <= self.num_items:
       raise UserError(f"top_k={top_k}: expected a number from 1 to {self.num_items}")
-    arrays = [self._checked(i, history) for i, history in enumerate(histories)]
-    newest = [a[-self._layout.longest_history :] for a in arrays]
+
+  def _answers(self, arrays, newest, shape, top_k, repeat):
+    """Which histories a batch answers, and the answer, which may still be computed."""
     sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
-    width = 1 << max(max((len(a) for a in arrays), default=0), 1).bit_length()
-    results: list[list[Recommendation]] = []
     first = [len(a) for a in newest]
-    for batch in in_batches(sequences, self._layout, first):
-      places = np.flatnonzero(batch.weight_Q)
-      history_QH = np.zeros((len(batch.weight_Q), width), np.int32)
-      for q in places:
-        history = arrays[batch.piece_Q[q]]
-        history_QH[q, : len(history)] = history
-      answers = _best(self._placed, sharding.put_batch(batch), history_QH, top_k, repeat)
-      score_QK, item_QK = jax.device_get(answers)
-      results += [self._explained(item_QK[q], score_QK[q]) for q in places]
-    return results
+    for batch in in_batches(sequences, shape.layout, first):
+      place_P = batch.piece_Q[batch.weight_Q > 0]  # places in use are the first
+      history_QH = np.zeros((len(batch.weight_Q), shape.history), np.int32)
+      for q, n in enumerate(place_P):
+        history_QH[q, : len(arrays[n])] = arrays[n]
+      yield (
+        place_P,
+        _best(
+          self._graph,
+          self._state,
+          self._item_ID,
+          sharding.put_batch(batch),
+          history_QH,
+          top_k=top_k,
+          repeat=repeat,
+        ),
+      )
 
   def _checked(self, index: int, history: Sequence[int]) -> np.ndarray:
     array = np.asarray(history, np.int64).reshape(-1)
@@ -152,3 +225,15 @@ class Recommender:
       for item, score in zip(item_K, score_K, strict=True)
       if np.isfinite(score)
     ]
+
+
+def _one_ahead(answers: Iterator) -> Iterator:
+  """The same, each handed on when the next was asked for: a device computes while the next batch is
+  packed."""
+  waiting = None
+  for answer in answers:
+    if waiting is not None:
+      yield waiting
+    waiting = answer
+  if waiting is not None:
+    yield waiting

@@ -195,12 +195,15 @@ def test_new_items_are_named_in_the_list(trained, tmp_path, capsys):
   recommending.run(
     trained,
     history="1 41",
+    history_keys=None,
     users=None,
+    user_keys=None,
     histories=None,
     new_items=str(tmp_path / "x.safetensors"),
     top_k=78,
     repeat=False,
     data_dir=None,
+    key=None,
   )
   out = capsys.readouterr().out
   assert "had: 1 " in out and "; 41 (new item 1)" in out and " 80 (new item 40)  score" in out

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmesid_jax.data.files import ITEMS, USERS
 from mmesid_jax.data.mistakes import Mistake, json_lines, refuse
+from mmesid_jax.errors import UserError
 
 KEY = "key"
 
@@ -25,6 +26,33 @@ def user_keys(directory: str | os.PathLike, field: str = KEY) -> list[str]:
   """Keys of the users, [U], in the order of sequences.txt: `field` of every line of users.jsonl.
   Raises UserError as `item_keys` does."""
   return _keys(Path(directory) / USERS, field)
+
+
+def kept_item_keys(directory: str | os.PathLike, field: str | None = None) -> list[str] | None:
+  """`item_keys` of a folder that may keep none, then None: no items.jsonl, or no `key` on its first
+  line. A field that is asked for must be there."""
+  path = Path(directory) / ITEMS
+  return _keys(path, field or KEY) if field or _kept(path) else None
+
+
+def kept_user_keys(directory: str | os.PathLike, users: int) -> list[str] | None:
+  """`user_keys` of a folder that may keep none, then None. Raises UserError for another number of
+  them than `users`, too."""
+  path = Path(directory) / USERS
+  if not _kept(path):
+    return None
+  found = _keys(path, KEY)
+  if len(found) != users:
+    raise UserError(f"{path}: {len(found)} lines; expected one for each of the {users} users")
+  return found
+
+
+def _kept(path: Path) -> bool:
+  """Whether the first line of the file, if there is one, has a key; it need not be a good one."""
+  if not path.is_file():
+    return False
+  first = next((found for _, found in json_lines(path)), None)
+  return not isinstance(first, dict) or KEY in first
 
 
 def _keys(path: Path, field: str) -> list[str]:
@@ -48,6 +76,8 @@ def scan(lines: Iterable[tuple[int, object]], field: str = KEY) -> Iterator[str 
       some = ", ".join(sorted(found)[:8]) if isinstance(found, dict) else type(found).__name__
       text = f"no text under {field!r}, which should be the key ({some})"
       yield Mistake("no key", text, number)
+    elif not key.isascii() and key != key.encode(errors="replace").decode():
+      yield Mistake("no text", f"key {key!r} is no Unicode text", number)
     elif first_line.setdefault(key, number) != number:
       text = f"key {key!r} already stands on line {first_line[key]}"
       yield Mistake("key again", text, number)

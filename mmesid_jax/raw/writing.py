@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mmesid_jax.data.dataset import ITEMS, SEQUENCES, write_whole
-from mmesid_jax.data.keys import KEY, USERS
+from mmesid_jax.data.files import ITEMS, SEQUENCES, TIMES, USERS, write_whole
+from mmesid_jax.data.keys import KEY
 from mmesid_jax.raw.events import Events
 from mmesid_jax.raw.items import Catalogue
 
-TIMES = "times.npy"
 FIELDS = ("title", "brand", "categories", "description", "images")
 
 

@@ -1,4 +1,4 @@
-"""One run at a time trains in a workdir."""
+"""One run at a time works in a folder."""
 
 import contextlib
 import datetime
@@ -23,18 +23,21 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds workdir/lock, which says by whom. The system lets go of it when the process ends, however
+def locked(
+  folder: pathlib.Path, *, doing: str = "training", flag: str = "--workdir"
+) -> Iterator[None]:
+  """Holds folder/lock, which says by whom. The system lets go of it when the process ends, however
   it ends: a file that was left behind refuses nobody.
 
-  Of several processes the first one holds it. Raises UserError where another run does. A file
-  system without locks is warned of on stderr.
+  doing: what a run does in the folder, which the flag names; for messages. Of several processes the
+  first one holds it. Raises UserError where another run does. A file system without locks is warned
+  of on stderr.
   """
   if not processes.first():
     yield
     return
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / "lock"
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / "lock"
   with path.open("a+") as file:  # "w" would empty what another run wrote
     try:
       _take(file, PATIENCE_SECONDS if processes.several() else 0)
@@ -42,14 +45,14 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
       file.seek(0)
       holder = file.read().strip() or "another run"
       raise UserError(
-        f"{workdir}: {holder} is training here; wait until it is done, stop it (it saves first), "
-        "or choose another --workdir"
+        f"{folder}: {holder} is {doing} here; wait until it is done, stop it (it saves first), "
+        f"or choose another {flag}"
       ) from error
     except OSError as error:
       if error.errno not in _NO_LOCKS:
         raise
       print(
-        f"warning: {path}: {error.strerror}; see to it that no other run trains here",
+        f"warning: {path}: {error.strerror}; see to it that no other run is {doing} here",
         file=sys.stderr,
       )
     file.truncate(0)

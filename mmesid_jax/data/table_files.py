@@ -1,0 +1,100 @@
+"""Tables for other programs: Parquet or JSON lines, by the name of the file.
+
+A table is columns by name, a value a row each. JSON lines hold one object a row, Parquet the same
+names with their types; polars writes it, and is imported for Parquet only.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mmesid_jax.artifacts import whole
+from mmesid_jax.errors import UserError, disk_fault
+
+PARQUET, JSON_LINES = ".parquet", ".jsonl"
+ROW_GROUP = 65_536  # rows that Parquet keeps together, whatever the parts that a file is joined of
+
+# Type of a column -> polars' name of it. Any value of text and any element of a list of texts may
+# be None.
+TYPES = {
+  int: ("Int64", None),
+  str: ("String", None),
+  list[int]: ("List", "Int32"),
+  list[float]: ("List", "Float32"),
+  list[str]: ("List", "String"),
+}
+
+Schema = Mapping[str, Any]  # name -> one of TYPES
+Columns = Mapping[str, list]  # name -> a value a row, of Python's own types
+
+
+def check_output(path: Path) -> None:
+  """Raises UserError for a name of neither format, a folder, or Parquet without polars."""
+  if path.suffix not in (PARQUET, JSON_LINES):
+    raise UserError(f"--output={path}: expected a name that ends in {PARQUET} or {JSON_LINES}")
+  if path.is_dir():
+    raise UserError(f"--output={path}: is a folder; expected the name of a file")
+  if path.suffix == PARQUET:
+    _polars(path)
+
+
+def write_table(path: Path, schema: Schema, columns: Columns) -> None:
+  """The schema's columns, in its order. Writes under a temporary name and renames. Raises UserError
+  for a text that is not Unicode, and where the disk refuses the file."""
+  columns = {name: columns[name] for name in schema}
+  try:
+    with whole(path) as temporary:
+      if path.suffix == PARQUET:
+        pl = _polars(path)
+        types = {name: _polars_type(pl, kind) for name, kind in schema.items()}
+        pl.DataFrame(columns, types).write_parquet(temporary, row_group_size=ROW_GROUP)
+      else:
+        with temporary.open("wb") as file:
+          file.writelines(_lines(columns))
+  except UnicodeEncodeError as error:
+    raise UserError(f"{path}: {error.object!r} is no Unicode text ({error.reason})") from error
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+  """The rows of all parts, in their order, in one file, through bounded memory; written under a
+  temporary name and renamed. The same parts give the same bytes. Raises UserError for a part that
+  is not whole."""
+  with whole(path) as temporary:
+    if path.suffix == PARQUET:
+      pl = _polars(path)
+      try:
+        pl.scan_parquet(parts).sink_parquet(temporary, row_group_size=ROW_GROUP)
+      except pl.exceptions.PolarsError as error:
+        if disk_fault(error):
+          raise
+        raise UserError(f"{parts[0].parent}: a part is not as it was written ({error})") from error
+    else:
+      with temporary.open("wb") as joined:
+        for part in parts:
+          with part.open("rb") as file:
+            shutil.copyfileobj(file, joined, 1 << 20)
+
+
+def _lines(columns: Columns) -> Iterator[bytes]:
+  for row in zip(*columns.values(), strict=True):
+    yield msgspec.json.encode(dict(zip(columns, row, strict=True))) + b"\n"
+
+
+def _polars_type(pl, kind):
+  name, inner = TYPES[kind]
+  return getattr(pl, name)(getattr(pl, inner)) if inner else getattr(pl, name)
+
+
+def _polars(path: str | os.PathLike):
+  try:
+    import polars
+  except ImportError:
+    raise UserError(
+      f"--output={path}: Parquet needs polars, which is not installed: pip install polars, or "
+      f"choose a name that ends in {JSON_LINES}"
+    ) from None
+  return polars

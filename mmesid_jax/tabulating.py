@@ -1,0 +1,40 @@
+"""What the command `semantic_ids export` does: the catalogue's codes in a file of a row an item."""
+
+import pathlib
+
+from mmesid_jax import pipeline
+from mmesid_jax.data import keys, table_files
+from mmesid_jax.errors import UserError
+from mmesid_jax.stages import semantic_ids
+
+ITEM = {"item_id": int, "key": str, "title": str}
+
+
+def run(
+  workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str | None, key: str | None
+) -> None:
+  """Columns: item_id; key and title where the data set has them; and of every modality, under its
+  name, the codes from the first level to the last. key: the field of items.jsonl that holds the
+  keys, None = `key`, if it is there. Raises UserError."""
+  table_files.check_output(output)
+  opened = pipeline.reopen(workdir, data_dir)
+  found = semantic_ids.read(opened)
+  num_items = opened.dataset.num_items
+  if found.header["num_items"] != num_items:
+    raise UserError(
+      f"{opened.data_dir}: {num_items:,} items; {opened.artifact(semantic_ids.STAGE)} was made for "
+      f"{found.header['num_items']:,}"
+    )
+  titles = opened.dataset.titles()[1:]
+  known = {
+    "item_id": list(range(1, num_items + 1)),
+    "key": keys.kept_item_keys(opened.data_dir, key),
+    "title": titles if any(titles) else None,
+  }
+  codes = {m: code_IL[1:].tolist() for m, code_IL in found.codes.items()}
+  if taken := ITEM.keys() & codes.keys():
+    raise UserError(f"the modality {min(taken)} has the name of another column of {output}")
+  schema = {name: kind for name, kind in ITEM.items() if known[name] is not None}
+  schema |= dict.fromkeys(codes, list[int])
+  table_files.write_table(output, schema, known | codes)
+  print(f"{output}: {num_items:,} items, {', '.join(schema)}")

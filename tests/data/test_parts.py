@@ -1,0 +1,62 @@
+"""A file made part by part: begun, left, gone on with, or refused."""
+
+import pytest
+
+from mmesid_jax.data.parts import Parts
+from mmesid_jax.errors import UserError
+
+SETTINGS = {"top_k": 10, "model": "a1", "columns": ["n"]}
+
+
+def begun(tmp_path, settings=SETTINGS) -> Parts:
+  return Parts(tmp_path / "out.jsonl", 3, settings)
+
+
+def write(parts: Parts, n: int) -> None:
+  parts.write(n, {"n": int}, {"n": [10 * n, 10 * n + 1]})
+
+
+def test_what_is_missing_is_made_and_the_folder_goes(tmp_path):
+  parts = begun(tmp_path)
+  assert parts.missing() == [0, 1, 2]
+  write(parts, 1)
+  again = begun(tmp_path)
+  assert again.missing() == [0, 2]
+  assert not (tmp_path / "out.jsonl").exists()
+  write(again, 2)
+  write(again, 0)
+  again.finish()
+  assert [f.name for f in tmp_path.iterdir()] == ["out.jsonl"]
+  numbers = "".join(f'{{"n":{n}}}\n' for n in (0, 1, 10, 11, 20, 21))
+  assert (tmp_path / "out.jsonl").read_text() == numbers
+
+
+@pytest.mark.parametrize(
+  ("changed", "says"),
+  [({"top_k": 20}, "top_k was 10, is now 20"), ({"new items": "b"}, "was None, is now b")],
+)
+def test_parts_of_other_settings_are_refused_and_stay(tmp_path, changed, says):
+  write(begun(tmp_path), 0)
+  with pytest.raises(UserError, match=f"{says}; finish that one .* or delete the folder"):
+    begun(tmp_path, SETTINGS | changed)
+  assert begun(tmp_path).missing() == [1, 2]
+
+
+def test_a_folder_that_somebody_else_made_is_never_removed(tmp_path):
+  folder = tmp_path / "out.jsonl.parts"
+  folder.mkdir()
+  (folder / "settings.json.17.tmp").touch()  # of a run that was killed as it began
+  (folder / "lock").touch()
+  (folder / "thesis.tex").touch()
+  with pytest.raises(UserError, match=r"holds thesis.tex and no settings.json"):
+    begun(tmp_path)
+  (folder / "thesis.tex").unlink()
+  assert begun(tmp_path).missing() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_settings_that_are_not_readable_are_refused(tmp_path, text):
+  write(begun(tmp_path), 0)
+  (tmp_path / "out.jsonl.parts" / "settings.json").write_text(text)
+  with pytest.raises(UserError, match=r"settings.json: is not as it was written; delete"):
+    begun(tmp_path)

@@ -1,0 +1,291 @@
+"""Results out: semantic IDs and recommendations for all users, as files, by the commands."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+from commands import refused, run, start
+
+from mmesid_jax import batch_recommending, recommending, tabulating
+from mmesid_jax.artifacts import read_artifact
+from mmesid_jax.config import read_config
+from mmesid_jax.errors import Interrupted, UserError
+from mmesid_jax.serving import Recommender
+from mmesid_jax.stages import new_items
+
+ODD = ["é", "商品", '"\\', "\u200f\u0645", "a,b", "🧴", "L'Or"]
+ITEM_KEYS = [f"{ODD[i % len(ODD)]}{i}" for i in range(1, 41)]
+
+
+def user_key(user: int) -> str:
+  return f"A{user} {ODD[user % len(ODD)]}\u2028"
+
+
+def give_keys(workdir: pathlib.Path, field: str = "key") -> pathlib.Path:
+  """The workdir's data set with keys."""
+  data = workdir / "synthetic"
+  items = [json.loads(line) for line in (data / "items.jsonl").read_text().splitlines()]
+  lines = [json.dumps(item | {field: key}) for item, key in zip(items, ITEM_KEYS, strict=True)]
+  (data / "items.jsonl").write_text("\n".join(lines) + "\n")
+  users = (data / "sequences.txt").read_text().splitlines()
+  names = [json.dumps({"key": user_key(int(line.split()[0]))}) for line in users]
+  (data / "users.jsonl").write_text("\n".join(names) + "\n")
+  return workdir
+
+
+def histories(workdir: pathlib.Path) -> dict[int, list[int]]:
+  lines = (workdir / "synthetic" / "sequences.txt").read_text().splitlines()
+  return {int(user): [*map(int, items)] for user, *items in map(str.split, lines)}
+
+
+def read(path: pathlib.Path) -> list[dict]:
+  if path.suffix == ".parquet":
+    return pl.read_parquet(path).to_dicts()
+  return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def everyone(workdir: pathlib.Path, output: pathlib.Path, **changes) -> None:
+  options = {"new_items": None, "top_k": 5, "repeat": False, "data_dir": None, "key": None}
+  recommending.run_all_users(workdir, output, **(options | changes))
+
+
+def test_semantic_ids_are_exported(workdir, tmp_path):
+  expected, _ = read_artifact(workdir / "semantic_ids.safetensors", "semantic_ids")
+  command = ("semantic_ids", "export", f"--workdir={workdir}")
+  status, out, err = run(*command, f"--output={tmp_path}/plain.parquet")
+  assert status == 0, err
+  assert "40 items, item_id, title, collaborative, text" in out
+  plain = pl.read_parquet(tmp_path / "plain.parquet")
+  assert plain.columns == ["item_id", "title", "collaborative", "text"]
+  assert plain.dtypes == [pl.Int64, pl.String, pl.List(pl.Int32), pl.List(pl.Int32)]
+  assert plain["item_id"].to_list() == list(range(1, 41))
+  for m in ("collaborative", "text"):
+    np.testing.assert_array_equal(plain[m].to_list(), expected[f"codes.{m}"][1:])
+  give_keys(workdir, "asin")
+  status, _, err = run(*command, f"--output={tmp_path}/ids.jsonl", "--key=asin")
+  assert status == 0, err
+  rows = read(tmp_path / "ids.jsonl")
+  assert [row["key"] for row in rows] == ITEM_KEYS
+  assert [{k: v for k, v in row.items() if k != "key"} for row in rows] == plain.to_dicts()
+
+
+def test_mistakes_of_semantic_ids_are_one_line(workdir, tmp_path):
+  export = ("semantic_ids", "export", f"--workdir={workdir}")
+  assert "--output is missing" in refused(*export)
+  line = refused(*export, f"--output={tmp_path}/ids.csv")
+  assert "ids.csv: expected a name that ends in .parquet or .jsonl" in line
+  line = refused(*export, f"--output={tmp_path}/ids.jsonl", "--features=text=a.npy")
+  assert "--features: export takes none" in line
+  encode = ("semantic_ids", "encode", f"--workdir={workdir}", f"--output={tmp_path}/x")
+  assert "--features is missing" in refused(*encode)
+  assert "--key: encode takes none" in refused(*encode, "--features=text=a.npy", "--key=asin")
+  output = tmp_path / "ids.jsonl"
+  with pytest.raises(UserError, match=r"items.jsonl:1: no text under 'asin'"):
+    tabulating.run(workdir, output, data_dir=None, key="asin")
+  of_four_items(workdir)
+  with pytest.raises(UserError, match=r"synthetic: 4 items; .*was made for 40"):
+    tabulating.run(workdir, output, data_dir=None, key=None)
+  assert not list(tmp_path.glob("ids*"))
+
+
+def of_four_items(workdir: pathlib.Path) -> None:
+  (workdir / "synthetic" / "items.jsonl").unlink()
+  (workdir / "synthetic" / "sequences.txt").write_text("1 2 3 4\n")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_all_users_get_what_each_gets_alone(workdir, tmp_path, suffix, monkeypatch):
+  monkeypatch.setattr(batch_recommending, "USERS_A_PART", 25)  # 60 users: the last part is short
+  give_keys(workdir)
+  output = tmp_path / f"recs{suffix}"
+  everyone(workdir, output)
+  rows, model, had = read(output), Recommender.load(workdir), histories(workdir)
+  assert [f.name for f in tmp_path.glob("recs*")] == [output.name]
+  assert [row["user_id"] for row in rows] == list(had)
+  for row in rows:
+    user = row["user_id"]
+    assert row["user_key"] == user_key(user)
+    assert row["item_keys"] == [ITEM_KEYS[i - 1] for i in row["item_ids"]]
+    assert len(row["item_ids"]) == 5 and not set(row["item_ids"]) & set(had[user])
+    (alone,) = model.recommend([had[user]], 5)
+    assert row["item_ids"] == [r.item for r in alone]
+    np.testing.assert_allclose(row["scores"], [r.score for r in alone], rtol=1e-4)
+  everyone(workdir, output, top_k=40)
+  assert [len(row["item_ids"]) for row in read(output)] == [40 - len(set(h)) for h in had.values()]
+  everyone(workdir, output, top_k=40, repeat=True)
+  assert {len(row["item_ids"]) for row in read(output)} == {40}
+
+
+def test_new_items_are_recommended_to_all_users_without_a_key(workdir, tmp_path):
+  text = np.load(workdir / "synthetic" / "text.npy", allow_pickle=False)
+  file = tmp_path / "new.safetensors"
+  new_items.write(file, new_items.encode(workdir, read_config(workdir), {"text": text[[4, 6]]}))
+  give_keys(workdir)
+  output = tmp_path / "recs.parquet"
+  everyone(workdir, output, new_items=str(file), top_k=42, repeat=True)
+  for row in read(output):
+    assert sorted(row["item_ids"]) == list(range(1, 43))
+    key_of = dict(zip(row["item_ids"], row["item_keys"], strict=True))
+    assert key_of == dict(enumerate([*ITEM_KEYS, None, None], 1))
+
+
+def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_path, monkeypatch):
+  monkeypatch.setattr(batch_recommending, "USERS_A_PART", 25)
+  output, asked = tmp_path / "recs.jsonl", []
+  best = Recommender.best
+
+  def counted(model, given, *options, **more):
+    asked.append(len(given))
+    if len(asked) == 2:
+      raise KeyboardInterrupt
+    return best(model, given, *options, **more)
+
+  monkeypatch.setattr(Recommender, "best", counted)
+  with pytest.raises(KeyboardInterrupt):
+    everyone(workdir, output)
+  for changes, says in (
+    ({"top_k": 6}, "top_k was 5, is now 6"),
+    ({"repeat": True}, "repeat was False, is now True"),
+  ):
+    with pytest.raises(UserError, match=says):
+      everyone(workdir, output, **changes)
+  parts = shutil.copytree(tmp_path / "recs.jsonl.parts", tmp_path / "kept")
+  (workdir / "recommender.safetensors").write_bytes(other_model(workdir))
+  with pytest.raises(UserError, match="model was "):
+    everyone(workdir, output)
+  shutil.copytree(parts, tmp_path / "recs.jsonl.parts", dirs_exist_ok=True)
+  give_keys(workdir)
+  with pytest.raises(UserError, match="holds parts of another run"):
+    everyone(workdir, output)
+  assert asked == [25, 25]
+
+
+def other_model(workdir: pathlib.Path) -> bytes:
+  """The artifact with one byte of its last tensor changed."""
+  content = bytearray((workdir / "recommender.safetensors").read_bytes())
+  content[-2] ^= 1
+  return bytes(content)
+
+
+def test_finished_parts_are_not_made_again(workdir, tmp_path, monkeypatch):
+  monkeypatch.setattr(batch_recommending, "USERS_A_PART", 25)
+  output, asked = tmp_path / "recs.jsonl", []
+  best, asks = Recommender.best, iter([None, None, "SIGTERM"])
+
+  def counted(model, given, *options, **more):
+    asked.append(len(given))
+    return best(model, given, *options, **more)
+
+  monkeypatch.setattr(Recommender, "best", counted)
+  monkeypatch.setattr(batch_recommending.Stopping, "asked", lambda self: next(asks, None))
+  with pytest.raises(Interrupted, match="SIGTERM at user 50 of 60, .* run the same command again"):
+    everyone(workdir, output)
+  assert asked == [25, 25] and not output.exists()
+  everyone(workdir, output)
+  assert asked == [25, 25, 10]
+  assert [row["user_id"] for row in read(output)] == list(histories(workdir))
+
+
+def wait_for_parts(process: subprocess.Popen, folder: pathlib.Path, count: int) -> None:
+  deadline = time.monotonic() + 200
+  while len(list(folder.glob("0*.parquet"))) < count:
+    assert process.poll() is None, process.communicate()[1]
+    assert time.monotonic() < deadline
+    time.sleep(0.002)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(workdir, tmp_path):
+  data = workdir / "synthetic" / "sequences.txt"
+  items = [line.split(" ", 1)[1] for line in data.read_text().splitlines()]
+  users = 5 * batch_recommending.USERS_A_PART + 77
+  data.write_text("".join(f"{n} {items[n % len(items)]}\n" for n in range(1, users + 1)))
+  give_keys(workdir)
+  command = ("recommend", f"--workdir={workdir}", "--all_users", "--top_k=5")
+  status, out, err = run(*command, f"--output={tmp_path}/whole.parquet")
+  assert status == 0, err
+  assert f"{users:,} users, user_id, user_key, item_ids, item_keys, scores" in out
+  output = tmp_path / "recs.parquet"
+  parts = tmp_path / "recs.parquet.parts"
+  for number, expected, count in ((signal.SIGKILL, -9, 1), (signal.SIGTERM, 75, 2)):
+    process = start(*command, f"--output={output}")
+    wait_for_parts(process, parts, count)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == expected, err
+    assert count <= len(list(parts.glob("0*.parquet"))) <= 5 and not output.exists()
+  assert "stopped: SIGTERM at user" in err and "run the same command again" in err
+  line = refused(*command[:3], "--top_k=6", f"--output={output}")
+  assert f"{parts}: holds parts of another run: top_k was 5, is now 6" in line
+  status, _, err = run(*command, f"--output={output}")
+  assert status == 0, err
+  assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+  assert pl.scan_parquet(output).select(pl.len()).collect().item() == users
+  assert not parts.exists()
+
+
+def shown(workdir: pathlib.Path, capsys, **given) -> str:
+  sources = ("history", "history_keys", "users", "user_keys", "histories")
+  options = {"new_items": None, "top_k": 3, "repeat": False, "data_dir": None, "key": None}
+  recommending.run(workdir, **(dict.fromkeys(sources) | options | given))
+  return capsys.readouterr().out
+
+
+def test_keys_go_in_and_come_out(workdir, tmp_path, capsys):
+  give_keys(workdir)
+  by_id = shown(workdir, capsys, history="1 5")
+  assert f"1 {ITEM_KEYS[0]} " in by_id
+  assert shown(workdir, capsys, history_keys=f"{ITEM_KEYS[0]}  {ITEM_KEYS[4]}") == by_id
+  by_key = shown(workdir, capsys, user_keys=[user_key(7), user_key(2)])
+  by_id = shown(workdir, capsys, users=["7", "2"])
+  assert by_key.replace(user_key(7), "7").replace(user_key(2), "2") == by_id
+  (tmp_path / "h.txt").write_text("1 5\n")
+  answer = json.loads(shown(workdir, capsys, histories=f"{tmp_path}/h.txt"))
+  assert all(r["key"] == ITEM_KEYS[r["item"] - 1] for r in answer["items"])
+  keys = (f"--user_key={user_key(7)}", f"--user_key={user_key(2)}")
+  status, out, err = run("recommend", f"--workdir={workdir}", *keys, "--top_k=3")
+  assert status == 0, err
+  assert out == by_key
+  keys = f"--history_keys={ITEM_KEYS[0]} B0"
+  line = refused("recommend", f"--workdir={workdir}", keys)
+  assert "--history_keys: not one of the 40 items: 'B0' (keys are such as" in line
+  with pytest.raises(UserError, match="--user_key: not one of the 60 users: 'A1' .*as 'A1 "):
+    shown(workdir, capsys, user_keys=["A1"])
+
+
+def test_keys_that_the_data_set_does_not_keep_are_refused(trained, capsys):
+  with pytest.raises(UserError, match="--user_key: .*/synthetic holds no keys of users"):
+    shown(trained, capsys, user_keys=["A1"])
+  with pytest.raises(UserError, match="--history_keys: .*/synthetic holds no keys of items"):
+    shown(trained, capsys, history_keys="B0")
+
+
+def test_mistakes_of_recommend_are_one_line(workdir, tmp_path):
+  recommend = ("recommend", f"--workdir={workdir}")
+  output = f"--output={tmp_path}/recs.parquet"
+  line = refused(*recommend, "--all_users", output, "--user=1")
+  assert "expected one of --history, " in line and "found --user and --all_users" in line
+  assert "found none" in refused(*recommend)
+  assert "--all_users and --output=FILE belong together" in refused(*recommend, "--all_users")
+  assert "--all_users and --output=FILE belong together" in refused(*recommend, "--user=1", output)
+  line = refused(*recommend, "--all_users", f"--output={tmp_path}/recs.csv")
+  assert "expected a name that ends in .parquet or .jsonl" in line
+  (tmp_path / "file").touch()
+  line = refused(*recommend, "--all_users", f"--output={tmp_path}/file/recs.jsonl")
+  assert f"{tmp_path}/file" in line and "not a directory" in line
+  with pytest.raises(UserError, match="top_k=41: expected a number from 1 to 40"):
+    everyone(workdir, tmp_path / "recs.parquet", top_k=41)
+  give_keys(workdir)
+  with (workdir / "synthetic" / "users.jsonl").open("a") as file:
+    file.write('{"key": "one more"}\n')
+  with pytest.raises(UserError, match=r"users.jsonl: 61 lines; expected one for each of the 60"):
+    everyone(workdir, tmp_path / "recs.parquet")
+  of_four_items(workdir)
+  with pytest.raises(UserError, match=r"synthetic: 4 items; .* was trained with 40"):
+    everyone(workdir, tmp_path / "recs.parquet")
+  assert not list(tmp_path.glob("recs*"))
