@@ -10,8 +10,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 
 # From top to bottom. A module imports from its own folder and from lines further down.
 LAYERS = (
-  ("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start"),
-  ("recommending", "exporting", "ablating", "encoding", "cold_starting", "planning"),
+  ("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start", "vectors"),
+  ("recommending", "exporting", "ablating", "encoding", "cold_starting", "planning", "vectoring"),
   ("pipeline",),
   ("serving",),
   ("stages",),

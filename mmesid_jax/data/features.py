@@ -37,7 +37,7 @@ def open_features(
   than `num_items` + 1 rows, a width other than `width` (when given), holds NaN or infinity, or
   tells no two items apart.
   """
-  table = _read(Path(path))
+  table = read_table(Path(path))
   _check_shape(path, table.shape, num_items)
   if width is not None and table.shape[1] != width:
     raise UserError(f"{path}: rows are {table.shape[1]} wide; expected {width}")
@@ -103,7 +103,7 @@ def read_new_features(path: str | os.PathLike, *, width: int) -> np.ndarray:
   Raises UserError as `new_features` does, for another kind of file, and for a first row of zeros:
   the padding row of a table for training, which would shift every item by one.
   """
-  x_NV = new_features(_read(Path(path)), path, width=width)
+  x_NV = new_features(read_table(Path(path)), path, width=width)
   if not x_NV[0].any():
     raise UserError(f"{path}: row 0 is all zeros; new items have no padding row, leave it out")
   return x_NV
@@ -190,7 +190,9 @@ def principal_components(covariance_VV: np.ndarray, width: int) -> tuple[np.ndar
   return variance_V[::-1][:width], directions * signs
 
 
-def _read(path: Path) -> np.ndarray:
+def read_table(path: Path) -> np.ndarray:
+  """What a .npy or a one-tensor .safetensors file holds, of any shape and type; .npy as a memory
+  map. Raises UserError for a file that is missing or of another kind."""
   readers = {".npy": _read_npy, ".safetensors": _read_safetensors}
   return _by_kind(path, readers)(path)
 
