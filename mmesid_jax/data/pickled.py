@@ -293,7 +293,8 @@ def _fill(target: dict, pairs: list) -> dict:
     short_text = isinstance(key, str) and len(key) <= MAX_KEY
     if not short_text and not (isinstance(key, int) and abs(key) < 2**60):
       # more would be hashed anew at every use, or in many steps
-      raise ValueError(f"a dict with a {type(key).__name__} as key; read are text and integers")
+      kind = type(key).__name__
+      raise ValueError(f"a dict with such a key, {kind}; read are short text and integers")
     target[key] = value
   return target
 
