@@ -63,9 +63,9 @@ def join(
       for x_NV in source.chunks():
         to_N = items_N[start : start + len(x_NV)]
         wanted = np.flatnonzero(to_N)
-        table[to_N[wanted]] = rows = _cast(source, start + wanted, x_NV[wanted], dtype)
+        table[to_N[wanted]] = _cast(source, start + wanted, x_NV[wanted], dtype)
         if absent and missing == "mean":
-          sum_V += np.float32(rows).sum(axis=0, dtype=np.float64)
+          sum_V += np.float32(x_NV[wanted]).sum(axis=0, dtype=np.float64)
         start += len(x_NV)
         bar.update(len(x_NV))
     table[~has] = (sum_V / (len(keys) - len(absent))).astype(dtype)

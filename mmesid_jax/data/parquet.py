@@ -42,7 +42,7 @@ def parquet_vectors(
     row = int(keys.is_null().arg_max())
     raise UserError(f"{path}: row {row} has no key in the column {key!r}")
   nested = schema[columns[0]].is_nested()
-  width = len(first[columns[0]][0] or ()) if nested else len(columns)
+  width = _lists(first[columns[0]]).list.len()[0] if nested else len(columns)
   if not width:
     raise UserError(f"{path}: the vector of row 0 is empty (column {columns[0]!r})")
 
@@ -62,7 +62,7 @@ def parquet_vectors(
 def _of_lists(path: Path, column, width: int, start: int) -> np.ndarray:
   """[rows, width] of a column of lists. `start`: the row of the file with which it begins."""
   where = f"{path}: column {column.name!r}, row"
-  lists = column.cast(polars.List(column.dtype.inner))
+  lists = _lists(column)
   widths = lists.list.len().fill_null(0)
   if (widths != width).any():
     row = int((widths != width).arg_max())
@@ -72,6 +72,10 @@ def _of_lists(path: Path, column, width: int, start: int) -> np.ndarray:
     row = int(flat.is_null().arg_max()) // width
     raise UserError(f"{where} {start + row}: a number is missing")
   return flat.to_numpy().reshape(len(lists), width)
+
+
+def _lists(column: polars.Series) -> polars.Series:
+  return column.cast(polars.List(column.dtype.inner))  # arrays are lists of one length
 
 
 def _key_column(path: Path, schema, named: str | None) -> str:

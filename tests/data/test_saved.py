@@ -261,37 +261,37 @@ def test_numpy_arrays_hold_as_many_numbers_as_they_say(tmp_path):
 
 def bombs() -> dict[str, bytes]:
   """Small files that ask for much time or memory, where something does not count along."""
-  long, many = 2**20, 2**18
+  long, many = 2**18, 2**16
   kept = b"X" + long.to_bytes(4, "little") + bytes(long) + b"q\1"
   encode = pickles.name("_codecs.encode") + b"q\2" + b"(h\1" + pickles.value("latin1") + b"tq\3"
-  file = pickles.older(b"(" + b"N" * long + b"t", {})
+  file = pickles.older(pickles.storage("0", 1) + b"q\1" * long, {"0": X[:1, :1]})
   enclosed = b"B" + len(file).to_bytes(4, "little") + file
   load = pickles.name("torch.storage._load_from_bytes") + b"q\1" + enclosed + b"\x85q\2R"
   rest = b"K\0K\1\x85K\1\x85\x89NtR"
   tensor = pickles.name("torch._utils._rebuild_tensor_v2") + b"q\3(" + load + rest
+  again = b"h\3(h\1h\2R" + rest
   numbers = b"(" + b"K\1" * long + b"lq\1"
   row = pickles.tensor(pickles.storage("0", long), (long,), (1,)) + b"q\1"
-  ints = b"".join(pickles.value(k * (2**61 - 1)) + b"N" for k in range(1, many // 4))
-  puts = b"".join(b"Np%d\n" % (k * (2**61 - 1)) for k in range(1, many // 4))
-  laughs = b"]q\0" + b"".join(b"(" + b"h%c" % k * 9 + b"lq%c" % (k + 1) for k in range(50))
-  pairs = b"N" + b"".join(b"\x86".join([b"q\1h\1", b""]) for _ in range(200)) + b"q\2"
-  view = b"(" + pickles.value("storage") + b"N" * long + b"tq\1"
+  ints = b"".join(pickles.value(k * (2**61 - 1)) + b"N" for k in range(1, many))
+  puts = b"".join(b"Np%d\n" % (k * (2**61 - 1)) for k in range(1, many))
+  laughs = b"]"
+  for k in range(12):
+    laughs = b"(" + laughs + b"q%c" % k + b"h%c" % k * 99 + b"l"
+  pairs = b"N" + b"q\1h\1\x86" * 200 + b"q\2"
+  reference = pickles.storage("0", 12, "FloatStorage", b"N" * long).removesuffix(b"Q") + b"q\1Q"
   return {
     "a text made bytes again and again": kept + encode + b"(" + b"h\2h\3R" * many + b"l",
-    "a file within, read again and again": b"("
-    + tensor
-    + (b"h\3(h\1h\2R" + rest) * (many // 8)
-    + b"l",
+    "a file within, read again and again": b"(" + tensor + again * many + b"l",
     "a list that is many vectors": b"(" + numbers + b"h\1" * many + b"l",
     "a tensor that is many vectors": b"(" + row + b"h\1" * many + b"l",
     "integers of one hash": b"}(" + ints + b"u",
     "memo places of one hash": b"(" + puts + b"l",
     "a tuple of itself, hashed": pairs + b"}h\2Ns",
-    "lists of the same lists": b"(" + laughs + b"l",
+    "lists of the same lists": laughs,
     "a list in itself": b"]q\0h\0a",
     "lists in lists in lists": b"]" * many + b"a" * (many - 1),
     "tuples in tuples in tuples": b")" + b"\x85" * many,
-    "a long reference": b"(" + view + b"Q" + b"h\1Q" * many + b"l",
+    "a long reference": b"(" + reference + b"h\1Q" * many + b"l",
     "a size before the bytes": b"\x8e" + b"\xff" * 7 + b"\x7f",
     "a long text that says so": b"X\xff\xff\xff\xff",
     "a huge number": b"\x8b" + long.to_bytes(4, "little") + b"\x7f" * long,
@@ -302,10 +302,10 @@ def bombs() -> dict[str, bytes]:
 
 
 def test_small_files_take_little_time_and_memory(tmp_path):
-  """The child is killed where it needs more than 2 GiB or a minute of computing."""
+  """The child is killed where it needs more than 3 GiB or half a minute of computing."""
   for number, (kind, instructions) in enumerate(bombs().items()):
     (tmp_path / f"{number}.bin").write_bytes(pickles.whole(instructions))
-    storages = {"0": np.zeros(2**20, np.float32)} if kind == "a tensor that is many vectors" else {}
+    storages = {"0": np.zeros(2**18, np.float32)} if kind == "a tensor that is many vectors" else {}
     (tmp_path / f"{number}.older").write_bytes(pickles.older(instructions, storages))
   program = """
 import pathlib, resource, sys
@@ -313,14 +313,13 @@ from mmesid_jax.data.saved import open_saved
 from mmesid_jax.data.saved_table import table
 from mmesid_jax.errors import UserError
 resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
-resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
   print(path.name, flush=True)
   try:
     table(open_saved(path), None)
   except UserError:
-    continue
-  raise SystemExit("was read")
+    pass
 """
   child = subprocess.run(
     [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, timeout=300
