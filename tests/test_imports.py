@@ -10,10 +10,16 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 
 # From top to bottom. A module imports from its own folder and from lines further down.
 LAYERS = (
-  ("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start", "prepare"),
-  ("preparing",),
+  # entry points, and below them what they do
+  (
+    *("prepare", "encode", "fetch", "vectors", "train", "evaluate", "recommend", "export"),
+    *("ablate", "semantic_ids", "cold_start"),
+  ),
+  (
+    *("preparing", "vectoring", "planning", "recommending", "exporting", "tabulating"),
+    *("ablating", "identifying", "cold_starting"),
+  ),
   ("raw",),
-  ("recommending", "exporting", "ablating", "encoding", "cold_starting", "planning", "tabulating"),
   ("batch_recommending",),
   ("pipeline",),
   ("serving",),

@@ -1,0 +1,145 @@
+"""Vectors and their keys from Parquet: a column of keys, and a column of vectors or one column for
+every place of the vector."""
+
+import contextlib
+import fnmatch
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars
+
+from mmesid_jax.data.vector_files import CHUNK_BYTES, Vectors
+from mmesid_jax.errors import UserError
+
+TEXT = (polars.String, polars.Categorical, polars.Enum)
+
+
+def parquet_vectors(
+  path: Path, *, key_column: str | None = None, vector_columns: list[str] | None = None
+) -> Vectors:
+  """Vectors of a Parquet file, which is read piece by piece; the keys are text or integers.
+
+  Without a name the key is the only column of text, or where there is none the only one of
+  integers. Vectors are the only column of lists of numbers, or where there is none all columns of
+  floats, in the order of the file. `vector_columns` may hold patterns such as `text_*`. Raises
+  UserError for a file that is missing or damaged, columns that do not exist, that may be meant in
+  several ways or hold something else, and a key that is missing; the chunks raise it for vectors of
+  another width than the first's and for missing numbers.
+  """
+  if not path.is_file():
+    raise UserError(f"{path}: no such file")
+  with _readable(path):
+    schema = polars.read_parquet_schema(path)
+  key = _key_column(path, schema, key_column)
+  columns = _vector_columns(path, schema, key, vector_columns)
+  with _readable(path):
+    keys = polars.scan_parquet(path).select(polars.col(key).cast(polars.String)).collect()[key]
+    first = polars.scan_parquet(path).select(columns).head(1).collect()
+  if not len(keys):
+    raise UserError(f"{path}: holds no rows")
+  if keys.null_count():
+    row = int(keys.is_null().arg_max())
+    raise UserError(f"{path}: row {row} has no key in the column {key!r}")
+  nested = schema[columns[0]].is_nested()
+  width = _lists(first[columns[0]]).list.len()[0] if nested else len(columns)
+  if not width:
+    raise UserError(f"{path}: the vector of row 0 is empty (column {columns[0]!r})")
+
+  def chunks() -> Iterator[np.ndarray]:
+    rows, start = max(CHUNK_BYTES // (4 * width), 1), 0
+    with _readable(path):
+      for frame in polars.scan_parquet(path).select(columns).collect_batches(chunk_size=rows):
+        if nested:
+          yield _of_lists(path, frame[columns[0]], width, start)
+        else:
+          yield frame.to_numpy()  # a missing number becomes NaN
+        start += len(frame)
+
+  return Vectors(path, keys.to_list(), width, chunks)
+
+
+def _of_lists(path: Path, column, width: int, start: int) -> np.ndarray:
+  """[rows, width] of a column of lists. `start`: the row of the file with which it begins."""
+  where = f"{path}: column {column.name!r}, row"
+  lists = _lists(column)
+  widths = lists.list.len().fill_null(0)
+  if (widths != width).any():
+    row = int((widths != width).arg_max())
+    raise UserError(f"{where} {start + row}: {widths[row]} numbers; row 0 has {width}")
+  flat = lists.explode()
+  if flat.null_count():
+    row = int(flat.is_null().arg_max()) // width
+    raise UserError(f"{where} {start + row}: a number is missing")
+  return flat.to_numpy().reshape(len(lists), width)
+
+
+def _lists(column: polars.Series) -> polars.Series:
+  return column.cast(polars.List(column.dtype.inner))  # arrays are lists of one length
+
+
+def _key_column(path: Path, schema, named: str | None) -> str:
+  text = [name for name, kind in schema.items() if kind in TEXT]
+  integers = [name for name, kind in schema.items() if kind.is_integer()]
+  if named is None:
+    candidates = text or integers
+    if len(candidates) == 1:
+      return candidates[0]
+    raise UserError(
+      f"{path}: which column holds the keys? Say --key_column=NAME; columns of text or integers: "
+      f"{_listed(text + integers)}"
+    )
+  if named not in schema:
+    raise UserError(f"--key_column={named}: not in {path}, whose columns are {_listed(schema)}")
+  if named not in text + integers:
+    raise UserError(f"--key_column={named}: holds {schema[named]}; expected text or integers")
+  return named
+
+
+def _vector_columns(path: Path, schema, key: str, named: list[str] | None) -> list[str]:
+  """One column of lists of numbers, or one or more of numbers."""
+  lists = [name for name, kind in schema.items() if _is_list_of_numbers(kind)]
+  if named is None:
+    columns = lists or [name for name, kind in schema.items() if kind.is_float()]
+    if not columns or len(lists) > 1:
+      raise UserError(
+        f"{path}: which columns hold the vectors? Say --vector_columns=NAME, or several names or "
+        f"patterns; its columns are {_listed(schema)}"
+      )
+    return columns
+  others = [name for name in schema if name != key]
+  for pattern in named:
+    if not fnmatch.filter(others, pattern):
+      raise UserError(f"--vector_columns={pattern}: not in {path}, which has {_listed(others)}")
+  columns = [name for name in others if any(fnmatch.fnmatchcase(name, p) for p in named)]
+  wrong = [name for name in columns if not _is_number(schema[name])]
+  if wrong and not (wrong == columns and len(columns) == 1 and columns[0] in lists):
+    raise UserError(
+      f"--vector_columns: {wrong[0]!r} holds {schema[wrong[0]]}; expected one column of lists of "
+      "numbers, or columns of numbers"
+    )
+  return columns
+
+
+def _is_number(kind) -> bool:
+  return kind.is_integer() or kind.is_float()
+
+
+def _is_list_of_numbers(kind) -> bool:
+  return isinstance(kind, polars.List | polars.Array) and _is_number(kind.inner)
+
+
+def _listed(names) -> str:
+  names = list(names)
+  more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+  return (", ".join(names[:8]) or "none") + more
+
+
+@contextlib.contextmanager
+def _readable(path: Path):
+  """Raises UserError for what polars says of a file that it cannot read."""
+  try:
+    yield
+  except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
+    reason = str(error).partition("\n")[0]
+    raise UserError(f"{path}: not a readable Parquet file ({reason})") from None

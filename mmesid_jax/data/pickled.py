@@ -1,0 +1,309 @@
+"""Arrays and tensors in a pickle, read without unpickling it.
+
+A pickle is a program, and Python's own reader runs it: one that somebody sends can do anything.
+Here its instructions are only listed, by pickletools, and the few that build numbers, text, lists,
+dicts, arrays of numpy and tensors of PyTorch are followed. A global is never imported: its name is
+a label, `GLOBALS` are all that are taken, and `_call` holds all that is done for one. Everything
+else is refused.
+
+Memory and time are bounded by the size of the file: there are no more than MAX_INSTRUCTIONS, each
+adds no more than it takes from the file and an empty container, what copies spends a budget of the
+file's size, and an array is a view that may not hold more numbers than there are.
+"""
+
+import dataclasses
+import pickletools
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from mmesid_jax.data.tensors import Dtype, Enclosed, Held, Stored, Tensor
+from mmesid_jax.errors import UserError
+
+MAX_INSTRUCTIONS = 50_000_000  # about 70 bytes each at worst
+MAX_KEY, MAX_NUMBER = 1000, 2**48  # characters of a dict's key; a size, stride or offset
+NUMPY_TYPES = {"b1", *(f"{kind}{n}" for kind in "iu" for n in (1, 2, 4, 8)), "f2", "f4", "f8"}
+STORAGES = {
+  "torch.BoolStorage": np.dtype("?"),
+  "torch.ByteStorage": np.dtype("u1"),
+  "torch.CharStorage": np.dtype("i1"),
+  "torch.ShortStorage": np.dtype("<i2"),
+  "torch.IntStorage": np.dtype("<i4"),
+  "torch.LongStorage": np.dtype("<i8"),
+  "torch.HalfStorage": np.dtype("<f2"),
+  "torch.FloatStorage": np.dtype("<f4"),
+  "torch.DoubleStorage": np.dtype("<f8"),
+  "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+}
+GLOBALS = {  # numpy 1 says numpy.core where numpy 2 says numpy._core; here both are the latter
+  "_codecs.encode",
+  "collections.OrderedDict",
+  "numpy.dtype",
+  "numpy.ndarray",
+  "numpy._core.multiarray._reconstruct",
+  "numpy._core.multiarray.scalar",
+  "numpy._core.numeric._frombuffer",
+  "torch._utils._rebuild_tensor_v2",
+  "torch._utils._rebuild_parameter",
+  "torch.storage._load_from_bytes",
+  *STORAGES,
+}
+LITERALS = {  # instructions whose argument is the value
+  *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
+  *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+  *("STRING", "BINSTRING", "SHORT_BINSTRING"),  # Python 2; pickletools makes text of them
+  *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Name:
+  """A global, by its name."""
+
+  text: str
+
+
+def read_pickle(stream: BinaryIO, size: int, source: object) -> tuple[object, dict[str, Stored]]:
+  """The value of the pickle that begins here, and all numbers elsewhere that it asks for, by key.
+
+  The value is made of None, bool, int, float, str, bytes, lists, tuples, dicts with keys of text or
+  int, and Tensor. `size`: bytes of the stream, which is read up to the pickle's end. Raises
+  UserError, which names `source` and the byte, for everything else.
+  """
+  machine, position = _Machine(size), stream.tell()
+  try:
+    for name, argument, at in _instructions(stream, size):
+      position = at
+      machine.follow(name, argument)
+  except IndexError:
+    reason = "takes a value that is not there"
+  except KeyError as error:
+    reason = f"no value was kept under {error.args[0]}"
+  except (ValueError, TypeError, OverflowError) as error:
+    reason = _short(str(error))
+  else:
+    return machine.stack[0], machine.stored
+  raise UserError(f"{source}: not read, at byte {position}: {reason}")
+
+
+def _instructions(stream: BinaryIO, size: int) -> Iterator[tuple[str, object, int]]:
+  bar = tqdm(
+    desc="reading",
+    total=size,
+    unit="B",
+    unit_scale=True,
+    delay=3,
+    leave=False,
+    disable=size < 2**20,  # there may be a million of these
+  )
+  with bar:
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+      if count == MAX_INSTRUCTIONS:
+        raise ValueError(f"more than {count} instructions; save arrays, not lists of numbers")
+      if not count % 2**16:
+        bar.update(position - bar.n)
+      yield opcode.name, argument, position
+
+
+class _Machine:
+  """The pickle machine: a stack, the heights that were marked in it, and a memo."""
+
+  def __init__(self, budget: int):
+    self.stack: list = []
+    self.marks: list[int] = []
+    self.memo: dict[int, object] = {}
+    self.stored: dict[str, Stored] = {}
+    self.enclosed: dict[int, Enclosed] = {}
+    self.budget = budget  # bytes that may still be copied
+
+  def follow(self, name: str, argument) -> None:
+    """One instruction."""
+    stack = self.stack
+    match name:
+      case _ if name in LITERALS:
+        stack.append(argument)
+      case "MEMOIZE":
+        self.memo[len(self.memo)] = stack[-1]
+      case "PUT" | "BINPUT" | "LONG_BINPUT" if 0 <= argument < 2**32:
+        self.memo[argument] = stack[-1]
+      case "GET" | "BINGET" | "LONG_BINGET":
+        stack.append(self.memo[argument])
+      case "NONE" | "NEWTRUE" | "NEWFALSE":
+        stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+      case "MARK":
+        self.marks.append(len(stack))
+      case "EMPTY_TUPLE":
+        stack.append(())
+      case "TUPLE":
+        stack.append(tuple(self._marked()))
+      case "TUPLE1" | "TUPLE2" | "TUPLE3":
+        stack.append(tuple(self._top(int(name[-1]))))
+      case "EMPTY_LIST":
+        stack.append([])
+      case "LIST":
+        stack.append(self._marked())
+      case "APPEND" | "APPENDS":
+        values = self._top(1) if name == "APPEND" else self._marked()
+        _of(list, stack[-1]).extend(values)
+      case "EMPTY_DICT":
+        stack.append({})
+      case "DICT":
+        pairs = self._marked()
+        stack.append(_fill({}, pairs))
+      case "SETITEM" | "SETITEMS":
+        pairs = self._top(2) if name == "SETITEM" else self._marked()
+        _fill(_of(dict, stack[-1]), pairs)
+      case "GLOBAL":
+        stack.append(_global(argument.replace(" ", ".", 1)))
+      case "STACK_GLOBAL":
+        stack.append(_global(".".join(_of(str, part) for part in self._top(2))))
+      case "REDUCE":
+        function, arguments = self._top(2)
+        stack.append(self._call(_of(Name, function).text, _of(tuple, arguments)))
+      case "BUILD":
+        (state,) = self._top(1)
+        self._build(stack[-1], state)
+      case "BINPERSID":
+        stack.append(self._stored(stack.pop()))
+      case "PROTO" | "FRAME" | "STOP":
+        if name == "STOP" and (self.marks or len(stack) != 1):
+          raise ValueError("ends with other than one value")
+      case _:
+        raise ValueError(f"the instruction {name}, which no array needs")
+
+  def _top(self, count: int) -> list:
+    if len(self.stack) < count:
+      raise IndexError
+    values = self.stack[-count:]
+    del self.stack[-count:]
+    return values
+
+  def _marked(self) -> list:
+    height = self.marks.pop()
+    values = self.stack[height:]
+    del self.stack[height:]
+    return values
+
+  def _call(self, name: str, arguments: tuple) -> object:
+    """What stands for the result of calling a global: all that is ever done for one."""
+    match name, arguments:
+      case "_codecs.encode", (str(text), "latin1" | "latin-1"):
+        return self._bytes(text)
+      case "collections.OrderedDict", ():
+        return {}
+      case "numpy.dtype", (str(code), *_) if code in NUMPY_TYPES:
+        return Dtype(np.dtype(code))
+      case "numpy.dtype", (str(code), *_):
+        raise ValueError(f"an array of the type {_short(code)!r}; only numbers are read")
+      case "numpy._core.multiarray._reconstruct", (Name("numpy.ndarray"), *_):
+        return Tensor()
+      case "numpy._core.multiarray.scalar", (Dtype() as dtype, content):
+        return _array(dtype, (), "C", self._bytes(content))
+      case "numpy._core.numeric._frombuffer", (
+        content,
+        Dtype() as dtype,
+        shape,
+        "C" | "F" as order,
+      ):
+        return _array(dtype, shape, order, self._bytes(content))
+      case "torch.storage._load_from_bytes", (bytes(file),):
+        return self.enclosed.setdefault(id(file), Enclosed(file))  # so that it is read once
+      case (
+        "torch._utils._rebuild_tensor_v2",
+        (Stored() | Enclosed() as numbers, offset, shape, strides, *_),
+      ):
+        return Tensor(numbers, _sizes(shape), _sizes(strides, len(shape)), *_sizes((offset,)))
+      case "torch._utils._rebuild_parameter", (Tensor() as tensor, *_):
+        return tensor
+    raise ValueError(f"{name} with arguments that no array gives it")
+
+  def _build(self, target: object, state: object) -> None:
+    """What follows after an object was announced."""
+    match target, state:
+      case Tensor(numbers=None), (int(), shape, Dtype() as dtype, fortran, content):
+        array = _array(dtype, shape, "F" if fortran else "C", self._bytes(content))
+        target.numbers, target.shape, target.strides = array.numbers, array.shape, array.strides
+      case Dtype(), (int(), "<" | ">" | "|" | "=" as order, *_):
+        target.numpy = target.numpy.newbyteorder(order)
+      case dict(), dict():  # attributes of an OrderedDict: versions of a state dict's modules
+        pass
+      case _:
+        raise ValueError(f"sets the state of a {type(target).__name__}")
+
+  def _stored(self, said: object) -> Stored:
+    match said:
+      case ("storage", Name(kind), str(key), str(), size) | (
+        "storage",
+        Name(kind),
+        str(key),
+        str(),
+        size,
+        None,
+      ) if kind in STORAGES:
+        (size,) = _sizes((size,))
+        stored = Stored(STORAGES[kind], key, size)
+        self.stored.setdefault(key, stored)
+        return stored
+    raise ValueError("a reference that is no storage of PyTorch's")
+
+  def _bytes(self, content: object) -> bytes | bytearray:
+    """Bytes, also those that Python 2 or protocols 0 to 2 wrote as text."""
+    if isinstance(content, str):
+      self.budget -= len(content)
+      if self.budget < 0:
+        raise ValueError("copies more than the file holds")
+      return content.encode("latin-1")
+    if isinstance(content, bytes | bytearray):
+      return content
+    raise ValueError(f"a {type(content).__name__} where the bytes of an array are expected")
+
+
+def _global(name: str) -> Name:
+  name = name.replace("numpy.core.", "numpy._core.", 1)
+  if name not in GLOBALS:
+    raise ValueError(f"{_short(name)}, which could run code; only arrays and tensors are read")
+  return Name(name)
+
+
+def _array(dtype: Dtype, shape: object, order: object, content: bytes | bytearray) -> Tensor:
+  shape = _sizes(shape)
+  if order not in ("C", "F"):
+    raise ValueError("an array of another order of axes; save a contiguous one")
+  ordered = range(len(shape)) if order == "F" else reversed(range(len(shape)))
+  strides, step = [0] * len(shape), 1
+  for axis in ordered:
+    strides[axis], step = step, step * shape[axis]
+  if step * dtype.numpy.itemsize != len(content):
+    raise ValueError(f"an array of shape {list(shape)} in {len(content)} bytes")
+  return Tensor(Held(dtype, content), shape, tuple(strides))
+
+
+def _sizes(values: object, count: int | None = None) -> tuple[int, ...]:
+  fine = isinstance(values, tuple) and len(values) <= 32 and count in (None, len(values))
+  if not fine or not all(isinstance(n, int) and 0 <= n < MAX_NUMBER for n in values):
+    raise ValueError("a size, stride or offset that no array has")
+  return values
+
+
+def _fill(target: dict, pairs: list) -> dict:
+  for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+    short_text = isinstance(key, str) and len(key) <= MAX_KEY
+    if not short_text and not (isinstance(key, int) and abs(key) < 2**60):
+      # more would be hashed anew at every use, or in many steps
+      kind = type(key).__name__
+      raise ValueError(f"a dict with such a key, {kind}; read are short text and integers")
+    target[key] = value
+  return target
+
+
+def _of(kind: type, value):
+  if not isinstance(value, kind):
+    raise ValueError(f"a {type(value).__name__} where a {kind.__name__} is expected")
+  return value
+
+
+def _short(text: str) -> str:
+  return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,90 @@
+"""What the command `vectors` does: opens the user's files, writes a table, says what became of
+them."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from mmesid_jax.data import joined, table_file, vector_files
+from mmesid_jax.data.dataset import write_whole
+from mmesid_jax.data.keys import item_keys
+from mmesid_jax.data.saved import open_saved
+from mmesid_jax.data.saved_table import table
+from mmesid_jax.errors import UserError
+
+DTYPES = {"bfloat16": ml_dtypes.bfloat16}
+
+
+def join(
+  data: Path,
+  vectors: list[Path],
+  output: Path,
+  *,
+  keys: list[Path],
+  key: str,
+  key_column: str | None,
+  vector_columns: list[str] | None,
+  dtype: str,
+  missing: str,
+) -> None:
+  """Writes the vectors in the order of the data set's items. Raises UserError."""
+  dtype = np.dtype(DTYPES.get(dtype, dtype))
+  table_file.check(output, dtype)
+  parquet = {path for path in vectors if path.suffix == ".parquet"}
+  columns = {"--key_column": key_column, "--vector_columns": vector_columns}
+  for flag, value in columns.items():
+    if value and not parquet:
+      raise UserError(f"{flag} is for .parquet; {vectors[0]} has no columns")
+  if keys and (parquet or len(keys) != len(vectors)):
+    raise UserError(
+      "--keys: give it once for every --vectors, in the same order; .parquet holds its own keys"
+    )
+  catalogue = item_keys(data, key)
+  if not keys:
+    keys = [None] * len(vectors)
+  sources = [
+    _opened(path, path_of_keys, key_column, vector_columns)
+    for path, path_of_keys in zip(vectors, keys, strict=True)
+  ]
+  done = joined.join(catalogue, sources, output, dtype=dtype, missing=missing)
+  shape = f"[{len(catalogue) + 1}, {done.width}]"
+  print(f"{output}: {shape} {dtype}, vectors of {done.found} of {len(catalogue)} items")
+  if done.missing:
+    filled = {"zero": "zeros", "mean": "the mean of the others"}[missing]
+    print(f"{len(done.missing)} items had none ({joined.examples(done.missing)}): {filled}")
+  if done.unknown:
+    print(f"{len(done.unknown)} keys are of no item ({joined.examples(done.unknown)}): left out")
+
+
+def _opened(
+  path: Path, keys: Path | None, key_column: str | None, vector_columns: list[str] | None
+) -> vector_files.Vectors:
+  if path.suffix == ".parquet":
+    from mmesid_jax.data.parquet import parquet_vectors  # polars, which nothing else here needs
+
+    return parquet_vectors(path, key_column=key_column, vector_columns=vector_columns)
+  if keys is not None:
+    return vector_files.with_keys(path, keys)
+  if path.suffix == ".safetensors":
+    return vector_files.one_tensor_a_key(path)
+  if path.suffix == ".npy":
+    raise UserError(f"{path}: --keys=FILE must say whose rows these are")
+  raise UserError(
+    f"{path}: unknown kind of vectors; expected .parquet, .npy or .safetensors (first convert what "
+    "PyTorch or pickle saved: python -m mmesid_jax.vectors convert)"
+  )
+
+
+def convert(source: Path, output: Path, *, name: str | None) -> None:
+  """Writes the table that PyTorch or pickle saved, with its own type, and beside it the keys where
+  it was a dict of vectors. Raises UserError."""
+  x_NV, keys = table(open_saved(source), name)
+  table_file.write(output, x_NV)
+  print(f"{output}: {list(x_NV.shape)} {x_NV.dtype.name}")
+  if keys is not None:
+    path = output.with_name(f"{output.stem}.keys.json")
+    text = json.dumps(keys, ensure_ascii=False).encode()
+    write_whole(path, lambda file: file.write(text))
+    print(f"{path}: the keys of its rows, for join --keys={path}")
