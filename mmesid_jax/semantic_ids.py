@@ -22,9 +22,9 @@ flags.mark_flags_as_required(["workdir", "features", "output"])
 
 def main(argv: list[str]) -> None:
   del argv  # "encode" is the only subcommand
-  from mmesid_jax import encoding
+  from mmesid_jax import identifying
 
-  encoding.run(pathlib.Path(WORKDIR.value), FEATURES.value, pathlib.Path(OUTPUT.value))
+  identifying.run(pathlib.Path(WORKDIR.value), FEATURES.value, pathlib.Path(OUTPUT.value))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 # From top to bottom. A module imports from its own folder and from lines further down.
 LAYERS = (
   ("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start"),
-  ("recommending", "exporting", "ablating", "encoding", "cold_starting", "planning"),
+  ("recommending", "exporting", "ablating", "identifying", "cold_starting", "planning"),
   ("pipeline",),
   ("serving",),
   ("stages",),
