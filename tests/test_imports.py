@@ -10,8 +10,12 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 
 # From top to bottom. A module imports from its own folder and from lines further down.
 LAYERS = (
-  ("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start"),
-  ("recommending", "exporting", "ablating", "identifying", "cold_starting", "planning"),
+  ("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start", "encode"),
+  (
+    *("recommending", "exporting", "ablating", "identifying", "cold_starting", "planning"),
+    "encoding",
+  ),
+  ("encoders",),
   ("pipeline",),
   ("serving",),
   ("stages",),
