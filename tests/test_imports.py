@@ -10,15 +10,17 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 
 # From top to bottom. A module imports from its own folder and from lines further down.
 LAYERS = (
-  ("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start", "encode"),
+  (
+    *("train", "evaluate", "recommend", "export", "ablate", "semantic_ids", "cold_start"),
+    *("fetch", "encode"),
+  ),
   (
     *("recommending", "exporting", "ablating", "identifying", "cold_starting", "planning"),
-    "encoding",
+    *("fetching", "encoding"),
   ),
-  ("encoders",),
   ("pipeline",),
   ("serving",),
-  ("stages",),
+  ("stages", "encoders"),
   ("training", "evaluation", "hf"),
   ("models",),
   ("quantize",),
