@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
     return
   if FEATURES.value is None:
     raise UserError("--features is missing; it must be given")
-  from mmesid_jax import encoding
+  from mmesid_jax import identifying
 
-  encoding.run(workdir, FEATURES.value, output)
+  identifying.run(workdir, FEATURES.value, output)
 
 
 if __name__ == "__main__":

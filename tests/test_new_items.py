@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from commands import refused, run
 
-from mmesid_jax import encoding, pipeline, recommending
+from mmesid_jax import identifying, pipeline, recommending
 from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.config import read_config
 from mmesid_jax.errors import UserError
@@ -187,7 +187,7 @@ def without(path: pathlib.Path, prefix: str) -> None:
 )
 def test_features_are_given_once_by_modality(trained, tmp_path, features, says):
   with pytest.raises(UserError, match=says):
-    encoding.run(trained, features, tmp_path / "new.safetensors")
+    identifying.run(trained, features, tmp_path / "new.safetensors")
 
 
 def test_new_items_are_named_in_the_list(trained, tmp_path, capsys):

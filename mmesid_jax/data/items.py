@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmesid_jax.data.mistakes import Mistake, json_lines, quote, refuse
 
@@ -26,22 +26,36 @@ def read_items(path: Path) -> list[Item]:
   return items
 
 
+def read_objects(path: Path) -> list[dict[str, Any]]:
+  """All that stands of every item, [I]: item i is the one at i - 1. Raises UserError for the first
+  mistake."""
+  objects = []
+  for found in _objects(path):
+    if isinstance(found, Mistake):
+      refuse(path, [found])
+    objects.append(found)
+  return objects
+
+
 def scan(path: Path) -> Iterator[Item | Mistake]:
   """The item of every line that is in order, and every mistake of the others. Raises UserError for
   a file that cannot be read.
 
   Line n must be an object with item_id n; title a string; categories as Dataset.categories reads.
   """
-  number = 0
-  for number, found in json_lines(path):
+  for found in _objects(path):
     if isinstance(found, Mistake):
       yield found
-      continue
-    mistakes = list(_mistakes(number, found))
-    if mistakes:
-      yield from mistakes
     else:
       yield Item(found.get("title") or None, _category_path(found.get("categories")))
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any] | Mistake]:
+  """As `scan`, each item with all that stands of it."""
+  number = 0
+  for number, found in json_lines(path):
+    mistakes = [found] if isinstance(found, Mistake) else list(_mistakes(number, found))
+    yield from mistakes or [found]
   if not number:
     yield Mistake("empty", "is empty; expected one JSON object an item")
 

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from mmesid_jax.data.images import file_stem, image_suffix, item_files, read_manifest
+from mmesid_jax.errors import UserError
+
+
+def write_manifest(folder, *entries):
+  (folder / "manifest.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+
+
+def ok(key, file):
+  return {"key": key, "url": "http://x", "file": file, "status": "ok"}
+
+
+def test_what_a_file_is_shows_at_its_beginning():
+  assert image_suffix(b"\xff\xd8\xff\xe0rest") == ".jpg"
+  assert image_suffix(b"RIFF\0\0\0\0WEBPVP8") == ".webp"
+  assert image_suffix(b"RIFF\0\0\0\0WAVEfmt") is None
+  assert image_suffix(b"<html>") is None and image_suffix(b"") is None
+
+
+def test_keys_become_names_that_stay_in_the_folder_and_differ():
+  keys = ["B001", "a/b", "a%2Fb", "..", ".", "", "../../etc/passwd", "ä" * 300, "ä" * 301, "a b"]
+  stems = [file_stem(key) for key in keys]
+  assert len(set(stems)) == len(keys)
+  assert stems[0] == "B001"
+  assert not any("/" in s or s.startswith(".") or not s or len(s) > 200 for s in stems)
+
+
+def test_manifest_then_name_then_path_in_items(tmp_path):
+  for name in ("a.jpg", "b.PNG", "c.txt", "shots-1.webp", "e.jpg"):
+    (tmp_path / name).write_bytes(b"")
+  write_manifest(
+    tmp_path,
+    ok("a", "other.jpg"),
+    {"key": "b", "url": "http://x", "file": None, "status": "failed"},
+    {"key": "e", "url": "http://x", "file": None, "status": "failed"},
+    ok("e", "fetched.jpg"),
+  )
+  keys = ["a", "b", "c", "d", "e", "f"]
+  items = [{"images": ["http://x/a.jpg"]}] * 3 + [{"images": ["shots-1.webp"]}] * 2 + [{}]
+  names = [path and path.name for path in item_files(tmp_path, keys, items)]
+  assert names == ["other.jpg", "b.PNG", None, "shots-1.webp", "fetched.jpg", None]
+  (tmp_path / "b.gif").write_bytes(b"")
+  with pytest.raises(UserError, match="b.PNG and b.gif are of one item"):
+    item_files(tmp_path, keys, items)
+  with pytest.raises(UserError, match="no such folder"):
+    item_files(tmp_path / "nowhere", keys, items)
+
+
+def test_a_manifest_may_end_in_half_a_line_but_not_hold_nonsense(tmp_path):
+  write_manifest(tmp_path, ok("a", "a.jpg"))
+  file = tmp_path / "manifest.jsonl"
+  file.write_text(file.read_text() + '{"key": "b", "sta')
+  assert read_manifest(tmp_path).keys() == {"a"}
+  for line in ("[]", "{}", "nonsense", '{"key": "a", "status": "ok", "file": 3}'):
+    file.write_text(f"{line}\n")
+    with pytest.raises(UserError, match="manifest.jsonl:1"):
+      read_manifest(tmp_path)

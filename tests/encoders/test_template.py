@@ -1,0 +1,42 @@
+import pytest
+
+from mmesid_jax.encoders.template import Template, item_texts
+from mmesid_jax.errors import UserError
+
+SHIRT = {"title": "Shirt", "brand": "Oak", "categories": ["Clothes", "Shirts"], "price": 3.5}
+LABELS = "Title: {title}. Brand: {brand}. Categories: {categories}"
+
+
+@pytest.mark.parametrize(
+  ("template", "lacking", "text"),
+  [
+    (LABELS, (), "Title: Shirt. Brand: Oak. Categories: Clothes, Shirts"),
+    (LABELS, ("brand",), "Title: Shirt. Categories: Clothes, Shirts"),
+    (LABELS, ("title",), "Brand: Oak. Categories: Clothes, Shirts"),
+    (LABELS, ("title", "brand", "categories"), None),
+    ("{title}. {brand}. {categories}", ("title",), "Oak. Clothes, Shirts"),
+    ("{categories: > } ({price})", (), "Clothes > Shirts (3.5)"),
+    ("{{{title}}} {brand}!", (), "{Shirt} Oak!"),
+  ],
+)
+def test_a_field_that_is_missing_takes_the_text_before_it_along(template, lacking, text):
+  for nothing in (None, "", " ", []):
+    assert Template(template)(SHIRT | dict.fromkeys(lacking, nothing)) == text
+  assert Template(template)({k: v for k, v in SHIRT.items() if k not in lacking}) == text
+
+
+def test_paths_of_categories_are_written_one_after_another():
+  assert Template("{categories}")({"categories": [["a", "b"], ["c", None]]}) == "a, b, c"
+
+
+@pytest.mark.parametrize("template", ["{title", "title", "", "{}", "{title!r}", "a }"])
+def test_a_template_that_names_no_field_is_refused(template):
+  with pytest.raises(UserError, match="--template="):
+    Template(template)
+
+
+@pytest.mark.parametrize("name", ["titel", "title.__class__", "title[0]"])
+def test_a_field_that_no_item_has_is_refused_with_those_there_are(name):
+  with pytest.raises(UserError, match="no item has a field .*brand, categories, price, title"):
+    item_texts([SHIRT], f"{{{name}}}")
+  assert item_texts([SHIRT | {"brand": None}], "{title} {brand}") == ["Shirt"]

