@@ -51,7 +51,9 @@ def default_config(preset: str = "best") -> ConfigDict:
       "seed": 0,
       "stages": STAGES,
       "data": {
-        "source": "files",  # data.dir holds sequences.txt; "synthetic": made from data.synthetic
+        # data.dir holds sequences.txt; "tfds": or, there or below, a TensorFlow dataset of prepare;
+        # "synthetic": made from data.synthetic
+        "source": "files",
         "dir": "",
         "synthetic": {"num_users": 2000, "num_items": 600, "num_clusters": 24, "seed": 0},
       },
@@ -228,8 +230,9 @@ def check(config: ConfigDict) -> None:
     rule = RULES.get(key) or RULES_BY_LAST_NAME.get(key.rsplit(".", 1)[-1])
     if rule and not rule[0](value):
       raise UserError(f"--config.{key}={value!r}: expected {rule[1]}")
-  if config.data.source == "files" and not config.data.dir:
-    raise UserError("--config.data.dir is not set: name the folder that holds sequences.txt")
+  if config.data.source != "synthetic" and not config.data.dir:
+    what = "the TensorFlow dataset" if config.data.source == "tfds" else "sequences.txt"
+    raise UserError(f"--config.data.dir is not set: name the folder that holds {what}")
   if not modalities(config):
     raise UserError("--config.features: every modality is empty; name at least one feature table")
   _check_sizes(config)

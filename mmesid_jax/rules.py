@@ -36,7 +36,7 @@ RULES: Mapping[str, Rule] = {
   "preset": _one_of(*PRESETS),
   "seed": _at_least(0),
   "stages": _list_of(lambda s: s in STAGES, "a non-empty tuple out of " + ", ".join(STAGES)),
-  "data.source": _one_of("files", "synthetic"),
+  "data.source": _one_of("files", "synthetic", "tfds"),
   "data.synthetic.num_clusters": _at_least(1),
   "data.synthetic.num_items": _at_least(2),
   "data.synthetic.num_users": _at_least(1),

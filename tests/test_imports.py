@@ -21,6 +21,7 @@ LAYERS = (
   ("models",),
   ("quantize",),
   ("losses",),
+  ("tfds",),
   ("data",),
   ("artifacts", "config", "cli"),
   ("parallel",),
