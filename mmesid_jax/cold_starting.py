@@ -36,7 +36,8 @@ def run(
   content = _content_modalities(config)
   source = pipeline.data_dir(config, path)
   dataset = prepare(source, path / WHOLE, split_at(config))
-  features = {m: read_features(source / config.features[m], dataset.num_items) for m in content}
+  tables = pipeline.tables_dir(config, source)
+  features = {m: read_features(tables / config.features[m], dataset.num_items) for m in content}
   split = cold.hold_out(dataset.num_items, fraction, split_seed)
   _keep_split(dataset, split, fraction, split_seed, path / SPLIT, overwrite)
   cold.write_warm(dataset, split, features, path / WARM)

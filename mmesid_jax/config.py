@@ -54,7 +54,9 @@ def default_config(preset: str = "best") -> ConfigDict:
       "seed": 0,
       "stages": STAGES,
       "data": {
-        "source": "files",  # data.dir holds sequences.txt; "synthetic": made from data.synthetic
+        # data.dir holds sequences.txt; "tfds": or, there or below, a TensorFlow dataset of prepare;
+        # "synthetic": made from data.synthetic
+        "source": "files",
         "dir": "",
         # a user's last item is tested, the one before validates; "temporal": the first item from
         # two times on, by times.npy, and only what is before both trains
@@ -237,8 +239,9 @@ def check(config: ConfigDict) -> None:
     rule = RULES.get(key) or RULES_BY_LAST_NAME.get(key.rsplit(".", 1)[-1])
     if rule and not rule[0](value):
       raise UserError(f"--config.{key}={value!r}: expected {rule[1]}")
-  if config.data.source == "files" and not config.data.dir:
-    raise UserError("--config.data.dir is not set: name the folder that holds sequences.txt")
+  if config.data.source != "synthetic" and not config.data.dir:
+    what = "the TensorFlow dataset" if config.data.source == "tfds" else "sequences.txt"
+    raise UserError(f"--config.data.dir is not set: name the folder that holds {what}")
   if config.data.source == "synthetic" and config.data.split == "temporal":
     raise UserError(
       "--config.data.split=temporal: the synthetic catalogue has no times; take leave_one_out"

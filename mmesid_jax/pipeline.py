@@ -38,6 +38,7 @@ from mmesid_jax.stages import (
   semantic_ids,
 )
 from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.tfds.source import export
 from mmesid_jax.training.lock import locked
 
 RUN = {
@@ -142,14 +143,25 @@ def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
   """The data set, prepared or made, and where the artifacts are."""
   folder = data_dir(config, path)
   keep_compiled(config, path)
-  return Workdir(path, config, prepare(folder, path / "dataset", split_at(config)), folder)
+  dataset = prepare(folder, path / "dataset", split_at(config))
+  return Workdir(path, config, dataset, folder, tables_dir(config, folder))
 
 
 def data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
-  """The folder that config.data names; a synthetic one is made within `path`."""
+  """The plain files that config.data names; within `path` synthetic ones are made, and those of a
+  TensorFlow dataset written."""
   if config.data.source == "synthetic":
     return _synthetic(config, path / "synthetic")
+  if config.data.source == "tfds":
+    export(pathlib.Path(config.data.dir), path / "plain")
+    return path / "plain"
   return pathlib.Path(config.data.dir)
+
+
+def tables_dir(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
+  """Where relative names of feature tables begin: the folder that config.data.dir names, whatever
+  is read from it; of a synthetic catalogue `folder`, where its plain files are."""
+  return folder if config.data.source == "synthetic" else pathlib.Path(config.data.dir)
 
 
 def keep_compiled(config: ConfigDict, path: pathlib.Path) -> None:

@@ -1,7 +1,6 @@
 """What `train --plan` does: says, from shapes alone, whether the recommender stage of a
 configuration fits on a kind of device, how long it would take, and on which meshes."""
 
-import contextlib
 import dataclasses
 import math
 import pathlib
@@ -12,13 +11,13 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from mmesid_jax import pipeline
 from mmesid_jax.cli import nearest
 from mmesid_jax.config import check, modalities, split_at
 from mmesid_jax.data import dataset as datasets
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import feature_width
 from mmesid_jax.data.packing import Layout
-from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.models import flops
 from mmesid_jax.parallel import sharding
@@ -86,22 +85,18 @@ def _count(text: str) -> int:
 
 
 def _data(config: ConfigDict) -> tuple[Dataset, dict[str, int]]:
-  """The data set and the width of every feature table as the model has it; a synthetic catalogue is
-  made in a folder that is gone afterwards. Raises UserError."""
-  with contextlib.ExitStack() as stack:
-    folder = pathlib.Path(config.data.dir)
-    if config.data.source == "synthetic":
-      folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-      c = config.data.synthetic
-      sizes = {"users": c.num_users, "items": c.num_items, "clusters": c.num_clusters}
-      write_synthetic(folder, **sizes, seed=c.seed)
+  """The data set and the width of every feature table as the model has it; what `data_dir` writes
+  is in a folder that is gone afterwards. Raises UserError."""
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pipeline.data_dir(config, pathlib.Path(temporary))
+    tables = pipeline.tables_dir(config, folder)
     dataset, widths = datasets.read(folder, split_at(config)), {}
     for modality in modalities(config):
       source = config.features[modality]
       if source == "stage":
         width = config.collaborative.width
       else:
-        width = feature_width(folder / source, dataset.num_items)
+        width = feature_width(tables / source, dataset.num_items)
       widths[modality] = min(width, config.recommender.whiten or width)
   return dataset, widths
 

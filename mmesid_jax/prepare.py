@@ -2,6 +2,8 @@
 --config.source=amazon2014 --config.events=reviews_Beauty.json.gz --output=DIR
 
 --check=DIR reads everything in a folder that training would, and tells all that is wrong with it.
+--tfds=DIR writes a TensorFlow dataset, DIR/tfds, from a folder that is there already, as
+--config.tfds=True does while the folder is written; --beam="--runner=DirectRunner" by Apache Beam.
 """
 
 import pathlib
@@ -10,16 +12,26 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmesid_jax import cli
+from mmesid_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to read, keep.", lock_config=True)
 OUTPUT = flags.DEFINE_string("output", None, "The folder to be written; it must not exist.")
-flags.mark_flags_as_required(["config", "output"])
+TFDS = flags.DEFINE_string("tfds", None, "A prepared folder that gets a TensorFlow dataset.")
+BEAM = flags.DEFINE_string("beam", None, "Flags of Apache Beam, which then writes, with --tfds.")
+flags.mark_flags_as_mutual_exclusive(["output", "tfds"], required=True)
 
 
 def main(argv: list[str]) -> None:
   del argv
   from mmesid_jax import preparing
 
+  if TFDS.value is not None:
+    preparing.write_tfds(pathlib.Path(TFDS.value), BEAM.value)
+    return
+  if BEAM.value is not None:
+    raise UserError("--beam: writes the TensorFlow dataset of a folder that is there; name --tfds")
+  if CONFIG.value is None:
+    raise UserError("--config is missing; it must be given with --output")
   preparing.run(CONFIG.value, pathlib.Path(OUTPUT.value))
 
 

@@ -89,7 +89,16 @@ def _write(
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     (folder / "statistics.json").write_text(text, encoding="utf-8")
     (folder / "report.html").write_text(report.page(output.name, figures, found))
+    if config.tfds:
+      write_tfds(folder)
   print(report.text(output, figures))
+
+
+def write_tfds(folder: Path, beam: str | None = None) -> None:
+  """Writes the TensorFlow dataset folder/tfds, as `tfds.builder.write` does. Raises UserError."""
+  from mmesid_jax.tfds import builder  # takes seconds
+
+  builder.write(folder, beam)
 
 
 def _steps(config: ConfigDict, catalogue: Catalogue):

@@ -36,7 +36,7 @@ RULES: Mapping[str, Rule] = {
   "preset": _one_of(*PRESETS),
   "seed": _at_least(0),
   "stages": _list_of(lambda s: s in STAGES, "a non-empty tuple out of " + ", ".join(STAGES)),
-  "data.source": _one_of("files", "synthetic"),
+  "data.source": _one_of("files", "synthetic", "tfds"),
   "data.split": _one_of("leave_one_out", "temporal"),
   "data.split_at": (
     lambda x: len(x) == 2 and 0 < x[0] < x[1] < 1,

@@ -28,6 +28,7 @@ LAYERS = (
   ("models",),
   ("quantize",),
   ("losses",),
+  ("tfds",),
   ("data",),
   ("artifacts", "config", "cli"),
   ("parallel",),

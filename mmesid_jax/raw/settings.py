@@ -33,6 +33,7 @@ def default_settings() -> ConfigDict:
       "duplicates": "exact",
       "core": {"user": 5, "item": 5},  # each has at least so many events; 0 or 1 = no such filter
       "min_length": 3,  # of a user's sequence: shorter ones cannot be evaluated
+      "tfds": False,  # a TensorFlow dataset too, in the folder `tfds` within the output; slow
     }
   )
 

@@ -1,17 +1,14 @@
 """A prepared dataset's files, from events: sequences.txt, users.jsonl, items.jsonl, times.npy."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mmesid_jax.data.files import ITEMS, SEQUENCES, TIMES, USERS, write_whole
-from mmesid_jax.data.keys import KEY
+from mmesid_jax.data.lines import FIELDS, item_line, sequence_line, user_line
 from mmesid_jax.raw.events import Events
 from mmesid_jax.raw.items import Catalogue
-
-FIELDS = ("title", "brand", "categories", "description", "images")
 
 
 def by_user(events: Events) -> tuple[np.ndarray, np.ndarray]:
@@ -32,20 +29,15 @@ def write(folder: Path, events: Events, catalogue: Catalogue) -> None:
   if events.time_N is not None:
     time_N = events.time_N[order_N]
     write_whole(folder / TIMES, lambda file: np.save(file, time_N))
-  users = ({"user_id": u, KEY: key} for u, key in enumerate(events.user_keys, start=1))
-  write_whole(folder / USERS, lambda file: file.writelines(map(_json_line, users)))
+  users = (user_line(u, key) for u, key in enumerate(events.user_keys, start=1))
+  write_whole(folder / USERS, lambda file: file.writelines(users))
   items = (
-    {"item_id": i, KEY: key, **{name: getattr(catalogue[key], name) for name in FIELDS}}
+    item_line(i, key, {name: getattr(catalogue[key], name) for name in FIELDS})
     for i, key in enumerate(events.item_keys, start=1)
   )
-  write_whole(folder / ITEMS, lambda file: file.writelines(map(_json_line, items)))
+  write_whole(folder / ITEMS, lambda file: file.writelines(items))
 
 
 def _sequences(item_N: np.ndarray, offsets: np.ndarray) -> Iterator[bytes]:
   for user, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True), start=1):
-    yield f"{user} {' '.join(map(str, item_N[start:stop].tolist()))}\n".encode()
-
-
-def _json_line(record: dict) -> bytes:
-  # half characters, which some titles hold, become question marks
-  return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    yield sequence_line(user, item_N[start:stop].tolist())

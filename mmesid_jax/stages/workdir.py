@@ -39,7 +39,8 @@ class Workdir:
   path: pathlib.Path
   config: ConfigDict
   dataset: Dataset
-  data_dir: pathlib.Path
+  data_dir: pathlib.Path  # of the plain files
+  tables_dir: pathlib.Path  # where relative names of feature tables begin
 
   def artifact(self, stage: str) -> pathlib.Path:
     return self.path / f"{stage}.safetensors"
@@ -87,7 +88,7 @@ class Workdir:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
   def _digest(self, file: str) -> str:
-    with (self.data_dir / file).open("rb") as opened:
+    with (self.tables_dir / file).open("rb") as opened:
       return hashlib.file_digest(opened, "sha256").hexdigest()
 
   def features(self, *, mapped: bool = False) -> dict[str, np.ndarray]:
@@ -100,7 +101,7 @@ class Workdir:
         found, _ = artifacts.read_artifact(self.artifact("collaborative"), "collaborative")
         tables[modality] = found["items"]
       else:
-        tables[modality] = read(self.data_dir / source, self.dataset.num_items)
+        tables[modality] = read(self.tables_dir / source, self.dataset.num_items)
     return tables
 
   def check_features(self) -> None:
@@ -108,7 +109,7 @@ class Workdir:
     fit."""
     for modality in modalities(self.config):
       if (source := self.config.features[modality]) != "stage":
-        open_features(self.data_dir / source, self.dataset.num_items)
+        open_features(self.tables_dir / source, self.dataset.num_items)
 
   def write(
     self, stage: str, named: dict[str, np.ndarray], model: nnx.Module | None, **header: Any

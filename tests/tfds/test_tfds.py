@@ -1,0 +1,304 @@
+"""A prepared folder becomes a TensorFlow dataset and, byte for byte, itself again, all without
+TensorFlow."""
+
+import filecmp
+import json
+import pathlib
+import shutil
+import sys
+
+import commands
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmesid_jax import pipeline, preparing
+from mmesid_jax.data.lines import item_line, sequence_line, user_line
+from mmesid_jax.errors import UserError
+from mmesid_jax.raw.events import collect
+from mmesid_jax.raw.items import Catalogue, Item
+from mmesid_jax.raw.writing import write
+from mmesid_jax.tfds import examples, shards, source
+
+PLAIN = ("sequences.txt", "users.jsonl", "items.jsonl", "times.npy")
+ODD = ("a\0b\0", "\u2028 new\nline \x85", "\ud800 half a pair", "naïve 漢字 🛍", '"quoted" \\')
+
+
+def prepared(folder: pathlib.Path, *, times: bool = True) -> pathlib.Path:
+  """Twelve users, eleven items, every second of them described, by odd texts."""
+  rng = np.random.default_rng(0)
+  pairs = [(u, int(i)) for u in range(12) for i in rng.permutation(11)[: 5 + u % 4]]
+  rows = (
+    (f"u{u}{ODD[u % 5]}", f"i{i}{ODD[i % 5]}", 1_400_000_000 + 3600 * n if times else None, np.nan)
+    for n, (u, i) in enumerate(pairs)
+  )
+  found = collect(rows)
+  catalogue = Catalogue(found.item_keys)
+  catalogue.add(
+    Item(
+      f"i{i}{ODD[i % 5]}",
+      title=ODD[i % 5],
+      categories=["Beauty", ODD[i % 5]] if i % 4 else None,
+      images=[f"https://example.org/{i}.jpg", "b.png"] if i % 3 else None,
+    )
+    for i in range(0, 11, 2)
+  )
+  folder.mkdir()
+  write(folder, found, catalogue)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> pathlib.Path:
+  """A prepared folder with its TensorFlow dataset, of several shards. Read only."""
+  folder = prepared(tmp_path_factory.mktemp("prepared") / "odd")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(shards, "EXAMPLES", 4)
+    preparing.write_tfds(folder)
+  return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path) -> pathlib.Path:
+  """A copy of the TensorFlow dataset alone, to be damaged."""
+  return pathlib.Path(shutil.copytree(whole / "tfds", tmp_path / "copy"))
+
+
+def same_trees(a: pathlib.Path, b: pathlib.Path) -> bool:
+  files = [sorted(p.relative_to(x) for p in x.rglob("*") if p.is_file()) for x in (a, b)]
+  return files[0] == files[1] and all(filecmp.cmp(a / f, b / f, shallow=False) for f in files[0])
+
+
+def test_the_plain_files_come_back_byte_for_byte(whole, tmp_path):
+  source.export(whole, tmp_path / "plain")
+  for name in PLAIN:
+    assert (tmp_path / "plain" / name).read_bytes() == (whole / name).read_bytes(), name
+  assert b'"title": null' in (whole / "items.jsonl").read_bytes()
+  assert b"\\u0000" in (whole / "items.jsonl").read_bytes()
+  assert "tensorflow" not in sys.modules
+
+
+def test_without_times_there_are_none(tmp_path):
+  folder = prepared(tmp_path / "timeless", times=False)
+  preparing.write_tfds(folder)
+  source.export(folder, tmp_path / "plain")
+  names = {*PLAIN[:3], source.MARK}
+  assert {path.name for path in (tmp_path / "plain").iterdir()} == names
+  for name in PLAIN[:3]:
+    assert (tmp_path / "plain" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_tfds_itself_reads_it_by_name(whole):
+  import tensorflow_datasets as tfds
+
+  def read(name):
+    builder = tfds.builder(f"interactions/{name}", data_dir=whole / "tfds")
+    assert builder.info.splits[name].num_shards == 3
+    return [*builder.as_data_source(split=name)]
+
+  users, items = read("users"), read("items")
+  lines = (whole / "sequences.txt").read_text().splitlines()
+  assert [[u["user_id"], *u["items"]] for u in users] == [[*map(int, x.split())] for x in lines]
+  times = np.concatenate([u["times"] for u in users])
+  np.testing.assert_array_equal(times, np.load(whole / "times.npy", allow_pickle=False))
+  for found, line in zip(items, (whole / "items.jsonl").read_bytes().splitlines(), strict=True):
+    item = json.loads(line)
+    assert found["item_id"] == item["item_id"]
+    assert found["key"].decode("utf-8", "surrogatepass") == item["key"]
+    assert found["title"].decode("utf-8", "surrogatepass") == (item["title"] or "")
+    assert len(found["categories"]) == len(item["categories"] or [])
+  assert "tensorflow" not in sys.modules
+
+
+def test_another_process_writes_the_same_bytes(whole, tmp_path):
+  trees = []
+  for name in ("a", "b"):
+    folder = tmp_path / name
+    folder.mkdir()
+    for file in PLAIN:
+      shutil.copy(whole / file, folder)
+    assert commands.run("prepare", f"--tfds={folder}")[0] == 0
+    trees.append(folder / "tfds")
+  assert same_trees(*trees)
+
+
+def test_beam_writes_the_same_bytes(whole, tmp_path, monkeypatch):
+  pytest.importorskip("apache_beam", reason="pip install apache-beam")
+  from mmesid_jax.tfds import builder
+
+  for file in PLAIN:
+    shutil.copy(whole / file, tmp_path)
+  monkeypatch.setattr(shards, "EXAMPLES", 4)
+  assert same_trees(builder.write(tmp_path, "--runner=DirectRunner"), whole / "tfds")
+
+
+TEXTS = st.text(st.characters(exclude_categories=()), min_size=1, max_size=6)  # surrogates too
+LISTS = st.lists(TEXTS, min_size=1, max_size=3)
+
+
+@given(
+  key=TEXTS,
+  texts=st.fixed_dictionaries(dict.fromkeys(examples.TEXTS, st.none() | TEXTS)),
+  lists=st.fixed_dictionaries(dict.fromkeys(examples.LISTS, st.none() | LISTS)),
+)
+def test_lines_of_any_text_come_back(key, texts, lists):
+  line = item_line(7, key, texts | lists)
+  assert examples.line_of_item(examples.item_example(line)) == line
+  pair = sequence_line(3, [9, 1]), user_line(3, key)
+  assert examples.user_lines(examples.user_example(*pair, None)) == pair
+
+
+@pytest.mark.parametrize(
+  ("name", "old", "new", "told"),
+  [
+    ("items.jsonl", b'"key"', b'"asin"', ":1: expected an object with item_id, key"),
+    ("items.jsonl", b'"title": null', b'"title": ""', "where prepare writes"),
+    ("items.jsonl", b'"title": null', b'"title": 5', "expected an object"),
+    ("items.jsonl", b"}\n", b', "price": 3}\n', ":1: holds"),
+    ("sequences.txt", b"\n3 ", b"\n33 ", "sequences.txt:3: holds"),
+    ("sequences.txt", b"\n3 ", b"\n3  ", "times.npy"),
+    ("sequences.txt", b"\n3 ", b"\nx ", "sequences.txt:3: expected `user item"),
+    ("users.jsonl", b'{"user_id": 1,', b'{"user_id":1,', "sequences.txt:1: holds"),
+    ("users.jsonl", b'{"user_id": 1,', b'\n{"user_id": 1,', "users.jsonl: 13 lines"),
+    ("times.npy", b"<i8", b"<f8", "expected int64"),
+    ("times.npy", b"\x93NUMPY", b"something", "not a readable .npy file"),
+  ],
+)
+def test_what_prepare_would_not_have_written_is_refused(whole, tmp_path, name, old, new, told):
+  """Otherwise the way back would silently give other files."""
+  for file in PLAIN:
+    shutil.copy(whole / file, tmp_path)
+  data = (tmp_path / name).read_bytes()
+  assert old in data
+  (tmp_path / name).write_bytes(data.replace(old, new, 1))
+  with pytest.raises(UserError) as refused:
+    preparing.write_tfds(tmp_path)
+  assert told in str(refused.value)
+  assert {path.name for path in tmp_path.iterdir()} == {*PLAIN}  # nothing is left behind
+
+
+def cut_off(folder):
+  path = next(folder.rglob("*users.array_record-00001*"))
+  path.write_bytes(path.read_bytes()[:-1000])
+
+
+def emptied(folder):
+  next(folder.rglob("*items.array_record-00002*")).write_bytes(b"")
+
+
+def flipped(folder):
+  path = next(folder.rglob("*users.array_record-00000*"))
+  data = bytearray(path.read_bytes())
+  data[200:210] = bytes(10)
+  path.write_bytes(data)
+
+
+def swapped(folder):
+  users, items = (next(folder.rglob(f"*{name}.array_record-00001*")) for name in ("users", "items"))
+  shutil.copy(items, users)
+
+
+def without_a_shard(folder):
+  next(folder.rglob("*items.array_record-00000*")).unlink()
+
+
+def without_features(folder):
+  (folder / "interactions" / "users" / "1.0.0" / "features.json").unlink()
+
+
+@pytest.mark.parametrize(
+  "damage", [cut_off, emptied, flipped, swapped, without_a_shard, without_features]
+)
+def test_what_is_damaged_is_told_in_one_line(copy, tmp_path, damage):
+  damage(copy)
+  with pytest.raises(UserError, match=r"1\.0\.0: damaged or incomplete \(.*\); copy it again"):
+    source.export(copy, tmp_path / "plain")
+  assert {path.name for path in tmp_path.iterdir()} == {"copy"}
+
+
+def test_the_dataset_is_found_or_one_line_says_what_is_missing(copy, tmp_path):
+  users = copy / "interactions" / "users" / "1.0.0"
+  assert source.find(copy.parent, "users") == source.find(users, "users") == users
+  with pytest.raises(UserError, match="interactions/items.*found no dataset_info.json of one"):
+    source.find(users, "items")
+  shutil.copytree(copy, tmp_path / "second")
+  with pytest.raises(UserError, match="expected one dataset .* found .*copy/.*second/"):
+    source.find(tmp_path, "users")
+  info = users / "dataset_info.json"
+  info.write_text(info.read_text().replace('"version": "1.0.0"', '"version": "2.0.0"'))
+  with pytest.raises(UserError, match=r"version 2\.0\.0; this one reads 1\.x"):
+    source.find(copy, "users")
+  info.write_text("{")
+  with pytest.raises(UserError, match="dataset_info.json: not JSON"):
+    source.find(copy, "users")
+
+
+def test_it_is_exported_once_and_again_when_it_changes(copy, whole, tmp_path):
+  plain = tmp_path / "plain"
+  source.export(copy, plain)
+  first = (plain / "items.jsonl").stat().st_ino
+  source.export(copy, plain)
+  assert (plain / "items.jsonl").stat().st_ino == first
+  other = prepared(tmp_path / "other", times=False)
+  preparing.write_tfds(other)
+  source.export(other, plain)
+  assert not (plain / "times.npy").exists()
+  assert (plain / "users.jsonl").read_bytes() == (other / "users.jsonl").read_bytes()
+
+
+def both_ways(whole, tiny, tmp_path):
+  """By source, a configuration that reads the same folder: data and a table within it."""
+  folder = shutil.copytree(whole, tmp_path / "data")
+  table_IV = np.random.default_rng(1).normal(size=(12, 8)).astype(np.float32)
+  np.save(folder / "text.npy", table_IV)
+  changes = {"data.dir": str(folder), "recommender.whiten": 4, "semantic_ids.batch": 8}
+  return {kind: tiny(changes={**changes, "data.source": kind}) for kind in ("files", "tfds")}
+
+
+def test_every_stage_takes_it_for_the_plain_files(whole, tiny, tmp_path):
+  configs = both_ways(whole, tiny, tmp_path)
+  files, tfds = (pipeline.open_workdir(config, tmp_path / k) for k, config in configs.items())
+  for stage in ("collaborative", "semantic_ids", "recommender"):
+    assert files.fingerprint(stage) == tfds.fingerprint(stage)
+  for name in ("items.npy", "offsets.npy", "users.npy"):
+    assert filecmp.cmp(tmp_path / "files/dataset" / name, tmp_path / "tfds/dataset" / name, False)
+  assert any(tfds.dataset.titles()) and tfds.dataset.titles() == files.dataset.titles()
+  assert tfds.dataset.items_path == str(tmp_path / "tfds" / "plain" / "items.jsonl")
+  for workdir in (files, tfds):
+    workdir.config.features.collaborative = ""  # or a trained stage would have to give it
+  np.testing.assert_array_equal(tfds.features()["text"], files.features()["text"])
+  configs["tfds"].data.dir = ""
+  with pytest.raises(UserError, match="name the folder that holds the TensorFlow dataset"):
+    pipeline.check_config(configs["tfds"])
+
+
+@pytest.mark.slow
+def test_training_from_it_gives_the_same_bytes(whole, tiny, tmp_path):
+  artifacts = []
+  for kind, config in both_ways(whole, tiny, tmp_path).items():
+    config.stages = ("collaborative",)
+    run = pipeline.run(config, tmp_path / kind)
+    artifacts.append(run.artifact("collaborative").read_bytes())
+  assert artifacts[0] == artifacts[1]
+
+
+def test_what_is_there_is_not_replaced(whole, tmp_path):
+  with pytest.raises(UserError, match="tfds: exists; delete it"):
+    preparing.write_tfds(whole)
+  with pytest.raises(UserError, match="sequences.txt: cannot be read .no such file"):
+    preparing.write_tfds(tmp_path / "none")
+
+
+def test_the_commands(tmp_path):
+  events, output = tmp_path / "events.csv", tmp_path / "out"
+  events.write_text("user,item,time\n" + "".join(f"u{n % 3},i{n % 4},{n}\n" for n in range(24)))
+  arguments = ("--config=configs/prepare.py", f"--config.events={events}", "--config.tfds=True")
+  status, _, err = commands.run("prepare", *arguments, f"--output={output}")
+  assert status == 0, err
+  assert source.find(output, "users") == output / "tfds" / "interactions" / "users" / "1.0.0"
+  told = commands.refused("prepare", *arguments, "--output=b", "--beam=--runner=DirectRunner")
+  assert "name --tfds" in told
+  train = ("--config=configs/quickstart.py", "--config.data.source=tfds", f"--workdir={tmp_path}/w")
+  told = commands.refused("train", *train, f"--config.data.dir={tmp_path / 'none'}")
+  assert "expected one dataset interactions/users" in told
