@@ -153,11 +153,11 @@ def _read(path: pathlib.Path) -> list[list[int]]:
 def _as_json(r: Recommendation, item_keys: Sequence[str | None] | None) -> dict:
   key = {"key": item_keys[r.item]} if item_keys and item_keys[r.item] is not None else {}
   title = {} if r.title is None else {"title": r.title}
-  return {"item": r.item, **key, **title, "score": round(r.score, 4), "weights": _rounded(r)}
+  return {"item": r.item, **key, **title, "score": round(r.score, 4), "parts": _rounded(r)}
 
 
 def _rounded(r: Recommendation) -> dict[str, float]:
-  return {source: round(weight, 3) for source, weight in r.weights.items()}
+  return {source: round(part, 3) for source, part in r.parts.items()}
 
 
 def _as_text(name: str, history: list[int], answer: list[Recommendation], opened: Opened) -> str:
@@ -169,6 +169,6 @@ def _as_text(name: str, history: list[int], answer: list[Recommendation], opened
   before = f"{len(history) - NEWEST_SHOWN} earlier; " if len(history) > NEWEST_SHOWN else ""
   lines = [f"\n{name} had: {before}{newest}"]
   for place, r in enumerate(answer, 1):
-    weights = ", ".join(f"{source} {weight:.2f}" for source, weight in r.weights.items())
-    lines.append(f"{place:3}. {named(r.item)}  score {r.score:.2f}  ({weights})")
+    parts = " + ".join(f"{source} {part:.2f}" for source, part in r.parts.items())
+    lines.append(f"{place:3}. {named(r.item)}  score {r.score:.2f} = {parts}")
   return "\n".join(lines)

@@ -22,6 +22,7 @@ from mmesid_jax.data.packing import Batch, Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import item_vectors
 from mmesid_jax.losses.scorer import Scorer, candidates
+from mmesid_jax.models.fusion import contributions
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.state import place
 from mmesid_jax.parallel import sharding
@@ -33,12 +34,12 @@ LARGEST_BATCH = 64  # histories a dispatch; more are answered batch after batch
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-  """One recommended item; weights: what its score rests on, by source ("identity" or a
+  """One recommended item; parts: what its score rests on, summands by source ("identity" or a
   modality)."""
 
   item: int
   score: float
-  weights: dict[str, float]
+  parts: dict[str, float]
   title: str | None = None
 
 
@@ -48,6 +49,7 @@ class Best(NamedTuple):
 
   item_NK: np.ndarray  # int32
   score_NK: np.ndarray  # float32
+  part_NKS: np.ndarray | None = None  # float32, summands of the scores by source; if asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Shape:
   history: int  # items of the longest history, all of which are left out of its answer
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "top_k", "repeat"))
+@functools.partial(jax.jit, static_argnames=("graph", "top_k", "repeat", "reasons"))
 def _best(
   graph: nnx.GraphDef,
   state: nnx.State,
@@ -68,13 +70,19 @@ def _best(
   *,
   top_k: int,
   repeat: bool,
+  reasons: bool,
 ):
   model = nnx.merge(graph, state)
-  score_QI = Scorer((model.hidden(batch),), (item_ID,)).all()
+  o_QD = model.hidden(batch)
+  score_QI = Scorer((o_QD,), (item_ID,)).all()
   score_QI = jnp.where(candidates(score_QI.shape[1], model.num_items), score_QI, -jnp.inf)
   if not repeat:
     score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], history_QH].set(-jnp.inf)
-  return sharding.top_k(score_QI, top_k)
+  score_QK, item_QK = sharding.top_k(score_QI, top_k)
+  if not reasons:
+    return Best(item_QK, score_QK)
+  part_QKS = contributions(model.items, model.gates.weights(), o_QD, item_QK)
+  return Best(item_QK, score_QK, part_QKS)
 
 
 class Recommender:
@@ -95,7 +103,6 @@ class Recommender:
 
   def _take(self, model: RecommenderModel, titles: Sequence[str | None] | None) -> None:
     self._model, self._titles = model, titles
-    self._weight_IS = np.asarray(model.gates.weights())
     self.num_items = model.num_items
     placed = nnx.clone(model)  # around the same arrays; items are added to `model`
     place(placed)
@@ -144,8 +151,8 @@ class Recommender:
     newest items on. Raises UserError for an item id that the catalogue does not hold, or a top_k
     out of range.
     """
-    best = self.best(histories, top_k, repeat=repeat)
-    return [self._explained(*pair) for pair in zip(*best, strict=True)]
+    best = self.best(histories, top_k, repeat=repeat, reasons=True)
+    return [self._explained(*one) for one in zip(*best, strict=True)]
 
   def shape_for(self, lengths: np.ndarray) -> Shape:
     """The shape in which `best` answers very many histories of these lengths, int [N], fastest:
@@ -161,29 +168,36 @@ class Recommender:
     top_k: int = 10,
     *,
     repeat: bool = False,
+    reasons: bool = False,
     shape: Shape | None = None,
   ) -> Best:
-    """`recommend` as arrays, without reasons. shape: of `shape_for`, where there are many calls of
-    very many histories. Raises UserError as `recommend` does."""
+    """`recommend` as arrays, with parts of the scores if `reasons`. shape: of `shape_for`, where
+    there are many calls of very many histories. Raises UserError as `recommend` does."""
     self.check_top_k(top_k)
     arrays = [self._checked(i, history) for i, history in enumerate(histories)]
     if shape is None:
       longest = max(map(len, arrays), default=0)
       shape = Shape(self._layout, 1 << max(longest, 1).bit_length())
     newest = [a[-shape.layout.longest_history :] for a in arrays]
-    item_NK = np.zeros((len(arrays), top_k), np.int32)
-    score_NK = np.zeros((len(arrays), top_k), np.float32)
-    for place_P, found in _one_ahead(self._answers(arrays, newest, shape, top_k, repeat)):
-      score_QK, item_QK = jax.device_get(found)
-      item_NK[place_P], score_NK[place_P] = item_QK[: len(place_P)], score_QK[: len(place_P)]
-    return Best(item_NK, score_NK)
+    N, S = len(arrays), len(self._sources)
+    best = Best(
+      np.zeros((N, top_k), np.int32),
+      np.zeros((N, top_k), np.float32),
+      np.zeros((N, top_k, S), np.float32) if reasons else None,
+    )
+    asked = {"top_k": top_k, "repeat": repeat, "reasons": reasons}
+    for place_P, found in _one_ahead(self._answers(arrays, newest, shape, asked)):
+      for whole_NK, part_QK in zip(best, jax.device_get(found), strict=True):
+        if whole_NK is not None:
+          whole_NK[place_P] = part_QK[: len(place_P)]
+    return best
 
   def check_top_k(self, top_k: int) -> None:
     """Raises UserError for a number that the catalogue does not have."""
     if not 1 <= top_k <= self.num_items:
       raise UserError(f"top_k={top_k}: expected a number from 1 to {self.num_items}")
 
-  def _answers(self, arrays, newest, shape, top_k, repeat):
+  def _answers(self, arrays, newest, shape, asked):
     """Which histories a batch answers, and the answer, which may still be computed."""
     sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
     first = [len(a) for a in newest]
@@ -200,8 +214,7 @@ class Recommender:
           self._item_ID,
           sharding.put_batch(batch),
           history_QH,
-          top_k=top_k,
-          repeat=repeat,
+          **asked,
         ),
       )
 
@@ -214,15 +227,17 @@ class Recommender:
       )
     return array.astype(np.int32)
 
-  def _explained(self, item_K: np.ndarray, score_K: np.ndarray) -> list[Recommendation]:
+  def _explained(
+    self, item_K: np.ndarray, score_K: np.ndarray, part_KS: np.ndarray
+  ) -> list[Recommendation]:
     return [
       Recommendation(
         int(item),
         float(score),
-        dict(zip(self._sources, map(float, self._weight_IS[item]), strict=True)),
+        dict(zip(self._sources, part_S.tolist(), strict=True)),
         self._titles[item] if self._titles else None,
       )
-      for item, score in zip(item_K, score_K, strict=True)
+      for item, score, part_S in zip(item_K, score_K, part_KS, strict=True)
       if np.isfinite(score)
     ]
 

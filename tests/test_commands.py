@@ -78,7 +78,7 @@ def test_recommend_prints_lists_for_people_and_json_lines_for_programs(trained, 
   assert status == 0, err
   answers = [json.loads(line) for line in out.splitlines()]
   assert [a["history"] for a in answers] == [[1, 2, 3], [], [7]]
-  assert all({"item", "title", "score", "weights"} == r.keys() for a in answers for r in a["items"])
+  assert all({"item", "title", "score", "parts"} == r.keys() for a in answers for r in a["items"])
 
 
 def test_evaluate_prints_a_table_and_writes_it(workdir):

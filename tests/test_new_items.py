@@ -80,12 +80,11 @@ def test_new_items_are_recommended_and_read_and_the_others_stay(trained, tmp_pat
     for r in old or ():
       assert scores[r.item] == pytest.approx(r.score, rel=1e-4, abs=1e-5)
   for r in answers[0]:
-    assert sum(r.weights.values()) == pytest.approx(1, abs=1e-5)
     if r.item > 40:
-      assert r.weights == pytest.approx({"identity": 0, "collaborative": 0, "text": 1})
+      assert r.parts == pytest.approx({"identity": 0, "collaborative": 0, "text": r.score})
       assert r.title == "ab"[r.item - 41]
     else:
-      assert r.title == str(r.item) and r.weights["identity"] > 0
+      assert r.title == str(r.item) and r.parts["identity"] != 0
   assert model.add_items({"text": text[:1]}) == range(43, 44)
 
 
@@ -103,7 +102,7 @@ def test_rows_are_whitened_as_in_training(trained):
 
 
 def test_without_codes_and_whitening_features_suffice(workdir, tiny):
-  changes = {"codes": "none", "whiten": 0, "encoder": "mlp", "fusion": "sum", "epochs": 1}
+  changes = {"codes": "none", "whiten": 0, "encoder": "mlp", "epochs": 1}
   config = tiny(changes={f"recommender.{k}": v for k, v in changes.items()})
   pipeline.run(config, workdir, overwrite=True)
   text = vectors(workdir)["text"]
@@ -112,7 +111,7 @@ def test_without_codes_and_whitening_features_suffice(workdir, tiny):
   assert model.add_items({"text": text[:2]}) == range(41, 43)
   (answer,) = model.recommend([[1, 2]], 40)
   (new, *_) = (r for r in answer if r.item > 40)
-  assert new.weights == {"identity": 0, "collaborative": 0, "text": 1}
+  assert new.parts == pytest.approx({"identity": 0, "collaborative": 0, "text": new.score})
   with pytest.raises(UserError, match="features of text: rows are 5 wide; expected 64"):
     model.add_items({"text": text[:2, :5]})
 

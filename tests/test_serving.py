@@ -22,8 +22,8 @@ def test_answers_are_ranked_items_outside_the_history_with_their_reasons(model):
     assert all(1 <= i <= 40 for i in items) and not set(items) & set(history)
     assert [r.score for r in answer] == sorted((r.score for r in answer), reverse=True)
     for r in answer:
-      assert list(r.weights) == ["identity", "collaborative", "text"]
-      assert sum(r.weights.values()) == pytest.approx(1, abs=1e-5)
+      assert list(r.parts) == ["identity", "collaborative", "text"]
+      assert sum(r.parts.values()) == pytest.approx(r.score, abs=1e-5) and all(r.parts.values())
 
 
 def test_items_of_the_history_return_when_asked_for(model):

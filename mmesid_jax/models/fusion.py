@@ -14,6 +14,7 @@ from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.linear import Linear, gelu
 from mmesid_jax.models.variables import Frozen
+from mmesid_jax.parallel.sharding import lookup
 
 
 def normalised_frequency(counts_I: np.ndarray) -> np.ndarray:
@@ -75,6 +76,18 @@ def item_vectors(items: ItemEncoder, weight_IS: jax.Array) -> jax.Array:
   for s, m in enumerate(items.modalities, start=1):
     item_ID = item_ID + weight_IS[:, s : s + 1] * items.project[m](items.feature_IV[m][...])
   return item_ID
+
+
+def contributions(
+  items: ItemEncoder, weight_IS: jax.Array, o_QD: jax.Array, item_QK: jax.Array
+) -> jax.Array:
+  """[Q, K, 1 + M]: what every source adds to the scores of K items a target, the summands of the
+  formula above."""
+  row_QKD = [lookup(items.identity_ID[...], item_QK)]
+  for m in items.modalities:
+    row_QKD.append(items.project[m](lookup(items.feature_IV[m][...], item_QK)))
+  part_QKS = jnp.stack([jnp.einsum("qd,qkd->qk", o_QD, row) for row in row_QKD], axis=-1)
+  return part_QKS * lookup(weight_IS, item_QK)
 
 
 def scorer(
