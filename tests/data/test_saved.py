@@ -248,7 +248,8 @@ LIES = {  # about where numbers stand: each would lead out of the storage, or re
 def test_no_number_is_read_from_outside_its_storage(tmp_path, kind):
   shape, strides, offset = LIES[kind]
   tensor = pickles.tensor(pickles.storage("0", 12), shape, strides, offset)
-  refused(tmp_path, pickles.older(tensor, {"0": X}))
+  line = refused(tmp_path, pickles.older(tensor, {"0": X}))
+  assert "from 12 numbers" in line or "a size, stride or offset that no array has" in line
 
 
 def test_numpy_arrays_hold_as_many_numbers_as_they_say(tmp_path):
