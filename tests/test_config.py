@@ -25,6 +25,7 @@ from mmesid_jax.config import (
   identity,
   modalities,
   read_config,
+  split_at,
 )
 from mmesid_jax.errors import UserError
 from mmesid_jax.stages import backbone
@@ -164,6 +165,10 @@ def test_a_size_is_one_at_the_least(key):
     ("semantic_ids.hidden", [8, 0], [1]),
     ("stages", ["collaborative", "recommend"], ["recommender"]),
     ("evaluation.cutoffs", [0, 10], [10]),
+    ("data.split_at", [0.9, 0.8], [0.1, 0.9]),
+    ("data.split_at", [0.0, 0.8], [1e-9, 0.8]),
+    ("data.split_at", [0.8, 1.0], [0.8, 0.999]),
+    ("data.split_at", [0.8, 0.8], [0.79, 0.8]),
     *((name, -1, 0) for name in ("seed", "whiten", "response", "targets_per_user", "resamples")),
     *((name, -1, 0) for name in ("warmup_steps",)),
     ("save_minutes", -1e-9, 0.0),
@@ -188,6 +193,7 @@ def test_no_rule_is_about_a_key_that_is_not_there():
   "changes, message",
   [
     ({"data.dir": ""}, "--config.data.dir is not set"),
+    ({"data.source": "synthetic", "data.split": "temporal"}, "catalogue has no times; take leave_"),
     ({"features.collaborative": ""}, "--config.features: every modality is empty"),
     ({"collaborative.heads": 3}, "--config.collaborative.heads=3: .*width=128"),
     (
@@ -259,6 +265,17 @@ def test_a_workdir_from_before_a_run_key_is_still_read(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(config))
   back = read_config(tmp_path)
   assert (back.mesh.fsdp, back.run.keep, back.run.save_every) == (-1, 2, 7)
+
+
+def test_a_workdir_from_before_there_were_splits_is_one_of_leave_one_out(tmp_path):
+  config = json.loads(valid_config().to_json_best_effort())
+  del config["data"]["split"], config["data"]["split_at"]
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  back = read_config(tmp_path)
+  check(back)
+  assert identity(back) == identity(valid_config())
+  assert split_at(back) is None
+  assert split_at(valid_config(changes={"data.split": "temporal"})) == (0.8, 0.9)
 
 
 @pytest.mark.parametrize(

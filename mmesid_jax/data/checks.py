@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data import features, items, keys, sequences, times
+from mmesid_jax.data import features as feature_tables
+from mmesid_jax.data import items, keys, sequences, times
 from mmesid_jax.data.files import ITEMS, SEQUENCES, TIMES, USERS, read_npy
 from mmesid_jax.data.mistakes import NO_JSON, SHOWN, Mistake, json_lines, told
 from mmesid_jax.errors import UserError
@@ -31,10 +32,10 @@ class Problem(NamedTuple):
 Problems = Iterator[Problem]
 
 
-def report(directory: str | os.PathLike, feature_files: Sequence[str] = ()) -> None:
+def report(directory: str | os.PathLike, features: Sequence[str] = ()) -> None:
   """Prints all `problems`. Raises UserError when one is more than a warning."""
   wrong = 0
-  for problem in problems(directory, feature_files):
+  for problem in problems(directory, features):
     wrong += not problem.warning
     print(problem, flush=True)
   if wrong:
@@ -43,7 +44,7 @@ def report(directory: str | os.PathLike, feature_files: Sequence[str] = ()) -> N
   print(f"{directory}: can be trained on")
 
 
-def problems(directory: str | os.PathLike, feature_files: Sequence[str] = ()) -> Problems:
+def problems(directory: str | os.PathLike, features: Sequence[str] = ()) -> Problems:
   """Reads sequences.txt, items.jsonl, users.jsonl, times.npy and every feature table: the named
   ones, and what else in the folder has a row an item. A line for every kind of mistake says where
   the first three are, and how many. Raises UserError where there is no such directory."""
@@ -55,7 +56,7 @@ def problems(directory: str | os.PathLike, feature_files: Sequence[str] = ()) ->
   num_items = described or (found and int(found.items.max()))
   yield from _guarded(source, _times(source, found))
   yield from _guarded(source, _users(source, found))
-  yield from _tables(source, num_items, feature_files)
+  yield from _tables(source, num_items, features)
 
 
 def _guarded(source: Path, part: Generator) -> Generator[Problem, None, object]:
@@ -150,24 +151,24 @@ def _other_users(
     yield Mistake("length", text)
 
 
-def _tables(source: Path, num_items: int | None, feature_files: Sequence[str]) -> Problems:
+def _tables(source: Path, num_items: int | None, features: Sequence[str]) -> Problems:
   others = sorted(p.name for p in source.iterdir() if p.suffix in TABLES and p.name != TIMES)
-  for name in dict.fromkeys([*feature_files, *others]):
+  for name in dict.fromkeys([*features, *others]):
     if num_items is None:
       yield Problem(f"{name}: not looked into: how many items there are is not known", warning=True)
     else:
-      named = name in feature_files
+      named = name in features
       yield from _guarded(source, _table(source / name, name, num_items, named))
 
 
 def _table(path: Path, name: str, num_items: int, named: bool) -> Problems:
-  """A table that nobody named is judged where it has a row an item."""
-  table = features.read_table(path)
-  if not named and table.shape[:1] != (num_items + 1,):
+  """A table that nobody named is judged where it has a row of features an item."""
+  table = feature_tables.read_table(path)
+  if not named and (table.ndim != 2 or len(table) != num_items + 1):
     text = f"of shape {list(table.shape)}, and {num_items:,} items take {num_items + 1:,} rows"
     yield Problem(f"{name}: not looked into: {text}", warning=True)
     return
-  mistakes = list(features.mistakes(table, num_items))
+  mistakes = list(feature_tables.mistakes(table, num_items))
   yield from _all(name, mistakes)
   if mistakes:
     return
@@ -183,10 +184,10 @@ def _alike(name: str, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   digest_N = np.zeros(len(table), np.uint64)
   zero_N = np.zeros(len(table), bool)
   with tqdm(total=len(table) - 1, desc=name, unit="rows", delay=3, leave=False) as bar:
-    for start, x in features.item_rows(table):
+    for start, x in feature_tables.item_rows(table):
       zero_N[start : start + len(x)] = ~x.any(axis=1)
       x += 0.0  # -0.0 is equal to 0.0, and other bytes
-      digests = [hashlib.blake2b(row.data, digest_size=8).digest() for row in x]
+      digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in x]
       digest_N[start : start + len(x)] = np.frombuffer(b"".join(digests), np.uint64)
       bar.update(len(x))
   rows = 1 + np.flatnonzero(~zero_N[1:])

@@ -156,7 +156,7 @@ def test_warnings_do_not_keep_from_training(folder, capsys):
   x_IV[15, [0, 2, 3]] = x_IV[9, [0, 2, 3]]
   x_IV[20:22] = x_IV[2]
   np.save(folder / "text.npy", x_IV)
-  np.save(folder / "numbers.npy", np.arange(5))
+  np.save(folder / "numbers.npy", np.arange(23))
   report(folder)
   assert capsys.readouterr().out.splitlines() == [
     "warning: items.jsonl:6: key 'K5' already stands on line 5",
@@ -164,7 +164,7 @@ def test_warnings_do_not_keep_from_training(folder, capsys):
     "2 (lines 31, 32)",
     "warning: items.jsonl: items that nobody has: 2 (lines 21, 22)",
     "warning: users.jsonl:8: key 'K1' already stands on line 1 (and 1 more line: 9)",
-    "warning: numbers.npy: not looked into: of shape [5], and 22 items take 23 rows",
+    "warning: numbers.npy: not looked into: of shape [23], and 22 items take 23 rows",
     "warning: text.npy: items with a row of zeros: 1 (row 3)",
     "warning: text.npy: items with the same row as one before: 3 (rows 15, 20, 21)",
     f"{folder}: can be trained on",
@@ -185,6 +185,9 @@ def test_equal_rows_are_found_across_chunks_and_types(folder, monkeypatch):
   assert told_of(folder) == expected
   monkeypatch.setattr(features, "CHUNK_BYTES", 4 * 4 * 3)
   assert told_of(folder) == expected
+  (folder / "text.safetensors").unlink()
+  np.save(folder / "text.npy", np.asfortranarray(x_IV.astype(np.float64)))
+  assert told_of(folder) == [line.replace("safetensors", "npy") for line in expected]
 
 
 def test_keys_are_missed_only_where_others_have_one(folder):
