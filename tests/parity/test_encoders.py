@@ -7,12 +7,16 @@ import time
 
 import numpy as np
 import pytest
-from commands import refused, run, start
+from commands import run, start
+
+from mmesid_jax import encoding
+from mmesid_jax.errors import UserError
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 image_module = pytest.importorskip("PIL.Image")
+torch.set_num_threads(1)  # of small models; several would wait for each other on a busy machine
 
 WORDS = "lip balm rose oil hand cream nail lacquer shampoo soap cedar comb brush".split()
 TINY = {
@@ -41,19 +45,17 @@ def write_items(folder, count, *, without=()):
   return items
 
 
-def encode(*arguments):
-  status, out, err = run("encode", *arguments)
-  assert status == 0, err
-  return out
+def text(data, model, **changes):
+  """What the command calls; most tests call it here, because to import torch takes long."""
+  options = dict(pooling=None, batch=64, normalise=True, missing="mean", dtype="float32")
+  own = dict(template="{title}", max_length=None, output=data / "text.npy", overwrite=False)
+  encoding.text(data, model, **{**options, **own, **changes})
 
 
-def text(data, model, *more):
-  return (f"--data={data}", "--modality=text", f"--model={model}", "--template={title}", *more)
-
-
-def visual(data, model, *more):
-  images = f"--images={data / 'images'}"
-  return (f"--data={data}", "--modality=visual", f"--model={model}", images, *more)
+def visual(data, model, **changes):
+  options = dict(pooling=None, batch=4, normalise=True, missing="mean", dtype="float32")
+  own = dict(images=data / "images", key="key", output=data / "visual.npy", overwrite=False)
+  encoding.visual(data, model, **{**options, **own, **changes})
 
 
 def seeded(model_class, config):
@@ -62,9 +64,10 @@ def seeded(model_class, config):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_texts_are_encoded_as_if_each_were_alone(mini_lm, tmp_path, pooling):
+def test_texts_are_encoded_as_if_each_were_alone(mini_lm, tmp_path, pooling, capsys):
   items = write_items(tmp_path, 30, without=(7, 30))
-  out = encode(*text(tmp_path, mini_lm, f"--pooling={pooling}", "--batch=8", "--missing=zero"))
+  text(tmp_path, mini_lm, pooling=pooling, batch=8, missing="zero")
+  out = capsys.readouterr().out
   assert "text.npy: 30 items, 384 wide, float32; 2 without text have zeros" in out
   tokenizer = transformers.AutoTokenizer.from_pretrained(mini_lm)
   model = transformers.AutoModel.from_pretrained(mini_lm).eval()
@@ -79,13 +82,16 @@ def test_texts_are_encoded_as_if_each_were_alone(mini_lm, tmp_path, pooling):
   np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(mini_lm, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_bytes(mini_lm, tmp_path, monkeypatch, capsys):
   write_items(tmp_path, 600, without=(5,))
-  command = text(tmp_path, mini_lm, "--batch=8", "--dtype=float16")
-  encode(*command, f"--output={tmp_path / 'whole.npy'}")
+  same = dict(batch=8, dtype="float16")
+  text(tmp_path, mini_lm, **same, output=tmp_path / "whole.npy")
   partial = tmp_path / "text.npy.partial"
+  command = (f"--data={tmp_path}", "--modality=text", f"--model={mini_lm}", "--template={title}")
+  command += ("--batch=8", "--dtype=float16")
+  monkeypatch.setenv("OMP_NUM_THREADS", "1")
   process = start("encode", *command)
-  deadline = time.monotonic() + 200
+  deadline = time.monotonic() + 250
   while time.monotonic() < deadline and process.poll() is None:
     if partial.exists() and partial.stat().st_size > 60 * 768:
       break
@@ -94,18 +100,21 @@ def test_a_killed_run_goes_on_to_the_same_bytes(mini_lm, tmp_path):
   process.communicate()
   assert process.returncode == -signal.SIGKILL and not (tmp_path / "text.npy").exists()
   partial.write_bytes(partial.read_bytes()[:-100])  # in the middle of a row
-  line = refused("encode", *command, "--pooling=cls")
-  assert "pooling was 'mean', now 'cls'" in line
-  assert "items are encoded; going on" in encode(*command)
+  with pytest.raises(UserError, match="pooling was 'mean', now 'cls'"):
+    text(tmp_path, mini_lm, **same, pooling="cls")
+  status, out, err = run("encode", *command)
+  assert status == 0, err
+  assert "items are encoded; going on" in out
   assert (tmp_path / "text.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
   assert not partial.exists()
-  assert "up to date" in encode(*command)
-  line = refused("encode", *command, "--template=Title: {title}")
-  assert str(tmp_path / "text.npy") in line and "--overwrite" in line
+  text(tmp_path, mini_lm, **same)
+  assert "up to date" in capsys.readouterr().out
+  with pytest.raises(UserError, match="text.npy: made from something else.*--overwrite"):
+    text(tmp_path, mini_lm, **same, template="Title: {title}")
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_towers_give_vectors_of_their_own(mini_lm, tmp_path, kind):
+def test_towers_give_vectors_of_their_own(mini_lm, tmp_path, kind, capsys):
   tokenizer = transformers.AutoTokenizer.from_pretrained(mini_lm)
   words = {**TINY, "vocab_size": len(tokenizer), "max_position_embeddings": 20}
   if kind == "clip":
@@ -118,8 +127,8 @@ def test_towers_give_vectors_of_their_own(mini_lm, tmp_path, kind):
   tokenizer.save_pretrained(tmp_path / "model")
   model.save_pretrained(tmp_path / "model")
   items = write_items(tmp_path, 20)
-  out = encode(*text(tmp_path, tmp_path / "model", "--batch=4", "--nonormalise"))
-  assert "texts reach 20 tokens" in out
+  text(tmp_path, tmp_path / "model", batch=4, normalise=False)
+  assert "texts reach 20 tokens" in capsys.readouterr().out
   found = np.load(tmp_path / "text.npy", allow_pickle=False)
   for item in items:
     padding = "max_length" if kind == "siglip" else False  # as SigLIP was trained
@@ -130,8 +139,8 @@ def test_towers_give_vectors_of_their_own(mini_lm, tmp_path, kind):
     with torch.no_grad():
       expected = model.get_text_features(**given).pooler_output[0]
     np.testing.assert_allclose(found[item["item_id"]], expected, atol=1e-5)
-  line = refused("encode", *text(tmp_path, tmp_path / "model", "--pooling=cls", "--overwrite"))
-  assert "has vectors of its own (get_text_features)" in line
+  with pytest.raises(UserError, match="has vectors of its own .get_text_features"):
+    text(tmp_path, tmp_path / "model", pooling="cls")
 
 
 @pytest.fixture(scope="session")
@@ -163,10 +172,11 @@ def write_images(folder):
   return [folder / name for name in names]
 
 
-def test_images_are_encoded_as_if_each_were_alone_and_broken_ones_told(clip, tmp_path):
+def test_images_are_encoded_as_if_each_were_alone_and_broken_ones_told(clip, tmp_path, capsys):
   write_items(tmp_path, 12)
   files = write_images(tmp_path / "images")
-  out = encode(*visual(tmp_path, clip, "--batch=4"))
+  visual(tmp_path, clip)
+  out = capsys.readouterr().out
   assert "visual.npy: 12 items, 12 wide, float32; 6 without visual have the mean" in out
   assert "5 images are broken: K7.jpg (" in out and "K9.png (12000 x 12000 pixels)" in out
   found = np.load(tmp_path / "visual.npy", allow_pickle=False)
@@ -187,10 +197,11 @@ def test_images_are_encoded_as_if_each_were_alone_and_broken_ones_told(clip, tmp
 def test_no_image_or_only_broken_ones_are_refused(clip, tmp_path):
   write_items(tmp_path, 2)
   (tmp_path / "images").mkdir()
-  assert "no item's image is here" in refused("encode", *visual(tmp_path, clip))
+  with pytest.raises(UserError, match="no item's image is here"):
+    visual(tmp_path, clip)
   (tmp_path / "images" / "K2.jpg").write_text("no image")
-  line = refused("encode", *visual(tmp_path, clip))
-  assert "all 1 images are broken: K2.jpg (cannot identify image file)" in line
+  with pytest.raises(UserError, match="all 1 images are broken: K2.jpg .cannot identify image"):
+    visual(tmp_path, clip)
   assert not (tmp_path / "visual.npy").exists()
 
 
@@ -202,8 +213,7 @@ def test_plain_vision_encoders_pool(tmp_path, pooling):
   processor.save_pretrained(tmp_path / "model")
   write_items(tmp_path, 12)
   files = write_images(tmp_path / "images")
-  command = visual(tmp_path, tmp_path / "model", f"--pooling={pooling}", "--nonormalise")
-  encode(*command)
+  visual(tmp_path, tmp_path / "model", pooling=pooling, normalise=False)
   found = np.load(tmp_path / "visual.npy", allow_pickle=False)
   for i, file in enumerate(files, 1):
     pixels = np.asarray(image_module.open(file).convert("RGB"))
@@ -213,47 +223,41 @@ def test_plain_vision_encoders_pool(tmp_path, pooling):
     x_D = {"pooler": output.pooler_output[0], "cls": x_TD[0], "mean": x_TD.mean(0)}[pooling]
     np.testing.assert_allclose(found[i], x_D, atol=1e-5)
   if pooling == "pooler":  # without weights of it transformers would take random ones
-    seeded(lambda c: transformers.ViTModel(c, add_pooling_layer=False), model.config)
     bare = transformers.ViTModel(model.config, add_pooling_layer=False)
     bare.save_pretrained(tmp_path / "model")
-    assert "holds no weights of it; try --pooling=cls" in refused("encode", *command, "--overwrite")
+    with pytest.raises(UserError, match="holds no weights of it; try --pooling=cls"):
+      visual(tmp_path, tmp_path / "model", overwrite=True)
 
 
 def test_models_that_cannot_be_trusted_or_are_not_whole_are_refused(mini_lm, tmp_path):
   write_items(tmp_path, 3)
-  nowhere = tmp_path / "nowhere"
-  assert f"{nowhere}: no such directory" in refused("encode", *text(tmp_path, nowhere))
   model = tmp_path / "model"
+
+  def refused(message):
+    with pytest.raises(UserError, match=message):
+      text(tmp_path, model)
+
+  refused("model: no such directory")
   model.mkdir()
   for file in mini_lm.glob("*.*"):
     if file.is_file():
       (model / file.name).write_bytes(file.read_bytes())
   config = json.loads((model / "config.json").read_text())
 
-  def with_config(**changes):
+  def refused_config(message, **changes):
     (model / "config.json").write_text(json.dumps(config | changes))
-    return refused("encode", *text(tmp_path, model))
+    refused(message)
 
   foreign = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
   (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-  assert "needs code of its own" in with_config(model_type="evil", auto_map=foreign)
+  refused_config("needs code of its own", model_type="evil", auto_map=foreign)
   assert not (tmp_path / "ran").exists()
-  assert "holds no weights for" in with_config(num_hidden_layers=7)
-  assert "its model does not load" in with_config(model_type="no such")
+  refused_config("holds no weights for", num_hidden_layers=7)
+  refused_config("its model does not load", model_type="no such")
   (model / "config.json").write_text(json.dumps(config))
   weights = (model / "model.safetensors").read_bytes()
   (model / "model.safetensors").write_bytes(weights[:1000])
-  assert "not a whole safetensors file" in refused("encode", *text(tmp_path, model))
+  refused("not a whole safetensors file")
   (model / "model.safetensors").rename(model / "pytorch_model.bin")
-  assert "pickles are not opened" in refused("encode", *text(tmp_path, model))
+  refused("pickles are not opened")
   assert not list(tmp_path.glob("text.*"))
-
-
-def test_flags_that_do_not_fit_are_refused(tmp_path):
-  write_items(tmp_path, 3)
-  assert "--template: not with" in refused("encode", *visual(tmp_path, "m", "--template={title}"))
-  assert "--images: not with" in refused("encode", *text(tmp_path, "m", "--images=x"))
-  line = refused("encode", f"--data={tmp_path}", "--modality=visual", "--model=m")
-  assert "--images is missing" in line
-  assert "--pooling=last: not with" in refused("encode", *visual(tmp_path, "m", "--pooling=last"))
-  assert "ends in .npy" in refused("encode", *text(tmp_path, "m", "--output=x.safetensors"))
