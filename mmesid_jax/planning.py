@@ -5,6 +5,7 @@ import dataclasses
 import math
 import pathlib
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.models import flops
 from mmesid_jax.parallel import sharding
 from mmesid_jax.rules import MESH_AXES
-from mmesid_jax.stages import backbone, footprint, next_item, recommender
+from mmesid_jax.stages import ahead, backbone, footprint, next_item, recommender
 from mmesid_jax.training.activations import Activations
 from mmesid_jax.training.throughput import DEVICES, Device
 
@@ -38,14 +39,17 @@ def run(
   devices: Sequence[str],
   mfu: float,
   rows_a_device: int | None,
+  compiled: bool = False,
 ) -> None:
   """Prints what config.mesh takes on the first of the numbers of devices, and what other meshes
   take on all of them. Nothing is written, no weight allocated, no accelerator used; of a checkpoint
   config.json and the tokenizer are read. rows_a_device: the rows of a batch grow with the devices
-  that share them, and its targets with the rows.
+  that share them, and its targets with the rows. compiled: of the first mesh also what the compiler
+  for TPUs says.
 
   Raises UserError for a kind or number of devices that is none, a configuration out of range, data
-  that is not there, and where the first mesh does not divide what is to lie on it.
+  that is not there, where the first mesh does not divide what is to lie on it, and where what is to
+  be compiled is not for a TPU or libtpu is missing.
   """
   if kind not in DEVICES:
     near = [name for name in DEVICES if name.startswith(kind)] or [nearest(kind, [*DEVICES])]
@@ -56,15 +60,21 @@ def run(
   if rows_a_device is not None and rows_a_device < 1:
     raise UserError(f"--plan_rows_a_device={rows_a_device}: expected a number >= 1")
   counts = [_count(text) for text in devices]
+  if compiled:
+    ahead.check(kind)
   jax.config.update("jax_platforms", "cpu")
   estimated = backbone.resolve(config, estimate=True)
   check(config)
   backbone.check_blocks(config.recommender)
   dataset, widths = _data(config)
   planner = Planner(config, DEVICES[kind], dataset, widths, mfu, rows_a_device)
-  first = planner.plan(sharding.mesh_shape(config.mesh, counts[0]))
+  mesh = sharding.mesh_shape(config.mesh, counts[0])
+  first = planner.plan(mesh)
   print(_assumed(config, kind, dataset, widths, mfu, estimated))
-  print(f"\n{first.details()}\n\n{HEAD}")
+  print(f"\n{first.details()}", flush=True)
+  if compiled:
+    print(f"\n{planner.compiled(kind, mesh)}")
+  print(f"\n{HEAD}")
   for count in counts:
     print("\n".join(planner.lines(count)), flush=True)
 
@@ -216,6 +226,22 @@ class Planner:
         reasons.setdefault(str(error), []).append(" x ".join(map(str, mesh.values())))
     return found + [f"{devices:7}  not {', '.join(which)}: {why}" for why, which in reasons.items()]
 
+  def compiled(self, kind: str, mesh: Mapping[str, int]) -> str:
+    """What the compiler for TPUs says of a step on the mesh, in words; it takes minutes."""
+    with jax.set_mesh(ahead.mesh(kind, mesh)):
+      config = self._scaled()
+      layout = self._epoch(config).layout
+      start = time.monotonic()
+      found = ahead.compiled(config, self._dataset, self._widths, layout)
+    size = math.prod(mesh.values())
+    where = f"{size} of {ahead.topology(kind, size)}, attention: {found.attention}"
+    took = f"{_seconds(time.monotonic() - start)} to compile"
+    if found.refusal:
+      return f"The compiler for TPUs ({where}) refuses: {found.refusal}"
+    lines = [f"By the compiler for TPUs ({where}; {took})", f"{'':28}GiB a device"]
+    lines += [f"{name:28}{size / GIB:12.3f}" for name, size in found.bytes.items()]
+    return "\n".join([*lines, f"{'sum':28}{sum(found.bytes.values()) / GIB:12.3f}"])
+
   def _scaled(self) -> ConfigDict:
     """The configuration with the rows and targets that the context's mesh has."""
     if self._rows_a_device is None:
@@ -263,9 +289,9 @@ def _assumed(config, kind, dataset, widths, mfu, estimated) -> str:
   c, device = config.recommender, DEVICES[kind]
   vectors = ", ".join(f"{m} {width}" for m, width in widths.items())
   lines = [
-    f"{kind}: {device.memory / 1e9:g} GB = {device.memory / GIB:.1f} GiB, {device.peak / 1e12:g} "
-    f"TFLOP/s of dense bf16 by its data sheet. Fits: within {FITS:.0%} of the memory. Time: at an "
-    f"MFU of {mfu:.0%}, assumed (--plan_mfu).",
+    f"{kind}: {device.memory / 1e9:.3g} GB = {device.memory / GIB:.1f} GiB, "
+    f"{device.peak / 1e12:g} TFLOP/s of dense bf16 by its data sheet. "
+    f"Fits: within {FITS:.0%} of the memory. Time: at an MFU of {mfu:.0%}, assumed (--plan_mfu).",
     f"{len(dataset):,} users, {dataset.num_items:,} items, vectors: {vectors}. Llama of {c.layers} "
     f"layers, {c.width} wide, {c.backbone.kind}, kept as "
     f"{'float32' if c.backbone.kind == 'full' else c.backbone.weights}; activations "

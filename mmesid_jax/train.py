@@ -18,6 +18,7 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Redo stages that another conf
 PLAN = flags.DEFINE_string("plan", None, "Kind of device, h200 say: train nothing, say what fits.")
 DEVICES = flags.DEFINE_list("plan_devices", "1,8,64,256", "Numbers of devices to plan for.")
 MFU = flags.DEFINE_float("plan_mfu", 0.4, "Share of the peak that the plan's times stand on.")
+COMPILE = flags.DEFINE_bool("plan_compile", False, "Also ask the compiler for TPUs: minutes.")
 ROWS = flags.DEFINE_integer("plan_rows_a_device", None, "Rows grow with the devices sharing them.")
 cli.define_process_flags()
 flags.mark_flags_as_required(["config"])
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     from mmesid_jax import planning
 
     options = {"devices": DEVICES.value, "mfu": MFU.value, "rows_a_device": ROWS.value}
-    planning.run(CONFIG.value, PLAN.value, **options)
+    planning.run(CONFIG.value, PLAN.value, **options, compiled=COMPILE.value)
     return
   if WORKDIR.value is None:
     raise UserError("--workdir is missing; it must be given, but for --plan")

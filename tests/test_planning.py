@@ -16,7 +16,8 @@ from mmesid_jax.data.dataset import prepare, read
 from mmesid_jax.data.features import feature_width
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.prompt import estimated_lengths
-from mmesid_jax.stages import recommender
+from mmesid_jax.parallel import sharding
+from mmesid_jax.stages import ahead, recommender
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "beauty_llama3_8b.py"
 LLAMA3_8B = {
@@ -120,6 +121,29 @@ def test_time_is_operations_by_what_devices_do(llama3, capsys):
   assert found[0] == found[1]
 
 
+def test_what_the_compiler_says_stands_beside_the_prediction(tiny, monkeypatch, capsys):
+  """What it says is tried where there is one: tests/stages/test_ahead.py."""
+  said = ahead.Compiled("splash", {"arguments": 2**30, "temporaries": 3 * 2**29})
+  asked = []
+
+  def compiled(config, dataset, widths, layout):
+    asked.append((sharding.devices(), config.recommender.rows, layout.rows))
+    return said
+
+  monkeypatch.setattr(ahead, "check", lambda kind: None)
+  monkeypatch.setattr(ahead, "mesh", lambda kind, shape: sharding.make_mesh(**shape))
+  monkeypatch.setattr(ahead, "compiled", compiled)
+  config = tiny("best", {"mesh.fsdp": 4})
+  options = {"devices": ("4",), "mfu": 0.4, "rows_a_device": 2, "compiled": True}
+  planning.run(config, "v5e", **options)
+  out = capsys.readouterr().out.partition("By the compiler for TPUs")[2]
+  assert "(4 of v5e:2x2, attention: splash; " in out and asked == [(4, 8, 8)]
+  assert (gib(out, "arguments"), gib(out, "temporaries"), gib(out, "sum")) == (1, 1.5, 2.5)
+  said = ahead.Compiled("xla", {}, "out of memory")
+  planning.run(config, "v5e", **options)
+  assert "attention: xla) refuses: out of memory" in capsys.readouterr().out
+
+
 def test_mistakes_are_one_line(llama3, tmp_path):
   for options, said in (
     ({"kind": "a100"}, "--plan=a100: did you mean a100-40g or a100-80g?"),
@@ -142,6 +166,7 @@ def test_from_the_command_line(llama3, tmp_path):
   plan = f"--config={CONFIG}", f"--config.data.dir={llama3.data.dir}"
   assert "--workdir is missing" in refused("train", *plan)
   assert "did you mean h200" in refused("train", *plan, "--plan=h20")
+  assert "h200 is no TPU" in refused("train", *plan, "--plan=h200", "--plan_compile")
   folder = llama3.recommender.backbone.checkpoint
   status, out, err = run(
     *("train", *plan, f"--config.recommender.backbone.checkpoint={folder}"),

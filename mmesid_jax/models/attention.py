@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmesid_jax.data.packing import Batch
-from mmesid_jax.parallel.sharding import lookup, partitioned, shards, spec
+from mmesid_jax.parallel.sharding import lookup, partitioned, platform, shards, spec
 
 BLOCK = 128  # splash works through queries and keys in blocks of so many
 
@@ -47,7 +47,7 @@ def attention(
   nothing gets a mean of v, or zeros, which no target ever reads.
   """
   if kind == "auto":
-    kind = preferred(jax.default_backend(), q_RTNH.dtype, q_RTNH.shape[-1])
+    kind = preferred(platform(), q_RTNH.dtype, q_RTNH.shape[-1])
   if kind == "xla":
     return _xla(q_RTNH, k_RSKH, v_RSKH, mask_RTS)
   kernel = {"cudnn": _cudnn, "splash": _splash}[kind]
@@ -84,7 +84,7 @@ def _splash(q_RTNH, k_RSKH, v_RSKH, mask_RTS):
   def row(q_TNH, k_SKH, v_SKH, mask_TS):
     kernel = make_splash_mha_single_device(
       jnp.broadcast_to(mask_TS, (N, *mask_TS.shape)),
-      interpret=jax.default_backend() != "tpu",  # elsewhere the same kernel, step by step
+      interpret=platform() != "tpu",  # elsewhere the same kernel, step by step
     )
     # Making the kernel turns this flag, too, into an array, which under jit nothing can branch on.
     kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)

@@ -21,7 +21,8 @@ def flat_name(path) -> str:
 
 
 def place(model: nnx.Module) -> None:
-  """Lays every Variable out on the mesh of the context, in place; without a mesh does nothing.
+  """Lays every Variable out on the mesh of the context, in place; without a mesh does nothing. Of a
+  model of shapes they stay shapes, and say where they would lie.
 
   Tables with a row an item get rows of zeros behind, until the mesh divides them: models know their
   number of items, so nothing reads these. Raises UserError for any other size that the mesh does
@@ -35,7 +36,7 @@ def place(model: nnx.Module) -> None:
     axes = sharding.axes_of(name, value.ndim)
     if fill := _fill(value.shape, axes):
       variable.set_metadata(**{ROWS: len(value)})
-      value = np.pad(np.asarray(value), ((0, fill), *((0, 0),) * (value.ndim - 1)))
+      value = _longer(value, fill)
     check_divides(name, value.shape, axes)
     variable.set_value(sharding.put(value, axes))
   nnx.update(model, nnx.from_flat_state(flat))
@@ -44,6 +45,13 @@ def place(model: nnx.Module) -> None:
 def _fill(shape: tuple[int, ...], axes: sharding.Axes) -> int:
   """Rows of zeros that a table of items needs before the mesh divides it; 0 of what is none."""
   return -shape[0] % sharding.shards("items") if axes[:1] == ("items",) else 0
+
+
+def _longer(value, fill: int):
+  """With so many rows of zeros behind."""
+  if isinstance(value, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct((len(value) + fill, *value.shape[1:]), value.dtype)
+  return np.pad(np.asarray(value), ((0, fill), *((0, 0),) * (value.ndim - 1)))
 
 
 def agree(model: nnx.Module) -> None:
@@ -60,27 +68,6 @@ def agree(model: nnx.Module) -> None:
 
 def _spans_processes(value) -> bool:
   return isinstance(value, jax.Array) and not value.is_fully_addressable
-
-
-def place_shapes(model: nnx.Module) -> None:
-  """`place` for a model of shapes: every Variable becomes what a single device of the context's
-  mesh would hold of it, in place. Raises UserError as `place` does."""
-  flat = nnx.to_flat_state(nnx.state(model))
-  for path, variable in flat:
-    value = variable.get_value()
-    shape = _local_shape(flat_name(path), value.shape)
-    variable.set_value(jax.ShapeDtypeStruct(shape, value.dtype))
-  nnx.update(model, nnx.from_flat_state(flat))
-
-
-def _local_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  axes = sharding.axes_of(name, len(shape))
-  if fill := _fill(shape, axes):
-    shape = (shape[0] + fill, *shape[1:])
-  check_divides(name, shape, axes)
-  return tuple(
-    size // sharding.shards(axis) if axis else size for size, axis in zip(shape, axes, strict=True)
-  )
 
 
 def check_divides(name: str, shape: tuple[int, ...], axes: sharding.Axes) -> None:

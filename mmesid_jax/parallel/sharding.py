@@ -129,6 +129,13 @@ def devices() -> int:
   return jax.sharding.get_abstract_mesh().size if partitioned() else 1
 
 
+def platform() -> str:
+  """What it is compiled for, "cpu", "gpu" or "tpu": what the devices of the context's mesh are, and
+  without one those that jax takes by default."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def shards(axis: str) -> int:
   """Into how many parts the mesh of the context cuts a logical axis."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -151,7 +158,8 @@ def spec(*axes: str | None) -> PartitionSpec:
 
 def sharding(axes: Axes) -> NamedSharding:
   """Where an array with these logical axes lies on the mesh of the context."""
-  return NamedSharding(jax.sharding.get_mesh(), spec(*axes))
+  mesh = jax.sharding.get_mesh()
+  return NamedSharding(jax.sharding.get_abstract_mesh() if mesh.empty else mesh, spec(*axes))
 
 
 def axes_of(name: str, ndim: int) -> Axes:
@@ -217,10 +225,14 @@ def top_k(x_QI: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   return best(x_QI)
 
 
-def put(x: np.ndarray | jax.Array, axes: Axes) -> jax.Array:
+def put(
+  x: np.ndarray | jax.Array | jax.ShapeDtypeStruct, axes: Axes
+) -> jax.Array | jax.ShapeDtypeStruct:
   """The array, which every process has, on the mesh of the context; a process sends its own
-  devices' parts only."""
+  devices' parts only. A shape stays one, and says where it would lie."""
   where = sharding(axes)
+  if isinstance(x, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
     return x
   x = np.asarray(x)

@@ -2,6 +2,7 @@
 context may be `sharding.without_devices`, and nothing is allocated."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -11,22 +12,29 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.state import flat_name, place_shapes
+from mmesid_jax.models.state import flat_name, place
 from mmesid_jax.models.variables import Frozen, LoRAParam, Pretrained
 from mmesid_jax.parallel import sharding
 from mmesid_jax.stages import recommender
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.activations import Activations, activations
+from mmesid_jax.training.step import initial_shapes
 
 
 def shapes(
-  config: ConfigDict, rows: int, widths: Mapping[str, int], *, parts: int = 1
+  config: ConfigDict,
+  rows: int,
+  widths: Mapping[str, int],
+  *,
+  parts: int = 1,
+  attention: str = "xla",
 ) -> RecommenderModel:
   """The model of a resolved configuration as shapes, around tables of so many rows and, by
-  modality, columns; with the heads and the mlp that one of `parts` devices has of them."""
+  modality, columns; with the heads and the mlp that one of `parts` devices has of them. attention:
+  its `kind`; every machine can trace XLA's."""
   c = config.recommender.copy_and_resolve_references()
   c.backbone.checkpoint = ""  # its sizes are in c
-  c.backbone.attention = "xla"  # which every machine can trace
+  c.backbone.attention = attention
   c.heads, c.kv_heads, c.mlp_width = (n // parts for n in (c.heads, c.kv_heads, c.mlp_width))
   quantizer = config.semantic_ids.quantizer
   coded = widths if c.codes != "none" else ()
@@ -50,16 +58,16 @@ def held(model: RecommenderModel, c: ConfigDict) -> dict[str, int]:
   """Bytes that a device holds between and during steps, by what they are for; c:
   config.recommender. The model, of shapes, is laid out in place. Raises UserError where the mesh
   does not divide it."""
-  place_shapes(model)
+  place(model)
   params = nnx.state(model, nnx.Param)
-  steps = 2  # of which the schedule's memory does not depend on the number
+  learner = optimizer.adamw(c.optimizer, 2)  # whose memory does not depend on the number of steps
   return {
     "frozen backbone": _bytes(nnx.state(model, Pretrained)),
     "LoRA": _bytes(nnx.state(model, LoRAParam)),
     "other trained parameters": _bytes(nnx.state(model, nnx.All(nnx.Param, nnx.Not(LoRAParam)))),
     # of several microbatches the sum, and that of the one at work
     "gradient": (2 if c.microbatches > 1 else 1) * _bytes(params),
-    "AdamW's moments": _bytes(jax.eval_shape(optimizer.adamw(c.optimizer, steps).init, params)),
+    "AdamW's moments": _bytes(initial_shapes(params, learner)["optimizer"]),
     "tables": _bytes(nnx.state(model, nnx.All(Frozen, nnx.Not(Pretrained)))),
   }
 
@@ -108,4 +116,9 @@ def _part(size: int, axis: str) -> int:
 
 
 def _bytes(tree) -> int:
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  """On a device, of shapes that say where they lie, or lie on one."""
+
+  def local(x):
+    return x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+
+  return sum(math.prod(local(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

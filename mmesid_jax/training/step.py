@@ -23,6 +23,19 @@ def initial_state(params: nnx.State, optimizer: optax.GradientTransformation) ->
   return {"params": params, "optimizer": initialise(params), "step": step}
 
 
+def initial_shapes(params: nnx.State, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+  """`initial_state` of parameters that are shapes, as `state.place` leaves them."""
+  memory = jax.eval_shape(optimizer.init, params)
+  if where := _beside(params, optimizer):
+    memory = jax.tree.map(_at, memory, where)
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  return {"params": params, "optimizer": memory, "step": sharding.put(step, ())}
+
+
+def _at(x, where) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+
 def _beside(params: nnx.State, optimizer: optax.GradientTransformation):
   """Shardings of the optimizer's memory: what it keeps of a parameter, under the parameter's own
   path, lies where that does. None without a mesh."""
@@ -42,7 +55,7 @@ def first_key(seed: int) -> jax.Array:
   """The key of a run. Accelerators draw bits with XLA's own generator (Philox on GPUs): jax's
   default takes several times as many operations, for LoRA's dropout in an 8B model a tenth of the
   step by count (benchmarks/roofline.py)."""
-  return jax.random.key(seed, impl="threefry2x32" if jax.default_backend() == "cpu" else "rbg")
+  return jax.random.key(seed, impl="threefry2x32" if sharding.platform() == "cpu" else "rbg")
 
 
 def make_step(

@@ -11,8 +11,9 @@ from mmesid_jax.parallel import sharding
 
 
 class Device(NamedTuple):
-  """By the maker's data sheet. peak: dense bf16 operations a second; memory: bytes; kinds: what
-  jax's device_kind holds, in lower case; maker: "gpu" (NVIDIA) or "tpu"."""
+  """By the maker's data sheet. peak: dense bf16 operations a second; memory: bytes, of a TPU what
+  its compiler lets programs take; kinds: what jax's device_kind holds, in lower case; maker: "gpu"
+  (NVIDIA) or "tpu"."""
 
   peak: float
   memory: float
@@ -29,10 +30,10 @@ DEVICES: Mapping[str, Device] = {
   "h100": Device(989.4e12, 80e9, ("h100",)),  # SXM
   "h200": Device(989.4e12, 141e9, ("h200",)),
   "b200": Device(2250e12, 180e9, ("b200",)),
-  "v4": Device(275e12, 32e9, ("tpu v4",), "tpu"),
-  "v5e": Device(197e12, 16e9, ("tpu v5 lite", "tpu v5e"), "tpu"),
-  "v5p": Device(459e12, 95e9, ("tpu v5",), "tpu"),
-  "v6e": Device(918e12, 32e9, ("tpu v6",), "tpu"),
+  "v4": Device(275e12, 30.75 * 2**30, ("tpu v4",), "tpu"),
+  "v5e": Device(197e12, 15.75 * 2**30, ("tpu v5 lite", "tpu v5e"), "tpu"),
+  "v5p": Device(459e12, 95.74 * 2**30, ("tpu v5",), "tpu"),
+  "v6e": Device(918e12, 31.25 * 2**30, ("tpu v6",), "tpu"),
 }
 
 
