@@ -18,11 +18,17 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "What to read, keep.", 
 OUTPUT = flags.DEFINE_string("output", None, "The folder to be written; it must not exist.")
 TFDS = flags.DEFINE_string("tfds", None, "A prepared folder that gets a TensorFlow dataset.")
 BEAM = flags.DEFINE_string("beam", None, "Flags of Apache Beam, which then writes, with --tfds.")
-flags.mark_flags_as_mutual_exclusive(["output", "tfds"], required=True)
+CHECK = flags.DEFINE_string("check", None, "A folder; what is wrong with it is told at once.")
+flags.mark_flags_as_mutual_exclusive(["output", "tfds", "check"], required=True)
 
 
 def main(argv: list[str]) -> None:
   del argv
+  if CHECK.value is not None:
+    from mmesid_jax.data import checks
+
+    checks.report(CHECK.value)
+    return
   from mmesid_jax import preparing
 
   if TFDS.value is not None:
