@@ -91,9 +91,7 @@ class ImageEncoder:
       return None
 
   def _processed(self, image) -> dict[str, np.ndarray]:
-    # said outright: of an image 3 pixels high it could not tell rows from colours
-    layout = {"input_data_format": "channels_last"}
-    return dict(self._processor(images=image, return_tensors="np", **layout))
+    return dict(self._processor(images=image, return_tensors="np"))
 
   def _encoded(self, inputs: Sequence[dict[str, np.ndarray] | None]) -> np.ndarray:
     x_BV = np.full((len(inputs), self.width), np.nan, np.float32)
