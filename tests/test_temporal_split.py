@@ -113,10 +113,12 @@ def test_items_are_held_out_of_a_temporal_split(tiny, source, tmp_path, capsys):
   assert len(np.load(path / "warm" / "times.npy")) == kept < len(np.load(source / "times.npy"))
 
 
-def test_the_command_refuses_what_has_no_times_in_one_line(tiny, trained, source, tmp_path):
+def test_the_command_refuses_what_has_no_times_in_one_line(source, tmp_path):
   command = ("train", "--config=configs/beauty.py", f"--workdir={tmp_path}")
   temporal = "--config.data.split=temporal"
-  line = refused(*command, f"--config.data.dir={trained / 'synthetic'}", temporal)
+  (tmp_path / "data").mkdir()
+  shutil.copy(source / "sequences.txt", tmp_path / "data")
+  line = refused(*command, f"--config.data.dir={tmp_path / 'data'}", temporal)
   assert "times.npy: no such file; a temporal split needs the time of every interaction" in line
   data = f"--config.data.dir={source}"
   line = refused(*command, data, temporal, "--config.data.split_at=0.9,0.8")
