@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -9,7 +10,6 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.data import keys
-from mmesid_jax.data.dataset import ITEMS
 from mmesid_jax.data.parts import Parts, folder_of
 from mmesid_jax.data.table_files import Columns
 from mmesid_jax.errors import Interrupted
@@ -60,7 +60,7 @@ def write(
     "model": _digest(workdir.artifact(recommender.STAGE)),
     "new items": new_items and _digest(pathlib.Path(new_items)),
     "dataset": dataset.fingerprint,
-    "item keys": item_keys and _digest(workdir.data_dir / ITEMS),
+    "item keys": item_keys and hashlib.sha256(json.dumps(item_keys).encode()).hexdigest()[:16],
     "user keys": user_keys and _digest(workdir.data_dir / keys.USERS),
     "columns": list(schema),
     "users a part": USERS_A_PART,
