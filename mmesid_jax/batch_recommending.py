@@ -1,6 +1,7 @@
 """The best items for every user of a data set, in a file of a row a user."""
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -8,7 +9,6 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.data import keys
-from mmesid_jax.data.files import ITEMS, USERS
 from mmesid_jax.data.parts import Parts, folder_of
 from mmesid_jax.data.table_files import Columns
 from mmesid_jax.errors import Interrupted
@@ -59,8 +59,8 @@ def write(
     "model": _digest(workdir.artifact(recommender.STAGE)),
     "new items": new_items and _digest(pathlib.Path(new_items)),
     "dataset": dataset.fingerprint,
-    "item keys": item_keys and _digest(workdir.data_dir / ITEMS),
-    "user keys": user_keys and _digest(workdir.data_dir / USERS),
+    "item keys": item_keys and _digest_of(item_keys),
+    "user keys": user_keys and _digest_of(user_keys),
     "columns": list(schema),
     "users a part": USERS_A_PART,
     "users a batch": workdir.config.evaluation.targets,
@@ -109,3 +109,8 @@ def _digest(file: pathlib.Path) -> str:
   """Of the file's bytes, hexadecimal, long enough to tell two apart."""
   with file.open("rb") as opened:
     return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def _digest_of(names: Keys) -> str:
+  """Of keys, as `_digest`."""
+  return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]

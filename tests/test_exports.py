@@ -152,6 +152,7 @@ def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_pa
   for changes, says in (
     ({"top_k": 6}, "top_k was 5, is now 6"),
     ({"repeat": True}, "repeat was False, is now True"),
+    ({"key": "title"}, "columns was .* is now .*item_keys"),
   ):
     with pytest.raises(UserError, match=says):
       everyone(workdir, output, **changes)
@@ -164,6 +165,14 @@ def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_pa
   with pytest.raises(UserError, match="holds parts of another run"):
     everyone(workdir, output)
   assert asked == [25, 25]
+
+
+def test_parts_with_other_keys_are_refused(workdir, tmp_path, monkeypatch):
+  give_keys(workdir)
+  monkeypatch.setattr(Recommender, "best", lambda *given, **more: 1 / 0)
+  for key, error, says in (("key", ZeroDivisionError, ""), ("title", UserError, "item keys was ")):
+    with pytest.raises(error, match=says):
+      everyone(workdir, tmp_path / "recs.jsonl", key=key)
 
 
 def other_model(workdir: pathlib.Path) -> bytes:
