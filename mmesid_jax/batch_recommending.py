@@ -9,8 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.data import keys
+from mmesid_jax.data.exports import Columns
 from mmesid_jax.data.parts import Parts, folder_of
-from mmesid_jax.data.table_files import Columns
 from mmesid_jax.errors import Interrupted
 from mmesid_jax.serving import Best, Recommender
 from mmesid_jax.stages import recommender

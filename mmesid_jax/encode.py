@@ -47,9 +47,7 @@ MAX_LENGTH = flags.DEFINE_integer(
   "max_length", None, "Tokens of a text; what the model can read when not given.", lower_bound=8
 )
 IMAGES = flags.DEFINE_string("images", None, "Folder of images, for --modality=visual.")
-KEY = flags.DEFINE_string(
-  "key", None, 'Field of items.jsonl that names images, "key" when not given.'
-)
+KEY = flags.DEFINE_string("key", "key", "Field of items.jsonl that names images.")
 POOLING = flags.DEFINE_enum(
   "pooling",
   None,

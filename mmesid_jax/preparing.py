@@ -18,7 +18,7 @@ from mmesid_jax.config import flatten
 from mmesid_jax.errors import UserError, writing
 from mmesid_jax.raw import amazon, filters, movielens, report, statistics, tables
 from mmesid_jax.raw.events import Events, collect
-from mmesid_jax.raw.files import BadLines
+from mmesid_jax.raw.files import BadLines, kind
 from mmesid_jax.raw.items import Catalogue, Item
 from mmesid_jax.raw.settings import check, default_settings, names
 from mmesid_jax.raw.writing import write
@@ -27,9 +27,12 @@ from mmesid_jax.raw.writing import write
 def run(config: ConfigDict, output: Path) -> None:
   """Reads what the configuration names and writes the folder `output`, which appears complete or
   not at all. Raises UserError."""
-  check(config)
+  check(config, described=bool(names(config.metadata)))
   if not names(config.events):
     raise UserError("--config.events is missing; expected the files that hold events")
+  _check_output(output)
+  for path in names(config.metadata):
+    kind(Path(path))  # before all events are read
   bad = BadLines(config.max_bad_lines)
   found = collect(_events(config, bad))
   _write(config, found, _items(config, bad), output, bad)
@@ -56,7 +59,10 @@ def from_dataframe(
     config.update_from_flattened_dict(dict(settings))
   except TypeError as error:
     raise UserError(f"settings: {error}") from None
-  check(config)
+  if config.source != "table":
+    raise UserError(f"settings: source={config.source}: a data frame is a table")
+  check(config, described=items_frame is not None)
+  _check_output(Path(output))
   bad = BadLines(config.max_bad_lines)
   layout = tables.Layout(config.columns)
   found = collect(tables.event_rows(events_frame, layout, bad))
@@ -88,7 +94,8 @@ def _write(
     write(folder, found, catalogue)
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     (folder / "statistics.json").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(report.page(output.name, figures, found))
+    page = report.page(output.name, figures, found)
+    (folder / "report.html").write_text(page, encoding="utf-8")
     if config.tfds:
       write_tfds(folder)
   print(report.text(output, figures))
@@ -146,12 +153,20 @@ def _layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.Layout:
   return tables.Layout(config.columns, config.delimiter, header)
 
 
+def _check_output(output: Path) -> None:
+  """Raises UserError where no folder could be made: told before anything is read."""
+  if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    raise UserError(f"--output={output}: exists; name another, or delete it")
+  above = next(folder for folder in output.resolve().parents if folder.exists())
+  if not above.is_dir() or not os.access(above, os.W_OK):
+    raise UserError(f"--output={output}: nothing can be written in {above}")
+
+
 @contextlib.contextmanager
 def _whole(output: Path) -> Iterator[Path]:
   """A folder under a temporary name, which becomes `output` once all is written. Raises UserError
-  for one that exists, and where the disk refuses it."""
-  if output.exists() and (not output.is_dir() or any(output.iterdir())):
-    raise UserError(f"--output={output}: exists; name another, or delete it")
+  where the disk refuses it."""
+  output = output.resolve()  # of a link what it leads to
   with writing(output):
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))

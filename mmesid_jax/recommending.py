@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mmesid_jax import batch_recommending, pipeline
-from mmesid_jax.data import keys, table_files
+from mmesid_jax.data import exports, keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.serving import Recommendation, Recommender
 from mmesid_jax.stages.workdir import Workdir
@@ -96,7 +96,7 @@ def run_all_users(
   key: str | None,
 ) -> None:
   """Writes `batch_recommending`'s file. Raises UserError, and Interrupted."""
-  table_files.check_output(output)
+  exports.check_output(output)
   opened = open_model(workdir, new_items=new_items, data_dir=data_dir, key=key)
   batch_recommending.write(
     opened.workdir,
@@ -146,7 +146,12 @@ def _integer(text: str, where: str) -> int:
 def _read(path: pathlib.Path) -> list[list[int]]:
   if not path.is_file():
     raise UserError(f"--histories={path}: no such file")
-  lines = path.read_text().splitlines()
+  try:
+    lines = path.read_bytes().decode().splitlines()
+  except UnicodeDecodeError:
+    raise UserError(
+      f"--histories={path}: is not text; expected item ids, a history a line"
+    ) from None
   return [[_integer(t, f"{path}:{n}") for t in line.split()] for n, line in enumerate(lines, 1)]
 
 

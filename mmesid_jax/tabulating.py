@@ -3,7 +3,7 @@
 import pathlib
 
 from mmesid_jax import pipeline
-from mmesid_jax.data import keys, table_files
+from mmesid_jax.data import exports, keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.stages import semantic_ids
 
@@ -16,7 +16,7 @@ def run(
   """Columns: item_id; key and title where the data set has them; and of every modality, under its
   name, the codes from the first level to the last. key: the field of items.jsonl that holds the
   keys, None = `key`, if it is there. Raises UserError."""
-  table_files.check_output(output)
+  exports.check_output(output)
   opened = pipeline.reopen(workdir, data_dir)
   found = semantic_ids.read(opened)
   num_items = opened.dataset.num_items
@@ -36,5 +36,5 @@ def run(
     raise UserError(f"the modality {min(taken)} has the name of another column of {output}")
   schema = {name: kind for name, kind in ITEM.items() if known[name] is not None}
   schema |= dict.fromkeys(codes, list[int])
-  table_files.write_table(output, schema, known | codes)
+  exports.write_table(output, schema, known | codes)
   print(f"{output}: {num_items:,} items, {', '.join(schema)}")

@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 
 from mmesid_jax.data import joined, table_file, vector_files
-from mmesid_jax.data.dataset import write_whole
+from mmesid_jax.data.files import write_whole
 from mmesid_jax.data.keys import item_keys
 from mmesid_jax.data.saved import open_saved
 from mmesid_jax.data.saved_table import table
-from mmesid_jax.errors import UserError
+from mmesid_jax.errors import UserError, writing
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16}
 
@@ -81,10 +81,12 @@ def convert(source: Path, output: Path, *, name: str | None) -> None:
   """Writes the table that PyTorch or pickle saved, with its own type, and beside it the keys where
   it was a dict of vectors. Raises UserError."""
   x_NV, keys = table(open_saved(source), name)
+  path = output.with_name(f"{output.stem}.keys.json")
+  text = json.dumps(keys).encode()
+  with writing(path):
+    path.unlink(missing_ok=True)  # those of an earlier table
   table_file.write(output, x_NV)
   print(f"{output}: {list(x_NV.shape)} {x_NV.dtype.name}")
   if keys is not None:
-    path = output.with_name(f"{output.stem}.keys.json")
-    text = json.dumps(keys, ensure_ascii=False).encode()
     write_whole(path, lambda file: file.write(text))
     print(f"{path}: the keys of its rows, for join --keys={path}")

@@ -188,6 +188,8 @@ PAGE = "configs/prepare.py"
     (["--config.evnts=a.csv"], "--config.evnts: no such key; did you mean events?"),
     (["--config.events=a.csv", "--config.require=title"], "name one by --config.metadata"),
     (["--config.events=a.csv", "--config.require=size"], "--config.require=size: expected one of"),
+    (["--config.events=a.csv", "--config.min_rating=4"], "needs --config.columns.rating"),
+    (["--config.events=/dev/null"], "/dev/null: not a regular file; write what it gives to one"),
     (["--config.events=a.csv", "--config.core.user=-1"], "--config.core.user=-1: expected a numb"),
   ],
 )
@@ -207,6 +209,16 @@ def test_bad_lines_are_counted_and_told(tmp_path):
   assert found["bad lines"]["count"] == 2 and found["dataset"]["events"] == 6
   with pytest.raises(UserError, match="out: exists; name another, or delete it"):
     prepare(tmp_path / "out", **options, max_bad_lines=2)
+
+
+def test_a_link_is_followed_and_a_year_1_is_no_picture(tmp_path):
+  (tmp_path / "real").mkdir()
+  (tmp_path / "link").symlink_to(tmp_path / "real")
+  (tmp_path / "a.csv").write_text("user,item,time\nu,x,0001-01-01\nu,y,2024-01-01\n")
+  prepare(tmp_path / "link", events=tmp_path / "a.csv", also=NO_FILTERS)
+  assert sequences_by_key(tmp_path / "real") == {"u": ["x", "y"]}
+  with pytest.raises(UserError, match="nothing can be written in"):
+    prepare(tmp_path / "a.csv/below", events=tmp_path / "a.csv", also=NO_FILTERS)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

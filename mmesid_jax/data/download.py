@@ -120,4 +120,4 @@ class Downloader:
 def _asked_wait(headers: email.message.Message) -> float:
   """Seconds of a Retry-After; 0 where there is none, or a date."""
   value = headers.get("Retry-After") or ""
-  return float(value) if value.isdigit() else 0.0
+  return float(value) if value.isascii() and value.isdigit() else 0.0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmesid_jax.data.dataset import read_bytes
+from mmesid_jax.data.files import read_bytes
 from mmesid_jax.errors import UserError
 
 MANIFEST = "manifest.jsonl"
@@ -87,14 +87,16 @@ def item_files(
     raise UserError(f"{folder}: no such folder; expected the items' images in it")
   fetched = {k: e["file"] for k, e in read_manifest(folder).items() if e["status"] == OK}
   named: dict[str, Path] = {}
-  wanted = {file_stem(key) for key in keys if key not in fetched}
+  wanted = {stem for key in keys if key not in fetched for stem in (key, file_stem(key))}
   for path in sorted(folder.iterdir()):
     if path.suffix.lower() in SUFFIXES and path.stem in wanted:
       if other := named.get(path.stem):
         raise UserError(f"{folder}: {other.name} and {path.name} are of one item; keep one")
       named[path.stem] = path
   return [
-    folder / fetched[key] if key in fetched else named.get(file_stem(key)) or _local(folder, item)
+    folder / fetched[key]
+    if key in fetched
+    else named.get(key) or named.get(file_stem(key)) or _local(folder, item)
     for key, item in zip(keys, items, strict=True)
   ]
 
@@ -104,4 +106,5 @@ def _local(folder: Path, item: Mapping[str, Any]) -> Path | None:
   if image is None or is_url(image):
     return None
   path = folder / image
-  return path if path.is_file() else None
+  inside = path.resolve().is_relative_to(folder.resolve())  # items.jsonl may be somebody else's
+  return path if inside and path.is_file() else None

@@ -72,6 +72,7 @@ def scan(lines: Iterable[tuple[int, object]], field: str = KEY) -> Iterator[str 
       yield found
       continue
     key = found.get(field) if isinstance(found, dict) else None
+    key = str(key) if type(key) is int else key
     if not isinstance(key, str):
       some = ", ".join(sorted(found)[:8]) if isinstance(found, dict) else type(found).__name__
       text = f"no text under {field!r}, which should be the key ({some})"

@@ -34,8 +34,12 @@ def parquet_vectors(
   key = _key_column(path, schema, key_column)
   columns = _vector_columns(path, schema, key, vector_columns)
   with _readable(path):
-    keys = polars.scan_parquet(path).select(polars.col(key).cast(polars.String)).collect()[key]
-    first = polars.scan_parquet(path).select(columns).head(1).collect()
+    keys = (
+      polars.scan_parquet(path, glob=False)
+      .select(polars.col(key).cast(polars.String))
+      .collect()[key]
+    )
+    first = polars.scan_parquet(path, glob=False).select(columns).head(1).collect()
   if not len(keys):
     raise UserError(f"{path}: holds no rows")
   if keys.null_count():
@@ -49,7 +53,9 @@ def parquet_vectors(
   def chunks() -> Iterator[np.ndarray]:
     rows, start = max(CHUNK_BYTES // (4 * width), 1), 0
     with _readable(path):
-      for frame in polars.scan_parquet(path).select(columns).collect_batches(chunk_size=rows):
+      for frame in (
+        polars.scan_parquet(path, glob=False).select(columns).collect_batches(chunk_size=rows)
+      ):
         if nested:
           yield _of_lists(path, frame[columns[0]], width, start)
         else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmesid_jax import artifacts
-from mmesid_jax.data import table_files
+from mmesid_jax.data import exports
 from mmesid_jax.errors import UserError
 
 SETTINGS, LOCK = "settings.json", "lock"
@@ -45,14 +45,16 @@ class Parts:
     """The parts that are not there yet, from 0."""
     return [n for n in range(self._count) if not self._part(n).is_file()]
 
-  def write(self, n: int, schema: table_files.Schema, columns: table_files.Columns) -> None:
-    table_files.write_table(self._part(n), schema, columns)
+  def write(self, n: int, schema: exports.Schema, columns: exports.Columns) -> None:
+    exports.write_table(self._part(n), schema, columns)
 
   def finish(self) -> None:
     """Puts the output together from all parts and removes their folder."""
     joined = self.folder / f"joined{self.output.suffix}"  # here it is removed, whatever happens
-    table_files.join([self._part(n) for n in range(self._count)], joined)
+    exports.join([self._part(n) for n in range(self._count)], joined)
     os.replace(joined, self.output)
+    for n in range(self._count):
+      self._part(n).unlink()  # the settings last: a kill between leaves a folder that is known
     shutil.rmtree(self.folder)
 
   def _part(self, n: int) -> Path:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
-from mmesid_jax.data.dataset import read_bytes
 from mmesid_jax.data.features import read_table
+from mmesid_jax.data.files import read_bytes
 from mmesid_jax.errors import UserError
 
 CHUNK_BYTES = 32 * 2**20  # of vectors that are read at once
@@ -91,13 +91,16 @@ def read_keys(path: Path) -> list[str]:
       raise UserError(
         f"{path}: {keys.dtype} of shape {list(keys.shape)}; expected a list of text or integers"
       )
-    keys = np.char.decode(keys, "utf-8") if keys.dtype.kind == "S" else keys
+    try:
+      keys = np.char.decode(keys, "utf-8") if keys.dtype.kind == "S" else keys
+    except UnicodeDecodeError as error:
+      raise UserError(f"{path}: a key is not UTF-8 ({error})") from None
     found = [str(key) for key in keys.tolist()]
   elif path.suffix == ".json":
     found = _json_keys(path)
   else:
     try:
-      found = read_bytes(path).decode().split("\n")
+      found = read_bytes(path).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
       raise UserError(f"{path}: is not text; expected one key a line") from None
     found = [key.removesuffix("\r") for key in (found if found[-1] else found[:-1])]

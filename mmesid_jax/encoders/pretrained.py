@@ -139,6 +139,8 @@ def loading(directory: Path, part: str) -> Iterator[None]:
   logging.disable_progress_bar()
   try:
     yield
+  except UserError:
+    raise
   except Exception as error:  # many kinds, for files that are damaged or of another model
     if "trust_remote_code" in str(error):
       raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.data.dataset import read_bytes, write_whole
+from mmesid_jax.data.files import read_bytes, write_whole
 from mmesid_jax.encoders.partial import check_made_from
 from mmesid_jax.errors import UserError
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import datetime
+import decimal
 import math
+import numbers
 from array import array
 from collections.abc import Iterable
 
@@ -84,8 +86,10 @@ def collect(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
 def key(value: object) -> str:
   """A user's or item's key as text. Raises ValueError for one that is missing, no key, or half a
   character, which no file could hold."""
-  if isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0:
-    return str(int(value))  # a column of whole numbers with a gap becomes one of floats
+  if isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool):
+    # a column of whole numbers with a gap becomes one of floats, exact to this size
+    if value % 1 == 0 and (not isinstance(value, float) or abs(value) < 2**53):
+      return str(int(value))
   if not isinstance(value, str) or not value:
     raise ValueError(f"{value!r} as a key; expected a text or a whole number")
   if not value.isascii():
@@ -106,9 +110,11 @@ def seconds(value: object) -> int:
       value = _of_text(value)
   if isinstance(value, datetime.datetime):
     utc = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
-    value = utc.timestamp()
-  elif isinstance(value, datetime.date):
-    value = (value - datetime.date(1970, 1, 1)).days * 86_400
+    return math.floor(utc.timestamp())
+  if isinstance(value, datetime.date):
+    return (value - datetime.date(1970, 1, 1)).days * 86_400
+  if isinstance(value, decimal.Decimal):
+    value = float(value)
   if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LATEST:
     raise ValueError(
       f"{value!r} is no time; expected seconds or milliseconds since 1970, or a date"
@@ -130,9 +136,7 @@ def _of_text(text: str) -> object:
 
 def rating(value: object) -> float:
   """A rating as a number, NaN for none. Raises ValueError for anything else."""
-  if value is None or value == "":
-    return NO_RATING
   try:
-    return float(value)
+    return NO_RATING if value is None or value == "" else float(value)
   except (TypeError, ValueError):
     raise ValueError(f"{value!r} as a rating; expected a number") from None

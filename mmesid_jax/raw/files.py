@@ -49,7 +49,10 @@ class BadLines:
 
 
 def kind(path: Path) -> bytes:
-  """GZIP, ZSTANDARD or PARQUET by the first bytes, b"" for anything else. Raises UserError."""
+  """GZIP, ZSTANDARD or PARQUET by the first bytes, b"" for anything else. Raises UserError, for
+  what is no regular file too: its first bytes are read twice."""
+  if path.exists() and not path.is_file() and not path.is_dir():
+    raise UserError(f"{path}: not a regular file; write what it gives to one first")
   try:
     with path.open("rb") as file:
       start = file.read(4)

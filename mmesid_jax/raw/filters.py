@@ -11,9 +11,10 @@ DUPLICATES = ("keep", "exact", "pair")
 
 
 def first_of_duplicates(events: Events, kind: str) -> np.ndarray:
-  """Mask [N] of events that no earlier one is equal to: "exact" in user, item and time, "pair" in
-  user and item, of which the one with the earliest time stays; "keep" keeps all."""
-  if kind == "keep":
+  """Mask [N] of events that no earlier one is equal to: "exact" in user, item and time, which
+  without times none is; "pair" in user and item, of which the one with the earliest time stays;
+  "keep" keeps all."""
+  if kind == "keep" or (kind == "exact" and events.time_N is None):
     return np.ones(len(events), bool)
   time_N = np.zeros(len(events), np.int64) if events.time_N is None else events.time_N
   order = np.lexsort((time_N, events.item_N, events.user_N))

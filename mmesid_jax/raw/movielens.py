@@ -12,7 +12,7 @@ CSV = Layout(
 )
 EVENTS = {"user": "user", "item": "item", "time": "time", "rating": "rating"}
 MOVIES = {"item": "item", "title": "title", "categories": "genres"}
-DAT = {"delimiter": "::", "encoding": "latin-1", "quotes": False}
+DAT = {"delimiter": "::", "fallback": "latin-1", "quotes": False}  # 10M is UTF-8, 1M is not
 RATINGS_DAT = Layout(EVENTS, header=("user", "item", "rating", "time"), **DAT)
 MOVIES_DAT = Layout(MOVIES, header=("item", "title", "genres"), **DAT)
 U_DATA = Layout(EVENTS, delimiter="\t", header=("user", "item", "rating", "time"))
@@ -24,9 +24,9 @@ def layout(path: Path, *, of_items: bool) -> Layout:
   name = path.name
   if ".csv" in name:
     return CSV
-  if ".dat" in name and name != "u.data":
+  if ".dat" in name and not name.startswith("u.data"):
     return MOVIES_DAT if of_items else RATINGS_DAT
-  if name == "u.data" and not of_items:
+  if name.startswith("u.data") and not of_items:
     return U_DATA
   expected = "movies.csv or movies.dat" if of_items else "ratings.csv, ratings.dat or u.data"
   raise UserError(f"{path}: expected MovieLens's {expected} (a .gz or .zst of it)")

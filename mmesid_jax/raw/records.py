@@ -2,6 +2,7 @@
 for, checked, and whatever else they hold left out."""
 
 import ast
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ def records(path: Path, struct: type[Record], bad: files.BadLines) -> Iterator[t
   decode = msgspec.json.Decoder(struct).decode
   for number, line in files.lines(path):
     try:
-      record = decode(line)
+      record = decode(line.removeprefix(codecs.BOM_UTF8))
     except msgspec.ValidationError as error:
       bad.add(path, number, error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -68,14 +69,14 @@ def rows(path: Path, names: list[str], required: list[str]) -> Iterator[tuple[in
   import polars as pl
 
   try:
-    lazy = pl.scan_parquet(path)
+    lazy = pl.scan_parquet(path, glob=False)
     columns = lazy.collect_schema().names()
     if missing := [name for name in required if name not in columns]:
       raise UserError(
         f"{path}: no column {missing[0]!r}; it has {', '.join(map(repr, columns[:20]))}"
       )
     number = 0
-    chosen = lazy.select([name for name in names if name in columns])
+    chosen = lazy.select([name for name in dict.fromkeys(names) if name in columns])
     for batch in chosen.collect_batches(chunk_size=ROWS, maintain_order=True):
       for row in batch.iter_rows(named=True):
         number += 1

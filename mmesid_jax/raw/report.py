@@ -110,12 +110,14 @@ def _popularity(count_I: np.ndarray) -> bytes:
 
 
 def _over_time(time_N: np.ndarray) -> bytes:
-  first, last = int(time_N.min()), int(time_N.max())
+  # what matplotlib can write as dates; a program's "no time" may be the year 1
+  inside = np.clip(time_N, *np.array(["1000", "9000"], "datetime64[s]").astype(np.int64))
+  first, last = int(inside.min()), int(inside.max())
   edges = np.linspace(first, max(last, first + 1), 101)
 
   def draw(figure) -> None:
     axis = figure.subplots()
-    heights, _ = np.histogram(time_N, edges)
+    heights, _ = np.histogram(inside, edges)
     axis.stairs(heights, edges.astype("datetime64[s]"), fill=True, color=COLOURS[0])
     axis.set(ylabel="events")
 

@@ -14,6 +14,7 @@ from mmesid_jax.raw.records import rows as rows_of_parquet
 # A data frame of pandas or Polars, or lists by name; or a file.
 Source = Path | Mapping[str, Iterable]
 EVENT = ("user", "item", "time", "rating")
+NO_GENRES = "(no genres listed)"  # how MovieLens says so
 ITEM = ("item", "title", "brand", "categories", "description", "image")
 
 
@@ -25,7 +26,7 @@ class Layout:
   columns: Mapping[str, str]
   delimiter: str = ""  # "" = a comma, or a tab in .tsv files
   header: tuple[str, ...] = ()  # names of the columns; () = the first line holds them
-  encoding: str = "utf-8-sig"  # UTF-8, with or without a mark at its start
+  fallback: str = ""  # encoding of lines that are not UTF-8; "" = there should be none
   quotes: bool = True
   lists: str = "|"  # between the categories of an item
 
@@ -52,14 +53,13 @@ def item_rows(source: Source, layout: Layout, bad: files.BadLines) -> Iterator[I
   """What every row says of its item. Raises UserError as `event_rows` does."""
   for number, row in _rows(source, layout, ITEM, bad):
     try:
-      image = row.get("image")
       yield Item(
         key=events.key(row["item"]),
         title=_text(row, "title"),
         brand=_text(row, "brand"),
         categories=_list(row.get("categories"), layout.lists),
         description=_text(row, "description"),
-        images=[image] if isinstance(image, str) and image else None,
+        images=_list(row.get("image"), None),
       )
     except ValueError as error:
       bad.add(_name(source), number, error)
@@ -67,14 +67,32 @@ def item_rows(source: Source, layout: Layout, bad: files.BadLines) -> Iterator[I
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:
   value = row.get(name)
-  return value.strip() or None if isinstance(value, str) else None
-
-
-def _list(value: Any, between: str) -> list[str] | None:
-  if value is None or isinstance(value, float):  # pandas writes NaN for nothing
+  if _is_nothing(value):
     return None
-  parts = value.split(between) if isinstance(value, str) else _plain(value)
-  return [str(part).strip() for part in parts if part and str(part).strip()] or None
+  if not isinstance(value, str | int | float):
+    raise ValueError(f"{name} is a {type(value).__name__}; expected a text")
+  return str(value).strip() or None
+
+
+def _list(value: Any, between: str | None) -> list[str] | None:
+  """The texts of one (between: what stands between its parts), of a list, or of the first of a list
+  of lists, as paths of categories are. Raises ValueError for anything else."""
+  if _is_nothing(value):
+    return None
+  if isinstance(value, str | int | float):
+    value = str(value).split(between) if between else [value]
+  elif isinstance(value, Mapping) or not isinstance(value, Iterable):
+    raise ValueError(f"a {type(value).__name__} where a text or a list of them is expected")
+  parts = _plain(value)
+  if parts and isinstance(parts[0], list | tuple):
+    parts = parts[0]
+  texts = (str(part).strip() for part in parts if not _is_nothing(part))
+  return [text for text in texts if text and text != NO_GENRES] or None
+
+
+def _is_nothing(value: Any) -> bool:
+  """None, and what data frames write for it: NaN, NaT and NA are not equal to themselves."""
+  return value is None or type(value).__name__ == "NAType" or (value != value) is True
 
 
 def _name(source: Source) -> str:
@@ -100,7 +118,7 @@ def _of_frame(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   _check_columns("the data frame", theirs, [*getattr(frame, "columns", frame)])
   columns = [frame[name] for name in theirs.values()]
-  plain = [_plain(column) for column in columns]
+  plain = [[None if _is_nothing(x) else x for x in _plain(column)] for column in columns]
   if len({len(column) for column in plain}) > 1:
     raise UserError("the columns are not of one length")
   for number, values in enumerate(zip(*plain, strict=True), start=1):
@@ -121,14 +139,18 @@ def _check_columns(where: object, theirs: Mapping[str, str], known: Sequence[str
       raise UserError(
         f"{where}: no column {name!r} (columns.{ours}); it has {', '.join(map(repr, known[:20]))}"
       )
+    if list(known).count(name) > 1:
+      raise UserError(f"{where}: {list(known).count(name)} columns are called {name!r}; rename one")
 
 
 def _of_lines(
   path: Path, layout: Layout, theirs: Mapping[str, str], bad: files.BadLines
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-  lines = _Lines(path, layout, bad)
+  lines, before = _Lines(path, layout, bad), bad.count
   read = csv.reader(lines, strict=True, **lines.options)
   header = list(layout.header) or next(_of(read, lines), None)
+  if bad.count > before:
+    raise UserError(f"{bad.quoted[-1]}; expected a first line that names the columns")
   if header is None:
     raise UserError(f"{path}: is empty; expected a first line that names the columns")
   _check_columns(path, theirs, header)
@@ -143,21 +165,25 @@ def _of_lines(
 def _of(read: Iterator[list[str]], lines: "_Lines") -> Iterator[list[str]]:
   """The reader's rows, those that it refuses left to `bad`."""
   while True:
+    lines.begins = 0
     try:
       yield next(read)
     except StopIteration:
       return
     except csv.Error as error:
-      lines.bad.add(lines.path, lines.number, error)
+      for number in range(lines.begins, lines.number + 1):  # a quote left open takes many
+        lines.bad.add(lines.path, number, f"{error}, in the row that begins on line {lines.begins}")
 
 
 class _Lines:
-  """Lines of a file as text for csv.reader; `number` is that of the last one given."""
+  """Lines of a file as text for csv.reader; `number` is that of the last one given, `begins` that of
+  the first one since it was set to 0."""
 
   def __init__(self, path: Path, layout: Layout, bad: files.BadLines):
-    self.path, self.bad, self.number = path, bad, 0
-    self._lines, self._encoding = files.lines(path), layout.encoding
-    delimiter = layout.delimiter or ("\t" if ".tsv" in path.suffixes else ",")
+    self.path, self.bad, self.number, self.begins = path, bad, 0, 0
+    self._lines, self._fallback = files.lines(path), layout.fallback
+    tabs = ".tsv" in [suffix.lower() for suffix in path.suffixes]
+    delimiter = layout.delimiter.replace("\\t", "\t") or ("\t" if tabs else ",")
     self._long, self.options = None, {"delimiter": delimiter}
     if len(delimiter) > 1:  # "::" of MovieLens; csv takes one character
       self._long, self.options["delimiter"] = delimiter, "\x1f"
@@ -171,8 +197,11 @@ class _Lines:
     while True:
       self.number, line = next(self._lines)
       try:
-        text = line.decode(self._encoding)
+        text = line.decode("utf-8-sig")
       except UnicodeDecodeError as error:
-        self.bad.add(self.path, self.number, error)
-        continue
+        if not self._fallback:
+          self.bad.add(self.path, self.number, f"not UTF-8 ({error})")
+          continue
+        text = line.decode(self._fallback)
+      self.begins = self.begins or self.number
       return (text.replace(self._long, "\x1f") if self._long else text) + "\n"

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmesid_jax.data.dataset import ITEMS, SEQUENCES
-from mmesid_jax.data.files import TIMES, USERS
+from mmesid_jax.data.files import ITEMS, SEQUENCES, TIMES, USERS
 from mmesid_jax.errors import UserError
 from mmesid_jax.tfds import examples
 

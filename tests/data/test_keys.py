@@ -42,7 +42,7 @@ def test_a_folder_may_keep_none_unless_they_are_asked_for(tmp_path):
     ("{", ":2: not JSON"),
     ("[]", ":2: no text under 'key'.*list"),
     ('{"item_id": 2}', ":2: no text under 'key'"),
-    ('{"key": 7}', ":2: no text under 'key'"),
+    ('{"key": true}', ":2: no text under 'key'"),
     ('{"key": "B1"}', ":2: key 'B1' already stands on line 1"),
     ('{"key": "\\ud800"}', r":2: key '\\ud800' is no Unicode text"),
   ],

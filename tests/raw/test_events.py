@@ -1,4 +1,5 @@
 import datetime
+import decimal
 import math
 
 import numpy as np
@@ -24,6 +25,12 @@ def test_times_in_every_form(value):
   assert events.seconds(value) == AUGUST
 
 
+def test_dates_are_no_numbers_of_milliseconds():
+  """As databases write "no end"."""
+  for value in ("9999-12-31", datetime.date(9999, 12, 31), datetime.datetime(9999, 12, 31)):
+    assert events.seconds(value) == 253_402_214_400
+
+
 def test_times_before_1970():
   assert events.seconds(-5) == -5 == events.seconds("-5")
   assert events.seconds("1969-12-31") == -86_400
@@ -41,7 +48,8 @@ def test_what_is_no_time(value):
 def test_keys():
   assert events.key("B00") == "B00" and events.key(7) == "7" == events.key(7.0)
   assert events.key("\0\t\N{SNOWMAN}") == "\0\t\N{SNOWMAN}"
-  for value in ("", None, True, 1.5, math.nan, math.inf, []):
+  assert events.key(decimal.Decimal(2)) == "2" == events.key(np.int64(2))
+  for value in (2.0**53, "", None, True, 1.5, math.nan, math.inf, []):
     with pytest.raises(ValueError, match="as a key"):
       events.key(value)
   with pytest.raises(ValueError, match="surrogates"):

@@ -51,6 +51,12 @@ def test_the_first_of_duplicates_stays(rows):
   assert filters.first_of_duplicates(found, "keep").all()
 
 
+def test_without_times_nothing_is_known_to_be_the_same_event():
+  found = collect([("u", "x", None, 0.0)] * 3)
+  assert filters.first_of_duplicates(found, "exact").all()
+  assert filters.first_of_duplicates(found, "pair").tolist() == [True, False, False]
+
+
 def test_the_step_that_leaves_nothing_is_named():
   found = of([(0, 0, 0), (0, 1, 1)])
   steps = [("all", lambda e: np.ones(len(e), bool)), ("none", lambda e: np.zeros(len(e), bool))]

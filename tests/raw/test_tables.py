@@ -44,12 +44,25 @@ def test_bad_rows_of_csv_name_their_line(tmp_path):
   assert counted.count == 6
 
 
-def test_a_quote_that_never_ends_is_no_endless_row(tmp_path):
+def test_a_quote_that_is_not_closed_costs_every_line_that_it_takes(tmp_path):
   path = tmp_path / "a.csv"
-  path.write_bytes(b'user,item,time\nu,x,1\n"u,x,2\n' + b"v,y,3\n" * 100_000)
-  bad = BadLines(5)
-  found = list(event_rows(path, Layout(EVENTS), bad))
-  assert found[0][0] == "u" and bad.count
+  path.write_bytes(b'user,item,time\nu,x,1\n"u,x,2\n' + b"v,y,3\n" * 50)
+  found, quoted = read(path, Layout(EVENTS))
+  assert found == [("u", "x", 1)] and quoted[0].startswith(f"{path}:3: ")
+  assert "row that begins on line 3" in quoted[2]
+  path.write_bytes(path.read_bytes() + b"v,y,3\n" * 100_000)
+  with pytest.raises(UserError, match="at least 107 bad lines"):
+    list(event_rows(path, Layout(EVENTS), BadLines(6)))
+
+
+def test_a_first_line_that_cannot_be_read_is_told_as_such(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_bytes("user,item,time,größe\nu,x,1,2\n".encode("latin-1"))
+  with pytest.raises(UserError, match="a.csv:1: not UTF-8 .*expected a first line that names"):
+    read(path, Layout(EVENTS))
+  path.write_text("user,item,time,item\nu,x,1,y\n")
+  with pytest.raises(UserError, match="2 columns are called 'item'"):
+    read(path, Layout(EVENTS))
 
 
 def test_columns_by_name_tabs_and_files_without_a_first_line_of_names(tmp_path):
@@ -88,11 +101,38 @@ def test_arrays_and_gaps_in_frames():
   frame = {"user": np.array([1.0, math.nan]), "item": np.array([1, 2]), "time": np.array([5, 6])}
   found, bad = read(frame, Layout(EVENTS))
   assert found == [("1", "1", 5)]
-  assert bad == ["row:2: nan as a key; expected a text or a whole number"]
+  assert bad == ["row:2: None as a key; expected a text or a whole number"]
   with pytest.raises(UserError, match="the columns are not of one length"):
     read({"user": [1], "item": [1, 2], "time": [5, 6]}, Layout(EVENTS))
   with pytest.raises(UserError, match="the data frame: no column 'time'"):
     read(pd.DataFrame({"user": [1], "item": [1]}), Layout(EVENTS))
+
+
+def test_gaps_of_every_kind():
+  frame = pd.DataFrame(
+    {
+      "user": pd.array([1, None, 3], "Int64"),
+      "item": pd.array(["x", "y", None], "string"),
+      "time": [5, 6, 7],
+      "stars": pd.array([None, 2, 3], "Int64"),
+    }
+  )
+  rows = list(event_rows(frame, Layout({**EVENTS, "rating": "stars"}), BadLines(2)))
+  assert [row[:3] for row in rows] == [("1", "x", 5)] and math.isnan(rows[0][3])
+
+
+def test_categories_of_every_kind():
+  columns = {"item": ["a", "b", "c", "d", "e"], "title": [1984, None, "x", "y", "z"]}
+  columns |= {"tags": [[["x", "y"], ["z"]], [0, 5], 7, None, {"a": 1}]}
+  columns |= {"picture": [["u", "v"], "w", None, "", []]}
+  bad = BadLines(1)
+  assert list(item_rows(columns, Layout(ITEMS), bad)) == [
+    Item("a", "1984", categories=["x", "y"], images=["u", "v"]),
+    Item("b", categories=["0", "5"], images=["w"]),
+    Item("c", "x", categories=["7"]),
+    Item("d", "y"),
+  ]
+  assert "a dict where a text or a list" in bad.quoted[0]
 
 
 def test_items_of_tables(tmp_path):
@@ -123,9 +163,10 @@ def test_movielens(tmp_path, name, text):
   assert list(event_rows(path, layout, BadLines())) == [("1", "31", 1_260_759_144, 2.5)]
 
 
-def test_movies_of_movielens(tmp_path):
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])  # of 1M and of 10M
+def test_movies_of_movielens(tmp_path, encoding):
   path = tmp_path / "movies.dat"
-  path.write_bytes('1::Misérables, "Les" (1995)::Drama|Musical\n'.encode("latin-1"))
+  path.write_bytes('1::Misérables, "Les" (1995)::Drama|Musical\n'.encode(encoding))
   layout = movielens.layout(path, of_items=True)
   expected = [Item("1", 'Misérables, "Les" (1995)', categories=["Drama", "Musical"])]
   assert list(item_rows(path, layout, BadLines())) == expected

@@ -67,7 +67,7 @@ def join(parts: Sequence[Path], path: Path) -> None:
     if path.suffix == PARQUET:
       pl = _polars(path)
       try:
-        pl.scan_parquet(parts).sink_parquet(temporary, row_group_size=ROW_GROUP)
+        pl.scan_parquet(parts, glob=False).sink_parquet(temporary, row_group_size=ROW_GROUP)
       except pl.exceptions.PolarsError as error:
         if disk_fault(error):
           raise
