@@ -176,8 +176,8 @@ def _of(read: Iterator[list[str]], lines: "_Lines") -> Iterator[list[str]]:
 
 
 class _Lines:
-  """Lines of a file as text for csv.reader; `number` is that of the last one given, `begins` that of
-  the first one since it was set to 0."""
+  """Lines of a file as text for csv.reader; `number` is that of the last one given, `begins` that
+  of the first one since it was set to 0."""
 
   def __init__(self, path: Path, layout: Layout, bad: files.BadLines):
     self.path, self.bad, self.number, self.begins = path, bad, 0, 0
