@@ -44,6 +44,10 @@ def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ())
   except KeyboardInterrupt:
     _leave_others(128 + 2)
     raise
+  except BrokenPipeError:  # whoever reads, as `head` does, has enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed
+    _leave_others(1)
+    sys.exit(1)
   except Exception as error:
     status = 1
     if isinstance(error, OSError) and error.errno in _PLACE and error.filename:

@@ -142,6 +142,23 @@ def test_a_stop_in_main_is_one_line_and_its_status(program, stop, status, label)
   assert (result.returncode, result.stderr) == (status, f"{label}: one two\n")
 
 
+def test_a_reader_that_has_enough_ends_it_without_a_word(tmp_path):
+  """As `| head -1` does; more is printed than a pipe holds."""
+  code = (
+    "from mmesid_jax import cli\ncli.run(lambda argv: [print('x' * 99) for _ in range(99_999)])"
+  )
+  with subprocess.Popen(
+    [sys.executable, "-c", code],
+    cwd=tmp_path,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env={"PYTHONPATH": ":".join(sys.path)},
+  ) as process:
+    process.stdout.readline()
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 1)
+
+
 def test_a_bug_keeps_its_traceback(program):
   result = program("--workdir=a", "--stop=Nonsense")
   assert result.returncode == 1 and "Traceback" in result.stderr
