@@ -22,7 +22,7 @@ from mmesid_jax.config import default_config
 def get_config() -> ConfigDict:
   base = default_config()
   base.features.text = "text.npy"
-  base.recommender.epochs = 4  # what eight gain is less than a seed's spread
+  base.recommender.epochs = 4
   base.recommender.fusion = "frequency"  # the paper's; `best` took the plain sum for what it gains
   variants = {
     "base": {},

@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_from_five_rows_to_a_recommendation(tmp_path):
   """The example of "Use your own data", copied and pasted; only compiling is made quicker."""
   (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -22,7 +25,6 @@ def test_from_five_rows_to_a_recommendation(tmp_path):
       "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
       "PYTHONPATH": str(ROOT),
       "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     },
     capture_output=True,
     text=True,
