@@ -1,10 +1,7 @@
 """What the command `prepare` does: raw files in, a dataset folder out."""
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +12,8 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.cli import nearest
 from mmesid_jax.config import flatten
-from mmesid_jax.errors import UserError, writing
+from mmesid_jax.data.files import whole_folder
+from mmesid_jax.errors import UserError
 from mmesid_jax.raw import amazon, filters, movielens, report, statistics, tables
 from mmesid_jax.raw.events import Events, collect
 from mmesid_jax.raw.files import BadLines, kind
@@ -90,7 +88,7 @@ def _write(
     "steps": counts,
     "dataset": statistics.of(found, catalogue),
   }
-  with _whole(output) as folder:
+  with whole_folder(output) as folder:
     write(folder, found, catalogue)
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     (folder / "statistics.json").write_text(text, encoding="utf-8")
@@ -160,20 +158,3 @@ def _check_output(output: Path) -> None:
   above = next(folder for folder in output.resolve().parents if folder.exists())
   if not above.is_dir() or not os.access(above, os.W_OK):
     raise UserError(f"--output={output}: nothing can be written in {above}")
-
-
-@contextlib.contextmanager
-def _whole(output: Path) -> Iterator[Path]:
-  """A folder under a temporary name, which becomes `output` once all is written. Raises UserError
-  where the disk refuses it."""
-  output = output.resolve()  # of a link what it leads to
-  with writing(output):
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-      folder.chmod(0o755)
-      yield folder
-      folder.replace(output)
-    except BaseException:
-      shutil.rmtree(folder, ignore_errors=True)
-      raise

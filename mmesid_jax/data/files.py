@@ -1,8 +1,10 @@
 """The files of a data set's folder: their names, and how they are read and written."""
 
+import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,4 +51,24 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
       os.replace(temporary, path)
     except BaseException:
       os.unlink(temporary)
+      raise
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+  """A folder under a temporary name, which becomes `output` once the block is done: it is there
+  complete or not at all. Raises UserError for one that holds something by then, and where the disk
+  refuses it."""
+  output = output.resolve()  # of a link what it leads to
+  with writing(output):
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+      yield folder
+      folder.chmod(0o755)  # mkdtemp's 0700, as above
+      if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"{output}: exists by now; did another run write it?")
+      folder.replace(output)
+    except BaseException:
+      shutil.rmtree(folder, ignore_errors=True)
       raise

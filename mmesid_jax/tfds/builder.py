@@ -7,7 +7,6 @@ import contextlib
 import functools
 import io
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import tqdm
 from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mmesid_jax.data.files import whole_folder
 from mmesid_jax.data.keys import KEY
-from mmesid_jax.errors import UserError, writing
+from mmesid_jax.errors import UserError
 from mmesid_jax.tfds import shards
 from mmesid_jax.tfds.examples import ITEMS, LISTS, NAME, TEXTS, USERS
 
@@ -109,23 +109,16 @@ def write(folder: Path, beam: str | None = None) -> Path:
   config = None if beam is None else _beam(beam)
   cuts = shards.cut(folder)
   total = sum(cut.examples for cut in cuts.values())
-  with writing(output):
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{FOLDER}."))
-    try:
-      with tqdm.tqdm(total=total, desc=FOLDER, unit=" examples", delay=2, leave=False) as bar:
-        for name, cut in cuts.items():
-          own = bar if beam is None else None
-          built = Interactions(cut=cut, bar=own, data_dir=temporary, config=name)
-          with contextlib.redirect_stdout(io.StringIO()):  # it tells a size that it does not know
-            built.download_and_prepare(download_config=config)
-          for left in Path(built.data_dir).glob("*.shard_infos.json"):
-            left.unlink()  # by Beam's workers, for who started them
-      shutil.rmtree(temporary / "downloads")  # TFDS makes it, for nothing
-      temporary.chmod(0o755)
-      temporary.replace(output)
-    except BaseException:
-      shutil.rmtree(temporary, ignore_errors=True)
-      raise
+  with whole_folder(output) as temporary:
+    with tqdm.tqdm(total=total, desc=FOLDER, unit=" examples", delay=2, leave=False) as bar:
+      for name, cut in cuts.items():
+        own = bar if beam is None else None
+        built = Interactions(cut=cut, bar=own, data_dir=temporary, config=name)
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells a size that it does not know
+          built.download_and_prepare(download_config=config)
+        for left in Path(built.data_dir).glob("*.shard_infos.json"):
+          left.unlink()  # by Beam's workers, for who started them
+    shutil.rmtree(temporary / "downloads")  # TFDS makes it, for nothing
   return output
 
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import tempfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 import tqdm
 
 from mmesid_jax.data import dataset, keys
-from mmesid_jax.data.files import TIMES
+from mmesid_jax.data.files import TIMES, whole_folder
 from mmesid_jax.data.keys import KEY
-from mmesid_jax.errors import UserError, writing
+from mmesid_jax.errors import UserError
 from mmesid_jax.tfds.examples import ITEMS, LISTS, NAME, TEXTS, USERS, line_of_item, user_lines
 
 INFO = "dataset_info.json"
@@ -38,19 +37,11 @@ def export(directory: Path, folder: Path) -> None:
   mark = folder / MARK
   if mark.is_file() and mark.read_text() == made_from:
     return
-  with writing(folder):
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-      _write_users(found[USERS], temporary)
-      _write_items(found[ITEMS], temporary)
-      (temporary / MARK).write_text(made_from)
-      temporary.chmod(0o755)
-      shutil.rmtree(folder, ignore_errors=True)
-      temporary.replace(folder)
-    except BaseException:
-      shutil.rmtree(temporary, ignore_errors=True)
-      raise
+  with whole_folder(folder) as temporary:
+    _write_users(found[USERS], temporary)
+    _write_items(found[ITEMS], temporary)
+    (temporary / MARK).write_text(made_from)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def find(directory: Path, name: str) -> Path:
