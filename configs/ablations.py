@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     "only_text": {"features": {"collaborative": "", "visual": ""}},
     # how items are read and scored
     "plain_sum": {"recommender": {"fusion": "sum"}},
+    "relative_fusion": {"recommender": {"fusion": "relative"}},
     "untied": {"recommender": {"encoder": "untied"}},
     "mlp": {"recommender": {"encoder": "mlp"}},
     "no_whitening": {"recommender": {"whiten": 0}},

@@ -64,7 +64,7 @@ RULES: Mapping[str, Rule] = {
   ),
   "recommender.encoder": _one_of("tied", "untied", "mlp"),
   "recommender.codes": _one_of("codebooks", "random", "frozen", "none"),
-  "recommender.fusion": _one_of("frequency", "sum"),
+  "recommender.fusion": _one_of("frequency", "relative", "sum"),
   "recommender.gate_temperature": _above_zero(),
   "recommender.prompt.response": _at_least(0),
   "recommender.targets_per_user": _at_least(0),

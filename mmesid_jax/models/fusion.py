@@ -30,8 +30,9 @@ class FrequencyFusion(nnx.Module):
   temperature).
 
   g = Linear(1, 64) - gelu - Linear(64, 10) - Linear(10, 64, no bias) - gelu - Linear(64, 1 + M), as
-  in the released code. kind "frequency", or "sum": every weight 1 and no parameters (the paper's
-  ablation).
+  in the released code. kind "frequency"; "relative": these weights times the number of sources, so
+  that they are 1 on average and 1 wherever nothing is known of frequencies; "sum": every weight 1
+  and no parameters (the paper's ablation).
   """
 
   def __init__(
@@ -41,7 +42,7 @@ class FrequencyFusion(nnx.Module):
     self.frequency_I = Frozen(jnp.asarray(normalised_frequency(counts_I)))
     # bool [I, 1 + M], the sources that an item has, once some lack any; None = all have all
     self.known_IS = nnx.data(None)
-    if kind == "frequency":
+    if kind != "sum":
       self.layers = nnx.List(
         [
           Linear(1, 64, bias=True, rngs=rngs),
@@ -61,7 +62,11 @@ class FrequencyFusion(nnx.Module):
       return ones_IS if known_IS is None else ones_IS * known_IS
     first, down, up, last = self.layers
     hidden = gelu(up(down(gelu(first(frequency_I[:, None])))))
-    return jax.nn.softmax(last(hidden) / self.temperature, axis=-1, where=known_IS)
+    weight_IS = jax.nn.softmax(last(hidden) / self.temperature, axis=-1, where=known_IS)
+    if self.kind == "frequency":
+      return weight_IS
+    sources = self.sources if known_IS is None else known_IS.sum(-1, keepdims=True)
+    return weight_IS * sources
 
 
 def projects_catalogue(Q: int, D: int) -> bool:
