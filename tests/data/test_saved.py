@@ -302,6 +302,7 @@ def bombs() -> dict[str, bytes]:
   }
 
 
+@pytest.mark.slow
 def test_small_files_take_little_time_and_memory(tmp_path):
   """The child is killed where it needs more than 3 GiB or half a minute of computing."""
   for number, (kind, instructions) in enumerate(bombs().items()):
@@ -358,7 +359,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
   return bytes(x)
 
 
-@pytest.mark.parametrize("examples", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [500, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_mutated_files_are_a_table_or_one_line(tmp_path, examples):
   zipped = tmp_path / "zipped"
   both = pickles.dict_of({"a": TORCH, "b": pickles.tensor(pickles.storage("1", 3), (3,), (1,))})
