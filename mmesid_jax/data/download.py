@@ -30,8 +30,8 @@ class Downloader:
   """Downloads images, from any number of threads, never more than `per_second` requests together.
 
   retries: how often a request is sent again when the connection fails, the body is cut short or the
-  server says that it is busy. timeout: seconds for one request, body included. max_bytes: of a
-  body.
+  server says that it is busy. timeout: seconds that a server may be silent, and that a body may
+  take. max_bytes: of a body.
   """
 
   def __init__(self, *, per_second: float, retries: int, timeout: float, max_bytes: int):
