@@ -18,7 +18,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for the images.")
 KEY = flags.DEFINE_string("key", "key", "Field of items.jsonl that names the images.")
 PER_SECOND = flags.DEFINE_float("per_second", 5, "Requests, at most.", lower_bound=0.001)
 RETRIES = flags.DEFINE_integer("retries", 3, "Of a request that may succeed later.", lower_bound=0)
-TIMEOUT = flags.DEFINE_float("timeout", 20, "Seconds of silence, and of one image.", lower_bound=0.1)
+TIMEOUT = flags.DEFINE_float("timeout", 20, "Seconds of silence; of an image.", lower_bound=0.1)
 MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "Of one image.", lower_bound=0.001)
 flags.mark_flags_as_required(["data", "output"])
 
