@@ -19,7 +19,7 @@ quickstart: $(INSTALLED)  ## an invented catalogue, all stages, then recommendat
 test: $(INSTALLED)  ## lint, format check, tests that need neither GPU nor other implementations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses=2 --dist=loadfile
 
 parity: $(PARITY)  ## the same numbers as PyTorch, transformers and peft
 	$(BIN)/python -m pytest -q -m parity
