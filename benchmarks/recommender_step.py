@@ -185,6 +185,7 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
   from mmesid_jax.stages.recommender import layout
 
   rng, s, config = np.random.default_rng(0), SIZES[size], default_config()
+  config.recommender.fusion = "frequency"  # as the contestants have it
   c, ids = config.recommender, config.semantic_ids.quantizer
   lora = LORA if size == "llama3_8b" or (size, variant) == ("toy", "paper_prompt") else {}
   c.update_from_flattened_dict({**s.config, **VARIANTS[variant], **lora})
