@@ -1,5 +1,6 @@
 """What the command `prepare` does: raw files in, a dataset folder out."""
 
+import functools
 import json
 import os
 import types
@@ -80,7 +81,7 @@ def _write(
   counts = {"read": found.counts()}
   for name, left in filters.apply(found, _steps(config, catalogue)):
     counts[name], found = left.counts(), left
-  found = found.renumbered()
+  found = found.renumbered().in_order()
   figures = {
     "settings": config.to_dict(),
     "bad lines": {"count": bad.count, "first": bad.quoted},
@@ -113,8 +114,8 @@ def _steps(config: ConfigDict, catalogue: Catalogue):
     name = f"ratings of {config.min_rating:g} and more"
     steps.append((name, lambda e: e.rating_N >= config.min_rating))
   for field in names(config.require):
-    known = lambda e, field=field: np.array([catalogue[k].has(field) for k in e.item_keys])  # noqa: E731
-    steps.append((f"items with {field}", lambda e, known=known: known(e)[e.item_N]))
+    having = functools.partial(_having, catalogue=catalogue, field=field)
+    steps.append((f"items with {field}", having))
   if config.duplicates != "keep":
     name = f"without duplicates ({config.duplicates})"
     steps.append((name, lambda e: filters.first_of_duplicates(e, config.duplicates)))
@@ -126,6 +127,11 @@ def _steps(config: ConfigDict, catalogue: Catalogue):
     name = f"users with {config.min_length} and more"
     steps.append((name, lambda e: np.bincount(e.user_N)[e.user_N] >= config.min_length))
   return steps
+
+
+def _having(events: Events, catalogue: Catalogue, field: str) -> np.ndarray:
+  """Mask [N] of events with items of which the field is known."""
+  return np.array([catalogue[key].has(field) for key in events.item_keys])[events.item_N]
 
 
 def _events(config: ConfigDict, bad: BadLines) -> Iterator[tuple[str, str, int | None, float]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmesid_jax.data.mistakes import Mistake, json_lines, quote, refuse
+from mmesid_jax.data.mistakes import Mistake, faultless, json_lines, quote
 
 
 class Item(NamedTuple):
@@ -18,23 +18,13 @@ NOTHING = Item(None, ())  # is known of the item
 
 def read_items(path: Path) -> list[Item]:
   """Items by id, [I + 1]. Raises UserError for the first mistake."""
-  items = [NOTHING]
-  for found in scan(path):
-    if isinstance(found, Mistake):
-      refuse(path, [found])
-    items.append(found)
-  return items
+  return [NOTHING, *faultless(path, scan(path))]
 
 
 def read_objects(path: Path) -> list[dict[str, Any]]:
   """All that stands of every item, [I]: item i is the one at i - 1. Raises UserError for the first
   mistake."""
-  objects = []
-  for found in _objects(path):
-    if isinstance(found, Mistake):
-      refuse(path, [found])
-    objects.append(found)
-  return objects
+  return list(faultless(path, _objects(path)))
 
 
 def scan(path: Path) -> Iterator[Item | Mistake]:

@@ -5,12 +5,13 @@ Line n of items.jsonl describes item n and line n of users.jsonl the user on lin
 sequences.txt, each with its `key`.
 """
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmesid_jax.data.files import ITEMS, USERS
-from mmesid_jax.data.mistakes import Mistake, json_lines, refuse
+from mmesid_jax.data.mistakes import Mistake, faultless, json_lines
 from mmesid_jax.errors import UserError
 
 KEY = "key"
@@ -51,17 +52,17 @@ def _kept(path: Path) -> bool:
   """Whether the first line of the file, if there is one, has a key; it need not be a good one."""
   if not path.is_file():
     return False
-  first = next((found for _, found in json_lines(path)), None)
+  with path.open("rb") as file:
+    line = file.readline()
+  try:
+    first = json.loads(line)
+  except (ValueError, RecursionError):
+    return True  # what is wrong with it is told by who reads all of it
   return not isinstance(first, dict) or KEY in first
 
 
 def _keys(path: Path, field: str) -> list[str]:
-  keys = []
-  for key in scan(json_lines(path), field):
-    if isinstance(key, Mistake):
-      refuse(path, [key])
-    keys.append(key)
-  return keys
+  return list(faultless(path, scan(json_lines(path), field)))
 
 
 def scan(lines: Iterable[tuple[int, object]], field: str = KEY) -> Iterator[str | Mistake]:

@@ -5,13 +5,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 from mmesid_jax.data.files import read_bytes
 from mmesid_jax.errors import UserError
 
+T = TypeVar("T")
 NO_JSON = "no JSON"  # the kind of a line that is none
 SHOWN = 3  # places of every kind of mistake that a check names
 
@@ -35,6 +36,14 @@ def refuse(file: str | os.PathLike, mistakes: Iterable[Mistake]) -> None:
   """Raises UserError for the first mistake, if there is one."""
   for mistake in mistakes:
     raise UserError(mistake.within(file))
+
+
+def faultless(file: str | os.PathLike, found: Iterable[T | Mistake]) -> Iterator[T]:
+  """What is found as long as it is no mistake. Raises UserError for the first."""
+  for one in found:
+    if isinstance(one, Mistake):
+      raise UserError(one.within(file))
+    yield one
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmesid_jax.data.files import read_bytes, write_whole
+from mmesid_jax.data.table_file import creating
 from mmesid_jax.encoders.partial import check_made_from
 from mmesid_jax.errors import UserError
 
@@ -27,32 +28,29 @@ def write_table(
   place_I[items_N] = np.arange(len(items_N))
   filling_V, lacking = np.zeros(rows_NV.shape[1], rows_NV.dtype), 0
   total_V = np.zeros(rows_NV.shape[1])
-  for x_BV, lacks_B in _in_order(rows_NV, place_I):
+  for _, x_BV, lacks_B in _in_order(rows_NV, place_I):
     total_V += x_BV.sum(0, dtype=np.float64, where=~lacks_B[:, None])
     lacking += int(lacks_B.sum())
   if missing == "mean" and lacking < num_items:
     filling_V = (total_V / (num_items - lacking)).astype(rows_NV.dtype)
 
-  def write(file) -> None:
-    shape = (num_items + 1, rows_NV.shape[1])
-    description = np.lib.format.dtype_to_descr(rows_NV.dtype)
-    header = {"descr": description, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    file.write(np.zeros_like(filling_V).tobytes())
-    for x_BV, lacks_B in _in_order(rows_NV, place_I):
+  with creating(path, (num_items + 1, rows_NV.shape[1]), rows_NV.dtype) as table_IV:
+    for items_B, x_BV, lacks_B in _in_order(rows_NV, place_I):
       x_BV[lacks_B] = filling_V
-      file.write(x_BV.tobytes())
-
-  write_whole(path, write)
+      table_IV[items_B] = x_BV
   return lacking
 
 
-def _in_order(rows_NV: np.ndarray, place_I: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Rows [B, V] of items 1..I, chunk by chunk, and which of them are missing, [B]."""
+def _in_order(
+  rows_NV: np.ndarray, place_I: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+  """Items 1..I chunk by chunk: which they are, their rows [B, V], and which of these are missing,
+  [B]."""
   for at in range(1, len(place_I), CHUNK):
-    place_B = place_I[at : at + CHUNK]
+    items_B = slice(at, at + CHUNK)
+    place_B = place_I[items_B]
     x_BV = rows_NV[place_B]  # a copy; of place -1 the last row, which counts as missing
-    yield x_BV, (place_B < 0) | np.isnan(x_BV[:, 0])
+    yield items_B, x_BV, (place_B < 0) | np.isnan(x_BV[:, 0])
 
 
 def record_path(table: Path) -> Path:

@@ -18,8 +18,8 @@ LATEST = 2**62  # of seconds, for times that no unit explains
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-  """N events in the order of their source. Users and items are numbered from 0 by first
-  appearance."""
+  """N events, in the order of their source unless said otherwise. Users and items are numbered from
+  0 by first appearance."""
 
   user_N: np.ndarray  # int32
   item_N: np.ndarray  # int32
@@ -37,7 +37,7 @@ class Events:
     return {"events": len(self), **{k: int((np.bincount(v) > 0).sum()) for k, v in seen.items()}}
 
   def only(self, keep_N: np.ndarray) -> "Events":
-    """The events under a mask, numbers as they are."""
+    """The events under a mask, or at places; numbers as they are."""
     arrays = {
       name: x_N if (x_N := getattr(self, name)) is None else x_N[keep_N]
       for name in ("user_N", "item_N", "time_N", "rating_N")
@@ -51,6 +51,11 @@ class Events:
     return dataclasses.replace(
       self, user_N=user_N, item_N=item_N, user_keys=user_keys, item_keys=item_keys
     )
+
+  def in_order(self) -> "Events":
+    """By user, then time, then place in the source."""
+    columns = (self.user_N,) if self.time_N is None else (self.time_N, self.user_N)
+    return self.only(np.lexsort(columns))  # stable
 
 
 def _renumbered(x_N: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]]:

@@ -11,7 +11,8 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
 def of(events: Events, catalogue: Catalogue) -> dict[str, Any]:
-  """Of the events that are kept, users and items numbered without gaps, as JSON has it."""
+  """Of the events that are kept, as `Events.in_order` has them, users and items numbered without
+  gaps; as JSON has it."""
   lengths_U = np.bincount(events.user_N)
   counts_I = np.bincount(events.item_N)
   users, items = len(lengths_U), len(counts_I)
@@ -46,6 +47,5 @@ def _date(seconds: int) -> str:
 
 
 def _ties(events: Events) -> int:
-  order = np.lexsort((events.time_N, events.user_N))
-  user_N, time_N = events.user_N[order], events.time_N[order]
+  user_N, time_N = events.user_N, events.time_N
   return int(((user_N[1:] == user_N[:-1]) & (time_N[1:] == time_N[:-1])).sum())

@@ -11,24 +11,14 @@ from mmesid_jax.raw.events import Events
 from mmesid_jax.raw.items import Catalogue
 
 
-def by_user(events: Events) -> tuple[np.ndarray, np.ndarray]:
-  """Order [N] of the events by user, then time, then place in the source; and offsets [U + 1] of
-  the users in it."""
-  columns = (events.user_N,) if events.time_N is None else (events.time_N, events.user_N)
-  order_N = np.lexsort(columns)  # stable
-  lengths_U = np.bincount(events.user_N, minlength=len(events.user_keys))
-  return order_N, np.concatenate([[0], np.cumsum(lengths_U)])
-
-
 def write(folder: Path, events: Events, catalogue: Catalogue) -> None:
-  """Users 1..U and items 1..I are those of `events`, whose numbers have no gaps. Raises UserError
-  where the disk refuses it."""
-  order_N, offsets = by_user(events)
-  item_N = events.item_N[order_N] + 1
-  write_whole(folder / SEQUENCES, lambda file: file.writelines(_sequences(item_N, offsets)))
+  """Users 1..U and items 1..I are those of `events`, which stand as `Events.in_order` has them and
+  whose numbers have no gaps. Raises UserError where the disk refuses it."""
+  offsets = np.concatenate([[0], np.cumsum(np.bincount(events.user_N))])
+  sequences = _sequences(events.item_N + 1, offsets)
+  write_whole(folder / SEQUENCES, lambda file: file.writelines(sequences))
   if events.time_N is not None:
-    time_N = events.time_N[order_N]
-    write_whole(folder / TIMES, lambda file: np.save(file, time_N))
+    write_whole(folder / TIMES, lambda file: np.save(file, events.time_N))
   users = (user_line(u, key) for u, key in enumerate(events.user_keys, start=1))
   write_whole(folder / USERS, lambda file: file.writelines(users))
   items = (
