@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 PARITY := $(VENV)/parity-installed
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test parity processes format clean
+.PHONY: quickstart test parity processes gpu format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)  ## an invented catalogue, all stages, then recommendations with titles
@@ -26,6 +26,9 @@ parity: $(PARITY)  ## the same numbers as PyTorch, transformers and peft
 
 processes: $(INSTALLED)  ## runs of several processes on this host: equal, stopped, killed, resumed
 	$(BIN)/python -m pytest -q -m multiprocess
+
+gpu: $(INSTALLED)  ## what needs a GPU and, in .venv, jax[cuda13]
+	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -q -m gpu
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """What recommender_step.py times: ours in shared-prefix rows and alone, and PyTorch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -145,17 +146,24 @@ def evaluation(inputs: Inputs) -> Contestant:
 def built(inputs: Inputs) -> RecommenderModel:
   """Our model; weights that a checkpoint would fill are random."""
   model = stage.build(inputs.config, 0, **inputs.tables)
-  rngs = nnx.Rngs(1)
-
-  def drawn(x):
-    if x.ndim < 3:  # the norms' scales, [layers, D], stay 1
-      return x
-    if jnp.issubdtype(x.dtype, jnp.integer):  # codes
-      return jax.random.randint(rngs.params(), x.shape, 0, 128, x.dtype)
-    return 0.02 * jax.random.normal(rngs.params(), x.shape, x.dtype)
-
-  nnx.update(model.backbone, jax.tree.map(drawn, nnx.state(model.backbone, Pretrained)))
+  keys = nnx.Rngs(1).params
+  for _, node in nnx.iter_graph(model.backbone):
+    if isinstance(node, Pretrained) and node[...].ndim > 2:  # norms' scales, [layers, D], stay 1
+      node[...] = _drawn(node[...], keys())
   return model
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _drawn(x: jax.Array, key: jax.Array) -> jax.Array:
+  """Weights or codes like x, in its place, a layer at a time: the most memory that a process has
+  had is to be that of its steps."""
+
+  def layer(key: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.integer):
+      return jax.random.randint(key, x.shape[1:], 0, 128, x.dtype)
+    return 0.02 * jax.random.normal(key, x.shape[1:], x.dtype)
+
+  return jax.lax.map(layer, jax.random.split(key, len(x)))
 
 
 def _size(params: nnx.State) -> int:

@@ -1,3 +1,4 @@
+import os
 import pathlib
 import shutil
 
@@ -8,10 +9,13 @@ import pytest
 from mmesid_jax import pipeline
 from mmesid_jax.config import default_config
 
-jax.config.update("jax_platforms", "cpu")
+ON_GPU = os.environ.get("JAX_PLATFORMS") == "cuda"  # as `make gpu` says
+
+if not ON_GPU:
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of what tests do
 jax.config.update("jax_num_cpu_devices", 8)  # meshes; what is not sharded runs on the first
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of what tests do
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
