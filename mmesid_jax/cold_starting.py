@@ -15,6 +15,7 @@ from mmesid_jax.data.dataset import Dataset, prepare
 from mmesid_jax.data.features import read_features
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import cold_items, ranking
+from mmesid_jax.rules import FROM_EVENTS
 from mmesid_jax.stages import new_items, recommender
 from mmesid_jax.stages.next_item import evaluation_layout
 from mmesid_jax.stages.workdir import Workdir
@@ -54,7 +55,7 @@ def _content_modalities(config: ConfigDict) -> list[str]:
       f"--config.features.collaborative={config.features.collaborative}: vectors made "
       'elsewhere may know of the items that are held out; take "stage" or ""'
     )
-  if content := [m for m in modalities(config) if m != "collaborative"]:
+  if content := [m for m in modalities(config) if m != FROM_EVENTS]:
     return content
   raise UserError("--config.features: new items need content; name a table, such as features.text")
 

@@ -9,14 +9,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.rules import PRESETS, RULES, RULES_BY_LAST_NAME, STAGES
+from mmesid_jax.rules import FROM_EVENTS, PRESETS, RULES, RULES_BY_LAST_NAME, STAGES
 
 RUN_KEYS = ("run", "mesh", "profile", "stages")  # may differ between two runs of one workdir
 # Where things are may differ too: what they hold is compared by fingerprint.
 LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
 
 # Keys that came later: a workdir without them was made as their defaults say.
-LATER_KEYS = {"data": ("split", "split_at")}
+LATER_KEYS = {"data": ("split", "split_at"), "recommender": ("as_new",)}
 
 ITEMS = "{items}"  # where the history's tokens stand in a prompt text
 _TASK = "Given the user's purchase history, predict next possible item to be purchased."
@@ -166,6 +166,8 @@ def default_config(preset: str = "best") -> ConfigDict:
         # that 1 GiB takes), or it is over so many sampled items (0 = exact)
         "softmax_chunk": 0,
         "negatives": 0,
+        # share of the items that a step reads and scores by content alone, as it will new ones
+        "as_new": 0.0,
         "rows": 16,
         "row_length": 128,
         "targets": 2048,
@@ -248,6 +250,11 @@ def check(config: ConfigDict) -> None:
     )
   if not modalities(config):
     raise UserError("--config.features: every modality is empty; name at least one feature table")
+  if config.recommender.as_new and modalities(config) == (FROM_EVENTS,):
+    raise UserError(
+      f"--config.recommender.as_new={config.recommender.as_new}: new items need content; name a "
+      "table, such as --config.features.text"
+    )
   _check_sizes(config)
   select = config.evaluation.select.removeprefix("unmasked/")
   known = [f"{m}@{k}" for m in ("HR", "nDCG", "MRR") for k in config.evaluation.cutoffs]

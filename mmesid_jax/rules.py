@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
+FROM_EVENTS = "collaborative"  # the modality that no item has before somebody met it
 PRESETS = ("best", "paper", "released_code")
 PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -76,6 +77,7 @@ RULES: Mapping[str, Rule] = {
   "recommender.targets_per_piece": _at_least(0),
   "recommender.softmax_chunk": _at_least(0),
   "recommender.negatives": _at_least(0),
+  "recommender.as_new": _fraction(),
   "recommender.microbatches": _at_least(1),
   "recommender.whiten": _at_least(0),
   "recommender.whiten_std": _above_zero(),

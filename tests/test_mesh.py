@@ -52,6 +52,7 @@ VARIANTS = {
   },
   "chunked": {"recommender.softmax_chunk": 3},
   "sampled": {"recommender.negatives": 16},
+  "as new": {"recommender.as_new": 0.3},
   "projected": {"recommender.width": 128, "recommender.targets": 136},
 }
 

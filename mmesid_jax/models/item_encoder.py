@@ -15,6 +15,8 @@ from mmesid_jax.models.linear import Linear, gelu
 from mmesid_jax.models.variables import Frozen
 from mmesid_jax.parallel.sharding import constrain, lookup
 
+NO_CODE = -1  # in a table of codes: adds nothing to the item's token
+
 
 class ItemEncoder(nnx.Module):
   """Item ids [...] -> vectors [..., D] in the dtype `compute`; tables and weights are float32.
@@ -65,7 +67,7 @@ class ItemEncoder(nnx.Module):
     table_LCD = self.codebook_LCD[modality][...]
     code = _spread(lookup(self.code_IL[modality][...], item))
     level = jnp.arange(table_LCD.shape[0])
-    return table_LCD[level, code].sum(-2)
+    return jnp.where(code[..., None] == NO_CODE, 0, table_LCD[level, code]).sum(-2)
 
   def projected(self, modality: str, item: jax.Array) -> jax.Array:
     """The item's features as its token holds them, [..., D]."""

@@ -1,4 +1,4 @@
-"""Items that training never saw, appended to a trained recommender."""
+"""Items of which only the content is known: appended to a trained recommender, or in training."""
 
 from collections.abc import Mapping
 
@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmesid_jax.models.item_encoder import NO_CODE
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.variables import Frozen
+from mmesid_jax.rules import FROM_EVENTS
 
 
 def with_new_items(
@@ -17,11 +19,11 @@ def with_new_items(
   """A model whose items I + 1 .. I + N are new; what it shares with `model` is not copied.
 
   features: [N, V] of one modality or more, in the space of the model's own tables; codes: int32
-  [N, L] of every modality that the model reads codes of (others are not read). Nothing was learned
+  [N, L] of those of them that the model reads codes of (others are not read). Nothing was learned
   of a new item, so its learned row is 0 and has no weight in the fusion. A modality that is not
-  given has no weight either, and is read as the mean of the trained items' vectors. The fusion
-  takes a new item for as rare as the rarest trained one. Scores of the trained items stay as they
-  are. Raises ValueError for modalities, codes or shapes that do not fit.
+  given has no weight and no codes either, and is read as the mean of the trained items' vectors.
+  The fusion takes a new item for as rare as the rarest trained one. Scores of the trained items
+  stay as they are. Raises ValueError for modalities, codes or shapes that do not fit.
   """
   items, gates = model.items, model.gates
   _check(model, features, codes)
@@ -38,9 +40,11 @@ def with_new_items(
     mean_V = np.asarray(items.feature_IV[modality][...])[trained_I].mean(0)
     return jnp.broadcast_to(mean_V, (N, len(mean_V)))
 
-  known_NS = np.zeros((N, gates.sources), bool)
-  known_NS[:, 1:] = [m in features for m in items.modalities]
-  new = nnx.merge(*nnx.split(model))  # other Variables around the same arrays
+  def coded(modality: str, L: int) -> jax.Array:
+    given = modality in features
+    return jnp.asarray(codes[modality]) if given else jnp.full((N, L), NO_CODE)
+
+  new = _beside(model)
   new.items.num_items += N
   identity_ID = items.identity_ID[...]
   new.items.identity_ID = nnx.Param(_below(identity_ID, jnp.zeros((N, identity_ID.shape[1]))))
@@ -48,11 +52,45 @@ def with_new_items(
     {m: Frozen(_below(items.feature_IV[m][...], rows(m))) for m in items.modalities}
   )
   new.items.code_IL = nnx.Dict(
-    {m: Frozen(_below(table[...], jnp.asarray(codes[m]))) for m, table in items.code_IL.items()}
+    {m: Frozen(_below(x[...], coded(m, x[...].shape[1]))) for m, x in items.code_IL.items()}
   )
   new.gates.frequency_I = Frozen(_below(gates.frequency_I[...], jnp.zeros(N)))
-  new.gates.known_IS = Frozen(_below(jnp.asarray(known_IS), jnp.asarray(known_NS)))
+  known_NS = jnp.broadcast_to(_known(model, features), (N, gates.sources))
+  new.gates.known_IS = Frozen(_below(jnp.asarray(known_IS), known_NS))
   return new
+
+
+def as_new(model: RecommenderModel, new_I: jax.Array) -> RecommenderModel:
+  """`model`, with what `with_new_items` would make of the items that new_I marks, given all of
+  their content: every modality but the one that comes from events.
+
+  new_I: bool [I + 1]. Gradients reach the arrays of `model`. A step that trains on it learns to
+  read and to rank items by content alone, beside items of which more is known.
+  """
+  items, gates = model.items, model.gates
+  content = [m for m in items.modalities if m != FROM_EVENTS]
+  new_I = jnp.pad(new_I, (0, len(items.identity_ID[...]) - len(new_I)))  # a mesh fills tables up
+  new = _beside(model)
+  new.items.identity_ID = nnx.Param(jnp.where(new_I[:, None], 0, items.identity_ID[...]))
+  new.gates.frequency_I = Frozen(jnp.where(new_I, 0, gates.frequency_I[...]))
+  new.gates.known_IS = Frozen(~new_I[:, None] | _known(model, content))
+  for m in items.feature_IV.keys() - content:
+    x_IV = items.feature_IV[m][...]
+    mean_V = x_IV[1 : items.num_items + 1].mean(0)
+    new.items.feature_IV[m] = Frozen(jnp.where(new_I[:, None], mean_V, x_IV))
+  for m in items.code_IL.keys() - content:
+    new.items.code_IL[m] = Frozen(jnp.where(new_I[:, None], NO_CODE, items.code_IL[m][...]))
+  return new
+
+
+def _beside(model: RecommenderModel) -> RecommenderModel:
+  """Other Variables around the same arrays."""
+  return nnx.merge(*nnx.split(model))
+
+
+def _known(model: RecommenderModel, modalities) -> jax.Array:
+  """bool [1 + M]: the sources that a new item has."""
+  return jnp.asarray([False, *(m in modalities for m in model.items.modalities)])
 
 
 def _below(table: jax.Array, rows: jax.Array) -> jax.Array:
@@ -64,9 +102,9 @@ def _check(
 ) -> None:
   items = model.items
   widths = {m: table[...].shape[1] for m, table in items.feature_IV.items()}
-  levels = {m: table[...].shape[1] for m, table in items.code_IL.items()}
   if not features or not features.keys() <= widths.keys():
     raise ValueError(f"features of {list(features)}; expected some of {list(widths)}")
+  levels = {m: x[...].shape[1] for m, x in items.code_IL.items() if m in features}
   if missing := levels.keys() - codes.keys():
     raise ValueError(f"no codes of {sorted(missing)}")
   N = len(next(iter(features.values())))

@@ -21,6 +21,7 @@ from mmesid_jax.losses.softmax import catalogue_cross_entropy, sampled_cross_ent
 from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.models.new_items import as_new
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.state import loaded
 from mmesid_jax.parallel import sharding
@@ -78,7 +79,8 @@ def loss(config: ConfigDict, counts_I: np.ndarray):
   section 4), or with config.negatives over so many sampled ones.
 
   Negatives are drawn from what was interacted with in training, every item once more, so frequent
-  ones are drawn more often; the log-Q correction makes up for it.
+  ones are drawn more often; the log-Q correction makes up for it. With config.as_new every step
+  takes such a share of the catalogue, drawn anew, for new items.
   """
 
   def exact(model: RecommenderModel, batch: Batch, key: jax.Array):
@@ -96,10 +98,14 @@ def loss(config: ConfigDict, counts_I: np.ndarray):
     args = batch.target_Q, batch.weight_Q, negative_N, jnp.log(expected_N)
     return sampled_cross_entropy(scorer, *args), {}
 
-  if not config.negatives:
-    return exact
+  def partly_new(model: RecommenderModel, batch: Batch, key: jax.Array):
+    model_key, item_key = jax.random.split(key)
+    new_I = jax.random.bernoulli(item_key, config.as_new, (model.num_items + 1,))
+    return chosen(as_new(model, new_I), batch, model_key)
+
   pool_E = np.repeat(np.arange(1, len(counts_I)), counts_I[1:] + 1).astype(np.int32)
-  return sampled
+  chosen = sampled if config.negatives else exact
+  return partly_new if config.as_new else chosen
 
 
 def codes_and_codebooks(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

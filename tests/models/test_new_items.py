@@ -3,6 +3,7 @@
 import itertools
 import statistics
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.new_items import with_new_items
+from mmesid_jax.models.new_items import as_new, with_new_items
 from mmesid_jax.models.recommender import RecommenderModel
 
 ITEMS, D, LEVELS, CODES = 12, 8, 3, 4
@@ -55,6 +56,7 @@ def table(model, m):
 def copies(model, of=(4, 9), modalities=("text", "visual")):
   """Features and codes with which these trained items come as new ones."""
   codes = {m: np.asarray(x[...])[list(of)] for m, x in model.items.code_IL.items()}
+  codes = {m: x for m, x in codes.items() if m in modalities}
   return {m: table(model, m)[list(of)] for m in modalities}, codes
 
 
@@ -79,13 +81,13 @@ def weights_of_the_rarest(model, given):
 
 
 def token(model, rows, codes):
-  """An item token from its vectors and codes, without a learned row."""
+  """An item token from its vectors and those codes that it has, without a learned row."""
   items = model.items
   project = items.project_input if items.kind == "untied" else items.project
   parts = [linear(project[m], rows[m]) for m in WIDTHS]
-  for m, code_L in codes.items():
-    book = np.float64(items.codebook_LCD[m][...])
-    parts.append(sum(book[level, code] for level, code in enumerate(code_L)))
+  for m, book in items.codebook_LCD.items():
+    code_L = enumerate(codes.get(m, ()))
+    parts.append(sum((np.float64(book[...])[level, code] for level, code in code_L), np.zeros(D)))
   if items.kind != "mlp":
     return sum(parts)
   return gelu(linear(items.out, np.maximum(linear(items.hidden, np.concatenate(parts)), 0)))
@@ -144,7 +146,7 @@ def test_items_added_later_leave_those_before_alone_and_take_the_mean_of_the_tra
   model = recommender()
   features, codes = copies(model)
   far = {"collaborative": np.full((2, 5), 1e3, np.float32)}
-  once = with_new_items(model, features | far, codes)
+  once = with_new_items(model, features | far, codes | {"collaborative": codes["text"]})
   twice = with_new_items(once, *copies(model, of=(1,)))
   assert twice.gates.weights().shape == (ITEMS + 4, 4)
   np.testing.assert_array_equal(twice.gates.weights()[: ITEMS + 3], once.gates.weights())
@@ -163,12 +165,52 @@ def test_items_that_differ_only_in_what_is_not_known_tie():
   assert np.abs(scores[:, -1] - scores[:, 4]).min() > 1e-3
 
 
+MARKED = (4, 9)
+
+
+def marked(items=MARKED):
+  return jnp.zeros(ITEMS + 1, bool).at[jnp.asarray(items)].set(True)
+
+
+@pytest.mark.parametrize(("encoder", "fusion", "coded"), KINDS)
+def test_training_takes_items_for_new_as_they_will_be_appended(encoder, fusion, coded):
+  """Read and scored like their copies by `with_new_items`; all others as ever."""
+  model = recommender(encoder, fusion, coded)
+  disguised, extended = as_new(model, marked()), with_new_items(model, *copies(model, MARKED))
+  o_QD = drawn(3, D, seed=5)
+  scores, expected = disguised.scores(o_QD), np.array(model.scores(o_QD))
+  expected[:, MARKED] = extended.scores(o_QD)[:, ITEMS + 1 :]
+  np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+  every = jnp.arange(ITEMS + 1)
+  tokens = np.array(model.items(every))
+  tokens[list(MARKED)] = extended.items(jnp.arange(ITEMS + 1, ITEMS + 3))
+  np.testing.assert_allclose(disguised.items(every), tokens, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_reach_the_model_but_not_the_rows_of_items_taken_for_new():
+  model = recommender(fusion="sum")
+  graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+  def total(params):
+    disguised = as_new(nnx.merge(graph, params, rest), marked())
+    tokens = disguised.items(jnp.arange(ITEMS + 1))
+    return (tokens**2).sum() + (disguised.scores(drawn(3, D, seed=5)) ** 2).sum()
+
+  slope = jax.grad(total)(params)["items"]
+  moved_I = np.abs(slope["identity_ID"][...]).max(1) > 0
+  np.testing.assert_array_equal(moved_I, ~np.asarray(marked()))
+  assert np.abs(slope["project"]["collaborative"]["weight"][...]).max() > 0
+  without = as_new(model, jnp.ones(ITEMS + 1, bool))
+  unread = without.items.quantised("collaborative", jnp.arange(ITEMS + 1))
+  np.testing.assert_array_equal(unread, 0)
+
+
 BAD = {
   "no modality": (lambda f, c: ({}, c), r"features of \[\]; expected some of"),
   "a modality of others": (lambda f, c: (f | {"audio": f["text"]}, c), "audio"),
   "width": (lambda f, c: (f | {"text": f["text"][:, 1:]}, c), r"features.text has shape \(2, 8\)"),
   "rows": (lambda f, c: (f | {"visual": f["visual"][:1]}, c), r"features.visual has .*\(1, 3\)"),
-  "no codes": (lambda f, c: (f, {}), r"no codes of \['collaborative', 'text', 'visual'\]"),
+  "no codes": (lambda f, c: (f, {}), r"no codes of \['text', 'visual'\]"),
   "levels": (lambda f, c: (f, c | {"text": c["text"][:, 1:]}), "codes.text has shape"),
   "codes": (lambda f, c: (f, c | {"text": c["text"] + 4}), "codes.text: expected 0 to 3"),
 }
