@@ -30,6 +30,7 @@ VARIANTS = {
   "paper-mse": ("paper", {"semantic_ids.reconstruction": "mse"}),
   "paper-mmd": ("paper", {}),
   "paper-both": ("paper", {"semantic_ids.reconstruction": "both"}),
+  "paper-kernels": ("paper", {"semantic_ids.bandwidths": (1 / 32, 1 / 8, 0.5, 2.0)}),
   "ours": ("best", {}),
   "ours-mmd": ("best", {"semantic_ids.reconstruction": "mmd"}),
   "ours-both": ("best", {"semantic_ids.reconstruction": "both"}),

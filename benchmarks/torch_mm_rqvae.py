@@ -6,7 +6,7 @@ Gram matrix, or as the released code has them, by the (2B, 2B, V) tensor of diff
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -83,13 +83,16 @@ def tensor(x_ND: torch.Tensor, y_MD: torch.Tensor) -> torch.Tensor:
 DISTANCES: Mapping[str, Callable] = {"gram": gram, "tensor": tensor}
 
 
-def mmd(x_BV: torch.Tensor, y_BV: torch.Tensor, distances: Callable) -> torch.Tensor:
-  """Squared MMD under one Gaussian kernel, s^2 = half the mean squared distance."""
+def mmd(
+  x_BV: torch.Tensor, y_BV: torch.Tensor, bandwidths: Sequence[float], distances: Callable
+) -> torch.Tensor:
+  """Squared MMD under the mean of Gaussian kernels, s^2 = bandwidth * mean squared distance."""
   b = len(x_BV)
   pooled_NV = torch.cat([x_BV, y_BV])
   pooled_NV = pooled_NV - pooled_NV.detach().mean(0)
   d_NN = distances(pooled_NV, pooled_NV)
-  k_NN = torch.exp(d_NN / -d_NN.detach().mean())
+  scales = [-2 * bandwidth * d_NN.detach().mean() for bandwidth in bandwidths]
+  k_NN = sum(torch.exp(d_NN / scale) for scale in scales) / len(scales)
   within = sum(k.sum() - k.trace() for k in (k_NN[:b, :b], k_NN[b:, b:])) / (b * (b - 1))
   return within - 2 * k_NN[:b, b:].mean()
 
@@ -136,6 +139,7 @@ def loss(
   *,
   distances: Callable,
   reconstruction: str,
+  bandwidths: Sequence[float],
   alignment: str,
   temperature: float,
   reconstruction_weight: float,
@@ -151,7 +155,7 @@ def loss(
     y_BV = part.decoder(quantised[m])
     total += quantisation_weight * quantisation
     if reconstruction in ("mmd", "both"):
-      total += reconstruction_weight * mmd(x_BV, y_BV, distances)
+      total += reconstruction_weight * mmd(x_BV, y_BV, bandwidths, distances)
     if reconstruction in ("mse", "both"):
       total += reconstruction_weight * F.mse_loss(y_BV, x_BV)
   if alignment == "info_nce" and ANCHOR in quantised:

@@ -38,6 +38,7 @@ def write(
   *,
   item_keys: Keys | None,
   new_items: str | None,
+  only_new: bool,
   top_k: int,
   repeat: bool,
 ) -> None:
@@ -45,7 +46,8 @@ def write(
   leaves fewer than top_k items has shorter lists, a new item has no key.
 
   Users go through in parts: a run that was stopped or killed goes on behind its last whole part,
-  and the file is that of a run in peace. new_items: the file that the model's were added from.
+  and the file is that of a run in peace. new_items: the file that the model's were added from;
+  only_new: whether it offers them alone.
   Raises UserError, and Interrupted for SIGINT and SIGTERM.
   """
   model.check_top_k(top_k)
@@ -57,6 +59,7 @@ def write(
     "top_k": top_k,
     "repeat": repeat,
     "model": _digest(workdir.artifact(recommender.STAGE)),
+    "only new": only_new,
     "new items": new_items and _digest(pathlib.Path(new_items)),
     "dataset": dataset.fingerprint,
     "item keys": item_keys and _digest_of(item_keys),

@@ -16,7 +16,11 @@ RUN_KEYS = ("run", "mesh", "profile", "stages")  # may differ between two runs o
 LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
 
 # Keys that came later: a workdir without them was made as their defaults say.
-LATER_KEYS = {"data": ("split", "split_at"), "recommender": ("as_new",)}
+LATER_KEYS = {
+  "data": ("split", "split_at"),
+  "semantic_ids": ("bandwidths",),
+  "recommender": ("as_new",),
+}
 
 ITEMS = "{items}"  # where the history's tokens stand in a prompt text
 _TASK = "Given the user's purchase history, predict next possible item to be purchased."
@@ -98,6 +102,8 @@ def default_config(preset: str = "best") -> ConfigDict:
           "sinkhorn_iterations": 50,
         },
         "reconstruction": "mse",  # "mmd" (paper), or "both"
+        # of MMD's kernels, Gaussians: the variance of each, in mean squared distances
+        "bandwidths": (0.5,),
         "alignment": "info_nce",  # or "mmd", "none"
         "temperature": 0.1,
         "reconstruction_weight": 3.0,

@@ -3,7 +3,8 @@
 --user=1,2,3 takes users of the data set with their whole history; --histories=FILE reads one
 history of item ids a line and writes one JSON line each to stdout. Where the data set keeps keys,
 --user_key and --history_keys take those. --new_items=FILE adds items that training never saw, as
-mmesid_jax.semantic_ids encodes them; their ids follow the catalogue's.
+mmesid_jax.semantic_ids encodes them; their ids follow the catalogue's. With --only_new nothing else
+is recommended.
 
 --all_users --output=recs.parquet (or .jsonl) writes a file with a row for every user of the data
 set. It is made in parts, which lie in recs.parquet.parts until all are done: the same command goes
@@ -36,6 +37,7 @@ OUTPUT = flags.DEFINE_string(
 NEW_ITEMS = flags.DEFINE_string(
   "new_items", None, "Items to add to the catalogue: what mmesid_jax.semantic_ids encode wrote."
 )
+ONLY_NEW = flags.DEFINE_bool("only_new", False, "Recommend none but those of --new_items.")
 TOP_K = flags.DEFINE_integer("top_k", 10, "How many items.", lower_bound=1)
 REPEAT = flags.DEFINE_bool("repeat", False, "Recommend items of the history too.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
@@ -57,6 +59,7 @@ def main(argv: list[str]) -> None:
   path = pathlib.Path(WORKDIR.value)
   options = {
     "new_items": NEW_ITEMS.value,
+    "only_new": ONLY_NEW.value,
     "top_k": TOP_K.value,
     "repeat": REPEAT.value,
     "data_dir": DATA_DIR.value,

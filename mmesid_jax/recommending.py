@@ -25,10 +25,18 @@ class Opened(NamedTuple):
 
 
 def open_model(
-  workdir: pathlib.Path, *, new_items: str | None, data_dir: str | None, key: str | None
+  workdir: pathlib.Path,
+  *,
+  new_items: str | None,
+  only_new: bool,
+  data_dir: str | None,
+  key: str | None,
 ) -> Opened:
-  """new_items: a file of items to be appended to the catalogue; key: the field of items.jsonl that
-  holds the keys, None = `key`, if it is there. Raises UserError."""
+  """new_items: a file of items to be appended to the catalogue, only_new: which alone are to be
+  recommended; key: the field of items.jsonl that holds the keys, None = `key`, if it is there.
+  Raises UserError."""
+  if only_new and new_items is None:
+    raise UserError("--only_new: name the new items with --new_items=FILE")
   opened = pipeline.reopen(workdir, data_dir)
   titles = opened.dataset.titles()
   item_keys = keys.kept_item_keys(opened.data_dir, key)
@@ -39,6 +47,8 @@ def open_model(
       f"with {model.num_items:,}"
     )
   added = model.add_items(new_items) if new_items is not None else ()
+  if only_new:
+    model.offer(added)
   titles += [f"(new item {n})" for n in range(1, len(added) + 1)]
   return Opened(opened, model, titles, item_keys and [None, *item_keys, *(None for _ in added)])
 
@@ -52,6 +62,7 @@ def run(
   user_keys: list[str] | None,
   histories: str | None,
   new_items: str | None,
+  only_new: bool,
   top_k: int,
   repeat: bool,
   data_dir: str | None,
@@ -59,7 +70,7 @@ def run(
 ) -> None:
   """Exactly one of history, history_keys, users, user_keys, histories is given; the others as
   `open_model` says. Raises UserError."""
-  opened = open_model(workdir, new_items=new_items, data_dir=data_dir, key=key)
+  opened = open_model(workdir, new_items=new_items, only_new=only_new, data_dir=data_dir, key=key)
   dataset = opened.workdir.dataset
   names, rows = ["history"], None
   if users is not None:
@@ -90,6 +101,7 @@ def run_all_users(
   output: pathlib.Path,
   *,
   new_items: str | None,
+  only_new: bool,
   top_k: int,
   repeat: bool,
   data_dir: str | None,
@@ -97,13 +109,14 @@ def run_all_users(
 ) -> None:
   """Writes `batch_recommending`'s file. Raises UserError, and Interrupted."""
   exports.check_output(output)
-  opened = open_model(workdir, new_items=new_items, data_dir=data_dir, key=key)
+  opened = open_model(workdir, new_items=new_items, only_new=only_new, data_dir=data_dir, key=key)
   batch_recommending.write(
     opened.workdir,
     opened.model,
     output,
     item_keys=opened.item_keys,
     new_items=new_items,
+    only_new=only_new,
     top_k=top_k,
     repeat=repeat,
   )

@@ -53,6 +53,7 @@ RULES: Mapping[str, Rule] = {
   "semantic_ids.quantizer.average_rate": (lambda x: 0 < x <= 1, "a number in (0, 1]"),
   "semantic_ids.quantizer.revival": (lambda x: 0 <= x <= 1, "a number in [0, 1]"),
   "semantic_ids.reconstruction": _one_of("mmd", "mse", "both"),
+  "semantic_ids.bandwidths": _list_of(lambda x: x > 0, "a non-empty tuple of numbers > 0"),
   "semantic_ids.alignment": _one_of("info_nce", "mmd", "none"),
   "semantic_ids.hidden": _list_of(lambda n: n >= 1, "a non-empty tuple of widths"),
   "semantic_ids.batch": _at_least(2),

@@ -21,7 +21,7 @@ from mmesid_jax.data.loader import in_batches
 from mmesid_jax.data.packing import Batch, Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import item_vectors
-from mmesid_jax.losses.scorer import Scorer, candidates
+from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.models.fusion import contributions
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.state import place
@@ -67,6 +67,7 @@ def _best(
   item_ID: jax.Array,
   batch: Batch,
   history_QH: jax.Array,
+  offered_2: jax.Array,  # first item that may be recommended, and the one behind the last
   *,
   top_k: int,
   repeat: bool,
@@ -75,7 +76,9 @@ def _best(
   model = nnx.merge(graph, state)
   o_QD = model.hidden(batch)
   score_QI = Scorer((o_QD,), (item_ID,)).all()
-  score_QI = jnp.where(candidates(score_QI.shape[1], model.num_items), score_QI, -jnp.inf)
+  item_I, (first, stop) = jnp.arange(score_QI.shape[1]), offered_2
+  offered_I = (item_I >= first) & (item_I < stop)
+  score_QI = jnp.where(offered_I, score_QI, -jnp.inf)
   if not repeat:
     score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], history_QH].set(-jnp.inf)
   score_QK, item_QK = sharding.top_k(score_QI, top_k)
@@ -104,6 +107,7 @@ class Recommender:
   def _take(self, model: RecommenderModel, titles: Sequence[str | None] | None) -> None:
     self._model, self._titles = model, titles
     self.num_items = model.num_items
+    self._offered = range(1, self.num_items + 1)
     placed = nnx.clone(model)  # around the same arrays; items are added to `model`
     place(placed)
     self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
@@ -141,6 +145,14 @@ class Recommender:
       titles = [*before, *(titles or [None] * len(added))]
     self._take(model, titles)
     return added
+
+  def offer(self, items: range) -> None:
+    """From now on recommends these items alone, until others are offered or added: new ones, say,
+    which seldom come up beside those of which more is known. Raises UserError for a range that is
+    empty or leaves the catalogue."""
+    if items.step != 1 or not 1 <= items.start < items.stop <= self.num_items + 1:
+      raise UserError(f"{items}: expected consecutive items from 1 to {self.num_items}")
+    self._offered = items
 
   def recommend(
     self, histories: Sequence[Sequence[int]], top_k: int = 10, *, repeat: bool = False
@@ -193,9 +205,9 @@ class Recommender:
     return best
 
   def check_top_k(self, top_k: int) -> None:
-    """Raises UserError for a number that the catalogue does not have."""
-    if not 1 <= top_k <= self.num_items:
-      raise UserError(f"top_k={top_k}: expected a number from 1 to {self.num_items}")
+    """Raises UserError for more items than are offered."""
+    if not 1 <= top_k <= len(self._offered):
+      raise UserError(f"top_k={top_k}: expected a number from 1 to {len(self._offered)}")
 
   def _answers(self, arrays, newest, shape, asked):
     """Which histories a batch answers, and the answer, which may still be computed."""
@@ -214,6 +226,7 @@ class Recommender:
           self._item_ID,
           sharding.put_batch(batch),
           history_QH,
+          np.array([self._offered.start, self._offered.stop], np.int32),
           **asked,
         ),
       )

@@ -165,6 +165,8 @@ def test_a_size_is_one_at_the_least(key):
     ("semantic_ids.hidden", [8, 0], [1]),
     ("stages", ["collaborative", "recommend"], ["recommender"]),
     ("evaluation.cutoffs", [0, 10], [10]),
+    ("semantic_ids.bandwidths", [0.5, 0.0], [1e-9]),
+    ("as_new", 1.0, 0.0),
     ("data.split_at", [0.9, 0.8], [0.1, 0.9]),
     ("data.split_at", [0.0, 0.8], [1e-9, 0.8]),
     ("data.split_at", [0.8, 1.0], [0.8, 0.999]),
@@ -195,6 +197,7 @@ def test_no_rule_is_about_a_key_that_is_not_there():
     ({"data.dir": ""}, "--config.data.dir is not set"),
     ({"data.source": "synthetic", "data.split": "temporal"}, "catalogue has no times; take leave_"),
     ({"features.collaborative": ""}, "--config.features: every modality is empty"),
+    ({"recommender.as_new": 0.1}, "--config.recommender.as_new=0.1: new items need content"),
     ({"collaborative.heads": 3}, "--config.collaborative.heads=3: .*width=128"),
     (
       {"recommender.heads": 4, "recommender.kv_heads": 3},
@@ -270,6 +273,7 @@ def test_a_workdir_from_before_a_run_key_is_still_read(tmp_path):
 def test_a_workdir_from_before_there_were_splits_is_one_of_leave_one_out(tmp_path):
   config = json.loads(valid_config().to_json_best_effort())
   del config["data"]["split"], config["data"]["split_at"]
+  del config["recommender"]["as_new"], config["semantic_ids"]["bandwidths"]
   (tmp_path / "config.json").write_text(json.dumps(config))
   back = read_config(tmp_path)
   check(back)

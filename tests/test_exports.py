@@ -51,7 +51,14 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def everyone(workdir: pathlib.Path, output: pathlib.Path, **changes) -> None:
-  options = {"new_items": None, "top_k": 5, "repeat": False, "data_dir": None, "key": None}
+  options = {
+    "new_items": None,
+    "only_new": False,
+    "top_k": 5,
+    "repeat": False,
+    "data_dir": None,
+    "key": None,
+  }
   recommending.run_all_users(workdir, output, **(options | changes))
 
 
@@ -133,6 +140,11 @@ def test_new_items_are_recommended_to_all_users_without_a_key(workdir, tmp_path)
     assert sorted(row["item_ids"]) == list(range(1, 43))
     key_of = dict(zip(row["item_ids"], row["item_keys"], strict=True))
     assert key_of == dict(enumerate([*ITEM_KEYS, None, None], 1))
+  with pytest.raises(UserError, match="top_k=3: expected a number from 1 to 2"):
+    everyone(workdir, output, new_items=str(file), only_new=True, top_k=3)
+  alone = tmp_path / "new.jsonl"
+  everyone(workdir, alone, new_items=str(file), only_new=True, top_k=2)
+  assert {tuple(sorted(row["item_ids"])) for row in read(alone)} == {(41, 42)}
 
 
 def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_path, monkeypatch):
@@ -240,7 +252,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(workdir, tmp_path):
 
 def shown(workdir: pathlib.Path, capsys, **given) -> str:
   sources = ("history", "history_keys", "users", "user_keys", "histories")
-  options = {"new_items": None, "top_k": 3, "repeat": False, "data_dir": None, "key": None}
+  options = {
+    "new_items": None,
+    "only_new": False,
+    "top_k": 3,
+    "repeat": False,
+    "data_dir": None,
+    "key": None,
+  }
   recommending.run(workdir, **(dict.fromkeys(sources) | options | given))
   return capsys.readouterr().out
 

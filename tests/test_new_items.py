@@ -88,6 +88,25 @@ def test_new_items_are_recommended_and_read_and_the_others_stay(trained, tmp_pat
   assert model.add_items({"text": text[:1]}) == range(43, 44)
 
 
+def test_what_is_offered_is_recommended_alone_with_the_same_scores(trained):
+  model = Recommender.load(trained)
+  added = model.add_items({"text": vectors(trained)["text"][[4, 6, 8]]})
+  (everything,) = model.recommend([[1, 2, 3]], 43, repeat=True)
+  for offered in (added, range(42, 43), range(1, 41)):
+    model.offer(offered)
+    (answer,) = model.recommend([[1, 2, 3]], len(offered), repeat=True)
+    expected = [r for r in everything if r.item in offered]
+    assert [r.item for r in answer] == [r.item for r in expected]
+    np.testing.assert_allclose([r.score for r in answer], [r.score for r in expected], rtol=1e-6)
+    with pytest.raises(UserError, match=f"expected a number from 1 to {len(offered)}"):
+      model.recommend([[1]], len(offered) + 1)
+  for wrong in (range(3, 3), range(0, 4), range(40, 45), range(1, 9, 2)):
+    with pytest.raises(UserError, match="expected consecutive items from 1 to 43"):
+      model.offer(wrong)
+  more = model.add_items({"text": vectors(trained)["text"][:1]})  # all are offered again
+  assert more[0] in {r.item for r in model.recommend([[1]], 44, repeat=True)[0]}
+
+
 def test_rows_are_whitened_as_in_training(trained):
   """A copy of an item stands in the model's table as the item does."""
   config = read_config(trained)
@@ -199,6 +218,7 @@ def test_new_items_are_named_in_the_list(trained, tmp_path, capsys):
     user_keys=None,
     histories=None,
     new_items=str(tmp_path / "x.safetensors"),
+    only_new=False,
     top_k=78,
     repeat=False,
     data_dir=None,
@@ -229,3 +249,7 @@ def test_the_commands(trained, tmp_path):
   assert status == 0, err
   items = [r["item"] for r in json.loads(text)["items"]]
   assert len(items) == 39 and 42 in items and 41 not in items
+  status, text, err = run(*recommend[:-1], f"--new_items={out}", "--only_new", "--top_k=2")
+  assert status == 0, err
+  assert [r["item"] for r in json.loads(text)["items"]] == [42]
+  assert "--new_items=FILE" in refused(*recommend, "--only_new")

@@ -1,5 +1,7 @@
 """Maximum mean discrepancy between two batches, by one Gram matrix."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -16,14 +18,14 @@ def off_diagonal_mean(x_BB: jax.Array) -> jax.Array:
   return (x_BB.sum() - jnp.trace(x_BB)) / (b * (b - 1))
 
 
-def mmd(x_BV: jax.Array, y_BV: jax.Array, *, bandwidth: float = 0.5) -> jax.Array:
-  """Squared MMD under one Gaussian kernel k(a, b) = exp(-|a - b|^2 / (2 s^2)).
+def mmd(x_BV: jax.Array, y_BV: jax.Array, bandwidths: Sequence[float] = (0.5,)) -> jax.Array:
+  """Squared MMD under a Gaussian kernel k(a, b) = exp(-|a - b|^2 / (2 s^2)), or a mean of several.
 
   s^2 = bandwidth * mean squared distance over all (2B)^2 pairs of the pooled batch, held constant
   for the gradient. Unbiased within batches, plain mean across. It compares distributions: permuting
-  a batch changes nothing. The released code adds the constant 2 / (B - 1). Sources: MME-SID,
-  reconstruction loss; Gretton et al. 2012, Lemma 6. O(B^2 + B V) memory, never a (2B, 2B, V)
-  tensor.
+  a batch changes nothing. The released code has one kernel and adds the constant 2 / (B - 1).
+  Sources: MME-SID, reconstruction loss; Gretton et al. 2012, Lemma 6. O(B^2 + B V) memory, never a
+  (2B, 2B, V) tensor.
 
   Returns a float32 scalar. Raises ValueError when the batches differ in shape or hold fewer than 2
   rows.
@@ -42,10 +44,11 @@ def mmd(x_BV: jax.Array, y_BV: jax.Array, *, bandwidth: float = 0.5) -> jax.Arra
   # A constant batch has distance 0 and no gradient, not NaN: what is below the digits that float32
   # has of the values is rounding.
   floor = 1e-12 * (1 + (centre_V**2).sum())
-  variance = jnp.maximum(bandwidth * jax.lax.stop_gradient(mean), floor)
+  mean = jax.lax.stop_gradient(mean)
+  variances = [jnp.maximum(bandwidth * mean, floor) for bandwidth in bandwidths]
 
   def kernel(d_BB):
-    return jnp.exp(-d_BB / (2 * variance))
+    return sum(jnp.exp(-d_BB / (2 * variance)) for variance in variances) / len(variances)
 
   within = off_diagonal_mean(kernel(xx_BB)) + off_diagonal_mean(kernel(yy_BB))
   return within - 2 * kernel(xy_BB).mean()

@@ -1,7 +1,7 @@
 """MM-RQ-VAE: one residual-quantised autoencoder a modality, tied together by alignment. Source:
 MME-SID."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -82,11 +82,13 @@ class MMRQVAE(nnx.Module):
     return part.quantizer(part.encoded(x_BV)).code_BL
 
 
-def reconstruction_loss(x_BV: jax.Array, y_BV: jax.Array, kind: str) -> jax.Array:
+def reconstruction_loss(
+  x_BV: jax.Array, y_BV: jax.Array, kind: str, bandwidths: Sequence[float]
+) -> jax.Array:
   """kind "mmd" (paper), "mse" (element mean) or "both" (their sum); else raises ValueError."""
   if kind not in ("mmd", "mse", "both"):
     raise ValueError(f"reconstruction {kind!r}: expected mmd, mse or both")
-  parts = {"mmd": lambda: mmd(x_BV, y_BV), "mse": lambda: ((x_BV - y_BV) ** 2).mean()}
+  parts = {"mmd": lambda: mmd(x_BV, y_BV, bandwidths), "mse": lambda: ((x_BV - y_BV) ** 2).mean()}
   return sum(parts[name]() for name in (("mmd", "mse") if kind == "both" else (kind,)))
 
 
@@ -95,6 +97,7 @@ def loss(
   features: Mapping[str, jax.Array],
   *,
   reconstruction: str,
+  bandwidths: Sequence[float],
   alignment: str,
   temperature: float,
   reconstruction_weight: float,
@@ -109,7 +112,7 @@ def loss(
   modalities. Alignment of the quantised collaborative vectors with those of every other modality:
   "info_nce" (paper), "mmd" (an earlier commit of the released code) or "none"; 0 without a
   collaborative modality. training=False takes the nearest code on every level, as codes are
-  exported. Source: MME-SID. Raises ValueError for another `reconstruction` or
+  exported. bandwidths: of MMD. Source: MME-SID. Raises ValueError for another `reconstruction` or
   `alignment`.
   """
   if alignment not in ("info_nce", "mmd", "none"):
@@ -122,7 +125,7 @@ def loss(
     found = part.quantizer(part.encoder(x_BV), training=training)
     quantised[modality] = found.quantised_BD
     decoded_BV = part.decoder(found.quantised_BD)
-    parts["reconstruction"] += reconstruction_loss(x_BV, decoded_BV, reconstruction)
+    parts["reconstruction"] += reconstruction_loss(x_BV, decoded_BV, reconstruction, bandwidths)
     parts["quantisation"] += found.loss
     averaging += found.averaging
   if ANCHOR in quantised and alignment != "none":
@@ -132,7 +135,7 @@ def loss(
       if alignment == "info_nce":
         parts["alignment"] += info_nce(quantised[ANCHOR], key_BD, temperature)
       else:
-        parts["alignment"] += mmd(quantised[ANCHOR], key_BD)
+        parts["alignment"] += mmd(quantised[ANCHOR], key_BD, bandwidths)
   total = (
     reconstruction_weight * parts["reconstruction"]
     + quantisation_weight * parts["quantisation"]

@@ -119,6 +119,7 @@ def loss_options(config: ConfigDict) -> dict:
   """The keys of `config` = config.semantic_ids that mm_rqvae.loss takes."""
   names = (
     "reconstruction",
+    "bandwidths",
     "alignment",
     "temperature",
     "reconstruction_weight",

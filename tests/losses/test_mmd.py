@@ -14,11 +14,11 @@ def batches(b=7, width=5, offset=0.0, seed=0):
   return np.float32(x + offset), np.float32(y + offset)
 
 
-def oracle(x, y):
+def oracle(x, y, bandwidth=0.5):
   """The released code's loss without its constant 2 / (B - 1), pair by pair."""
   x, y = np.float64(x), np.float64(y)
   pooled, b = np.concatenate([x, y]), len(x)
-  variance = 0.5 * np.mean([((p - q) ** 2).sum() for p in pooled for q in pooled])
+  variance = bandwidth * np.mean([((p - q) ** 2).sum() for p in pooled for q in pooled])
 
   def k(p, q):
     return np.exp(-((p - q) ** 2).sum() / (2 * variance))
@@ -33,6 +33,13 @@ def oracle(x, y):
 def test_equals_the_double_sum(offset):
   x, y = batches(offset=offset)
   np.testing.assert_allclose(mmd(x, y), oracle(x, y), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bandwidths", [(0.1,), (0.03, 0.5), (0.5, 2.0, 8.0)])
+def test_several_kernels_give_the_mean_of_each(bandwidths):
+  x, y = batches()
+  expected = np.mean([oracle(x, y, bandwidth) for bandwidth in bandwidths])
+  np.testing.assert_allclose(mmd(x, y, bandwidths), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_released_code_differs_by_its_constant():

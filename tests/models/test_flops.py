@@ -96,6 +96,7 @@ def test_mm_rqvae():
       model,
       features,
       reconstruction="mse",
+      bandwidths=(0.5,),
       alignment="none",
       temperature=1.0,
       reconstruction_weight=1.0,

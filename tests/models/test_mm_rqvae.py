@@ -19,6 +19,7 @@ from mmesid_jax.quantize.kmeans import residual_kmeans
 WIDTHS = {"collaborative": 6, "text": 9, "visual": 7}
 OPTIONS = {
   "reconstruction": "mmd",
+  "bandwidths": (0.5,),
   "alignment": "info_nce",
   "temperature": 0.1,
   "reconstruction_weight": 3.0,
@@ -86,6 +87,9 @@ def test_reconstruction_switch():
   for kind, expected in (("mse", mse), ("mmd", kernel), ("both", mse + kernel)):
     parts = loss(net, x, reconstruction=kind)[1]
     np.testing.assert_allclose(parts["reconstruction"], expected, rtol=1e-5)
+  several = loss(net, x, bandwidths=(0.1, 2.0))[1]["reconstruction"]
+  expected = sum(mmd(x[m], found[m][1], (0.1, 2.0)) for m in x)
+  np.testing.assert_allclose(several, expected, rtol=1e-5)
 
 
 def test_alignment_switch():
@@ -97,6 +101,9 @@ def test_alignment_switch():
   }
   for kind, value in expected.items():
     np.testing.assert_allclose(loss(net, x, alignment=kind)[1]["alignment"], value, rtol=1e-5)
+  narrow = loss(net, x, alignment="mmd", bandwidths=(0.1,))[1]["alignment"]
+  expected = sum(mmd(q["collaborative"], q[m], (0.1,)) for m in ("text", "visual"))
+  np.testing.assert_allclose(narrow, expected, rtol=1e-5)
 
 
 def test_temperature_and_sinkhorn_reach_the_loss():

@@ -23,6 +23,7 @@ torch_mm_rqvae = importlib.import_module("torch_mm_rqvae")  # of benchmarks/; it
 WIDTHS = {"collaborative": 6, "text": 9, "visual": 7}
 OPTIONS = {
   "reconstruction": "both",
+  "bandwidths": (0.5, 0.1),
   "alignment": "info_nce",
   "temperature": 0.1,
   "reconstruction_weight": 3.0,
