@@ -17,16 +17,6 @@ def start(config, path, *, overwrite=False, **changes):
   cold_starting.run(config, path, **{**SPLIT, **changes}, overwrite=overwrite)
 
 
-def test_content_counts_for_more_where_training_took_items_for_new(tiny, tmp_path):
-  def hit_rate(share):
-    path = tmp_path / f"{share}"
-    start(tiny("best", {"recommender.as_new": share, "recommender.codes": "none"}), path)
-    found = json.loads((path / "cold_start.json").read_text())["anywhere in a user's sequence"]
-    return found["models"]["MME-SID"]["all items"]["HR@10"]["mean"]
-
-  assert hit_rate(0.3) > hit_rate(0.0)
-
-
 def test_held_out_items_are_ranked_by_a_model_that_never_saw_them(tiny, tmp_path, capsys):
   path = tmp_path / "run"
   start(tiny(), path)

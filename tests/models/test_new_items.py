@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmesid_jax.config import default_config
 from mmesid_jax.data.loader import in_batches
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.fusion import FrequencyFusion
@@ -16,6 +17,7 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.new_items import as_new, with_new_items
 from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.stages import recommender as stage
 
 ITEMS, D, LEVELS, CODES = 12, 8, 3, 4
 WIDTHS = {"collaborative": 5, "text": 9, "visual": 3}
@@ -203,6 +205,27 @@ def test_gradients_reach_the_model_but_not_the_rows_of_items_taken_for_new():
   without = as_new(model, jnp.ones(ITEMS + 1, bool))
   unread = without.items.quantised("collaborative", jnp.arange(ITEMS + 1))
   np.testing.assert_array_equal(unread, 0)
+
+
+@pytest.mark.parametrize("negatives", [0, 6])
+def test_a_step_takes_its_share_of_the_items_for_new(negatives):
+  """Seen by the learned rows that get a gradient; drawn anew for every key."""
+  graph, params, rest = nnx.split(recommender(fusion="sum"), nnx.Param, ...)
+  (batch,) = in_batches([np.arange(1, ITEMS + 1)], Layout(1, 16, 16))
+  config = default_config().recommender
+  config.negatives = negatives
+
+  def learned(share, seed):
+    config.as_new = share
+    loss = stage.loss(config, np.ones(ITEMS + 1, int))
+    key = jax.random.key(seed)
+    slope = jax.grad(lambda p: loss(nnx.merge(graph, p, rest), batch, key)[0][0])(params)
+    return np.abs(slope["items"]["identity_ID"][...]).max(1)[1:] > 0
+
+  assert learned(0.0, 0).sum() >= ITEMS - 1  # the last item may be no negative
+  some, others = learned(0.5, 0), learned(0.5, 1)
+  assert 0 < some.sum() < ITEMS - 1 and (some != others).any()
+  assert not learned(0.999, 0).any()
 
 
 BAD = {
