@@ -19,6 +19,7 @@ from mmesid_jax.rules import FROM_EVENTS
 from mmesid_jax.stages import new_items, recommender
 from mmesid_jax.stages.next_item import evaluation_layout
 from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.training.lock import locked
 
 SPLIT, RESULT = "cold_split.json", "cold_start.json"
 WHOLE, WARM = "whole_dataset", "warm"  # folders: all data's cache, the files without cold items
@@ -40,12 +41,13 @@ def run(
   tables = pipeline.tables_dir(config, source)
   features = {m: read_features(tables / config.features[m], dataset.num_items) for m in content}
   split = cold.hold_out(dataset.num_items, fraction, split_seed)
-  _keep_split(dataset, split, fraction, split_seed, path / SPLIT, overwrite)
-  cold.write_warm(dataset, split, features, path / WARM)
-  config.data.source, config.data.dir = "files", str(path / WARM)
-  config.features.update({m: f"{m}.npy" for m in content})
-  pipeline.run(config, path, overwrite=overwrite)
-  _evaluate(pipeline.open_workdir(config, path), dataset, split, features)
+  with locked(path / WARM):
+    _keep_split(dataset, split, fraction, split_seed, path / SPLIT, overwrite)
+    cold.write_warm(dataset, split, features, path / WARM)
+    config.data.source, config.data.dir = "files", str(path / WARM)
+    config.features.update({m: f"{m}.npy" for m in content})
+    pipeline.run(config, path, overwrite=overwrite)
+    _evaluate(pipeline.open_workdir(config, path), dataset, split, features)
 
 
 def _content_modalities(config: ConfigDict) -> list[str]:

@@ -9,6 +9,7 @@ from commands import refused
 from mmesid_jax import cold_starting
 from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.errors import UserError
+from mmesid_jax.training.lock import locked
 
 SPLIT = {"fraction": 0.1, "split_seed": 3}
 
@@ -80,6 +81,14 @@ def test_what_cannot_be_held_out_is_refused_before_anything_is_written(
   with pytest.raises(UserError, match=says):
     start(tiny(changes=changes), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_another_run_is_refused_before_the_data_of_the_first_change(tiny, tmp_path):
+  path = tmp_path / "run"
+  with locked(path / cold_starting.WARM), pytest.raises(UserError, match="is training here"):
+    start(tiny(), path)
+  assert [file.name for file in (path / cold_starting.WARM).iterdir()] == ["lock"]
+  assert not (path / cold_starting.SPLIT).exists()
 
 
 def test_the_command_refuses_an_impossible_fraction_in_one_line(trained, tmp_path):

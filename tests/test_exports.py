@@ -182,7 +182,10 @@ def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_pa
 def test_parts_with_other_keys_are_refused(workdir, tmp_path, monkeypatch):
   give_keys(workdir)
   monkeypatch.setattr(Recommender, "best", lambda *given, **more: 1 / 0)
-  for key, error, says in (("key", ZeroDivisionError, ""), ("title", UserError, "item keys was ")):
+  for key, error, says in (
+    ("key", ZeroDivisionError, "by zero"),
+    ("title", UserError, "item keys was "),
+  ):
     with pytest.raises(error, match=says):
       everyone(workdir, tmp_path / "recs.jsonl", key=key)
 
