@@ -15,7 +15,7 @@ import time
 import timing
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 
 OUTPUT = flags.DEFINE_string("output", None, "A folder for the figures.")
 MOST = flags.DEFINE_integer("most_items", 10_000_000, "Largest catalogue.", lower_bound=8)
@@ -126,4 +126,4 @@ def check(mesh, alone, *, items: int) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

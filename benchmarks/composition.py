@@ -18,7 +18,7 @@ import statistics
 from absl import flags
 from timing import alternate, environment, write
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder with the first two stages trained.")
@@ -237,4 +237,4 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

@@ -27,8 +27,8 @@ import timing
 import users
 from absl import flags
 
-from mmesid_jax import cli
-from mmesid_jax.config import default_config
+from mmesid_jax.config import command_line
+from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.dataset import Dataset, evaluated_users, popularity
 from mmesid_jax.data.packing import Pieces
 from mmesid_jax.errors import UserError
@@ -207,4 +207,4 @@ def released(c, ours, tables: Mapping[str, Any], dataset: Dataset, pieces: Piece
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

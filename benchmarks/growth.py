@@ -27,7 +27,7 @@ from typing import Any
 import timing
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 OUTPUT = flags.DEFINE_string("output", None, "A folder for figures and pictures.")
@@ -363,4 +363,4 @@ def power_of_ten(x: int) -> str:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

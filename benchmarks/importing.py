@@ -16,7 +16,7 @@ import numpy as np
 import timing
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 
 OUTPUT = flags.DEFINE_string("output", None, "A folder for the events and the figures.")
 EVENTS = flags.DEFINE_list("events", ["100000", "1000000", "10000000"], "How many, smallest first.")
@@ -83,4 +83,4 @@ def measure(raw: pathlib.Path, dataset: pathlib.Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from timing import write
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 
@@ -124,4 +124,4 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

@@ -16,7 +16,7 @@ import time
 from absl import flags
 from host_memory import host_peak
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 
 OUTPUT = flags.DEFINE_string("output", None, "A folder for the checkpoint and the figures.")
 flags.mark_flags_as_required(["output"])
@@ -104,4 +104,4 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

@@ -12,7 +12,7 @@ import shutil
 
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
 OUTPUT = flags.DEFINE_string("output", None, "A new folder for the export, the runs and figures.")
@@ -119,4 +119,4 @@ def trained(workdir: pathlib.Path, output: pathlib.Path, kind: str) -> dict[str,
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

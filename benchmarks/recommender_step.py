@@ -34,8 +34,8 @@ import timing
 import users
 from absl import flags
 
-from mmesid_jax import cli
-from mmesid_jax.config import default_config, flatten
+from mmesid_jax.config import command_line
+from mmesid_jax.config.schema import default_config, flatten
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.features import read_features, whiten, whitening
 from mmesid_jax.errors import UserError
@@ -191,7 +191,9 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
   c.update_from_flattened_dict({**s.config, **VARIANTS[variant], **lora})
   for key, _, value in (change.partition("=") for change in changes):
     if key not in (known := flatten(c)):
-      raise UserError(f"--set={key}: no such key; did you mean {cli.nearest(key, [*known])}?")
+      raise UserError(
+        f"--set={key}: no such key; did you mean {command_line.nearest(key, [*known])}?"
+      )
     c.update_from_flattened_dict({key: type(known[key])(value)})
   dataset = users.read(data, users=s.users, items=s.items)
   I = dataset.num_items  # noqa: E741
@@ -235,4 +237,4 @@ def describe(name: str, c: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from timing import write
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 OUTPUT = flags.DEFINE_string("output", None, "A folder for the figures.")
@@ -280,4 +280,4 @@ def details(told: Mapping[str, Any], step) -> str:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

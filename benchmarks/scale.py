@@ -15,7 +15,7 @@ import timing
 from absl import flags
 from host_memory import host_peak
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 
 OUTPUT = flags.DEFINE_string("output", None, "A folder for the table and the figures.")
 ITEMS = flags.DEFINE_integer("items", 100_000, "Of the catalogue.", lower_bound=2)
@@ -78,7 +78,7 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
   import jax
   from flax import nnx
 
-  from mmesid_jax.config import default_config
+  from mmesid_jax.config.schema import default_config
   from mmesid_jax.data.features import open_features
   from mmesid_jax.data.loader import item_batches
   from mmesid_jax.stages import semantic_ids, tables
@@ -130,4 +130,4 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

@@ -14,7 +14,7 @@ import pathlib
 from absl import flags
 from timing import environment, write
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 DATA = flags.DEFINE_string("data", None, "A folder with sequences.txt and text.npy.")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
   for name in (names := ONLY.value or list(VARIANTS)):
     if name not in VARIANTS:
       raise UserError(
-        f"--variants={name}: no such one; did you mean {cli.nearest(name, [*VARIANTS])}?"
+        f"--variants={name}: no such one; did you mean {command_line.nearest(name, [*VARIANTS])}?"
       )
   found = {name: examined(name, output) for name in names}
   print(table(found))
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 def examined(name: str, output: pathlib.Path) -> dict:
   """Health and tau of the variant, which is trained unless it is there."""
   from mmesid_jax import pipeline
-  from mmesid_jax.config import default_config
+  from mmesid_jax.config.schema import default_config
   from mmesid_jax.stages import id_report
 
   preset, changes = VARIANTS[name]
@@ -97,4 +97,4 @@ def table(found: dict[str, dict]) -> str:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

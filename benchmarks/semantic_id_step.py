@@ -30,8 +30,8 @@ from absl import flags
 from host_memory import host_peak
 from ml_collections import ConfigDict
 
-from mmesid_jax import cli
-from mmesid_jax.config import default_config
+from mmesid_jax.config import command_line
+from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.features import read_features
 from mmesid_jax.errors import UserError
 
@@ -222,4 +222,4 @@ def memory_of(name: str, *given) -> float:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

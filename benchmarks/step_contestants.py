@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.config import default_config
+from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.evaluation.evaluator import Evaluator

@@ -19,7 +19,7 @@ import time
 import timing
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import Stop
 
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the runs; those that are there go on.")
@@ -118,4 +118,4 @@ def differences(whole: pathlib.Path, killed: pathlib.Path) -> list[str]:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

@@ -16,7 +16,7 @@ weight 1, and ranked. "next" takes the model of the seed behind, the first one's
 
 from ml_collections import ConfigDict
 
-from mmesid_jax.config import default_config
+from mmesid_jax.config.schema import default_config
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ published code.
 
 from ml_collections import ConfigDict
 
-from mmesid_jax.config import default_config
+from mmesid_jax.config.schema import default_config
 
 
 def get_config(preset: str = "best") -> ConfigDict:

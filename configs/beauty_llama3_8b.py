@@ -32,7 +32,7 @@ the published code with its prompt; both keep 3e-4 for AdamW, though batches are
 
 from ml_collections import ConfigDict
 
-from mmesid_jax.config import PROMPTS, default_config
+from mmesid_jax.config.schema import PROMPTS, default_config
 
 
 def get_config(preset: str = "best") -> ConfigDict:

@@ -9,7 +9,7 @@ codes, --config.semantic_ids.quantizer.codes=16, and smaller batches, as configs
 
 from ml_collections import ConfigDict
 
-from mmesid_jax.config import default_config
+from mmesid_jax.config.schema import default_config
 
 
 def get_config(preset: str = "best") -> ConfigDict:

@@ -7,7 +7,7 @@ python -m mmesid_jax.train --config=configs/quickstart.py --workdir=runs/quickst
 
 from ml_collections import ConfigDict
 
-from mmesid_jax.config import default_config
+from mmesid_jax.config.schema import default_config
 
 
 def get_config(preset: str = "best") -> ConfigDict:

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts, pipeline
-from mmesid_jax.cli import nearest
-from mmesid_jax.config import apply_preset, default_config, flatten, identity
+from mmesid_jax.config.command_line import nearest
+from mmesid_jax.config.schema import apply_preset, default_config, flatten, identity
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.evaluation import comparison
 from mmesid_jax.stages.evaluation import MODELS, Ranks, read_ranks, summed_ranks, write_ranks

@@ -10,7 +10,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that is written.")
@@ -34,4 +34,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

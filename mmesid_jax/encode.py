@@ -31,7 +31,7 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 DATA = flags.DEFINE_string("data", None, "Folder with items.jsonl.")
@@ -115,4 +115,4 @@ def _check() -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

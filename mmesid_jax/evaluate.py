@@ -9,7 +9,7 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
@@ -21,19 +21,19 @@ MESH = flags.DEFINE_list(
   "mesh", None, "Devices on the axes data, fsdp, tensor (-1 = the rest), if not as in training."
 )
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
-cli.define_process_flags()
+command_line.define_process_flags()
 flags.mark_flag_as_required("workdir")
 
 
 def main(argv: list[str]) -> None:
   del argv
   from mmesid_jax import pipeline
-  from mmesid_jax.config import read_config
+  from mmesid_jax.config.schema import read_config
   from mmesid_jax.parallel import processes
 
   path = pathlib.Path(WORKDIR.value)
   heartbeat_seconds = read_config(path).run.heartbeat_seconds
-  processes.start(cli.process_environment(), heartbeat_seconds=heartbeat_seconds)
+  processes.start(command_line.process_environment(), heartbeat_seconds=heartbeat_seconds)
   if MESH.value and STAGE.value == "semantic_ids":
     raise UserError("--mesh: semantic IDs are examined on one device")
   workdir = processes.first_then_all(
@@ -46,4 +46,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

@@ -5,7 +5,7 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
 OUTPUT = flags.DEFINE_string("output", None, "The directory to be made.")
@@ -20,4 +20,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

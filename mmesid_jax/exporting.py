@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mmesid_jax.config import read_config
+from mmesid_jax.config.schema import read_config
 from mmesid_jax.hf.architecture import architecture_json
 from mmesid_jax.hf.checkpoint import Checkpoint, refuse_existing, write_checkpoint
 from mmesid_jax.hf.llama_weights import EMBEDDING, TABLE, to_hugging_face

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 
 DATA = flags.DEFINE_string("data", None, "Folder with items.jsonl.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the images.")
@@ -39,4 +39,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

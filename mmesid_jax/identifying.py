@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmesid_jax.config import read_config
+from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.stages import new_items
 

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts
-from mmesid_jax.config import (
+from mmesid_jax.config.schema import (
   LOCATIONS,
   RUN_KEYS,
   check,

@@ -13,8 +13,9 @@ import jax
 from ml_collections import ConfigDict
 
 from mmesid_jax import pipeline
-from mmesid_jax.cli import nearest
-from mmesid_jax.config import check, modalities, split_at
+from mmesid_jax.config.command_line import nearest
+from mmesid_jax.config.rules import MESH_AXES
+from mmesid_jax.config.schema import check, modalities, split_at
 from mmesid_jax.data import dataset as datasets
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import feature_width
@@ -22,7 +23,6 @@ from mmesid_jax.data.packing import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.models import flops
 from mmesid_jax.parallel import sharding
-from mmesid_jax.rules import MESH_AXES
 from mmesid_jax.stages import ahead, backbone, footprint, next_item, recommender
 from mmesid_jax.training.activations import Activations
 from mmesid_jax.training.throughput import DEVICES, Device

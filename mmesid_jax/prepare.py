@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to read, keep.", lock_config=True)
@@ -42,4 +42,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

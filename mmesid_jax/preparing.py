@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmesid_jax.cli import nearest
-from mmesid_jax.config import flatten
+from mmesid_jax.config.command_line import nearest
+from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.files import whole_folder
 from mmesid_jax.errors import UserError
 from mmesid_jax.raw import amazon, filters, movielens, report, statistics, tables

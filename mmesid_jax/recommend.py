@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
@@ -80,4 +80,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.config import read_config
+from mmesid_jax.config.schema import read_config
 from mmesid_jax.data.loader import in_batches
 from mmesid_jax.data.packing import Batch, Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError

@@ -9,7 +9,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
@@ -20,7 +20,7 @@ DEVICES = flags.DEFINE_list("plan_devices", "1,8,64,256", "Numbers of devices to
 MFU = flags.DEFINE_float("plan_mfu", 0.4, "Share of the peak that the plan's times stand on.")
 COMPILE = flags.DEFINE_bool("plan_compile", False, "Also ask the compiler for TPUs: minutes.")
 ROWS = flags.DEFINE_integer("plan_rows_a_device", None, "Rows grow with the devices sharing them.")
-cli.define_process_flags()
+command_line.define_process_flags()
 flags.mark_flags_as_required(["config"])
 
 
@@ -38,9 +38,9 @@ def main(argv: list[str]) -> None:
   from mmesid_jax.parallel import processes
 
   heartbeat_seconds = CONFIG.value.run.heartbeat_seconds
-  processes.start(cli.process_environment(), heartbeat_seconds=heartbeat_seconds)
+  processes.start(command_line.process_environment(), heartbeat_seconds=heartbeat_seconds)
   pipeline.run(CONFIG.value, pathlib.Path(WORKDIR.value), overwrite=OVERWRITE.value)
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

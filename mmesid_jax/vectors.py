@@ -13,7 +13,7 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax import cli
+from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 DATA = flags.DEFINE_string("data", None, "join: a prepared data set, a folder with items.jsonl.")
@@ -78,4 +78,4 @@ def _check_flags(subcommand: str) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, subcommands=tuple(REQUIRED))
+  command_line.run(main, subcommands=tuple(REQUIRED))

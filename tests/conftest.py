@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from mmesid_jax import pipeline
-from mmesid_jax.config import default_config
+from mmesid_jax.config.schema import default_config
 
 ON_GPU = os.environ.get("JAX_PLATFORMS") == "cuda"  # as `make gpu` says
 

@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmesid_jax import ablating, pipeline
-from mmesid_jax.config import check, flatten
+from mmesid_jax.config.schema import check, flatten
 from mmesid_jax.data.loader import in_batches
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.stages import collaborative, evaluation, recommender

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mmesid_jax.cli import nearest
+from mmesid_jax.config.command_line import nearest
 
 CONFIG = """
 import ml_collections

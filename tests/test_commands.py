@@ -9,7 +9,7 @@ import time
 import pytest
 from commands import refused, run, start
 
-from mmesid_jax.config import flatten
+from mmesid_jax.config.schema import flatten
 
 
 def train(workdir: pathlib.Path, data: pathlib.Path, *more: str) -> tuple[str, ...]:

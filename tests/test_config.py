@@ -14,7 +14,7 @@ from absl import flags
 from checkpoints import write_tiny_checkpoint
 from ml_collections import ConfigDict, config_flags
 
-from mmesid_jax.config import (
+from mmesid_jax.config.schema import (
   LOCATIONS,
   PRESETS,
   RULES,

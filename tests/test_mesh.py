@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from mmesid_jax import pipeline
+from mmesid_jax.config.rules import MESH_AXES
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Layout, training_pieces
@@ -17,7 +18,6 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.models.state import place, tensors
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.sharding import make_mesh, mesh_shape, put_batch
-from mmesid_jax.rules import MESH_AXES
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import collaborative, recommender, semantic_ids
 from mmesid_jax.stages.next_item import evaluation_layout

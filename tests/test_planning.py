@@ -11,7 +11,7 @@ import safetensors.numpy
 from commands import refused, run
 
 from mmesid_jax import planning
-from mmesid_jax.config import PROMPTS
+from mmesid_jax.config.schema import PROMPTS
 from mmesid_jax.data.dataset import prepare, read
 from mmesid_jax.data.features import feature_width
 from mmesid_jax.errors import UserError

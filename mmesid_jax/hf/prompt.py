@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from mmesid_jax.config import ITEMS
+from mmesid_jax.config.schema import ITEMS
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.hf.llama_weights import EMBEDDING

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmesid_jax.config.rules import PROJECTIONS
 from mmesid_jax.models.linear import dropout
 from mmesid_jax.models.variables import LoRAParam
-from mmesid_jax.rules import PROJECTIONS
 
 
 @dataclasses.dataclass(frozen=True)

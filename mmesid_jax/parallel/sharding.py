@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mmesid_jax.config.rules import MESH_AXES
 from mmesid_jax.errors import UserError
-from mmesid_jax.rules import MESH_AXES
 
 # Logical axis -> mesh axes; None = every device holds all of it.
 RULES: Mapping[str, str | tuple[str, ...] | None] = {

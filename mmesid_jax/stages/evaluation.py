@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmesid_jax.artifacts import write_bytes, write_text
-from mmesid_jax.config import flatten
+from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.errors import UserError

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax import artifacts
-from mmesid_jax.config import identity, modalities
+from mmesid_jax.config.schema import identity, modalities
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import open_features, read_features
 from mmesid_jax.models.state import tensors

@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 from checkpoints import SPECIAL, write_tiny_checkpoint
 
-from mmesid_jax.config import PROMPTS
+from mmesid_jax.config.schema import PROMPTS
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.checkpoint import SINGLE, Checkpoint
 from mmesid_jax.hf.llama_weights import EMBEDDING

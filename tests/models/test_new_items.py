@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.config import default_config
+from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.loader import in_batches
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.fusion import FrequencyFusion

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmesid_jax.config.rules import PROJECTIONS
 from mmesid_jax.hf.architecture import read_architecture
 from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.hf.llama_weights import load
 from mmesid_jax.models.llama import Llama
-from mmesid_jax.rules import PROJECTIONS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

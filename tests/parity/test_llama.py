@@ -18,12 +18,12 @@ from parity.llamas import (
   torch_states,
 )
 
+from mmesid_jax.config.rules import PROJECTIONS
 from mmesid_jax.hf.architecture import architecture_json, read_architecture
 from mmesid_jax.hf.checkpoint import Checkpoint, write_checkpoint
 from mmesid_jax.hf.llama_weights import to_hugging_face
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.rules import PROJECTIONS
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

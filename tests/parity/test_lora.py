@@ -6,10 +6,10 @@ import pytest
 from flax import nnx
 from parity.llamas import llama_from, randomise_lora, states, tokens, torch_llama, torch_states
 
+from mmesid_jax.config.rules import PROJECTIONS
 from mmesid_jax.hf.adapter import read_adapter, write_adapter
 from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.models.variables import LoRAParam
-from mmesid_jax.rules import PROJECTIONS
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.config import optimizer as optimizer_keys
+from mmesid_jax.config.schema import optimizer as optimizer_keys
 from mmesid_jax.models import mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.quantizer import QuantizerConfig

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmesid_jax.config.rules import MESH_AXES
 from mmesid_jax.data.dataset import popularity, read
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.models.state import place
 from mmesid_jax.parallel.sharding import make_mesh, of, put_batch
-from mmesid_jax.rules import MESH_AXES
 from mmesid_jax.stages import ahead, recommender
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step

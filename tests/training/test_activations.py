@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.config import default_config
+from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.packing import Batch, Layout, Packer
 from mmesid_jax.losses.softmax import catalogue_cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion

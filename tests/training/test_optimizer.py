@@ -5,7 +5,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mmesid_jax.config import default_config
+from mmesid_jax.config.schema import default_config
 from mmesid_jax.training import optimizer
 
 

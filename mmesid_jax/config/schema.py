@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmesid_jax.config.rules import FROM_EVENTS, PRESETS, RULES, RULES_BY_LAST_NAME, STAGES
 from mmesid_jax.errors import UserError
-from mmesid_jax.rules import FROM_EVENTS, PRESETS, RULES, RULES_BY_LAST_NAME, STAGES
 
 RUN_KEYS = ("run", "mesh", "profile", "stages")  # may differ between two runs of one workdir
 # Where things are may differ too: what they hold is compared by fingerprint.
