@@ -127,8 +127,9 @@ def train(
   """One run: its folder holds the learning curve and every user's rank of the test item."""
   import numpy as np
 
-  from mmesid_jax import artifacts, pipeline
+  from mmesid_jax import pipeline
   from mmesid_jax.evaluation.evaluator import Evaluator
+  from mmesid_jax.files import artifact
   from mmesid_jax.stages import recommender
   from mmesid_jax.stages.next_item import evaluation_layout
 
@@ -155,7 +156,7 @@ def train(
     "valid nDCG@5": [line["valid/nDCG@5"] for line in curve],
     "valid unmasked nDCG@5": [line["valid/unmasked/nDCG@5"] for line in curve],
   }
-  artifacts.write_text(folder / "run.json", json.dumps(run) + "\n")
+  artifact.write_text(folder / "run.json", json.dumps(run) + "\n")
 
 
 def speeds(source: pathlib.Path) -> dict[str, float]:

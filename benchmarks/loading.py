@@ -28,7 +28,7 @@ MESHES = {"one device": None, "fsdp 8": {"fsdp": 8}}
 
 def main(argv: list[str]) -> None:
   del argv
-  from mmesid_jax import artifacts
+  from mmesid_jax.files import artifact
 
   os.environ["JAX_NUM_CPU_DEVICES"] = "8"
   output = pathlib.Path(OUTPUT.value)
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
       f"{r['weights']:9} {r['mesh']:10} {r['seconds']:5.1f} {r['read']:9.2f} {r['arrays']:11.2f} "
       f"{r['beyond']:11.2f}"
     )
-  artifacts.write_text(output / "loading.json", json.dumps(rows, indent=1) + "\n")
+  artifact.write_text(output / "loading.json", json.dumps(rows, indent=1) + "\n")
 
 
 def write(directory: pathlib.Path) -> None:

@@ -34,7 +34,8 @@ SIZES = (
 
 def main(argv: list[str]) -> None:
   del argv
-  from mmesid_jax import artifacts, exporting
+  from mmesid_jax import exporting
+  from mmesid_jax.files import artifact
 
   workdir, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
   exporting.run(workdir, output / "backbone")
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
       f"{kind:9} {row['bytes']:12.3f} {row['weight_error']:13.2%} {row['layer_error']:12.2%} "
       f"{row['loss']:6.4f} {row['to_bfloat16']:12.2%} {row['nDCG@5']:7.4f}"
     )
-  artifacts.write_text(output / "quantisation.json", json.dumps(rows, indent=1) + "\n")
+  artifact.write_text(output / "quantisation.json", json.dumps(rows, indent=1) + "\n")
 
 
 def storage(checkpoint: pathlib.Path, kind: str) -> dict[str, float]:

@@ -84,6 +84,6 @@ def _version(package: str) -> str | None:
 
 def write(path: pathlib.Path, figures: Mapping[str, Any]) -> None:
   """As JSON, complete or not at all."""
-  from mmesid_jax import artifacts
+  from mmesid_jax.files import artifact
 
-  artifacts.write_text(path, json.dumps(figures, indent=1) + "\n")
+  artifact.write_text(path, json.dumps(figures, indent=1) + "\n")

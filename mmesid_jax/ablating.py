@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from mmesid_jax import artifacts, pipeline
+from mmesid_jax import pipeline
 from mmesid_jax.config.command_line import nearest
 from mmesid_jax.config.schema import apply_preset, default_config, flatten, identity
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.evaluation import comparison
+from mmesid_jax.files import artifact
 from mmesid_jax.stages.evaluation import MODELS, Ranks, read_ranks, summed_ranks, write_ranks
 from mmesid_jax.stages.workdir import Workdir
 
@@ -95,7 +96,7 @@ def show(config: ConfigDict, results: pathlib.Path) -> None:
     if (missing := [name for name in names if seed not in found.get(name, {})])
   ]
   text = "\n\n".join([comparison.table(found, [*BESIDE_BASE, *names]), _legend(found, owed)])
-  artifacts.write_text(results / "table.md", text + "\n")
+  artifact.write_text(results / "table.md", text + "\n")
   print(f"\n{text}")
 
 
@@ -213,7 +214,7 @@ class Plan:
       pipeline.evaluate(workdir, "valid")
     codes = None
     if "semantic_ids" in workdir.needs("recommender"):
-      header = artifacts.read_header(workdir.artifact("semantic_ids"), "semantic_ids")
+      header = artifact.read_header(workdir.artifact("semantic_ids"), "semantic_ids")
       codes = {
         modality: {
           "collisions": round(found["collision_rate"], 5),
@@ -298,4 +299,4 @@ class Plan:
       yield
     finally:
       before = float(file.read_text()) if file.is_file() else 0.0
-      artifacts.write_text(file, f"{before + time.perf_counter() - start:.1f}\n")
+      artifact.write_text(file, f"{before + time.perf_counter() - start:.1f}\n")

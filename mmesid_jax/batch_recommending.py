@@ -9,13 +9,13 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.data import keys
-from mmesid_jax.data.exports import Columns
-from mmesid_jax.data.parts import Parts, folder_of
 from mmesid_jax.errors import Interrupted
+from mmesid_jax.files.lock import locked
+from mmesid_jax.files.resumable import Parts, folder_of
+from mmesid_jax.files.rows import Columns
 from mmesid_jax.serving import Best, Recommender
 from mmesid_jax.stages import recommender
 from mmesid_jax.stages.workdir import Workdir
-from mmesid_jax.training.lock import locked
 from mmesid_jax.training.stopping import Stopping
 
 USERS_A_PART = 4096

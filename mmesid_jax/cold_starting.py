@@ -8,7 +8,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmesid_jax import pipeline
-from mmesid_jax.artifacts import write_text
 from mmesid_jax.config.rules import FROM_EVENTS
 from mmesid_jax.config.schema import flatten, modalities, split_at
 from mmesid_jax.data import cold
@@ -16,10 +15,11 @@ from mmesid_jax.data.dataset import Dataset, prepare
 from mmesid_jax.data.features import read_features
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import cold_items, ranking
+from mmesid_jax.files.artifact import write_text
+from mmesid_jax.files.lock import locked
 from mmesid_jax.stages import new_items, recommender
 from mmesid_jax.stages.next_item import evaluation_layout
 from mmesid_jax.stages.workdir import Workdir
-from mmesid_jax.training.lock import locked
 
 SPLIT, RESULT = "cold_split.json", "cold_start.json"
 WHOLE, WARM = "whole_dataset", "warm"  # folders: all data's cache, the files without cold items

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data.files import ITEMS
 from mmesid_jax.data.images import item_files
 from mmesid_jax.data.items import read_objects
 from mmesid_jax.data.keys import item_keys
 from mmesid_jax.encoders.images import Broken, ImageEncoder, read_image
-from mmesid_jax.encoders.partial import PartialTable, partial_table
 from mmesid_jax.encoders.pretrained import digest_of, directory_digest, needed
 from mmesid_jax.encoders.table import is_up_to_date, write_record, write_table
 from mmesid_jax.encoders.template import item_texts
 from mmesid_jax.encoders.text import TextEncoder
 from mmesid_jax.errors import Interrupted, UserError
+from mmesid_jax.files.atomic import ITEMS
+from mmesid_jax.files.partial_table import PartialTable, partial_table
 
 SHOWN = 3  # broken images that are named
 

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from mmesid_jax.data.download import Downloader, Failed
-from mmesid_jax.data.files import ITEMS, write_whole
 from mmesid_jax.data.images import (
   FAILED,
   MANIFEST,
@@ -24,6 +23,7 @@ from mmesid_jax.data.images import (
 from mmesid_jax.data.items import read_objects
 from mmesid_jax.data.keys import item_keys
 from mmesid_jax.errors import Interrupted, UserError, writing
+from mmesid_jax.files.atomic import ITEMS, write_whole
 
 THREADS = 16  # as many servers may be slow at once
 GIVE_UP = 20  # images, when no server answers for any of them and none was fetched before

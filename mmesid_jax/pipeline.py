@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from mmesid_jax import artifacts
 from mmesid_jax.config.schema import (
   LOCATIONS,
   RUN_KEYS,
@@ -27,6 +26,8 @@ from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import codebooks, geometry, ranking
+from mmesid_jax.files import artifact
+from mmesid_jax.files.lock import locked
 from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.stages import (
   backbone,
@@ -39,7 +40,6 @@ from mmesid_jax.stages import (
 )
 from mmesid_jax.stages.workdir import Workdir
 from mmesid_jax.tfds.source import export
-from mmesid_jax.training.lock import locked
 
 RUN = {
   "collaborative": collaborative.run,
@@ -101,7 +101,7 @@ def _run(
     if source := _taken(workdir, stage, others):
       print(f"{stage}: taken from {source}")
       continue
-    artifacts.write_text(_mark(workdir, stage), workdir.fingerprint(stage) + "\n")
+    artifact.write_text(_mark(workdir, stage), workdir.fingerprint(stage) + "\n")
     RUN[stage](workdir)
     processes.together(f"write {stage}")
     print(f"{stage}: wrote {workdir.artifact(stage)}")
@@ -184,7 +184,7 @@ def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
       clusters=sizes.num_clusters,
       seed=sizes.seed,
     )
-    artifacts.write_text(mark, made_from)
+    artifact.write_text(mark, made_from)
   return folder
 
 
@@ -227,7 +227,7 @@ def _stale(workdir: Workdir, stages: list[str], overwrite: bool) -> list[str]:
   for stage in stages:
     found, mark = set(), _mark(workdir, stage)
     if workdir.artifact(stage).exists():
-      found.add(artifacts.read_header(workdir.artifact(stage), stage)["fingerprint"])
+      found.add(artifact.read_header(workdir.artifact(stage), stage)["fingerprint"])
     elif mark.exists():
       found.add(mark.read_text().strip())
     for upstream in workdir.needs(stage):
@@ -253,7 +253,7 @@ def _taken(workdir: Workdir, stage: str, others: Sequence[pathlib.Path]) -> path
   for path in others:
     source = path / workdir.artifact(stage).name
     try:
-      if artifacts.read_header(source, stage)["fingerprint"] != workdir.fingerprint(stage):
+      if artifact.read_header(source, stage)["fingerprint"] != workdir.fingerprint(stage):
         continue
     except UserError:  # not finished, or damaged: what is not readable is not taken
       continue
@@ -276,7 +276,7 @@ def _describe(config: ConfigDict, path: pathlib.Path) -> None:
   where = {key: place for key, place in flatten(config).items() if key in LOCATIONS and place}
   absolute = {key: str(pathlib.Path(place).absolute()) for key, place in where.items()}
   saved.update_from_flattened_dict(absolute)
-  artifacts.write_text(path / "config.json", saved.to_json_best_effort(indent=1) + "\n")
+  artifact.write_text(path / "config.json", saved.to_json_best_effort(indent=1) + "\n")
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   environment = {
     "versions": {name: importlib.metadata.version(name) for name in packages},
@@ -285,7 +285,7 @@ def _describe(config: ConfigDict, path: pathlib.Path) -> None:
     "git": _git_revision(),
     "run": {k: v for k, v in flatten(config).items() if k.split(".")[0] in RUN_KEYS},
   }
-  artifacts.write_text(path / "environment.json", json.dumps(environment, indent=1) + "\n")
+  artifact.write_text(path / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
 def _git_revision() -> str | None:

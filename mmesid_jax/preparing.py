@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.command_line import nearest
 from mmesid_jax.config.schema import flatten
-from mmesid_jax.data.files import whole_folder
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import whole_folder
 from mmesid_jax.raw import amazon, filters, movielens, report, statistics, tables
 from mmesid_jax.raw.events import Events, collect
 from mmesid_jax.raw.files import BadLines, kind

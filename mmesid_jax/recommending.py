@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mmesid_jax import batch_recommending, pipeline
-from mmesid_jax.data import exports, keys
+from mmesid_jax.data import keys
 from mmesid_jax.errors import UserError
+from mmesid_jax.files import rows as exports
 from mmesid_jax.serving import Recommendation, Recommender
 from mmesid_jax.stages.workdir import Workdir
 

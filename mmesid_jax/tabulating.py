@@ -3,8 +3,9 @@
 import pathlib
 
 from mmesid_jax import pipeline
-from mmesid_jax.data import exports, keys
+from mmesid_jax.data import keys
 from mmesid_jax.errors import UserError
+from mmesid_jax.files import rows
 from mmesid_jax.stages import semantic_ids
 
 ITEM = {"item_id": int, "key": str, "title": str}
@@ -16,7 +17,7 @@ def run(
   """Columns: item_id; key and title where the data set has them; and of every modality, under its
   name, the codes from the first level to the last. key: the field of items.jsonl that holds the
   keys, None = `key`, if it is there. Raises UserError."""
-  exports.check_output(output)
+  rows.check_output(output)
   opened = pipeline.reopen(workdir, data_dir)
   found = semantic_ids.read(opened)
   num_items = opened.dataset.num_items
@@ -36,5 +37,5 @@ def run(
     raise UserError(f"the modality {min(taken)} has the name of another column of {output}")
   schema = {name: kind for name, kind in ITEM.items() if known[name] is not None}
   schema |= dict.fromkeys(codes, list[int])
-  exports.write_table(output, schema, known | codes)
+  rows.write_table(output, schema, known | codes)
   print(f"{output}: {num_items:,} items, {', '.join(schema)}")

@@ -7,12 +7,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from mmesid_jax.data import joined, table_file, vector_files
-from mmesid_jax.data.files import write_whole
+from mmesid_jax.data import joined, vector_files
 from mmesid_jax.data.keys import item_keys
 from mmesid_jax.data.saved import open_saved
 from mmesid_jax.data.saved_table import table
 from mmesid_jax.errors import UserError, writing
+from mmesid_jax.files import feature_table
+from mmesid_jax.files.atomic import write_whole
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16}
 
@@ -31,7 +32,7 @@ def join(
 ) -> None:
   """Writes the vectors in the order of the data set's items. Raises UserError."""
   dtype = np.dtype(DTYPES.get(dtype, dtype))
-  table_file.check(output, dtype)
+  feature_table.check(output, dtype)
   parquet = {path for path in vectors if path.suffix == ".parquet"}
   columns = {"--key_column": key_column, "--vector_columns": vector_columns}
   for flag, value in columns.items():
@@ -85,7 +86,7 @@ def convert(source: Path, output: Path, *, name: str | None) -> None:
   text = json.dumps(keys).encode()
   with writing(path):
     path.unlink(missing_ok=True)  # those of an earlier table
-  table_file.write(output, x_NV)
+  feature_table.write(output, x_NV)
   print(f"{output}: {list(x_NV.shape)} {x_NV.dtype.name}")
   if keys is not None:
     write_whole(path, lambda file: file.write(text))

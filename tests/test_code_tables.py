@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from mmesid_jax import exporting, pipeline
-from mmesid_jax.artifacts import read_artifact
+from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import recommender

@@ -7,9 +7,9 @@ import pytest
 from commands import refused
 
 from mmesid_jax import cold_starting
-from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.errors import UserError
-from mmesid_jax.training.lock import locked
+from mmesid_jax.files.artifact import read_artifact
+from mmesid_jax.files.lock import locked
 
 SPLIT = {"fraction": 0.1, "split_seed": 3}
 

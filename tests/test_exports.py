@@ -13,9 +13,9 @@ import pytest
 from commands import refused, run, start
 
 from mmesid_jax import batch_recommending, recommending, tabulating
-from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import Interrupted, UserError
+from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import new_items
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mmesid_jax import pipeline
-from mmesid_jax.artifacts import read_artifact, write_artifact
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, spectrum
+from mmesid_jax.files.artifact import read_artifact, write_artifact
 from mmesid_jax.stages import id_report, recommender, semantic_ids
 
 

@@ -11,9 +11,9 @@ import safetensors.numpy
 from commands import refused, run
 
 from mmesid_jax import identifying, pipeline, recommending
-from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import new_items
 

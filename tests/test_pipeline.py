@@ -12,11 +12,11 @@ import pytest
 import safetensors.numpy
 
 from mmesid_jax import pipeline
-from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.files.artifact import read_artifact
+from mmesid_jax.files.lock import locked
 from mmesid_jax.stages import semantic_ids
-from mmesid_jax.training.lock import locked
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
 

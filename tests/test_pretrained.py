@@ -13,8 +13,9 @@ import safetensors.numpy
 from checkpoints import write_tiny_checkpoint
 from conftest import TINY
 
-from mmesid_jax import artifacts, exporting, pipeline
+from mmesid_jax import exporting, pipeline
 from mmesid_jax.errors import UserError
+from mmesid_jax.files import artifact
 from mmesid_jax.hf.checkpoint import SINGLE, Checkpoint
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import recommender
@@ -84,7 +85,7 @@ def test_the_run_says_what_is_adapted_and_what_it_takes(first):
 
 
 def test_the_artifact_holds_what_was_trained_and_no_pretrained_weight(first):
-  named, _ = artifacts.read_artifact(first[0] / "recommender.safetensors", "recommender")
+  named, _ = artifact.read_artifact(first[0] / "recommender.safetensors", "recommender")
   backbone = [k for k in named if k.startswith("model.backbone")]
   assert backbone and all(".lora." in k for k in backbone)
   assert not any("prompt_PD" in k or "response_SD" in k for k in named)
@@ -95,7 +96,7 @@ def test_the_artifact_holds_what_was_trained_and_no_pretrained_weight(first):
 
 def test_the_adapter_is_what_the_artifact_holds(first):
   adapter = safetensors.numpy.load_file(first[0] / "adapter" / "adapter_model.safetensors")
-  named, _ = artifacts.read_artifact(first[0] / "recommender.safetensors", "recommender")
+  named, _ = artifact.read_artifact(first[0] / "recommender.safetensors", "recommender")
   ours = named["model.backbone.blocks.mlp.up.lora.b"]
   for i, layer in enumerate(ours):
     key = f"base_model.model.model.layers.{i}.mlp.up_proj.lora_B.weight"
@@ -162,7 +163,7 @@ def test_training_starts_from_an_adapter(first, base, tmp_path):
 def test_all_weights_may_train(first, base, tmp_path):
   workdir = pathlib.Path(shutil.copytree(first[0], tmp_path / "full"))
   pipeline.run(llama3(base, **{"backbone.kind": "full", "epochs": 1}), workdir, overwrite=True)
-  named, _ = artifacts.read_artifact(workdir / "recommender.safetensors", "recommender")
+  named, _ = artifact.read_artifact(workdir / "recommender.safetensors", "recommender")
   up = named["model.backbone.blocks.mlp.up.weight"][0]
   start = Checkpoint(base).read("model.layers.0.mlp.up_proj.weight").T.astype(np.float32)
   assert 0 < np.abs(up - start).max() < 0.1

@@ -8,9 +8,9 @@ import pytest
 from commands import refused
 
 from mmesid_jax import cold_starting, pipeline
-from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.artifact import read_artifact
 
 DAY = 86_400
 

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from mmesid_jax import vectoring
 from mmesid_jax.data.features import open_features
-from mmesid_jax.data.table_file import creating
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.feature_table import creating
 
 BEAUTY = pathlib.Path(__file__).parents[2] / "shared" / "data" / "beauty"
 KEYS = ["B03", "17", "b 1", "é", "5"]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset, evaluated_users
-from mmesid_jax.data.files import ITEMS, SEQUENCES, TIMES, write_whole
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, write_whole
 
 
 class Split(NamedTuple):

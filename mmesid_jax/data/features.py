@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
-from mmesid_jax.data.files import read_npy
 from mmesid_jax.data.mistakes import Mistake, refuse
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import read_npy
 
 CHUNK_BYTES = 32 * 2**20  # of a table that is checked at once
 AS_THEY_ARE = ("float16", "float32", "bfloat16")  # other types are converted to float32

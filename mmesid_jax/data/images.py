@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmesid_jax.data.files import read_bytes
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import read_bytes
 
 MANIFEST = "manifest.jsonl"
 OK, FAILED = "ok", "failed"

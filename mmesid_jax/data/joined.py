@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data import table_file
 from mmesid_jax.data.vector_files import Vectors
 from mmesid_jax.errors import UserError
+from mmesid_jax.files import feature_table
 
 NAMED = 3  # keys that a message gives as examples
 MISSING = ("error", "zero", "mean")
@@ -57,7 +57,7 @@ def join(
     )
   width = sources[0].width
   sum_V = np.zeros(width)
-  with table_file.creating(output, (len(keys) + 1, width), dtype) as table, _bar(sources) as bar:
+  with feature_table.creating(output, (len(keys) + 1, width), dtype) as table, _bar(sources) as bar:
     for source, items_N in zip(sources, items, strict=True):
       start = 0
       for x_NV in source.chunks():

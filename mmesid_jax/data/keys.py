@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmesid_jax.data.files import ITEMS, USERS
 from mmesid_jax.data.mistakes import Mistake, faultless, json_lines
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import ITEMS, USERS
 
 KEY = "key"
 

@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from mmesid_jax.data.files import read_bytes
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import read_bytes
 
 T = TypeVar("T")
 NO_JSON = "no JSON"  # the kind of a line that is none

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data.files import ITEMS, read_bytes
 from mmesid_jax.data.mistakes import Mistake, quote, refuse
+from mmesid_jax.files.atomic import ITEMS, read_bytes
 
 MAX_ITEM = np.iinfo(np.int32).max
 MAX_USER = np.iinfo(np.int64).max

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmesid_jax.data.files import ITEMS, SEQUENCES, write_whole
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import ITEMS, SEQUENCES, write_whole
 
 LATENT = 16  # width of the latent vectors
 SPREAD = 0.7  # of the items around their cluster's centre, whose own coordinates have deviation 1

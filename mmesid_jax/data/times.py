@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmesid_jax.data.files import SEQUENCES, read_npy
 from mmesid_jax.data.mistakes import Mistake, refuse
+from mmesid_jax.files.atomic import SEQUENCES, read_npy
 
 
 def read_times(path: Path, offsets: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 import safetensors
 
 from mmesid_jax.data.features import read_table
-from mmesid_jax.data.files import read_bytes
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import read_bytes
 
 CHUNK_BYTES = 32 * 2**20  # of vectors that are read at once
 

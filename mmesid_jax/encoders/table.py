@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.data.files import read_bytes, write_whole
-from mmesid_jax.data.table_file import creating
-from mmesid_jax.encoders.partial import check_made_from
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import read_bytes, write_whole
+from mmesid_jax.files.feature_table import creating
+from mmesid_jax.files.partial_table import check_made_from
 
 CHUNK = 65536  # rows in memory at once
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from mmesid_jax.artifacts import write_text
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.ranking import PROTOCOLS, paired, summary, values
+from mmesid_jax.files.artifact import write_text
 
 CUTOFFS = (5, 10)
 COMPARED = ("nDCG@5", "HR@10")

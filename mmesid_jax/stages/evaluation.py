@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.artifacts import write_bytes, write_text
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, SequenceModel, judge
 from mmesid_jax.evaluation.ranking import PROTOCOLS
+from mmesid_jax.files.artifact import write_bytes, write_text
 from mmesid_jax.stages import collaborative, recommender
 from mmesid_jax.stages.next_item import evaluation_layout
 from mmesid_jax.stages.workdir import Workdir

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.artifacts import read_header, write_text
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import pictures
 from mmesid_jax.evaluation.codebooks import health, residual_norms
 from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, principal_plane, spectrum
 from mmesid_jax.evaluation.report import page
+from mmesid_jax.files.artifact import read_header, write_text
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.stages import recommender, semantic_ids
 from mmesid_jax.stages.tables import CHUNK, encoded

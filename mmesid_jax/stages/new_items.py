@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmesid_jax import artifacts
 from mmesid_jax.data.features import Whitening, new_features, read_new_features
 from mmesid_jax.errors import UserError
+from mmesid_jax.files import artifact
 from mmesid_jax.models.new_items import with_new_items
 from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.stages import recommender, semantic_ids
@@ -61,13 +61,13 @@ def write(path: pathlib.Path, new: NewItems) -> None:
   tensors = {f"codes.{m}": x for m, x in new.codes.items()}
   tensors |= {f"features.{m}": x for m, x in new.rows.items()}
   header = {"stage": STAGE, "num_items": len(new), "given": new.given, "quantiser": new.quantiser}
-  artifacts.write_artifact(path, tensors, header)
+  artifact.write_artifact(path, tensors, header)
 
 
 def read(path: pathlib.Path) -> NewItems:
   """What `write` wrote. Raises UserError for another kind of file."""
-  found, header = artifacts.read_artifact(path, STAGE)
-  rows, codes = (artifacts.under(found, prefix) for prefix in ("features.", "codes."))
+  found, header = artifact.read_artifact(path, STAGE)
+  rows, codes = (artifact.under(found, prefix) for prefix in ("features.", "codes."))
   return NewItems(rows, codes, tuple(header["given"]), header["quantiser"])
 
 
@@ -111,7 +111,7 @@ def _check_quantiser(
   if not len(model.items.code_IL):
     return  # codes are not read
   path = workdir_path / f"{recommender.STAGE}.safetensors"
-  upstream = artifacts.read_header(path, recommender.STAGE).get("upstream", {})
+  upstream = artifact.read_header(path, recommender.STAGE).get("upstream", {})
   if upstream.get(semantic_ids.STAGE) != new.quantiser:
     raise UserError(
       f"{name}: codes of another quantiser than the one that {path} was trained with; encode them "

@@ -10,13 +10,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax import artifacts
 from mmesid_jax.data.dataset import Dataset, popularity
 from mmesid_jax.data.features import Whitening, whiten, whitening
 from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, PieceCounts, fitted, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.files import artifact
 from mmesid_jax.losses.softmax import catalogue_cross_entropy, sampled_cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
@@ -218,11 +218,11 @@ def restore(workdir_path, config: ConfigDict, *, pretrained: bool = True) -> Rec
   """The trained model from workdir_path/recommender.safetensors alone: no data set, no other
   artifact. pretrained=False leaves what its checkpoint holds as shapes: enough for its items."""
   path = workdir_path / f"{STAGE}.safetensors"
-  found, _ = artifacts.read_artifact(path, STAGE)
-  named = artifacts.under(found, "model.")
+  found, _ = artifact.read_artifact(path, STAGE)
+  named = artifact.under(found, "model.")
 
   def tables(part: str) -> dict[str, np.ndarray]:
-    return artifacts.under(named, f"items.{part}.")
+    return artifact.under(named, f"items.{part}.")
 
   features = tables("feature_IV")
   if not features:
@@ -250,7 +250,7 @@ def restored_whitenings(workdir_path, config: ConfigDict) -> dict[str, Whitening
   if not config.recommender.whiten:
     return {}
   path, prefix = workdir_path / f"{STAGE}.safetensors", "whitening."
-  found, _ = artifacts.read_artifact(path, STAGE, prefix=prefix)
+  found, _ = artifact.read_artifact(path, STAGE, prefix=prefix)
   if not found:
     raise UserError(f"{path}: does not say how its features were whitened; train it again")
   names = {name.removeprefix(prefix).rpartition(".")[0] for name in found}

@@ -16,11 +16,11 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax import artifacts
 from mmesid_jax.data.features import covariance, mean_and_deviation, principal_components
 from mmesid_jax.data.loader import item_batches
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.codebooks import health, table
+from mmesid_jax.files import artifact
 from mmesid_jax.models import flops, mm_rqvae
 from mmesid_jax.models.fsq import digits
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
@@ -179,8 +179,8 @@ def read(workdir: Workdir) -> SemanticIDs:
   """The workdir's artifact. Raises UserError for none, or one whose codes are not in its
   codebooks."""
   path = workdir.artifact(STAGE)
-  found, header = artifacts.read_artifact(path, STAGE)
-  codes, books = (artifacts.under(found, prefix) for prefix in ("codes.", "codebooks."))
+  found, header = artifact.read_artifact(path, STAGE)
+  codes, books = (artifact.under(found, prefix) for prefix in ("codes.", "codebooks."))
   for m, code_IL in codes.items():
     levels, size = books[m].shape[:2] if m in books else (0, 0)
     if code_IL.shape[1:] != (levels,) or code_IL.min() < 0 or code_IL.max() >= size:
@@ -268,8 +268,8 @@ def restore(
   """The trained model, the means of its items' vectors by modality, and the artifact's fingerprint,
   from workdir_path/semantic_ids.safetensors alone."""
   path = workdir_path / f"{STAGE}.safetensors"
-  found, header = artifacts.read_artifact(path, STAGE)
-  means = artifacts.under(found, "means.")
+  found, header = artifact.read_artifact(path, STAGE)
+  means = artifact.under(found, "means.")
   if not means:
     raise UserError(f"{path}: holds no means of the items' vectors; train the stage {STAGE} again")
   model = loaded(
@@ -279,7 +279,7 @@ def restore(
       code_width=config.recommender.width,
       seed=config.seed,
     ),
-    artifacts.under(found, "model."),
+    artifact.under(found, "model."),
     str(path),
   )
   return model, means, header["fingerprint"]

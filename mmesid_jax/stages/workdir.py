@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax import artifacts
 from mmesid_jax.config.schema import identity, modalities
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import open_features, read_features
+from mmesid_jax.files import artifact as artifacts
 from mmesid_jax.models.state import tensors
 from mmesid_jax.stages import backbone
 from mmesid_jax.training.loop import Result, Task, fit

@@ -16,9 +16,9 @@ import tqdm
 from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mmesid_jax.data.files import whole_folder
 from mmesid_jax.data.keys import KEY
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import whole_folder
 from mmesid_jax.tfds import shards
 from mmesid_jax.tfds.examples import ITEMS, LISTS, NAME, TEXTS, USERS
 

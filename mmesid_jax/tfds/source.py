@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from mmesid_jax.data import files
 from mmesid_jax.data.keys import KEY
 from mmesid_jax.errors import UserError
+from mmesid_jax.files import atomic
 from mmesid_jax.tfds.examples import ITEMS, LISTS, NAME, TEXTS, USERS, line_of_item, user_lines
 
 INFO = "dataset_info.json"
@@ -36,7 +36,7 @@ def export(directory: Path, folder: Path) -> None:
   mark = folder / MARK
   if mark.is_file() and mark.read_text() == made_from:
     return
-  with files.whole_folder(folder) as temporary:
+  with atomic.whole_folder(folder) as temporary:
     _write_users(found[USERS], temporary)
     _write_items(found[ITEMS], temporary)
     (temporary / MARK).write_text(made_from)
@@ -66,7 +66,7 @@ def find(directory: Path, name: str) -> Path:
 
 def _info(path: Path) -> dict[str, Any]:
   try:
-    info = json.loads(files.read_bytes(path))
+    info = json.loads(atomic.read_bytes(path))
   except ValueError as error:
     raise UserError(f"{path}: not JSON ({error})") from None
   return info if isinstance(info, dict) else {}
@@ -82,8 +82,8 @@ def _digests(place: Path) -> dict[str, str]:
 
 def _write_users(place: Path, folder: Path) -> None:
   times, timed = array("q"), False
-  with (folder / files.SEQUENCES).open("wb") as sequences:
-    with (folder / files.USERS).open("wb") as users:
+  with (folder / atomic.SEQUENCES).open("wb") as sequences:
+    with (folder / atomic.USERS).open("wb") as users:
       for features in _examples(place, USERS):
         with _whole(place):
           user = {
@@ -98,12 +98,12 @@ def _write_users(place: Path, folder: Path) -> None:
           timed = True
           times.extend(features["times"].int64_list.value)
   if timed:
-    with (folder / files.TIMES).open("wb") as file:
+    with (folder / atomic.TIMES).open("wb") as file:
       np.save(file, np.frombuffer(times, np.int64))
 
 
 def _write_items(place: Path, folder: Path) -> None:
-  with (folder / files.ITEMS).open("wb") as items:
+  with (folder / atomic.ITEMS).open("wb") as items:
     for features in _examples(place, ITEMS):
       with _whole(place):
         texts = {name: features[name].bytes_list.value[0] for name in (KEY, *TEXTS)}

@@ -17,8 +17,8 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from mmesid_jax.artifacts import write_text
 from mmesid_jax.errors import Stop, UserError, disk_fault
+from mmesid_jax.files.artifact import write_text
 from mmesid_jax.parallel import processes
 
 SUMS = "sha256.json"  # in every checkpoint: file -> digest

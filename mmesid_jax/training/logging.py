@@ -13,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from mmesid_jax.artifacts import write_text
+from mmesid_jax.files.artifact import write_text
 from mmesid_jax.parallel import processes
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mmesid_jax.data import exports
 from mmesid_jax.errors import UserError
+from mmesid_jax.files import rows as exports
 
 ODD = ["café\u2028", 'a "b"\\', "\n", "", "🧴 ماء", None]
 SCHEMA = {"id": int, "name": str, "ids": list[int], "names": list[str], "scores": list[float]}

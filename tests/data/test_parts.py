@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmesid_jax.data.parts import Parts
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.resumable import Parts
 
 SETTINGS = {"top_k": 10, "model": "a1", "columns": ["n"]}
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from mmesid_jax.encoders.partial import partial_table
 from mmesid_jax.encoders.pretrained import needed
 from mmesid_jax.encoders.table import is_up_to_date, record_path, write_record, write_table
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.partial_table import partial_table
 
 MADE_FROM = {"model": "abc", "batch": 2}
 X = np.arange(1, 13, dtype=np.float32).reshape(4, 3)

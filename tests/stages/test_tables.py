@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mmesid_jax import pipeline
-from mmesid_jax.artifacts import read_artifact
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.quantizer import QuantizerConfig
 from mmesid_jax.stages import tables

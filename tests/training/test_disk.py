@@ -16,9 +16,9 @@ from commands import run
 from training.test_checkpoint import batches, restored, state
 from training.test_loop import task
 
-from mmesid_jax import artifacts
 from mmesid_jax.data.dataset import write_whole
 from mmesid_jax.errors import Diverged, UserError, disk_fault
+from mmesid_jax.files import artifact
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.logging import MetricsLog
 from mmesid_jax.training.loop import fit
@@ -142,11 +142,11 @@ def test_metrics_that_find_no_space_say_so(disk):
 
 
 def write_artifact(path: pathlib.Path, size: int) -> None:
-  artifacts.write_artifact(path, {"x": np.zeros(size)}, {"stage": "collaborative"})
+  artifact.write_artifact(path, {"x": np.zeros(size)}, {"stage": "collaborative"})
 
 
 def write_bytes(path: pathlib.Path, size: int) -> None:
-  artifacts.write_bytes(path, bytes(size))
+  artifact.write_bytes(path, bytes(size))
 
 
 def write_by(path: pathlib.Path, size: int) -> None:
@@ -173,7 +173,7 @@ def test_a_disk_may_refuse_as_late_as_at_fsync(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "fsync", fsync)
   with pytest.raises(UserError, match="x.json: disk quota exceeded"):
-    artifacts.write_text(tmp_path / "x.json", "{}")
+    artifact.write_text(tmp_path / "x.json", "{}")
   assert not [*tmp_path.iterdir()]
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.training.lock import locked
+from mmesid_jax.files.lock import locked
 
 HOLDER = """
 import pathlib, sys, time

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmesid_jax import artifacts
-from mmesid_jax.data import exports
 from mmesid_jax.errors import UserError
+from mmesid_jax.files import artifact, rows
 
 SETTINGS, LOCK = "settings.json", "lock"
 
@@ -39,19 +38,19 @@ class Parts:
         f"{self.folder}: holds {foreign[0]} and no {SETTINGS}, so it is not known what it is; "
         "move it away, or choose another --output"
       )
-    artifacts.write_text(mark, json.dumps(settings, indent=1) + "\n")
+    artifact.write_text(mark, json.dumps(settings, indent=1) + "\n")
 
   def missing(self) -> list[int]:
     """The parts that are not there yet, from 0."""
     return [n for n in range(self._count) if not self._part(n).is_file()]
 
-  def write(self, n: int, schema: exports.Schema, columns: exports.Columns) -> None:
-    exports.write_table(self._part(n), schema, columns)
+  def write(self, n: int, schema: rows.Schema, columns: rows.Columns) -> None:
+    rows.write_table(self._part(n), schema, columns)
 
   def finish(self) -> None:
     """Puts the output together from all parts and removes their folder."""
     joined = self.folder / f"joined{self.output.suffix}"  # here it is removed, whatever happens
-    exports.join([self._part(n) for n in range(self._count)], joined)
+    rows.join([self._part(n) for n in range(self._count)], joined)
     os.replace(joined, self.output)
     for n in range(self._count):
       self._part(n).unlink()  # the settings last: a kill between leaves a folder that is known

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from mmesid_jax.artifacts import whole
 from mmesid_jax.errors import UserError, disk_fault
+from mmesid_jax.files.artifact import whole
 
 PARQUET, JSON_LINES = ".parquet", ".jsonl"
 ROW_GROUP = 65_536  # rows that Parquet keeps together, whatever the parts that a file is joined of
