@@ -19,7 +19,7 @@ from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models.fusion import projects_catalogue
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.variables import Frozen, Pretrained
+from mmesid_jax.parallel.variables import Frozen, Pretrained
 from mmesid_jax.training import throughput
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2}

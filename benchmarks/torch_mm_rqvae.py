@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mmesid_jax.models import mm_rqvae
 from mmesid_jax.models.quantizer import QuantizerConfig
-from mmesid_jax.models.state import tensors
+from mmesid_jax.parallel.placement import tensors
 
 ANCHOR = mm_rqvae.ANCHOR
 

@@ -24,8 +24,8 @@ from mmesid_jax.evaluation.evaluator import item_vectors
 from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.models.fusion import contributions
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.state import place
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.placement import place
 from mmesid_jax.stages import new_items, recommender
 from mmesid_jax.stages.next_item import evaluation_layout
 

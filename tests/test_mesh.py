@@ -15,8 +15,8 @@ from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Layout, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
-from mmesid_jax.models.state import place, tensors
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.placement import place, tensors
 from mmesid_jax.parallel.sharding import make_mesh, mesh_shape, put_batch
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import collaborative, recommender, semantic_ids

@@ -16,8 +16,8 @@ import safetensors.numpy
 from mmesid_jax.errors import UserError, writing
 from mmesid_jax.hf.llama_weights import TABLE, layer_of
 from mmesid_jax.models.llama import Llama
-from mmesid_jax.models.variables import LoRAParam
 from mmesid_jax.parallel import processes
+from mmesid_jax.parallel.variables import LoRAParam
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -18,9 +18,9 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.models.projection import Projection
-from mmesid_jax.models.state import check_divides
 from mmesid_jax.models.storage import BLOCK, Quantised, quantise
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.placement import check_divides
 
 EMBEDDING = "model.embed_tokens.weight"
 IGNORED = (EMBEDDING, "lm_head.weight")  # the prompt's rows are read apart; nothing reads logits

@@ -13,8 +13,8 @@ from flax import nnx
 from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.linear import Linear, gelu
-from mmesid_jax.models.variables import Frozen
 from mmesid_jax.parallel.sharding import lookup
+from mmesid_jax.parallel.variables import Frozen
 
 
 def normalised_frequency(counts_I: np.ndarray) -> np.ndarray:

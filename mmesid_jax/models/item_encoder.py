@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.models.linear import Linear, gelu
-from mmesid_jax.models.variables import Frozen
 from mmesid_jax.parallel.sharding import constrain, lookup
+from mmesid_jax.parallel.variables import Frozen
 
 NO_CODE = -1  # in a table of codes: adds nothing to the item's token
 

@@ -19,8 +19,8 @@ from mmesid_jax.models.attention import attention, groups
 from mmesid_jax.models.linear import dropout, split
 from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.models.projection import PRODUCT, Projection
-from mmesid_jax.models.variables import LoRAParam, Pretrained
 from mmesid_jax.parallel.sharding import constrain
+from mmesid_jax.parallel.variables import LoRAParam, Pretrained
 
 KEPT = {  # remat -> what is kept of a layer beside its input
   "products": lambda: jax.checkpoint_policies.save_only_these_names(PRODUCT),

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mmesid_jax.config.rules import PROJECTIONS
 from mmesid_jax.models.linear import dropout
-from mmesid_jax.models.variables import LoRAParam
+from mmesid_jax.parallel.variables import LoRAParam
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from mmesid_jax.losses.contrastive import info_nce
 from mmesid_jax.losses.mmd import mmd
 from mmesid_jax.models.fsq import FiniteScalarQuantizer
 from mmesid_jax.models.quantizer import QuantizerConfig, ResidualQuantizer
-from mmesid_jax.models.variables import Frozen
+from mmesid_jax.parallel.variables import Frozen
 
 ANCHOR = (
   "collaborative"  # alignment pairs it with every other modality; there is no text-visual term

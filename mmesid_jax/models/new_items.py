@@ -10,7 +10,7 @@ from flax import nnx
 from mmesid_jax.config.rules import FROM_EVENTS
 from mmesid_jax.models.item_encoder import NO_CODE
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.variables import Frozen
+from mmesid_jax.parallel.variables import Frozen
 
 
 def with_new_items(

@@ -12,8 +12,8 @@ from mmesid_jax.models.attention import read, visible
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.linear import dropout, split
 from mmesid_jax.models.llama import Llama, LlamaConfig
-from mmesid_jax.models.variables import Pretrained
 from mmesid_jax.parallel.sharding import constrain
+from mmesid_jax.parallel.variables import Pretrained
 
 
 class RecommenderModel(nnx.Module):

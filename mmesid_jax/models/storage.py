@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.models.variables import Pretrained
+from mmesid_jax.parallel.variables import Pretrained
 
 KINDS = ("float32", "bfloat16", "int8", "nf4")
 BLOCK = 64  # weights that share a scale

@@ -17,8 +17,8 @@ from mmesid_jax.data.dataset import Dataset, popularity
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.errors import UserError
 from mmesid_jax.models.attention import preferred
-from mmesid_jax.models.state import place
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.placement import place
 from mmesid_jax.stages import footprint, recommender
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_shapes, make_step

@@ -17,10 +17,10 @@ from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.models.llama import Llama, LlamaConfig
 from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.state import place
 from mmesid_jax.models.storage import BLOCK
-from mmesid_jax.models.variables import Frozen, Pretrained
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.placement import place
+from mmesid_jax.parallel.variables import Frozen, Pretrained
 
 SIZES = {  # key of config.recommender -> field of LlamaConfig
   "width": "D",

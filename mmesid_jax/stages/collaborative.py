@@ -14,7 +14,7 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.softmax import binary_cross_entropy, catalogue_cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.sasrec import SASRec
-from mmesid_jax.models.state import loaded, tensors
+from mmesid_jax.parallel.placement import loaded, tensors
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
 

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.state import flat_name, place
-from mmesid_jax.models.variables import Frozen, LoRAParam, Pretrained
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.placement import flat_name, place
+from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
 from mmesid_jax.stages import recommender
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.activations import Activations, activations

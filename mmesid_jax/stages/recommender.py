@@ -23,8 +23,8 @@ from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.new_items import as_new
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.state import loaded
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.placement import loaded
 from mmesid_jax.stages import backbone, semantic_ids
 from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for

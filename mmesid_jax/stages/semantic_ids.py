@@ -25,8 +25,8 @@ from mmesid_jax.models import flops, mm_rqvae
 from mmesid_jax.models.fsq import digits
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
 from mmesid_jax.models.quantizer import QuantizerConfig
-from mmesid_jax.models.state import loaded
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.placement import loaded
 from mmesid_jax.quantize.kmeans import residual_kmeans
 from mmesid_jax.stages.tables import Batch, Tables, batch_of, chunks, encoded, items_of
 from mmesid_jax.stages.workdir import Workdir, key_for

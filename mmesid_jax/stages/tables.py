@@ -10,8 +10,8 @@ from flax import nnx
 from tqdm import tqdm
 
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
-from mmesid_jax.models.variables import Frozen
 from mmesid_jax.parallel.sharding import constrain, lookup
+from mmesid_jax.parallel.variables import Frozen
 
 DEVICE_TABLE_BYTES = 2 * 2**30  # tables that take more together stay where they are
 CHUNK = 4096  # items encoded at once

@@ -16,7 +16,7 @@ from mmesid_jax.config.schema import identity, modalities
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import open_features, read_features
 from mmesid_jax.files import artifact as artifacts
-from mmesid_jax.models.state import tensors
+from mmesid_jax.parallel.placement import tensors
 from mmesid_jax.stages import backbone
 from mmesid_jax.training.loop import Result, Task, fit
 

@@ -15,8 +15,8 @@ import optax
 from flax import nnx
 
 from mmesid_jax.errors import Diverged, Interrupted
-from mmesid_jax.models.state import agree, place
 from mmesid_jax.parallel import processes, sharding
+from mmesid_jax.parallel.placement import agree, place
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.logging import MetricsLog, progress
 from mmesid_jax.training.profile import Trace

@@ -12,7 +12,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.hf.adapter import CONFIG, WEIGHTS, check, describe, read_adapter, write_adapter
 from mmesid_jax.models.llama import Llama, LlamaConfig
 from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.models.variables import LoRAParam
+from mmesid_jax.parallel.variables import LoRAParam
 
 LORA = LoRAConfig(rank=4, alpha=8.0, targets=("q", "out", "down"))
 SIZES = LlamaConfig(layers=2, D=16, F=24, N=4, K=2, H=8, lora=LORA)

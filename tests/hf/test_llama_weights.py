@@ -14,8 +14,8 @@ from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.hf.llama_weights import IGNORED, TABLE, layer_of, load, to_hugging_face, weight_of
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.models.storage import BLOCK
-from mmesid_jax.models.variables import Pretrained
 from mmesid_jax.parallel.sharding import make_mesh
+from mmesid_jax.parallel.variables import Pretrained
 
 SIZES = {"layers": 3, "D": 512, "F": 1024, "N": 8, "K": 4, "H": 64}
 MESHES = [(1, 8, 1), (1, 1, 4), (2, 2, 2), (8, 1, 1)]  # data, fsdp, tensor

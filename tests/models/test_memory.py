@@ -13,7 +13,7 @@ from flax import nnx
 
 from mmesid_jax.models.llama import Llama, LlamaConfig
 from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.models.variables import LoRAParam
+from mmesid_jax.parallel.variables import LoRAParam
 
 D, F = 256, 512
 WEIGHTS = 4 * D * D + 3 * D * F  # of one layer

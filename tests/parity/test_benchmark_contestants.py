@@ -20,8 +20,8 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.state import tensors
-from mmesid_jax.models.variables import Pretrained
+from mmesid_jax.parallel.placement import tensors
+from mmesid_jax.parallel.variables import Pretrained
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

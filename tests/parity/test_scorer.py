@@ -21,7 +21,7 @@ from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.state import named_variables, tensors
+from mmesid_jax.parallel.placement import named_variables, tensors
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

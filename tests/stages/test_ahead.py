@@ -13,7 +13,7 @@ from mmesid_jax.data.dataset import popularity, read
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
-from mmesid_jax.models.state import place
+from mmesid_jax.parallel.placement import place
 from mmesid_jax.parallel.sharding import make_mesh, of, put_batch
 from mmesid_jax.stages import ahead, recommender
 from mmesid_jax.training import optimizer

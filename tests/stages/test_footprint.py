@@ -8,9 +8,9 @@ from flax import nnx
 from mmesid_jax.config.rules import MESH_AXES
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.errors import UserError
-from mmesid_jax.models.state import place
-from mmesid_jax.models.variables import Frozen, LoRAParam, Pretrained
+from mmesid_jax.parallel.placement import place
 from mmesid_jax.parallel.sharding import make_mesh, of, put_batch, without_devices
+from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
 from mmesid_jax.stages import footprint, recommender
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.models.variables import Pretrained
 from mmesid_jax.parallel import processes, sharding
+from mmesid_jax.parallel.variables import Pretrained
 
 ROWS = "rows"  # metadata of a Variable that has rows of zeros behind so many of its own
 
