@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Batch, Layout, Packer
 from mmesid_jax.models.flops import Work
 from mmesid_jax.models.recommender import RecommenderModel

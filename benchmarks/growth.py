@@ -197,7 +197,7 @@ def history_series() -> Series:
   import jax.numpy as jnp
   import numpy as np
 
-  from mmesid_jax.data.loader import in_batches
+  from mmesid_jax.data.batches import in_batches
   from mmesid_jax.data.packing import Layout
   from mmesid_jax.models.recommender import RecommenderModel
 

@@ -180,7 +180,7 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
   key=value of config.recommender. Raises UserError for a key that is not there."""
   from step_contestants import Inputs
 
-  from mmesid_jax.data.loader import PackedBatches
+  from mmesid_jax.data.batches import PackedBatches
   from mmesid_jax.data.packing import fitted, training_pieces
   from mmesid_jax.stages.recommender import layout
 

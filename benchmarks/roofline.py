@@ -136,7 +136,7 @@ def build(config, dataset):
 
 def pack(config, dataset) -> Epoch:
   """The batches of the first epoch, as the stage packs them, and of the test users."""
-  from mmesid_jax.data.loader import in_order
+  from mmesid_jax.data.batches import in_order
   from mmesid_jax.data.packing import evaluation_pieces, with_rows_for
   from mmesid_jax.models.flops import useful
   from mmesid_jax.stages import recommender

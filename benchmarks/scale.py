@@ -79,8 +79,8 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
   from flax import nnx
 
   from mmesid_jax.config.schema import default_config
+  from mmesid_jax.data.batches import item_batches
   from mmesid_jax.data.features import open_features
-  from mmesid_jax.data.loader import item_batches
   from mmesid_jax.stages import semantic_ids, tables
   from mmesid_jax.training.step import initial_state, make_step
 

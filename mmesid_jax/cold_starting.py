@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mmesid_jax import pipeline
 from mmesid_jax.config.rules import FROM_EVENTS
 from mmesid_jax.config.schema import flatten, modalities, split_at
-from mmesid_jax.data import cold
+from mmesid_jax.data import held_out_items
 from mmesid_jax.data.dataset import Dataset, prepare
 from mmesid_jax.data.features import read_features
 from mmesid_jax.errors import UserError
@@ -40,10 +40,10 @@ def run(
   dataset = prepare(source, path / WHOLE, split_at(config))
   tables = pipeline.tables_dir(config, source)
   features = {m: read_features(tables / config.features[m], dataset.num_items) for m in content}
-  split = cold.hold_out(dataset.num_items, fraction, split_seed)
+  split = held_out_items.hold_out(dataset.num_items, fraction, split_seed)
   with locked(path / WARM):
     _keep_split(dataset, split, fraction, split_seed, path / SPLIT, overwrite)
-    cold.write_warm(dataset, split, features, path / WARM)
+    held_out_items.write_warm(dataset, split, features, path / WARM)
     config.data.source, config.data.dir = "files", str(path / WARM)
     config.features.update({m: f"{m}.npy" for m in content})
     pipeline.run(config, path, overwrite=overwrite)
@@ -64,7 +64,7 @@ def _content_modalities(config: ConfigDict) -> list[str]:
 
 def _keep_split(
   dataset: Dataset,
-  split: cold.Split,
+  split: held_out_items.Split,
   fraction: float,
   seed: int,
   file: pathlib.Path,
@@ -88,16 +88,18 @@ def _keep_split(
 
 
 def _evaluate(
-  workdir: Workdir, dataset: Dataset, split: cold.Split, features: dict[str, np.ndarray]
+  workdir: Workdir, dataset: Dataset, split: held_out_items.Split, features: dict[str, np.ndarray]
 ) -> None:
   """Ranks by the trained model and by content, prints the tables, writes cold_start.json."""
   config, warm = workdir.config, len(split.warm)
-  cases, later_Q = cold.cold_cases(dataset, split, workdir.dataset)
+  cases, later_Q = held_out_items.cold_cases(dataset, split, workdir.dataset)
   if not len(cases):
     raise UserError("no user meets a held-out item behind another one; try a larger --fraction")
   order = np.concatenate([[0], split.warm, split.cold])
   content_IV = cold_items.content({m: x_IV[order] for m, x_IV in features.items()})
-  by_last = cold_items.choose_last(content_IV[: warm + 1], cold.valid_cases(workdir.dataset))
+  by_last = cold_items.choose_last(
+    content_IV[: warm + 1], held_out_items.valid_cases(workdir.dataset)
+  )
   last = max(by_last, key=by_last.get)
   model = new_items.extended(
     recommender.restore(workdir.path, config),
@@ -130,8 +132,8 @@ def _evaluate(
 
 def _judged(
   config: ConfigDict,
-  split: cold.Split,
-  cases: cold.Cases,
+  split: held_out_items.Split,
+  cases: held_out_items.Cases,
   ranks: dict[str, dict[str, np.ndarray]],
   chosen_Q: np.ndarray,
 ) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.schema import read_config
-from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Batch, Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import item_vectors

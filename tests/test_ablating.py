@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax import ablating, pipeline
 from mmesid_jax.config.schema import check, flatten
-from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.batches import in_batches
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.stages import collaborative, evaluation, recommender
 

@@ -10,8 +10,8 @@ from flax import nnx
 
 from mmesid_jax import pipeline
 from mmesid_jax.config.rules import MESH_AXES
+from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import popularity
-from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Layout, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator

@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from mmesid_jax.data.cold import Cases
-from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.held_out_items import Cases
 from mmesid_jax.data.packing import Layout, Pieces, with_rows_for
 from mmesid_jax.evaluation.evaluator import SequenceModel, item_vectors
 from mmesid_jax.evaluation.ranking import ranks, values

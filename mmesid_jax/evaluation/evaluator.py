@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmesid_jax.data.batches import in_order
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.loader import in_order
 from mmesid_jax.data.packing import Batch, Layout, evaluation_pieces, with_rows_for
 from mmesid_jax.evaluation.ranking import PROTOCOLS, ranks, summary
 from mmesid_jax.losses.scorer import Scorer

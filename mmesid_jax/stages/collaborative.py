@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.data.loader import PackedBatches
+from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, training_pieces
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.softmax import binary_cross_entropy, catalogue_cross_entropy

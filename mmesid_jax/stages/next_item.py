@@ -6,7 +6,7 @@ from collections.abc import Callable
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.data.loader import PackedBatches
+from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, PieceCounts
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import Dataset, popularity
 from mmesid_jax.data.features import Whitening, whiten, whitening
-from mmesid_jax.data.loader import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, PieceCounts, fitted, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator

@@ -16,8 +16,8 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mmesid_jax.data.batches import item_batches
 from mmesid_jax.data.features import covariance, mean_and_deviation, principal_components
-from mmesid_jax.data.loader import item_batches
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.codebooks import health, table
 from mmesid_jax.files import artifact

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder

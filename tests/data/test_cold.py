@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mmesid_jax.data.cold import Split, cold_cases, hold_out, valid_cases, write_warm
 from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.features import read_features
+from mmesid_jax.data.held_out_items import Split, cold_cases, hold_out, valid_cases, write_warm
 from mmesid_jax.errors import UserError
 
 SPLIT = Split(np.array([1, 3, 4, 6]), np.array([2, 5]))  # warm 1 3 4 6 -> 1 2 3 4, cold 2 5 -> 5 6

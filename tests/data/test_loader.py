@@ -6,8 +6,8 @@ import grain
 import numpy as np
 import pytest
 
+from mmesid_jax.data.batches import PackedBatches, in_batches, item_batches
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.loader import PackedBatches, in_batches, item_batches
 from mmesid_jax.data.packing import Layout, training_pieces
 
 LAYOUT = Layout(rows=2, row_length=24, targets=30, response=1)

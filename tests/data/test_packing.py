@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmesid_jax.data.batches import in_order
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.loader import in_order
 from mmesid_jax.data.packing import (
   Layout,
   Packer,

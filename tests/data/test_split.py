@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.data.cold import Split, cold_cases, valid_cases, write_warm
 from mmesid_jax.data.dataset import evaluated_users, popularity, prepare, read
+from mmesid_jax.data.held_out_items import Split, cold_cases, valid_cases, write_warm
 from mmesid_jax.data.packing import Layout, evaluation_pieces, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.geometry import kendall_tau

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.data.cold import cases
+from mmesid_jax.data.held_out_items import cases
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.evaluation.cold_items import (
   chance,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.attention import attention, preferred, visible
 from mmesid_jax.parallel.sharding import make_mesh

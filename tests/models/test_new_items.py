@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.config.schema import default_config
-from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder

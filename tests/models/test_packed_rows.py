@@ -10,8 +10,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmesid_jax.data.batches import in_batches, in_order
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.loader import in_batches, in_order
 from mmesid_jax.data.packing import Layout, training_pieces
 from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion

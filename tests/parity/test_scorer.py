@@ -11,7 +11,7 @@ from flax import nnx
 from parity.llamas import llama_from, randomise_lora, torch_llama
 
 from mmesid_jax.config.schema import PROMPTS
-from mmesid_jax.data.loader import in_batches
+from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.hf.adapter import write_adapter
 from mmesid_jax.hf.checkpoint import Checkpoint
