@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data import keys
+from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import Interrupted
 from mmesid_jax.files.lock import locked
 from mmesid_jax.files.resumable import Parts, folder_of

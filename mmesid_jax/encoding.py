@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mmesid_jax.data.folder.items import read_objects
+from mmesid_jax.data.folder.keys import item_keys
 from mmesid_jax.data.images import item_files
-from mmesid_jax.data.items import read_objects
-from mmesid_jax.data.keys import item_keys
 from mmesid_jax.encoders.images import Broken, ImageEncoder, read_image
 from mmesid_jax.encoders.pretrained import digest_of, directory_digest, needed
 from mmesid_jax.encoders.table import is_up_to_date, write_record, write_table

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from mmesid_jax.data.download import Downloader, Failed
+from mmesid_jax.data.folder.items import read_objects
+from mmesid_jax.data.folder.keys import item_keys
 from mmesid_jax.data.images import (
   FAILED,
   MANIFEST,
@@ -20,8 +22,6 @@ from mmesid_jax.data.images import (
   is_url,
   read_manifest,
 )
-from mmesid_jax.data.items import read_objects
-from mmesid_jax.data.keys import item_keys
 from mmesid_jax.errors import Interrupted, UserError, writing
 from mmesid_jax.files.atomic import ITEMS, write_whole
 

@@ -23,6 +23,7 @@ from mmesid_jax.config.schema import (
 )
 from mmesid_jax.data import split as splits
 from mmesid_jax.data.dataset import prepare
+from mmesid_jax.data.folder.tfds_reader import export
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import codebooks, geometry, ranking
@@ -39,7 +40,6 @@ from mmesid_jax.stages import (
   semantic_ids,
 )
 from mmesid_jax.stages.workdir import Workdir
-from mmesid_jax.tfds.source import export
 
 RUN = {
   "collaborative": collaborative.run,

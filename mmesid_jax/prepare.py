@@ -25,9 +25,9 @@ flags.mark_flags_as_mutual_exclusive(["output", "tfds", "check"], required=True)
 def main(argv: list[str]) -> None:
   del argv
   if CHECK.value is not None:
-    from mmesid_jax.data import checks
+    from mmesid_jax.data.folder import check
 
-    checks.report(CHECK.value)
+    check.report(CHECK.value)
     return
   from mmesid_jax import preparing
 

@@ -102,9 +102,9 @@ def _write(
 
 def write_tfds(folder: Path, beam: str | None = None) -> None:
   """Writes the TensorFlow dataset folder/tfds, as `tfds.builder.write` does. Raises UserError."""
-  from mmesid_jax.tfds import builder  # takes seconds
+  from mmesid_jax.data.folder import tfds_builder  # takes seconds
 
-  builder.write(folder, beam)
+  tfds_builder.write(folder, beam)
 
 
 def _steps(config: ConfigDict, catalogue: Catalogue):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mmesid_jax import batch_recommending, pipeline
-from mmesid_jax.data import keys
+from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows as exports
 from mmesid_jax.serving import Recommendation, Recommender

@@ -3,7 +3,7 @@
 import pathlib
 
 from mmesid_jax import pipeline
-from mmesid_jax.data import keys
+from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows
 from mmesid_jax.stages import semantic_ids

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from mmesid_jax.data import joined, vector_files
-from mmesid_jax.data.keys import item_keys
+from mmesid_jax.data.folder.keys import item_keys
 from mmesid_jax.data.saved import open_saved
 from mmesid_jax.data.saved_table import table
 from mmesid_jax.errors import UserError, writing

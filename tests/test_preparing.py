@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mmesid_jax import preparing
 from mmesid_jax.data import dataset
-from mmesid_jax.data.keys import item_keys, user_keys
+from mmesid_jax.data.folder.keys import item_keys, user_keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.raw.settings import default_settings
 

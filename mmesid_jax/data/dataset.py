@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.data import split as splits
-from mmesid_jax.data.items import NOTHING, Item, read_items
-from mmesid_jax.data.sequences import read_sequences
-from mmesid_jax.data.times import read_times
+from mmesid_jax.data.folder.items import NOTHING, Item, read_items
+from mmesid_jax.data.folder.sequences import read_sequences
+from mmesid_jax.data.folder.times import read_times
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, read_bytes, write_whole
 

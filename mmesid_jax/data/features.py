@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
-from mmesid_jax.data.mistakes import Mistake, refuse
+from mmesid_jax.data.folder.problems import Mistake, refuse
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import read_npy
 

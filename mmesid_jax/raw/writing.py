@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmesid_jax.data.lines import FIELDS, item_line, sequence_line, user_line
+from mmesid_jax.data.folder.writer import FIELDS, item_line, sequence_line, user_line
 from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, USERS, write_whole
 from mmesid_jax.raw.events import Events
 from mmesid_jax.raw.items import Catalogue

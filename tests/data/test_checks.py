@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from mmesid_jax.data import features
-from mmesid_jax.data.checks import problems, report
 from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.features import open_features
-from mmesid_jax.data.mistakes import Mistake, told
+from mmesid_jax.data.folder.check import problems, report
+from mmesid_jax.data.folder.problems import Mistake, told
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 

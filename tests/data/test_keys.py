@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmesid_jax.data import keys
+from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import UserError
 
 KEYS = ["B004", "é ü", "\u2028", "", '"\\']

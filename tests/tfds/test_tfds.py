@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesid_jax import pipeline, preparing
-from mmesid_jax.data.lines import item_line, sequence_line, user_line
+from mmesid_jax.data.folder import tfds_examples, tfds_reader, tfds_shards
+from mmesid_jax.data.folder.writer import item_line, sequence_line, user_line
 from mmesid_jax.errors import UserError
 from mmesid_jax.raw.events import collect
 from mmesid_jax.raw.items import Catalogue, Item
 from mmesid_jax.raw.writing import write
-from mmesid_jax.tfds import examples, shards, source
 
 PLAIN = ("sequences.txt", "users.jsonl", "items.jsonl", "times.npy")
 ODD = ("a\0b\0", "\u2028 new\nline \x85", "\ud800 half a pair", "naïve 漢字 🛍", '"quoted" \\')
@@ -54,7 +54,7 @@ def whole(tmp_path_factory) -> pathlib.Path:
   """A prepared folder with its TensorFlow dataset, of several shards. Read only."""
   folder = prepared(tmp_path_factory.mktemp("prepared") / "odd")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(shards, "EXAMPLES", 4)
+    patch.setattr(tfds_shards, "EXAMPLES", 4)
     preparing.write_tfds(folder)
   return folder
 
@@ -71,7 +71,7 @@ def same_trees(a: pathlib.Path, b: pathlib.Path) -> bool:
 
 
 def test_the_plain_files_come_back_byte_for_byte(whole, tmp_path):
-  source.export(whole, tmp_path / "plain")
+  tfds_reader.export(whole, tmp_path / "plain")
   for name in PLAIN:
     assert (tmp_path / "plain" / name).read_bytes() == (whole / name).read_bytes(), name
   assert b'"title": null' in (whole / "items.jsonl").read_bytes()
@@ -82,8 +82,8 @@ def test_the_plain_files_come_back_byte_for_byte(whole, tmp_path):
 def test_without_times_there_are_none(tmp_path):
   folder = prepared(tmp_path / "timeless", times=False)
   preparing.write_tfds(folder)
-  source.export(folder, tmp_path / "plain")
-  names = {*PLAIN[:3], source.MARK}
+  tfds_reader.export(folder, tmp_path / "plain")
+  names = {*PLAIN[:3], tfds_reader.MARK}
   assert {path.name for path in (tmp_path / "plain").iterdir()} == names
   for name in PLAIN[:3]:
     assert (tmp_path / "plain" / name).read_bytes() == (folder / name).read_bytes()
@@ -125,11 +125,11 @@ def test_another_process_writes_the_same_bytes(whole, tmp_path):
 
 def test_beam_writes_the_same_bytes(whole, tmp_path, monkeypatch):
   pytest.importorskip("apache_beam", reason="pip install apache-beam")
-  from mmesid_jax.tfds import builder
+  from mmesid_jax.data.folder import tfds_builder as builder
 
   for file in PLAIN:
     shutil.copy(whole / file, tmp_path)
-  monkeypatch.setattr(shards, "EXAMPLES", 4)
+  monkeypatch.setattr(tfds_shards, "EXAMPLES", 4)
   assert same_trees(builder.write(tmp_path, "--runner=DirectRunner"), whole / "tfds")
 
 
@@ -139,14 +139,14 @@ LISTS = st.lists(TEXTS, min_size=1, max_size=3)
 
 @given(
   key=TEXTS,
-  texts=st.fixed_dictionaries(dict.fromkeys(examples.TEXTS, st.none() | TEXTS)),
-  lists=st.fixed_dictionaries(dict.fromkeys(examples.LISTS, st.none() | LISTS)),
+  texts=st.fixed_dictionaries(dict.fromkeys(tfds_examples.TEXTS, st.none() | TEXTS)),
+  lists=st.fixed_dictionaries(dict.fromkeys(tfds_examples.LISTS, st.none() | LISTS)),
 )
 def test_lines_of_any_text_come_back(key, texts, lists):
   line = item_line(7, key, texts | lists)
-  assert examples.line_of_item(examples.item_example(line)) == line
+  assert tfds_examples.line_of_item(tfds_examples.item_example(line)) == line
   pair = sequence_line(3, [9, 1]), user_line(3, key)
-  assert examples.user_lines(examples.user_example(*pair, None)) == pair
+  assert tfds_examples.user_lines(tfds_examples.user_example(*pair, None)) == pair
 
 
 @pytest.mark.parametrize(
@@ -213,36 +213,36 @@ def without_features(folder):
 def test_what_is_damaged_is_told_in_one_line(copy, tmp_path, damage):
   damage(copy)
   with pytest.raises(UserError, match=r"1\.0\.0: damaged or incomplete \(.*\); copy it again"):
-    source.export(copy, tmp_path / "plain")
+    tfds_reader.export(copy, tmp_path / "plain")
   assert {path.name for path in tmp_path.iterdir()} == {"copy"}
 
 
 def test_the_dataset_is_found_or_one_line_says_what_is_missing(copy, tmp_path):
   users = copy / "interactions" / "users" / "1.0.0"
-  assert source.find(copy.parent, "users") == source.find(users, "users") == users
+  assert tfds_reader.find(copy.parent, "users") == tfds_reader.find(users, "users") == users
   with pytest.raises(UserError, match="interactions/items.*found no dataset_info.json of one"):
-    source.find(users, "items")
+    tfds_reader.find(users, "items")
   shutil.copytree(copy, tmp_path / "second")
   with pytest.raises(UserError, match="expected one dataset .* found .*copy/.*second/"):
-    source.find(tmp_path, "users")
+    tfds_reader.find(tmp_path, "users")
   info = users / "dataset_info.json"
   info.write_text(info.read_text().replace('"version": "1.0.0"', '"version": "2.0.0"'))
   with pytest.raises(UserError, match=r"version 2\.0\.0; this one reads 1\.x"):
-    source.find(copy, "users")
+    tfds_reader.find(copy, "users")
   info.write_text("{")
   with pytest.raises(UserError, match="dataset_info.json: not JSON"):
-    source.find(copy, "users")
+    tfds_reader.find(copy, "users")
 
 
 def test_it_is_exported_once_and_again_when_it_changes(copy, whole, tmp_path):
   plain = tmp_path / "plain"
-  source.export(copy, plain)
+  tfds_reader.export(copy, plain)
   first = (plain / "items.jsonl").stat().st_ino
-  source.export(copy, plain)
+  tfds_reader.export(copy, plain)
   assert (plain / "items.jsonl").stat().st_ino == first
   other = prepared(tmp_path / "other", times=False)
   preparing.write_tfds(other)
-  source.export(other, plain)
+  tfds_reader.export(other, plain)
   assert not (plain / "times.npy").exists()
   assert (plain / "users.jsonl").read_bytes() == (other / "users.jsonl").read_bytes()
 
@@ -296,7 +296,7 @@ def test_the_commands(tmp_path):
   arguments = ("--config=configs/prepare.py", f"--config.events={events}", "--config.tfds=True")
   status, _, err = commands.run("prepare", *arguments, f"--output={output}")
   assert status == 0, err
-  assert source.find(output, "users") == output / "tfds" / "interactions" / "users" / "1.0.0"
+  assert tfds_reader.find(output, "users") == output / "tfds" / "interactions" / "users" / "1.0.0"
   told = commands.refused("prepare", *arguments, "--output=b", "--beam=--runner=DirectRunner")
   assert "name --tfds" in told
   train = ("--config=configs/quickstart.py", "--config.data.source=tfds", f"--workdir={tmp_path}/w")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data.mistakes import Mistake, quote, refuse
+from mmesid_jax.data.folder.problems import Mistake, quote, refuse
 from mmesid_jax.files.atomic import ITEMS, read_bytes
 
 MAX_ITEM = np.iinfo(np.int32).max

@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from mmesid_jax.data.keys import KEY
+from mmesid_jax.data.folder.keys import KEY
+from mmesid_jax.data.folder.tfds_examples import (
+  ITEMS,
+  LISTS,
+  NAME,
+  TEXTS,
+  USERS,
+  line_of_item,
+  user_lines,
+)
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import atomic
-from mmesid_jax.tfds.examples import ITEMS, LISTS, NAME, TEXTS, USERS, line_of_item, user_lines
 
 INFO = "dataset_info.json"
 DEPTH = 4  # folders between the one that is named and those that hold INFO

@@ -16,11 +16,11 @@ import tqdm
 from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mmesid_jax.data.keys import KEY
+from mmesid_jax.data.folder import tfds_shards
+from mmesid_jax.data.folder.keys import KEY
+from mmesid_jax.data.folder.tfds_examples import ITEMS, LISTS, NAME, TEXTS, USERS
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import whole_folder
-from mmesid_jax.tfds import shards
-from mmesid_jax.tfds.examples import ITEMS, LISTS, NAME, TEXTS, USERS
 
 FOLDER = "tfds"  # within the prepared folder; TFDS's data_dir
 
@@ -54,7 +54,7 @@ class Interactions(tfds.core.ShardBasedBuilder, skip_registration=True):
     tfds.core.BuilderConfig(name=ITEMS, description="What is known of every item."),
   ]
 
-  def __init__(self, *, cut: shards.Cut, bar: tqdm.tqdm | None, **options):
+  def __init__(self, *, cut: tfds_shards.Cut, bar: tqdm.tqdm | None, **options):
     """cut: what is written; bar: moved by every example, None where other processes write."""
     self._cut, self._bar = cut, bar
     super().__init__(**options, file_format="array_record")
@@ -63,7 +63,7 @@ class Interactions(tfds.core.ShardBasedBuilder, skip_registration=True):
     text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
     if self.builder_config.name == USERS:
       features = {"user_id": np.int64, KEY: text, "items": tfds.features.Sequence(np.int32)}
-      if shards.read_times(self._cut.shards[0].folder) is not None:
+      if tfds_shards.read_times(self._cut.shards[0].folder) is not None:
         features["times"] = tfds.features.Sequence(np.int64)
     else:
       features = {
@@ -89,7 +89,7 @@ class Interactions(tfds.core.ShardBasedBuilder, skip_registration=True):
     return _InOneOrder(self.info.file_format)
 
 
-def _counted(shard: Iterable, bar: tqdm.tqdm) -> Iterator[shards.Keyed]:
+def _counted(shard: Iterable, bar: tqdm.tqdm) -> Iterator[tfds_shards.Keyed]:
   for example in shard():
     bar.update()
     yield example
@@ -107,7 +107,7 @@ def write(folder: Path, beam: str | None = None) -> Path:
   if output.exists():
     raise UserError(f"{output}: exists; delete it to have it written again")
   config = None if beam is None else _beam(beam)
-  cuts = shards.cut(folder)
+  cuts = tfds_shards.cut(folder)
   total = sum(cut.examples for cut in cuts.values())
   with whole_folder(output) as temporary:
     with tqdm.tqdm(total=total, desc=FOLDER, unit=" examples", delay=2, leave=False) as bar:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmesid_jax.data.mistakes import Mistake, faultless, json_lines
+from mmesid_jax.data.folder.problems import Mistake, faultless, json_lines
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import ITEMS, USERS
 

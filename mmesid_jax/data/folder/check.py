@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.data import features as feature_tables
-from mmesid_jax.data import items, keys, sequences, times
-from mmesid_jax.data.mistakes import NO_JSON, SHOWN, Mistake, json_lines, told
+from mmesid_jax.data.folder import items, keys, sequences, times
+from mmesid_jax.data.folder.problems import NO_JSON, SHOWN, Mistake, json_lines, told
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, USERS, read_npy
 

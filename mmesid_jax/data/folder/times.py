@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmesid_jax.data.mistakes import Mistake, refuse
+from mmesid_jax.data.folder.problems import Mistake, refuse
 from mmesid_jax.files.atomic import SEQUENCES, read_npy
 
 

@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmesid_jax.data.keys import KEY
-from mmesid_jax.data.lines import item_line, sequence_line, user_line
+from mmesid_jax.data.folder.keys import KEY
+from mmesid_jax.data.folder.writer import item_line, sequence_line, user_line
 
 NAME, USERS, ITEMS = "interactions", "users", "items"  # the dataset; its configurations and splits
 TEXTS, LISTS = ("title", "brand", "description"), ("categories", "images")

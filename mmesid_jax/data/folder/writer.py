@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmesid_jax.data.keys import KEY
+from mmesid_jax.data.folder.keys import KEY
 
 FIELDS = ("title", "brand", "categories", "description", "images")  # null where nothing is known
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmesid_jax.data.folder import tfds_examples as examples
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, USERS
-from mmesid_jax.tfds import examples
 
 EXAMPLES = 2**14  # of a shard; TFDS holds as many in memory while it writes them
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmesid_jax.data.mistakes import Mistake, faultless, json_lines, quote
+from mmesid_jax.data.folder.problems import Mistake, faultless, json_lines, quote
 
 
 class Item(NamedTuple):
