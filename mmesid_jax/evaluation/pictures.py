@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.evaluation.drawing import COLOURS, GREY, Picture, line, png
+from mmesid_jax.display.plots import COLOURS, GREY, Picture, line, png
 from mmesid_jax.evaluation.geometry import Plane
 
 POINTS = 5_000  # of a plane, drawn at random from more items

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mmesid_jax.evaluation.document import document, figure, small, table
-from mmesid_jax.evaluation.drawing import Picture
+from mmesid_jax.display.html import document, figure, small, table
+from mmesid_jax.display.plots import Picture
 
 
 def page(name: str, figures: Mapping[str, Any], pictures: Sequence[Picture]) -> str:

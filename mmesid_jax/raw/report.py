@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.evaluation.document import document, figure, small, table
-from mmesid_jax.evaluation.drawing import COLOURS, Picture, line, png
+from mmesid_jax.display.html import document, figure, small, table
+from mmesid_jax.display.plots import COLOURS, Picture, line, png
 from mmesid_jax.raw.events import Events
 
 COUNTED = ("users", "items", "events")
