@@ -12,12 +12,12 @@ Any table of events, by the names of its columns:
 
 Sources: amazon2014, amazon2018, amazon2023, movielens, table (the default). Files may be JSON
 lines, CSV or Parquet, compressed by gzip or Zstandard; several stand with commas between them.
-mmesid_jax/raw/settings.py explains every key.
+mmesid_jax/ingest/settings.py explains every key.
 """
 
 from ml_collections import ConfigDict
 
-from mmesid_jax.raw.settings import default_settings
+from mmesid_jax.ingest.settings import default_settings
 
 
 def get_config() -> ConfigDict:

@@ -29,16 +29,16 @@ def main(argv: list[str]) -> None:
 
     check.report(CHECK.value)
     return
-  from mmesid_jax import preparing
+  from mmesid_jax.ingest import prepared_folder
 
   if TFDS.value is not None:
-    preparing.write_tfds(pathlib.Path(TFDS.value), BEAM.value)
+    prepared_folder.write_tfds(pathlib.Path(TFDS.value), BEAM.value)
     return
   if BEAM.value is not None:
     raise UserError("--beam: writes the TensorFlow dataset of a folder that is there; name --tfds")
   if CONFIG.value is None:
     raise UserError("--config is missing; it must be given with --output")
-  preparing.run(CONFIG.value, pathlib.Path(OUTPUT.value))
+  prepared_folder.run(CONFIG.value, pathlib.Path(OUTPUT.value))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax import preparing
 from mmesid_jax.data import dataset
 from mmesid_jax.data.folder.keys import item_keys, user_keys
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw.settings import default_settings
+from mmesid_jax.ingest import prepared_folder
+from mmesid_jax.ingest.settings import default_settings
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared/data"
 RAW = SHARED / "raw"
@@ -34,7 +34,7 @@ def prepare(output, **changes) -> dict:
   also = changes.pop("also", {})
   changes = {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in changes.items()}
   config.update_from_flattened_dict({**changes, **also})
-  preparing.run(config, output)
+  prepared_folder.run(config, output)
   return json.loads((output / "statistics.json").read_text())
 
 
@@ -148,7 +148,7 @@ def test_from_dataframe_does_what_the_command_does(tmp_path, kind):
   items = {"item": [1, 2], "title": ["one", None]}
   changes = {"columns.user": "who", "columns.time": "when", **NO_FILTERS}
   output = tmp_path / "frame"
-  preparing.from_dataframe(kind(columns), output, items_frame=kind(items), settings=changes)
+  prepared_folder.from_dataframe(kind(columns), output, items_frame=kind(items), settings=changes)
   pd.DataFrame(columns).to_csv(tmp_path / "a.csv", index=False)
   pd.DataFrame(items).to_csv(tmp_path / "items.csv", index=False)
   names = {"events": tmp_path / "a.csv", "metadata": tmp_path / "items.csv"}
@@ -156,7 +156,7 @@ def test_from_dataframe_does_what_the_command_does(tmp_path, kind):
   for name in ("sequences.txt", "items.jsonl", "users.jsonl", "times.npy"):
     assert (output / name).read_bytes() == (tmp_path / "command" / name).read_bytes(), name
   with pytest.raises(UserError, match="no key 'colums.user'; did you mean 'columns.user'"):
-    preparing.from_dataframe(columns, tmp_path / "x", settings={"colums.user": "who"})
+    prepared_folder.from_dataframe(columns, tmp_path / "x", settings={"colums.user": "who"})
 
 
 def test_odd_keys_survive(tmp_path):
@@ -288,7 +288,9 @@ def prepare_fuzzed(folder, source, data, items, allowed):
 
 @pytest.mark.parametrize("examples", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_any_bytes_give_a_dataset_or_one_line(monkeypatch, examples):
-  monkeypatch.setattr(preparing.report, "page", lambda *a: "")  # pictures take most of the time
+  monkeypatch.setattr(
+    prepared_folder.report, "page", lambda *a: ""
+  )  # pictures take most of the time
 
   @settings(max_examples=examples, database=None)
   @given(

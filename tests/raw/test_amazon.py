@@ -5,9 +5,9 @@ import json
 import polars as pl
 import pytest
 
-from mmesid_jax.raw import amazon
-from mmesid_jax.raw.files import BadLines
-from mmesid_jax.raw.items import Catalogue, Item
+from mmesid_jax.ingest import amazon
+from mmesid_jax.ingest.catalogue import Catalogue, Item
+from mmesid_jax.ingest.compressed_lines import BadLines
 
 
 def items(source, path, allowed=0):

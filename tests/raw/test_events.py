@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mmesid_jax.raw import events
-from mmesid_jax.raw.events import collect
+from mmesid_jax.ingest import events
+from mmesid_jax.ingest.events import collect
 
 AUGUST = 1_406_073_600  # 2014-07-23 00:00 UTC
 

@@ -5,7 +5,7 @@ import pytest
 import zstandard
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw import files
+from mmesid_jax.ingest import compressed_lines
 
 TEXT = b"".join(b"line %d %s\n" % (i, b"x" * (i % 97)) for i in range(20_000))
 LINES = list(enumerate(TEXT.splitlines(), start=1))
@@ -29,7 +29,7 @@ def in_two(compress):
 def test_lines_of_every_compression(tmp_path, compress):
   path = tmp_path / "named.anyhow"
   path.write_bytes(compress(TEXT))
-  assert list(files.lines(path)) == LINES
+  assert list(compressed_lines.lines(path)) == LINES
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
@@ -41,32 +41,32 @@ def test_half_a_compressed_file_is_refused(tmp_path, compress, cut):
   data = compress(b"".join(b"%d\n" % random.getrandbits(64) for _ in range(20_000)))
   path.write_bytes(data[:-cut])
   with pytest.raises(UserError, match="half: damaged or incomplete after line"):
-    list(files.lines(path))
+    list(compressed_lines.lines(path))
 
 
 def test_blank_lines_are_counted_and_left_out(tmp_path):
   path = tmp_path / "a"
   path.write_bytes(b"one\n\n  \r\nfour\r\nfive")
-  assert list(files.lines(path)) == [(1, b"one"), (4, b"four\r"), (5, b"five")]
+  assert list(compressed_lines.lines(path)) == [(1, b"one"), (4, b"four\r"), (5, b"five")]
 
 
 def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-  monkeypatch.setattr(files, "LONGEST", 100_000)
+  monkeypatch.setattr(compressed_lines, "LONGEST", 100_000)
   path = tmp_path / "binary"
-  path.write_bytes(b"ok\n" + bytes(3 * files.CHUNK))
+  path.write_bytes(b"ok\n" + bytes(3 * compressed_lines.CHUNK))
   with pytest.raises(UserError, match="binary:2: longer than"):
-    list(files.lines(path))
+    list(compressed_lines.lines(path))
 
 
 def test_no_file_and_a_folder(tmp_path):
   with pytest.raises(UserError, match="nothing: no such file"):
-    list(files.lines(tmp_path / "nothing"))
+    list(compressed_lines.lines(tmp_path / "nothing"))
   with pytest.raises(UserError, match="cannot be read"):
-    list(files.lines(tmp_path))
+    list(compressed_lines.lines(tmp_path))
 
 
 def test_bad_lines_are_counted_and_the_first_three_quoted():
-  bad = files.BadLines(allowed=4)
+  bad = compressed_lines.BadLines(allowed=4)
   for number in (3, 5, 8, 9):
     bad.add("f", number, "not\nso")
   bad.check()
@@ -79,7 +79,7 @@ def test_bad_lines_are_counted_and_the_first_three_quoted():
 
 
 def test_a_file_of_bad_lines_is_not_read_to_its_end():
-  bad = files.BadLines(allowed=1)
+  bad = compressed_lines.BadLines(allowed=1)
   with pytest.raises(UserError, match="^at least 102 bad lines, allowed are 1 "):
     for number in range(1, 10_000):
       bad.add("f", number, "no")

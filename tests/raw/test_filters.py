@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw import filters
-from mmesid_jax.raw.events import collect
+from mmesid_jax.ingest import filters
+from mmesid_jax.ingest.events import collect
 
 PAIRS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 3)), max_size=60)
 

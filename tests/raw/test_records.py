@@ -6,8 +6,8 @@ import pytest
 from msgspec import Struct, field
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw.files import BadLines
-from mmesid_jax.raw.records import records
+from mmesid_jax.ingest.compressed_lines import BadLines
+from mmesid_jax.ingest.records import records
 
 
 class Item(Struct):

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw import movielens
-from mmesid_jax.raw.files import BadLines
-from mmesid_jax.raw.items import Item
-from mmesid_jax.raw.tables import Layout, event_rows, item_rows
+from mmesid_jax.ingest import movielens
+from mmesid_jax.ingest.catalogue import Item
+from mmesid_jax.ingest.compressed_lines import BadLines
+from mmesid_jax.ingest.tables import Layout, event_rows, item_rows
 
 EVENTS = {"user": "user", "item": "item", "time": "time", "rating": ""}
 ITEMS = {"item": "item", "title": "title", "categories": "tags", "image": "picture"}

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmesid_jax import pipeline, preparing
+from mmesid_jax import pipeline
 from mmesid_jax.data.folder import tfds_examples, tfds_reader, tfds_shards
 from mmesid_jax.data.folder.writer import item_line, sequence_line, user_line
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw.events import collect
-from mmesid_jax.raw.items import Catalogue, Item
-from mmesid_jax.raw.writing import write
+from mmesid_jax.ingest import prepared_folder
+from mmesid_jax.ingest.catalogue import Catalogue, Item
+from mmesid_jax.ingest.events import collect
+from mmesid_jax.ingest.writing import write
 
 PLAIN = ("sequences.txt", "users.jsonl", "items.jsonl", "times.npy")
 ODD = ("a\0b\0", "\u2028 new\nline \x85", "\ud800 half a pair", "naïve 漢字 🛍", '"quoted" \\')
@@ -55,7 +56,7 @@ def whole(tmp_path_factory) -> pathlib.Path:
   folder = prepared(tmp_path_factory.mktemp("prepared") / "odd")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(tfds_shards, "EXAMPLES", 4)
-    preparing.write_tfds(folder)
+    prepared_folder.write_tfds(folder)
   return folder
 
 
@@ -81,7 +82,7 @@ def test_the_plain_files_come_back_byte_for_byte(whole, tmp_path):
 
 def test_without_times_there_are_none(tmp_path):
   folder = prepared(tmp_path / "timeless", times=False)
-  preparing.write_tfds(folder)
+  prepared_folder.write_tfds(folder)
   tfds_reader.export(folder, tmp_path / "plain")
   names = {*PLAIN[:3], tfds_reader.MARK}
   assert {path.name for path in (tmp_path / "plain").iterdir()} == names
@@ -173,7 +174,7 @@ def test_what_prepare_would_not_have_written_is_refused(whole, tmp_path, name, o
   assert old in data
   (tmp_path / name).write_bytes(data.replace(old, new, 1))
   with pytest.raises(UserError) as refused:
-    preparing.write_tfds(tmp_path)
+    prepared_folder.write_tfds(tmp_path)
   assert told in str(refused.value)
   assert {path.name for path in tmp_path.iterdir()} == {*PLAIN}  # nothing is left behind
 
@@ -241,7 +242,7 @@ def test_it_is_exported_once_and_again_when_it_changes(copy, whole, tmp_path):
   tfds_reader.export(copy, plain)
   assert (plain / "items.jsonl").stat().st_ino == first
   other = prepared(tmp_path / "other", times=False)
-  preparing.write_tfds(other)
+  prepared_folder.write_tfds(other)
   tfds_reader.export(other, plain)
   assert not (plain / "times.npy").exists()
   assert (plain / "users.jsonl").read_bytes() == (other / "users.jsonl").read_bytes()
@@ -285,9 +286,9 @@ def test_training_from_it_gives_the_same_bytes(whole, tiny, tmp_path):
 
 def test_what_is_there_is_not_replaced(whole, tmp_path):
   with pytest.raises(UserError, match="tfds: exists; delete it"):
-    preparing.write_tfds(whole)
+    prepared_folder.write_tfds(whole)
   with pytest.raises(UserError, match="sequences.txt: cannot be read .no such file"):
-    preparing.write_tfds(tmp_path / "none")
+    prepared_folder.write_tfds(tmp_path / "none")
 
 
 def test_the_commands(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmesid_jax.display.html import document, figure, small, table
 from mmesid_jax.display.plots import COLOURS, Picture, line, png
-from mmesid_jax.raw.events import Events
+from mmesid_jax.ingest.events import Events
 
 COUNTED = ("users", "items", "events")
 

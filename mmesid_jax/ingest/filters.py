@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw.events import Events
+from mmesid_jax.ingest.events import Events
 
 DUPLICATES = ("keep", "exact", "pair")
 

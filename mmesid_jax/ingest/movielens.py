@@ -4,7 +4,7 @@ ratings.dat and movies.dat (1M, 10M), u.data (100K)."""
 from pathlib import Path
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw.tables import Layout
+from mmesid_jax.ingest.tables import Layout
 
 CSV = Layout(
   {"user": "userId", "item": "movieId", "time": "timestamp", "rating": "rating"}

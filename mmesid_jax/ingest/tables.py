@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw import events, files
-from mmesid_jax.raw.items import Item
-from mmesid_jax.raw.records import rows as rows_of_parquet
+from mmesid_jax.ingest import compressed_lines, events
+from mmesid_jax.ingest.catalogue import Item
+from mmesid_jax.ingest.records import rows as rows_of_parquet
 
 # A data frame of pandas or Polars, or lists by name; or a file.
 Source = Path | Mapping[str, Iterable]
@@ -32,7 +32,7 @@ class Layout:
 
 
 def event_rows(
-  source: Source, layout: Layout, bad: files.BadLines
+  source: Source, layout: Layout, bad: compressed_lines.BadLines
 ) -> Iterator[tuple[str, str, int | None, float]]:
   """User's key, item's key, seconds (None without a column for them) and rating of every row.
   Raises UserError for a file that cannot be read or lacks a column."""
@@ -49,7 +49,7 @@ def event_rows(
       bad.add(_name(source), number, error)
 
 
-def item_rows(source: Source, layout: Layout, bad: files.BadLines) -> Iterator[Item]:
+def item_rows(source: Source, layout: Layout, bad: compressed_lines.BadLines) -> Iterator[Item]:
   """What every row says of its item. Raises UserError as `event_rows` does."""
   for number, row in _rows(source, layout, ITEM, bad):
     try:
@@ -100,13 +100,13 @@ def _name(source: Source) -> str:
 
 
 def _rows(
-  source: Source, layout: Layout, wanted: tuple[str, ...], bad: files.BadLines
+  source: Source, layout: Layout, wanted: tuple[str, ...], bad: compressed_lines.BadLines
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Number of the line or row, from 1, and values by our names."""
   theirs = {ours: layout.columns[ours] for ours in wanted if layout.columns.get(ours)}
   if not isinstance(source, Path):
     return _of_frame(source, theirs)
-  if files.kind(source) == files.PARQUET:
+  if compressed_lines.kind(source) == compressed_lines.PARQUET:
     names = [*theirs.values()]
     found = rows_of_parquet(source, names, names)
     return ((n, {ours: row[name] for ours, name in theirs.items()}) for n, row in found)
@@ -144,7 +144,7 @@ def _check_columns(where: object, theirs: Mapping[str, str], known: Sequence[str
 
 
 def _of_lines(
-  path: Path, layout: Layout, theirs: Mapping[str, str], bad: files.BadLines
+  path: Path, layout: Layout, theirs: Mapping[str, str], bad: compressed_lines.BadLines
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   lines, before = _Lines(path, layout, bad), bad.count
   read = csv.reader(lines, strict=True, **lines.options)
@@ -179,9 +179,9 @@ class _Lines:
   """Lines of a file as text for csv.reader; `number` is that of the last one given, `begins` that
   of the first one since it was set to 0."""
 
-  def __init__(self, path: Path, layout: Layout, bad: files.BadLines):
+  def __init__(self, path: Path, layout: Layout, bad: compressed_lines.BadLines):
     self.path, self.bad, self.number, self.begins = path, bad, 0, 0
-    self._lines, self._fallback = files.lines(path), layout.fallback
+    self._lines, self._fallback = compressed_lines.lines(path), layout.fallback
     tabs = ".tsv" in [suffix.lower() for suffix in path.suffixes]
     delimiter = layout.delimiter.replace("\\t", "\t") or ("\t" if tabs else ",")
     self._long, self.options = None, {"delimiter": delimiter}

@@ -5,8 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw.filters import DUPLICATES
-from mmesid_jax.raw.items import REQUIRABLE
+from mmesid_jax.ingest.catalogue import REQUIRABLE
+from mmesid_jax.ingest.filters import DUPLICATES
 
 SOURCES = ("amazon2014", "amazon2018", "amazon2023", "movielens", "table")
 

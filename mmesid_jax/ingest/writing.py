@@ -7,8 +7,8 @@ import numpy as np
 
 from mmesid_jax.data.folder.writer import FIELDS, item_line, sequence_line, user_line
 from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, USERS, write_whole
-from mmesid_jax.raw.events import Events
-from mmesid_jax.raw.items import Catalogue
+from mmesid_jax.ingest.catalogue import Catalogue
+from mmesid_jax.ingest.events import Events
 
 
 def write(folder: Path, events: Events, catalogue: Catalogue) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from mmesid_jax.raw import events
-from mmesid_jax.raw.files import BadLines
-from mmesid_jax.raw.items import Item
-from mmesid_jax.raw.records import records
+from mmesid_jax.ingest import events
+from mmesid_jax.ingest.catalogue import Item
+from mmesid_jax.ingest.compressed_lines import BadLines
+from mmesid_jax.ingest.records import records
 
 
 class _Review2014(Struct):  # of 2018 as well

@@ -15,12 +15,12 @@ from mmesid_jax.config.command_line import nearest
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import whole_folder
-from mmesid_jax.raw import amazon, filters, movielens, report, statistics, tables
-from mmesid_jax.raw.events import Events, collect
-from mmesid_jax.raw.files import BadLines, kind
-from mmesid_jax.raw.items import Catalogue, Item
-from mmesid_jax.raw.settings import check, default_settings, names
-from mmesid_jax.raw.writing import write
+from mmesid_jax.ingest import amazon, filters, ingest_report, movielens, statistics, tables
+from mmesid_jax.ingest.catalogue import Catalogue, Item
+from mmesid_jax.ingest.compressed_lines import BadLines, kind
+from mmesid_jax.ingest.events import Events, collect
+from mmesid_jax.ingest.settings import check, default_settings, names
+from mmesid_jax.ingest.writing import write
 
 
 def run(config: ConfigDict, output: Path) -> None:
@@ -93,11 +93,11 @@ def _write(
     write(folder, found, catalogue)
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     (folder / "statistics.json").write_text(text, encoding="utf-8")
-    page = report.page(output.name, figures, found)
+    page = ingest_report.page(output.name, figures, found)
     (folder / "report.html").write_text(page, encoding="utf-8")
     if config.tfds:
       write_tfds(folder)
-  print(report.text(output, figures))
+  print(ingest_report.text(output, figures))
 
 
 def write_tfds(folder: Path, beam: str | None = None) -> None:

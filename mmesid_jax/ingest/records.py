@@ -10,21 +10,23 @@ from typing import Any, TypeVar
 import msgspec
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.raw import files
+from mmesid_jax.ingest import compressed_lines
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 LONGEST_LITERAL = 2**20  # bytes; Python's parser takes a hundred times as much memory
 ROWS = 50_000  # of a Parquet file that are held at once
 
 
-def records(path: Path, struct: type[Record], bad: files.BadLines) -> Iterator[tuple[int, Record]]:
+def records(
+  path: Path, struct: type[Record], bad: compressed_lines.BadLines
+) -> Iterator[tuple[int, Record]]:
   """Number of the line or row, from 1, and its record. Bad ones go to `bad`. Raises UserError for a
   file that cannot be read."""
-  if files.kind(path) == files.PARQUET:
+  if compressed_lines.kind(path) == compressed_lines.PARQUET:
     yield from _of_rows(path, struct, bad)
     return
   decode = msgspec.json.Decoder(struct).decode
-  for number, line in files.lines(path):
+  for number, line in compressed_lines.lines(path):
     try:
       record = decode(line.removeprefix(codecs.BOM_UTF8))
     except msgspec.ValidationError as error:
@@ -53,7 +55,9 @@ def _literal(line: bytes) -> Any:
     raise ValueError from error
 
 
-def _of_rows(path: Path, struct: type[Record], bad: files.BadLines) -> Iterator[tuple[int, Record]]:
+def _of_rows(
+  path: Path, struct: type[Record], bad: compressed_lines.BadLines
+) -> Iterator[tuple[int, Record]]:
   names = [field.encode_name for field in msgspec.structs.fields(struct)]
   required = [f.encode_name for f in msgspec.structs.fields(struct) if f.required]
   for number, row in rows(path, names, required):

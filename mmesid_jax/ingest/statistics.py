@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.raw.events import Events
-from mmesid_jax.raw.items import REQUIRABLE, Catalogue
+from mmesid_jax.ingest.catalogue import REQUIRABLE, Catalogue
+from mmesid_jax.ingest.events import Events
 
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
