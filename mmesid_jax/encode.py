@@ -68,7 +68,7 @@ POOLINGS = {"text": ("mean", "cls", "last"), "visual": ("pooler", "cls", "mean")
 def main(argv: list[str]) -> None:
   del argv
   _check()
-  from mmesid_jax import encoding
+  from mmesid_jax.features import encode_items
 
   data = pathlib.Path(DATA.value)
   table = {
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     "overwrite": OVERWRITE.value,
   }
   if MODALITY.value == "text":
-    encoding.text(
+    encode_items.text(
       data,
       pathlib.Path(MODEL.value),
       template=TEMPLATE.value,
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
       **table,
     )
   else:
-    encoding.visual(
+    encode_items.visual(
       data,
       pathlib.Path(MODEL.value),
       images=pathlib.Path(IMAGES.value),

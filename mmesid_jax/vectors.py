@@ -48,7 +48,7 @@ OPTIONAL = {
 def main(argv: list[str]) -> None:
   subcommand = argv[1]
   _check_flags(subcommand)
-  from mmesid_jax import vectoring
+  from mmesid_jax.features import vectoring
 
   output = pathlib.Path(OUTPUT.value)
   if subcommand == "convert":

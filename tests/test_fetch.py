@@ -9,7 +9,7 @@ import time
 import pytest
 from commands import refused, run
 
-from mmesid_jax.data.download import Downloader
+from mmesid_jax.features.download import Downloader
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mmesid_jax import vectoring
 from mmesid_jax.data.features import open_features
 from mmesid_jax.errors import UserError
+from mmesid_jax.features import vectoring
 from mmesid_jax.files.feature_table import creating
 
 BEAUTY = pathlib.Path(__file__).parents[2] / "shared" / "data" / "beauty"

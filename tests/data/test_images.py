@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from mmesid_jax.data.images import file_stem, image_suffix, item_files, read_manifest
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.image_files import file_stem, image_suffix, item_files, read_manifest
 
 
 def write_manifest(folder, *entries):

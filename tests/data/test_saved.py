@@ -14,9 +14,9 @@ import numpy as np
 import pickles
 import pytest
 
-from mmesid_jax.data.saved import open_saved
-from mmesid_jax.data.saved_table import table
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.torch_files.torch_file import open_saved
+from mmesid_jax.features.torch_files.torch_table import table
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 ARRAYS = {

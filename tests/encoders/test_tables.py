@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mmesid_jax.encoders.pretrained import needed
-from mmesid_jax.encoders.table import is_up_to_date, record_path, write_record, write_table
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.hf_encoder import needed
+from mmesid_jax.features.missing_rows import is_up_to_date, record_path, write_record, write_table
 from mmesid_jax.files.partial_table import partial_table
 
 MADE_FROM = {"model": "abc", "batch": 2}
@@ -75,7 +75,7 @@ def test_one_run_at_a_time(tmp_path):
 def test_rows_find_their_items_and_the_others_what_the_policy_says(
   tmp_path, missing, chunk, monkeypatch
 ):
-  monkeypatch.setattr("mmesid_jax.encoders.table.CHUNK", chunk)
+  monkeypatch.setattr("mmesid_jax.features.missing_rows.CHUNK", chunk)
   rows = X.copy()
   rows[1] = np.nan  # a broken image, of item 5
   path = tmp_path / "x.npy"

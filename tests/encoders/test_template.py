@@ -1,7 +1,7 @@
 import pytest
 
-from mmesid_jax.encoders.template import Template, item_texts
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.item_template import Template, item_texts
 
 SHIRT = {"title": "Shirt", "brand": "Oak", "categories": ["Clothes", "Shirts"], "price": 3.5}
 LABELS = "Title: {title}. Brand: {brand}. Categories: {categories}"

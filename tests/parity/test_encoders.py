@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from commands import run, start
 
-from mmesid_jax import encoding
 from mmesid_jax.errors import UserError
+from mmesid_jax.features import encode_items
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -49,13 +49,13 @@ def text(data, model, **changes):
   """What the command calls; most tests call it here, because to import torch takes long."""
   options = dict(pooling=None, batch=64, normalise=True, missing="mean", dtype="float32")
   own = dict(template="{title}", max_length=None, output=data / "text.npy", overwrite=False)
-  encoding.text(data, model, **{**options, **own, **changes})
+  encode_items.text(data, model, **{**options, **own, **changes})
 
 
 def visual(data, model, **changes):
   options = dict(pooling=None, batch=4, normalise=True, missing="mean", dtype="float32")
   own = dict(images=data / "images", key="key", output=data / "visual.npy", overwrite=False)
-  encoding.visual(data, model, **{**options, **own, **changes})
+  encode_items.visual(data, model, **{**options, **own, **changes})
 
 
 def seeded(model_class, config):

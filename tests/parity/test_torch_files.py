@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mmesid_jax.data.saved import open_saved
-from mmesid_jax.data.saved_table import table
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.torch_files.torch_file import open_saved
+from mmesid_jax.features.torch_files.torch_table import table
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import polars
 
-from mmesid_jax.data.vector_files import CHUNK_BYTES, Vectors
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.keyed_vectors import CHUNK_BYTES, Vectors
 
 TEXT = (polars.String, polars.Categorical, polars.Enum)
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data.saved import Saved, entries
-from mmesid_jax.data.tensors import Tensor
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.torch_files.arrays import Tensor
+from mmesid_jax.features.torch_files.torch_file import Saved, entries
 
 LISTED = 8  # tensors that an error names
 

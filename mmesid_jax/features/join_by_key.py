@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data.vector_files import Vectors
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.keyed_vectors import Vectors
 from mmesid_jax.files import feature_table
 
 NAMED = 3  # keys that a message gives as examples

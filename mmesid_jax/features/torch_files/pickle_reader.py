@@ -20,8 +20,8 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data.tensors import Dtype, Enclosed, Held, Stored, Tensor
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.torch_files.arrays import Dtype, Enclosed, Held, Stored, Tensor
 
 MAX_INSTRUCTIONS = 50_000_000  # about 70 bytes each at worst
 MAX_KEY, MAX_NUMBER = 1000, 2**48  # characters of a dict's key; a size, stride or offset

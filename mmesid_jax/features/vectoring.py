@@ -7,11 +7,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from mmesid_jax.data import joined, vector_files
 from mmesid_jax.data.folder.keys import item_keys
-from mmesid_jax.data.saved import open_saved
-from mmesid_jax.data.saved_table import table
 from mmesid_jax.errors import UserError, writing
+from mmesid_jax.features import join_by_key, keyed_vectors
+from mmesid_jax.features.torch_files.torch_file import open_saved
+from mmesid_jax.features.torch_files.torch_table import table
 from mmesid_jax.files import feature_table
 from mmesid_jax.files.atomic import write_whole
 
@@ -49,27 +49,31 @@ def join(
     _opened(path, path_of_keys, key_column, vector_columns)
     for path, path_of_keys in zip(vectors, keys, strict=True)
   ]
-  done = joined.join(catalogue, sources, output, dtype=dtype, missing=missing)
+  done = join_by_key.join(catalogue, sources, output, dtype=dtype, missing=missing)
   shape = f"[{len(catalogue) + 1}, {done.width}]"
   print(f"{output}: {shape} {dtype}, vectors of {done.found} of {len(catalogue)} items")
   if done.missing:
     filled = {"zero": "zeros", "mean": "the mean of the others"}[missing]
-    print(f"{len(done.missing)} items had none ({joined.examples(done.missing)}): {filled}")
+    print(f"{len(done.missing)} items had none ({join_by_key.examples(done.missing)}): {filled}")
   if done.unknown:
-    print(f"{len(done.unknown)} keys are of no item ({joined.examples(done.unknown)}): left out")
+    print(
+      f"{len(done.unknown)} keys are of no item ({join_by_key.examples(done.unknown)}): left out"
+    )
 
 
 def _opened(
   path: Path, keys: Path | None, key_column: str | None, vector_columns: list[str] | None
-) -> vector_files.Vectors:
+) -> keyed_vectors.Vectors:
   if path.suffix == ".parquet":
-    from mmesid_jax.data.parquet import parquet_vectors  # polars, which nothing else here needs
+    from mmesid_jax.features.parquet_vectors import (
+      parquet_vectors,  # polars, which nothing else here needs
+    )
 
     return parquet_vectors(path, key_column=key_column, vector_columns=vector_columns)
   if keys is not None:
-    return vector_files.with_keys(path, keys)
+    return keyed_vectors.with_keys(path, keys)
   if path.suffix == ".safetensors":
-    return vector_files.one_tensor_a_key(path)
+    return keyed_vectors.one_tensor_a_key(path)
   if path.suffix == ".npy":
     raise UserError(f"{path}: --keys=FILE must say whose rows these are")
   raise UserError(

@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from mmesid_jax.data.folder.items import read_objects
 from mmesid_jax.data.folder.keys import item_keys
-from mmesid_jax.data.images import item_files
-from mmesid_jax.encoders.images import Broken, ImageEncoder, read_image
-from mmesid_jax.encoders.pretrained import digest_of, directory_digest, needed
-from mmesid_jax.encoders.table import is_up_to_date, write_record, write_table
-from mmesid_jax.encoders.template import item_texts
-from mmesid_jax.encoders.text import TextEncoder
 from mmesid_jax.errors import Interrupted, UserError
+from mmesid_jax.features.hf_encoder import digest_of, directory_digest, needed
+from mmesid_jax.features.image_encoder import Broken, ImageEncoder, read_image
+from mmesid_jax.features.image_files import item_files
+from mmesid_jax.features.item_template import item_texts
+from mmesid_jax.features.missing_rows import is_up_to_date, write_record, write_table
+from mmesid_jax.features.text_encoder import TextEncoder
 from mmesid_jax.files.atomic import ITEMS
 from mmesid_jax.files.partial_table import PartialTable, partial_table
 

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 
-from mmesid_jax.data.images import image_suffix, is_url
+from mmesid_jax.features.image_files import image_suffix, is_url
 
 CHUNK = 1 << 16
 BACKOFF_SECONDS, MAX_WAIT_SECONDS = 1.0, 60.0  # between tries: doubled every time, up to the latter

@@ -9,10 +9,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from mmesid_jax.data.download import Downloader, Failed
 from mmesid_jax.data.folder.items import read_objects
 from mmesid_jax.data.folder.keys import item_keys
-from mmesid_jax.data.images import (
+from mmesid_jax.errors import Interrupted, UserError, writing
+from mmesid_jax.features.download import Downloader, Failed
+from mmesid_jax.features.image_files import (
   FAILED,
   MANIFEST,
   OK,
@@ -22,7 +23,6 @@ from mmesid_jax.data.images import (
   is_url,
   read_manifest,
 )
-from mmesid_jax.errors import Interrupted, UserError, writing
 from mmesid_jax.files.atomic import ITEMS, write_whole
 
 THREADS = 16  # as many servers may be slow at once

@@ -11,9 +11,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from mmesid_jax.data.pickled import read_pickle
-from mmesid_jax.data.tensors import Enclosed, Held, Stored, Tensor
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.torch_files.arrays import Enclosed, Held, Stored, Tensor
+from mmesid_jax.features.torch_files.pickle_reader import read_pickle
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # with which torch.save began a file before 1.6
 MAX_DEPTH = 16  # of containers in one another

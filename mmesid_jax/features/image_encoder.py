@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.encoders.pretrained import LOCAL, Pretrained, digest_of, loading, needed
+from mmesid_jax.features.hf_encoder import LOCAL, Pretrained, digest_of, loading, needed
 
 # What browsers show; formats beyond, such as EPS, start programs of their own.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.encoders.pretrained import LOCAL, Pretrained, digest_of, loading
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.hf_encoder import LOCAL, Pretrained, digest_of, loading
 
 CHUNK = 4096  # texts that are cut into tokens at once
 

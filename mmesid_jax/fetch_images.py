@@ -25,8 +25,8 @@ flags.mark_flags_as_required(["data", "output"])
 
 def main(argv: list[str]) -> None:
   del argv
-  from mmesid_jax import fetching
-  from mmesid_jax.data.download import Downloader
+  from mmesid_jax.features import image_fetcher
+  from mmesid_jax.features.download import Downloader
 
   download = Downloader(
     per_second=PER_SECOND.value,
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     max_bytes=int(MAX_MEGABYTES.value * 1e6),
   )
   data, output = pathlib.Path(DATA.value), pathlib.Path(OUTPUT.value)
-  fetching.run(data, output, key=KEY.value, download=download)
+  image_fetcher.run(data, output, key=KEY.value, download=download)
 
 
 if __name__ == "__main__":
