@@ -14,7 +14,7 @@ import numpy as np
 from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Batch, Layout, Packer
 from mmesid_jax.models.flops import Work
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 
 Sample = tuple[np.ndarray, int]
 SMALLEST = 8  # row

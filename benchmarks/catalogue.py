@@ -70,8 +70,8 @@ def prepared(kind: str, items: int, mesh, *, shapes_only: bool = False):
   import jax.numpy as jnp
   import numpy as np
 
-  from mmesid_jax.losses.scorer import Scorer
   from mmesid_jax.losses.softmax import chunked_cross_entropy, cross_entropy, sampled_cross_entropy
+  from mmesid_jax.models.catalogue_scores import Scorer
   from mmesid_jax.parallel.sharding import put, sharding
 
   rng = np.random.default_rng(0)

@@ -97,7 +97,7 @@ def items_series() -> Series:
   import jax.numpy as jnp
 
   from mmesid_jax.losses import softmax
-  from mmesid_jax.losses.scorer import Scorer
+  from mmesid_jax.models.catalogue_scores import Scorer
 
   def full(scorer, target_Q, weight_Q, negative_N):
     return softmax.cross_entropy(scorer.all(), target_Q, weight_Q)
@@ -158,7 +158,7 @@ def recommender(width: int):
   from mmesid_jax.models.fusion import FrequencyFusion
   from mmesid_jax.models.item_encoder import ItemEncoder
   from mmesid_jax.models.llama import LlamaConfig
-  from mmesid_jax.models.recommender import RecommenderModel
+  from mmesid_jax.models.sequence_recommender import RecommenderModel
 
   rngs, heads = nnx.Rngs(0), width // HEAD
   feature_IV = np.random.default_rng(0).standard_normal((CATALOGUE + 1, FEATURE), np.float32)
@@ -199,7 +199,7 @@ def history_series() -> Series:
 
   from mmesid_jax.data.batches import in_batches
   from mmesid_jax.data.packing import Layout
-  from mmesid_jax.models.recommender import RecommenderModel
+  from mmesid_jax.models.sequence_recommender import RecommenderModel
 
   model = recommender(D)
   packed, single = loss_gradient(model, RecommenderModel.hidden), loss_gradient(model, alone.hidden)
@@ -240,7 +240,7 @@ def width_series() -> Series:
   from mmesid_jax.data.packing import Layout, Packer
   from mmesid_jax.models.flops import recommender as operations
   from mmesid_jax.models.flops import useful
-  from mmesid_jax.models.recommender import RecommenderModel
+  from mmesid_jax.models.sequence_recommender import RecommenderModel
 
   rng, rows = np.random.default_rng(0), Layout(rows=8, row_length=128, targets=1024)
   packer, piece = Packer(rows), 0

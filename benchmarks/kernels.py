@@ -18,7 +18,7 @@ from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models.fusion import projects_catalogue
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Frozen, Pretrained
 from mmesid_jax.training import throughput
 

@@ -62,7 +62,7 @@ def storage(checkpoint: pathlib.Path, kind: str) -> dict[str, float]:
 
   from mmesid_jax.hf.architecture import read_architecture
   from mmesid_jax.hf.checkpoint import Checkpoint
-  from mmesid_jax.models.storage import dequantise, quantise
+  from mmesid_jax.models.layers.weight_quantization import dequantise, quantise
 
   def kept(weight):
     if kind in ("int8", "nf4"):

@@ -19,7 +19,7 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models.flops import Work, useful
 from mmesid_jax.models.fusion import normalised_frequency
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Pretrained
 from mmesid_jax.stages import recommender as stage
 from mmesid_jax.stages.backbone import llama_config

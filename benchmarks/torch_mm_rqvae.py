@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmesid_jax.models import mm_rqvae
-from mmesid_jax.models.quantizer import QuantizerConfig
+from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.parallel.placement import tensors
 
 ANCHOR = mm_rqvae.ANCHOR

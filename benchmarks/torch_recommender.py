@@ -23,7 +23,7 @@ from mmesid_jax.hf.architecture import architecture_json
 from mmesid_jax.hf.llama_weights import TABLE, layer_of, weight_of
 from mmesid_jax.models.fusion import projects_catalogue
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 
 
 def llama(c: LlamaConfig) -> transformers.LlamaModel:

@@ -21,9 +21,9 @@ from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Batch, Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import item_vectors
-from mmesid_jax.losses.scorer import Scorer
+from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.models.fusion import contributions
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place
 from mmesid_jax.stages import new_items, recommender

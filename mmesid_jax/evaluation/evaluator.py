@@ -14,7 +14,7 @@ from mmesid_jax.data.batches import in_order
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Batch, Layout, evaluation_pieces, with_rows_for
 from mmesid_jax.evaluation.ranking import PROTOCOLS, ranks, summary
-from mmesid_jax.losses.scorer import Scorer
+from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.parallel.placement import place
 from mmesid_jax.parallel.sharding import constrain, put_batch, shards
 

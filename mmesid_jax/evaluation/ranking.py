@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmesid_jax.losses.scorer import candidates
+from mmesid_jax.models.catalogue_scores import candidates
 from mmesid_jax.parallel.sharding import pick
 
 PROTOCOLS = ("masked", "unmasked")

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.checkpoint import Checkpoint
+from mmesid_jax.models.layers.projection import Projection
+from mmesid_jax.models.layers.weight_quantization import BLOCK, Quantised, quantise
 from mmesid_jax.models.llama import Llama
-from mmesid_jax.models.projection import Projection
-from mmesid_jax.models.storage import BLOCK, Quantised, quantise
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import check_divides
 

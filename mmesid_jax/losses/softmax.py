@@ -4,7 +4,7 @@ large, or in published work."""
 import jax
 import jax.numpy as jnp
 
-from mmesid_jax.losses.scorer import Scorer, candidates
+from mmesid_jax.models.catalogue_scores import Scorer, candidates
 from mmesid_jax.parallel.sharding import mesh_axes, pick, shards, spec
 
 LARGEST = 2**28  # scores held at once, 1 GiB of float32; more are taken in chunks

@@ -11,8 +11,8 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.models.fusion import projects_catalogue
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.mm_rqvae import MMRQVAE
-from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.sasrec import SASRec
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 
 
 class Work(NamedTuple):

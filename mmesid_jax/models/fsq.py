@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.models.quantizer import Quantised, QuantizerConfig
+from mmesid_jax.models.residual_quantizer import Quantised, QuantizerConfig
 
 
 def digits(codes: int) -> tuple[int, ...]:

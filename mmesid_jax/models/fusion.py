@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.losses.scorer import Scorer
+from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.models.linear import Linear, gelu
+from mmesid_jax.models.layers.linear import Linear, gelu
 from mmesid_jax.parallel.sharding import lookup
 from mmesid_jax.parallel.variables import Frozen
 

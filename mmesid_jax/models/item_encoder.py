@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmesid_jax.models.linear import Linear, gelu
+from mmesid_jax.models.layers.linear import Linear, gelu
 from mmesid_jax.parallel.sharding import constrain, lookup
 from mmesid_jax.parallel.variables import Frozen
 

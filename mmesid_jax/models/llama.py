@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.models.attention import attention, groups
-from mmesid_jax.models.linear import dropout, split
-from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.models.projection import PRODUCT, Projection
+from mmesid_jax.models.layers.attention import attention, groups
+from mmesid_jax.models.layers.linear import dropout, split
+from mmesid_jax.models.layers.lora import LoRAConfig
+from mmesid_jax.models.layers.projection import PRODUCT, Projection
 from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.parallel.variables import LoRAParam, Pretrained
 

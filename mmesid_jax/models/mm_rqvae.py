@@ -10,7 +10,7 @@ from flax import nnx
 from mmesid_jax.losses.contrastive import info_nce
 from mmesid_jax.losses.mmd import mmd
 from mmesid_jax.models.fsq import FiniteScalarQuantizer
-from mmesid_jax.models.quantizer import QuantizerConfig, ResidualQuantizer
+from mmesid_jax.models.residual_quantizer import QuantizerConfig, ResidualQuantizer
 from mmesid_jax.parallel.variables import Frozen
 
 ANCHOR = (

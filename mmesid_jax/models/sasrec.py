@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
-from mmesid_jax.losses.scorer import Scorer
-from mmesid_jax.models.attention import attention, groups, read, visible
-from mmesid_jax.models.linear import Linear, dropout, split
+from mmesid_jax.models.catalogue_scores import Scorer
+from mmesid_jax.models.layers.attention import attention, groups, read, visible
+from mmesid_jax.models.layers.linear import Linear, dropout, split
 from mmesid_jax.parallel.sharding import constrain, lookup
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.data.dataset import Dataset, popularity
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.errors import UserError
-from mmesid_jax.models.attention import preferred
+from mmesid_jax.models.layers.attention import preferred
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place
 from mmesid_jax.stages import footprint, recommender

@@ -14,10 +14,10 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.hf import adapter, llama_weights, prompt
 from mmesid_jax.hf.architecture import read_architecture
 from mmesid_jax.hf.checkpoint import Checkpoint
+from mmesid_jax.models.layers.lora import LoRAConfig
+from mmesid_jax.models.layers.weight_quantization import BLOCK
 from mmesid_jax.models.llama import Llama, LlamaConfig
-from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.models.recommender import RecommenderModel
-from mmesid_jax.models.storage import BLOCK
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place
 from mmesid_jax.parallel.variables import Frozen, Pretrained

@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.data.packing import Layout, Packer
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import flat_name, place
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained

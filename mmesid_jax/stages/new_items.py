@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from mmesid_jax.data.features import Whitening, new_features, read_new_features
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
-from mmesid_jax.models.new_items import with_new_items
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.extend_catalogue import with_new_items
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import recommender, semantic_ids
 
 STAGE = "new_items"

@@ -19,10 +19,10 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files import artifact
 from mmesid_jax.losses.softmax import catalogue_cross_entropy, sampled_cross_entropy
 from mmesid_jax.models import flops
+from mmesid_jax.models.extend_catalogue import as_new
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.models.new_items import as_new
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import loaded
 from mmesid_jax.stages import backbone, semantic_ids

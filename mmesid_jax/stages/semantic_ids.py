@@ -24,7 +24,7 @@ from mmesid_jax.files import artifact
 from mmesid_jax.models import flops, mm_rqvae
 from mmesid_jax.models.fsq import digits
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
-from mmesid_jax.models.quantizer import QuantizerConfig
+from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import loaded
 from mmesid_jax.quantize.kmeans import residual_kmeans

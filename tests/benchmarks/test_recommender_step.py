@@ -17,7 +17,7 @@ from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "recommender_step.py"
 OURS = ["packed", "alone", "packed_backbone", "alone_backbone"]

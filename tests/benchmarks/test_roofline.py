@@ -22,9 +22,9 @@ from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTHS = {"collaborative": 8, "text": 24}

@@ -10,8 +10,8 @@ from flax import nnx
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.adapter import CONFIG, WEIGHTS, check, describe, read_adapter, write_adapter
+from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import Llama, LlamaConfig
-from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.parallel.variables import LoRAParam
 
 LORA = LoRAConfig(rank=4, alpha=8.0, targets=("q", "out", "down"))

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.losses.softmax import (
   catalogue_cross_entropy,
   chunked_cross_entropy,
   cross_entropy,
   sampled_cross_entropy,
 )
+from mmesid_jax.models.catalogue_scores import Scorer
 
 Q, ITEMS = 6, 11
 TARGET = np.array([3, 1, 0, 10, 0, 3])  # 0 = unused place

@@ -7,7 +7,7 @@ import pytest
 
 from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Layout
-from mmesid_jax.models.attention import attention, preferred, visible
+from mmesid_jax.models.layers.attention import attention, preferred, visible
 from mmesid_jax.parallel.sharding import make_mesh
 
 P, N, K = 3, 4, 2

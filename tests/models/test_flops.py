@@ -12,14 +12,14 @@ from flax import nnx
 from mmesid_jax.data.packing import Batch, Layout, Packer
 from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models import flops, mm_rqvae
-from mmesid_jax.models.attention import visible
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.models.layers.attention import visible
+from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.models.quantizer import QuantizerConfig
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.models.sasrec import SASRec
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 
 LLAMA = LlamaConfig(layers=2, D=256, F=768, N=4, K=2, H=64, unroll=2)
 LORA = dataclasses.replace(LLAMA, weights="float32", lora=LoRAConfig(16, 32.0))

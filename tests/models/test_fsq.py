@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.models.fsq import FiniteScalarQuantizer, digits
-from mmesid_jax.models.quantizer import QuantizerConfig
+from mmesid_jax.models.residual_quantizer import QuantizerConfig
 
 LEVELS, D = 3, 6
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmesid_jax.models.linear import dropout
+from mmesid_jax.models.layers.linear import dropout
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])

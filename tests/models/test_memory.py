@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import Llama, LlamaConfig
-from mmesid_jax.models.lora import LoRAConfig
 from mmesid_jax.parallel.variables import LoRAParam
 
 D, F = 256, 512

@@ -13,7 +13,7 @@ from mmesid_jax.losses.contrastive import info_nce
 from mmesid_jax.losses.mmd import mmd
 from mmesid_jax.models import mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE
-from mmesid_jax.models.quantizer import QuantizerConfig
+from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.quantize.kmeans import residual_kmeans
 
 WIDTHS = {"collaborative": 6, "text": 9, "visual": 7}

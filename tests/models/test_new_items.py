@@ -12,11 +12,11 @@ from flax import nnx
 from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Layout
+from mmesid_jax.models.extend_catalogue import as_new, with_new_items
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.new_items import as_new, with_new_items
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import recommender as stage
 
 ITEMS, D, LEVELS, CODES = 12, 8, 3, 4

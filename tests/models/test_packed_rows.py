@@ -17,8 +17,8 @@ from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.recommender import RecommenderModel
 from mmesid_jax.models.sasrec import SASRec
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 
 ITEMS = 40
 D = 16

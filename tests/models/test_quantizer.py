@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.models.quantizer import QuantizerConfig, ResidualQuantizer
+from mmesid_jax.models.residual_quantizer import QuantizerConfig, ResidualQuantizer
 from mmesid_jax.quantize.sinkhorn import sinkhorn
 
 LEVELS, CODES, D, MU = 3, 5, 4, 0.25

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmesid_jax.models.storage import BLOCK, NF4, Quantised, dequantise, quantise
+from mmesid_jax.models.layers.weight_quantization import BLOCK, NF4, Quantised, dequantise, quantise
 
 RNG = np.random.default_rng(0)
 WEIGHT = (RNG.normal(size=(4 * BLOCK, 6, 5)) * RNG.gamma(2, size=(1, 6, 5))).astype(np.float32)

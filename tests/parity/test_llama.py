@@ -22,8 +22,8 @@ from mmesid_jax.config.rules import PROJECTIONS
 from mmesid_jax.hf.architecture import architecture_json, read_architecture
 from mmesid_jax.hf.checkpoint import Checkpoint, write_checkpoint
 from mmesid_jax.hf.llama_weights import to_hugging_face
+from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import Llama
-from mmesid_jax.models.lora import LoRAConfig
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -8,7 +8,7 @@ from parity.llamas import llama_from, randomise_lora, states, tokens, torch_llam
 
 from mmesid_jax.config.rules import PROJECTIONS
 from mmesid_jax.hf.adapter import read_adapter, write_adapter
-from mmesid_jax.models.lora import LoRAConfig
+from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.parallel.variables import LoRAParam
 
 pytestmark = pytest.mark.parity

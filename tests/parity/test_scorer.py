@@ -19,8 +19,8 @@ from mmesid_jax.hf.prompt import embeddings, tokenise
 from mmesid_jax.losses.softmax import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.layers.lora import LoRAConfig
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.placement import named_variables, tensors
 
 pytestmark = pytest.mark.parity

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.config.schema import optimizer as optimizer_keys
 from mmesid_jax.models import mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE
-from mmesid_jax.models.quantizer import QuantizerConfig
+from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.stages.semantic_ids import Tables
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step

@@ -11,7 +11,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.models.mm_rqvae import MMRQVAE
-from mmesid_jax.models.quantizer import QuantizerConfig
+from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.stages import tables
 from mmesid_jax.stages.tables import Rows, Tables, batch_of, items_of
 

@@ -13,9 +13,9 @@ from mmesid_jax.data.packing import Batch, Layout, Packer
 from mmesid_jax.losses.softmax import catalogue_cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.lora import LoRAConfig
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.activations import activations, most_held
 from mmesid_jax.training.step import initial_state, make_step

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.config.rules import PROJECTIONS
-from mmesid_jax.models.linear import dropout
+from mmesid_jax.models.layers.linear import dropout
 from mmesid_jax.parallel.variables import LoRAParam
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from mmesid_jax.models.lora import LoRA, LoRAConfig
-from mmesid_jax.models.storage import Quantised, dequantise, stored
+from mmesid_jax.models.layers.lora import LoRA, LoRAConfig
+from mmesid_jax.models.layers.weight_quantization import Quantised, dequantise, stored
 
 # Standard deviation of every fresh weight, Hugging Face's initializer_range: what a layer adds at
 # first is as small as the item vectors that it is added to, so it does not drown them.

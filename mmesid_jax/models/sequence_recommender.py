@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
-from mmesid_jax.losses.scorer import Scorer
 from mmesid_jax.models import fusion
-from mmesid_jax.models.attention import read, visible
+from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.models.linear import dropout, split
+from mmesid_jax.models.layers.attention import read, visible
+from mmesid_jax.models.layers.linear import dropout, split
 from mmesid_jax.models.llama import Llama, LlamaConfig
 from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.parallel.variables import Pretrained

@@ -9,7 +9,7 @@ from flax import nnx
 
 from mmesid_jax.config.rules import FROM_EVENTS
 from mmesid_jax.models.item_encoder import NO_CODE
-from mmesid_jax.models.recommender import RecommenderModel
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Frozen
 
 
