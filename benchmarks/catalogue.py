@@ -70,7 +70,11 @@ def prepared(kind: str, items: int, mesh, *, shapes_only: bool = False):
   import jax.numpy as jnp
   import numpy as np
 
-  from mmesid_jax.losses.softmax import chunked_cross_entropy, cross_entropy, sampled_cross_entropy
+  from mmesid_jax.losses.next_item import (
+    chunked_cross_entropy,
+    cross_entropy,
+    sampled_cross_entropy,
+  )
   from mmesid_jax.models.catalogue_scores import Scorer
   from mmesid_jax.parallel.sharding import put, sharding
 

@@ -96,18 +96,18 @@ def items_series() -> Series:
   import jax
   import jax.numpy as jnp
 
-  from mmesid_jax.losses import softmax
+  from mmesid_jax.losses import next_item
   from mmesid_jax.models.catalogue_scores import Scorer
 
   def full(scorer, target_Q, weight_Q, negative_N):
-    return softmax.cross_entropy(scorer.all(), target_Q, weight_Q)
+    return next_item.cross_entropy(scorer.all(), target_Q, weight_Q)
 
   def chunked(scorer, target_Q, weight_Q, negative_N):
-    return softmax.chunked_cross_entropy(scorer, target_Q, weight_Q, CHUNK)
+    return next_item.chunked_cross_entropy(scorer, target_Q, weight_Q, CHUNK)
 
   def sampled(scorer, target_Q, weight_Q, negative_N):
     log_expected_N = jnp.full(NEGATIVES, math.log(NEGATIVES / (scorer.items - 1)))
-    return softmax.sampled_cross_entropy(scorer, target_Q, weight_Q, negative_N, log_expected_N)
+    return next_item.sampled_cross_entropy(scorer, target_Q, weight_Q, negative_N, log_expected_N)
 
   def gradient(loss):
     def of(query_QD, table_ID, *rest):
@@ -175,7 +175,7 @@ def loss_gradient(model, hidden: Callable):
   import jax
   from flax import nnx
 
-  from mmesid_jax.losses.softmax import cross_entropy
+  from mmesid_jax.losses.next_item import cross_entropy
 
   graph, params, frozen = nnx.split(model, nnx.Param, ...)
 

@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 
 from mmesid_jax.data.packing import Layout, Packer
-from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import projects_catalogue
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel

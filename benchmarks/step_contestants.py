@@ -16,7 +16,7 @@ from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.evaluation.evaluator import Evaluator
-from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.flops import Work, useful
 from mmesid_jax.models.fusion import normalised_frequency
 from mmesid_jax.models.sequence_recommender import RecommenderModel

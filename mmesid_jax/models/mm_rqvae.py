@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmesid_jax.losses.contrastive import info_nce
+from mmesid_jax.losses.info_nce import info_nce
 from mmesid_jax.losses.mmd import mmd
 from mmesid_jax.models.fsq import FiniteScalarQuantizer
 from mmesid_jax.models.residual_quantizer import QuantizerConfig, ResidualQuantizer

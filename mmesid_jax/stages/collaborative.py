@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, training_pieces
 from mmesid_jax.evaluation.evaluator import Evaluator
-from mmesid_jax.losses.softmax import binary_cross_entropy, catalogue_cross_entropy
+from mmesid_jax.losses.next_item import binary_cross_entropy, catalogue_cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.parallel.placement import loaded, tensors

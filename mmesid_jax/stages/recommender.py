@@ -17,7 +17,7 @@ from mmesid_jax.data.packing import Batch, Layout, PieceCounts, fitted, training
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files import artifact
-from mmesid_jax.losses.softmax import catalogue_cross_entropy, sampled_cross_entropy
+from mmesid_jax.losses.next_item import catalogue_cross_entropy, sampled_cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.extend_catalogue import as_new
 from mmesid_jax.models.fusion import FrequencyFusion

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from mmesid_jax.data.packing import Layout, Packer
-from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder

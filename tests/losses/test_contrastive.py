@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmesid_jax.losses.contrastive import info_nce
+from mmesid_jax.losses.info_nce import info_nce
 
 
 def pairs(b=6, width=4, seed=0):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmesid_jax.losses.softmax import (
+from mmesid_jax.losses.next_item import (
   catalogue_cross_entropy,
   chunked_cross_entropy,
   cross_entropy,
@@ -86,14 +86,14 @@ def test_a_chunk_holds_its_scores_only():
 
 
 def test_chunks_are_taken_where_asked_for_or_where_scores_are_many(monkeypatch):
-  from mmesid_jax.losses import softmax
+  from mmesid_jax.losses import next_item
 
   asked = []
-  monkeypatch.setattr(softmax, "chunked_cross_entropy", lambda *args: asked.append(args[-1]))
+  monkeypatch.setattr(next_item, "chunked_cross_entropy", lambda *args: asked.append(args[-1]))
   catalogue_cross_entropy(scorer(), TARGET, WEIGHT)
   assert not asked
   catalogue_cross_entropy(scorer(), TARGET, WEIGHT, chunk=4)
-  monkeypatch.setattr(softmax, "LARGEST", 3 * Q)
+  monkeypatch.setattr(next_item, "LARGEST", 3 * Q)
   catalogue_cross_entropy(scorer(), TARGET, WEIGHT)
   assert asked == [4, 3]
 

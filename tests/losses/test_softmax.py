@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmesid_jax.losses.softmax import binary_cross_entropy, cross_entropy
+from mmesid_jax.losses.next_item import binary_cross_entropy, cross_entropy
 
 TARGET = np.array([3, 1, 0, 6, 0, 3])  # 0 = unused place
 WEIGHT = np.float32([1, 0.5, 0, 2, 0, 1])

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch, Layout, Packer
-from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models import flops, mm_rqvae
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder

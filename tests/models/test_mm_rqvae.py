@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mmesid_jax.losses.contrastive import info_nce
+from mmesid_jax.losses.info_nce import info_nce
 from mmesid_jax.losses.mmd import mmd
 from mmesid_jax.models import mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE

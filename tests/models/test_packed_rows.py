@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmesid_jax.data.batches import in_batches, in_order
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Layout, training_pieces
-from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig

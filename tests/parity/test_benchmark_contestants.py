@@ -14,7 +14,7 @@ from flax import nnx
 
 from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Layout
-from mmesid_jax.losses.softmax import cross_entropy
+from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
