@@ -58,8 +58,8 @@ def write(directory: pathlib.Path) -> None:
   from flax import nnx
 
   from mmesid_jax.hf.architecture import architecture_json
-  from mmesid_jax.hf.checkpoint import write_checkpoint
   from mmesid_jax.hf.llama_weights import EMBEDDING, expected
+  from mmesid_jax.hf.safetensors_dir import write_checkpoint
   from mmesid_jax.models.llama import Llama, LlamaConfig
 
   c = LlamaConfig(layers=16, D=2048, F=8192, N=32, K=8, H=64)
@@ -82,8 +82,8 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
   from flax import nnx
 
   from mmesid_jax.hf.architecture import read_architecture
-  from mmesid_jax.hf.checkpoint import Checkpoint
   from mmesid_jax.hf.llama_weights import load
+  from mmesid_jax.hf.safetensors_dir import Checkpoint
   from mmesid_jax.models.llama import Llama
   from mmesid_jax.parallel.sharding import make_mesh
 

@@ -34,11 +34,11 @@ SIZES = (
 
 def main(argv: list[str]) -> None:
   del argv
-  from mmesid_jax import exporting
   from mmesid_jax.files import artifact
+  from mmesid_jax.hf import export_backbone
 
   workdir, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
-  exporting.run(workdir, output / "backbone")
+  export_backbone.run(workdir, output / "backbone")
   rows = {kind: {**storage(output / "backbone", kind)} for kind in KINDS}
   for kind in KINDS:
     rows[kind] |= trained(workdir, output, kind)
@@ -61,7 +61,7 @@ def storage(checkpoint: pathlib.Path, kind: str) -> dict[str, float]:
   import numpy as np
 
   from mmesid_jax.hf.architecture import read_architecture
-  from mmesid_jax.hf.checkpoint import Checkpoint
+  from mmesid_jax.hf.safetensors_dir import Checkpoint
   from mmesid_jax.models.layers.weight_quantization import dequantise, quantise
 
   def kept(weight):

@@ -14,9 +14,9 @@ flags.mark_flags_as_required(["workdir", "output"])
 
 def main(argv: list[str]) -> None:
   del argv
-  from mmesid_jax import exporting
+  from mmesid_jax.hf import export_backbone
 
-  exporting.run(pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value))
+  export_backbone.run(pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import numpy as np
 from flax import nnx
 
 from mmesid_jax.hf.architecture import architecture_json
-from mmesid_jax.hf.checkpoint import write_checkpoint
 from mmesid_jax.hf.llama_weights import EMBEDDING, to_hugging_face
+from mmesid_jax.hf.safetensors_dir import write_checkpoint
 from mmesid_jax.models.llama import Llama, LlamaConfig
 
 SPECIAL = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]

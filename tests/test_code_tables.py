@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax import exporting, pipeline
+from mmesid_jax import pipeline
 from mmesid_jax.files.artifact import read_artifact
+from mmesid_jax.hf import export_backbone
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import recommender
@@ -58,4 +59,4 @@ def test_code_tables_move_unless_they_are_frozen(workdir, tiny, tmp_path, codes,
     assert as_quantised == (codes != "random" and not whiten)
   if codes == "frozen" and whiten:
     assert len(Recommender.load(workdir).recommend([[1, 2]], top_k=3)[0]) == 3
-    exporting.run(workdir, tmp_path / "export")
+    export_backbone.run(workdir, tmp_path / "export")

@@ -13,10 +13,11 @@ import safetensors.numpy
 from checkpoints import write_tiny_checkpoint
 from conftest import TINY
 
-from mmesid_jax import exporting, pipeline
+from mmesid_jax import pipeline
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
-from mmesid_jax.hf.checkpoint import SINGLE, Checkpoint
+from mmesid_jax.hf import export_backbone
+from mmesid_jax.hf.safetensors_dir import SINGLE, Checkpoint
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import recommender
 
@@ -196,7 +197,7 @@ def test_the_presets_take_their_own_prompt(base):
 
 def test_the_merged_backbone_differs_by_its_adapter_and_nothing_else(workdir, base, tmp_path):
   output = tmp_path / "merged"
-  exporting.run(workdir, output)
+  export_backbone.run(workdir, output)
   merged, source = Checkpoint(output), Checkpoint(base)
   adapter = safetensors.numpy.load_file(workdir / "adapter/adapter_model.safetensors")
   assert sorted(merged.keys()) == sorted(source.keys())
@@ -211,11 +212,11 @@ def test_the_merged_backbone_differs_by_its_adapter_and_nothing_else(workdir, ba
   ours, theirs = (json.loads((d / "config.json").read_text()) for d in (output, base))
   assert ours == theirs
   with pytest.raises(UserError, match="merged: exists already"):
-    exporting.run(workdir, output)
+    export_backbone.run(workdir, output)
 
 
 def test_a_backbone_from_scratch_becomes_a_checkpoint(trained, tmp_path):
-  exporting.run(trained, tmp_path / "scratch")
+  export_backbone.run(trained, tmp_path / "scratch")
   model = restored(trained)
   found = Checkpoint(tmp_path / "scratch")
   np.testing.assert_array_equal(found.read("model.embed_tokens.weight"), model.prompt_PD[...])

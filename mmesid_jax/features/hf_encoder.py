@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.hf.checkpoint import Checkpoint
+from mmesid_jax.hf.safetensors_dir import Checkpoint
 
 
 def needed(name: str) -> ModuleType:

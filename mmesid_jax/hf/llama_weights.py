@@ -15,7 +15,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.hf.checkpoint import Checkpoint
+from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.models.layers.projection import Projection
 from mmesid_jax.models.layers.weight_quantization import BLOCK, Quantised, quantise
 from mmesid_jax.models.llama import Llama

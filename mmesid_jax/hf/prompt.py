@@ -8,8 +8,8 @@ import numpy as np
 
 from mmesid_jax.config.schema import ITEMS
 from mmesid_jax.errors import UserError
-from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.hf.llama_weights import EMBEDDING
+from mmesid_jax.hf.safetensors_dir import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf import adapter, llama_weights, prompt
 from mmesid_jax.hf.architecture import read_architecture
-from mmesid_jax.hf.checkpoint import Checkpoint
+from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.layers.weight_quantization import BLOCK
 from mmesid_jax.models.llama import Llama, LlamaConfig

@@ -11,8 +11,8 @@ from flax import nnx
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.architecture import read_architecture
-from mmesid_jax.hf.checkpoint import INDEX, SINGLE, Checkpoint, write_checkpoint
 from mmesid_jax.hf.llama_weights import check_keys
+from mmesid_jax.hf.safetensors_dir import INDEX, SINGLE, Checkpoint, write_checkpoint
 from mmesid_jax.models.llama import Llama
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -119,7 +119,7 @@ def test_architectures_that_are_not_ours_are_refused(base, change, message):
 
 
 def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):
-  monkeypatch.setattr("mmesid_jax.hf.checkpoint.SHARD_BYTES", 1000)
+  monkeypatch.setattr("mmesid_jax.hf.safetensors_dir.SHARD_BYTES", 1000)
   rng = np.random.default_rng(0)
   tensors = {f"t{i}": rng.normal(size=(i + 1, 30)).astype(ml_dtypes.bfloat16) for i in range(12)}
   write_checkpoint(tmp_path / "out", tensors.items(), {})

@@ -10,8 +10,8 @@ from checkpoints import write_tiny_checkpoint
 from flax import nnx
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.hf.llama_weights import IGNORED, TABLE, layer_of, load, to_hugging_face, weight_of
+from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.models.layers.weight_quantization import BLOCK
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.parallel.sharding import make_mesh

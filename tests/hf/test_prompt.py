@@ -9,9 +9,9 @@ from checkpoints import SPECIAL, write_tiny_checkpoint
 
 from mmesid_jax.config.schema import PROMPTS
 from mmesid_jax.errors import UserError
-from mmesid_jax.hf.checkpoint import SINGLE, Checkpoint
 from mmesid_jax.hf.llama_weights import EMBEDDING
 from mmesid_jax.hf.prompt import embeddings, tokenise
+from mmesid_jax.hf.safetensors_dir import SINGLE, Checkpoint
 
 BEGIN, START, STOP, EOT = range(256, 260)  # ids of SPECIAL: they follow the bytes
 

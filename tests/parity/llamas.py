@@ -10,8 +10,8 @@ from flax import nnx
 
 from mmesid_jax.config.rules import PROJECTIONS
 from mmesid_jax.hf.architecture import read_architecture
-from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.hf.llama_weights import load
+from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.models.llama import Llama
 
 torch = pytest.importorskip("torch")

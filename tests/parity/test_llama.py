@@ -20,8 +20,8 @@ from parity.llamas import (
 
 from mmesid_jax.config.rules import PROJECTIONS
 from mmesid_jax.hf.architecture import architecture_json, read_architecture
-from mmesid_jax.hf.checkpoint import Checkpoint, write_checkpoint
 from mmesid_jax.hf.llama_weights import to_hugging_face
+from mmesid_jax.hf.safetensors_dir import Checkpoint, write_checkpoint
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import Llama
 

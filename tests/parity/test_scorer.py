@@ -14,8 +14,8 @@ from mmesid_jax.config.schema import PROMPTS
 from mmesid_jax.data.batches import in_batches
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.hf.adapter import write_adapter
-from mmesid_jax.hf.checkpoint import Checkpoint
 from mmesid_jax.hf.prompt import embeddings, tokenise
+from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder

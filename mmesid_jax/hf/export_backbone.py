@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from mmesid_jax.config.schema import read_config
 from mmesid_jax.hf.architecture import architecture_json
-from mmesid_jax.hf.checkpoint import Checkpoint, refuse_existing, write_checkpoint
 from mmesid_jax.hf.llama_weights import EMBEDDING, TABLE, to_hugging_face
+from mmesid_jax.hf.safetensors_dir import Checkpoint, refuse_existing, write_checkpoint
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import recommender
 
