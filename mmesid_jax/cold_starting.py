@@ -14,7 +14,7 @@ from mmesid_jax.data import held_out_items
 from mmesid_jax.data.dataset import Dataset, prepare
 from mmesid_jax.data.features import read_features
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation import cold_items, ranking
+from mmesid_jax.evaluation import cold_start_ranks, ranking
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.lock import locked
 from mmesid_jax.stages import new_items, recommender
@@ -96,8 +96,8 @@ def _evaluate(
   if not len(cases):
     raise UserError("no user meets a held-out item behind another one; try a larger --fraction")
   order = np.concatenate([[0], split.warm, split.cold])
-  content_IV = cold_items.content({m: x_IV[order] for m, x_IV in features.items()})
-  by_last = cold_items.choose_last(
+  content_IV = cold_start_ranks.content({m: x_IV[order] for m, x_IV in features.items()})
+  by_last = cold_start_ranks.choose_last(
     content_IV[: warm + 1], held_out_items.valid_cases(workdir.dataset)
   )
   last = max(by_last, key=by_last.get)
@@ -109,12 +109,12 @@ def _evaluate(
   )
   layout = evaluation_layout(recommender.layout(config.recommender), config.evaluation.targets)
   ranks = {
-    f"nearest to last {last}": cold_items.nearest_ranks(content_IV, cases, last, warm),
-    "MME-SID": cold_items.model_ranks(model, cases, layout, warm),
+    f"nearest to last {last}": cold_start_ranks.nearest_ranks(content_IV, cases, last, warm),
+    "MME-SID": cold_start_ranks.model_ranks(model, cases, layout, warm),
   }
   result: dict[str, Any] = {
     "items": {"warm": warm, "cold": len(split.cold)},
-    "nearest": {"last": last, f"valid {cold_items.SELECT} by last": by_last},
+    "nearest": {"last": last, f"valid {cold_start_ranks.SELECT} by last": by_last},
     "config": flatten(config),
   }
   for name, chosen_Q in {
@@ -147,7 +147,7 @@ def _judged(
     }
     for model, found in ranks.items()
   }
-  chance = cold_items.chance(chosen, len(split.warm), len(split.cold), c.cutoffs)
+  chance = cold_start_ranks.chance(chosen, len(split.warm), len(split.cold), c.cutoffs)
   return {
     "targets": len(chosen),
     "items": len(np.unique(chosen.item_Q)),

@@ -26,7 +26,7 @@ from mmesid_jax.data.dataset import prepare
 from mmesid_jax.data.folder.tfds_reader import export
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation import codebooks, geometry, ranking
+from mmesid_jax.evaluation import codebook_health, geometry, ranking
 from mmesid_jax.files import artifact
 from mmesid_jax.files.lock import locked
 from mmesid_jax.parallel import processes, sharding
@@ -133,7 +133,7 @@ def evaluate(workdir: Workdir, split: str) -> None:
 def examine(workdir: Workdir) -> None:
   """Examines the semantic IDs and prints the tables. Raises UserError."""
   found = id_report.examine(workdir)
-  print(codebooks.table(found["health"]))
+  print(codebook_health.table(found["health"]))
   print(f"\n{geometry.table(found['tau'], found['inputs'])}")
   print(*found["notes"], sep="\n")
   print(f"with pictures: {workdir.path / id_report.PAGE}; all figures: {id_report.FIGURES}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import pictures
-from mmesid_jax.evaluation.codebooks import health, residual_norms
+from mmesid_jax.evaluation.codebook_health import health, residual_norms
 from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, principal_plane, spectrum
 from mmesid_jax.evaluation.report import page
 from mmesid_jax.files.artifact import read_header, write_text

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.data.batches import item_batches
 from mmesid_jax.data.features import covariance, mean_and_deviation, principal_components
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.codebooks import health, table
+from mmesid_jax.evaluation.codebook_health import health, table
 from mmesid_jax.files import artifact
 from mmesid_jax.models import flops, mm_rqvae
 from mmesid_jax.models.fsq import digits

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmesid_jax.evaluation.codebooks import (
+from mmesid_jax.evaluation.codebook_health import (
   collisions,
   health,
   level_health,

@@ -6,7 +6,7 @@ from flax import nnx
 
 from mmesid_jax.data.held_out_items import cases
 from mmesid_jax.data.packing import Layout
-from mmesid_jax.evaluation.cold_items import (
+from mmesid_jax.evaluation.cold_start_ranks import (
   chance,
   choose_last,
   content,

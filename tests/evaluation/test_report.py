@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmesid_jax.evaluation import pictures
-from mmesid_jax.evaluation.codebooks import health
+from mmesid_jax.evaluation.codebook_health import health
 from mmesid_jax.evaluation.geometry import principal_plane
 from mmesid_jax.evaluation.report import page
 
