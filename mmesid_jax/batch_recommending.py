@@ -16,7 +16,7 @@ from mmesid_jax.files.rows import Columns
 from mmesid_jax.serving import Best, Recommender
 from mmesid_jax.stages import recommender
 from mmesid_jax.stages.workdir import Workdir
-from mmesid_jax.training.stopping import Stopping
+from mmesid_jax.training.interrupts import Stopping
 
 USERS_A_PART = 4096
 

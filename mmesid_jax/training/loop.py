@@ -18,12 +18,12 @@ from mmesid_jax.errors import Diverged, Interrupted
 from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.parallel.placement import agree, place
 from mmesid_jax.training.checkpoint import Checkpoints
-from mmesid_jax.training.logging import MetricsLog, progress
-from mmesid_jax.training.profile import Trace
+from mmesid_jax.training.interrupts import Stopping
+from mmesid_jax.training.metrics_log import MetricsLog, progress
 from mmesid_jax.training.saving import SaveTimes
 from mmesid_jax.training.step import Loss, initial_state, make_step, several
-from mmesid_jax.training.stopping import Stopping
 from mmesid_jax.training.throughput import Amounts, Throughput, describe
+from mmesid_jax.training.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ from mmesid_jax.data.dataset import write_whole
 from mmesid_jax.errors import Diverged, UserError, disk_fault
 from mmesid_jax.files import artifact
 from mmesid_jax.training.checkpoint import Checkpoints
-from mmesid_jax.training.logging import MetricsLog
 from mmesid_jax.training.loop import fit
+from mmesid_jax.training.metrics_log import MetricsLog
 
 FULL = "no space left on device"
 

@@ -6,7 +6,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mmesid_jax.training.logging import MetricsLog
+from mmesid_jax.training.metrics_log import MetricsLog
 
 
 def events(file) -> list[Event]:
