@@ -107,7 +107,7 @@ def configuration(source: pathlib.Path, seed: int, response: int, targets_per_pi
   """The workdir's, with rows enough for the same number of targets a batch."""
   from mmesid_jax import pipeline
   from mmesid_jax.data.packing import with_rows_for
-  from mmesid_jax.stages import recommender
+  from mmesid_jax.stages import recommender_stage
 
   config = pipeline.read_config(source)
   config.data.dir = DATA.value or config.data.dir
@@ -115,8 +115,10 @@ def configuration(source: pathlib.Path, seed: int, response: int, targets_per_pi
   r = config.recommender
   r.prompt.response, r.targets_per_piece = response, targets_per_piece
   r.epochs = EPOCHS
-  batches, _ = recommender.training_data(pipeline.open_workdir(config, source))
-  r.rows = max(round(SHARE.value * with_rows_for(recommender.layout(r), batches.pieces).rows), 1)
+  batches, _ = recommender_stage.training_data(pipeline.open_workdir(config, source))
+  r.rows = max(
+    round(SHARE.value * with_rows_for(recommender_stage.layout(r), batches.pieces).rows), 1
+  )
   r.targets = max(int(SHARE.value * r.targets), 1)
   return config
 
@@ -130,8 +132,8 @@ def train(
   from mmesid_jax import pipeline
   from mmesid_jax.evaluation.evaluator import Evaluator
   from mmesid_jax.files import artifact
-  from mmesid_jax.stages import recommender
-  from mmesid_jax.stages.next_item import evaluation_layout
+  from mmesid_jax.stages import recommender_stage
+  from mmesid_jax.stages.sequence_task import evaluation_layout
 
   folder.mkdir(parents=True, exist_ok=True)
   config = configuration(source, seed, response, targets_per_piece)
@@ -140,10 +142,12 @@ def train(
       shutil.copy(source / f"{stage}.safetensors", folder)
   workdir = pipeline.open_workdir(config, folder)
   print(f"\n{folder.name}: {config.recommender.rows} rows")
-  recommender.run(workdir)
-  layout = evaluation_layout(recommender.layout(config.recommender), config.evaluation.targets)
+  recommender_stage.run(workdir)
+  layout = evaluation_layout(
+    recommender_stage.layout(config.recommender), config.evaluation.targets
+  )
   ranks = Evaluator(workdir.dataset, layout, "test").model_ranks(
-    recommender.restore(folder, config)
+    recommender_stage.restore(folder, config)
   )
   for protocol, rank_U in ranks.items():
     np.save(folder / f"{protocol}.npy", rank_U)
@@ -151,7 +155,7 @@ def train(
   curve = [line for line in lines if "valid/nDCG@5" in line]
   run = {
     "rows": config.recommender.rows,
-    "targets": recommender.training_data(workdir)[1].targets,
+    "targets": recommender_stage.training_data(workdir)[1].targets,
     "steps": [line["step"] for line in curve],
     "valid nDCG@5": [line["valid/nDCG@5"] for line in curve],
     "valid unmasked nDCG@5": [line["valid/unmasked/nDCG@5"] for line in curve],
@@ -166,17 +170,17 @@ def speeds(source: pathlib.Path) -> dict[str, float]:
 
   from mmesid_jax import pipeline
   from mmesid_jax.data.dataset import popularity
-  from mmesid_jax.stages import recommender
+  from mmesid_jax.stages import recommender_stage
   from mmesid_jax.training import optimizer
   from mmesid_jax.training.step import initial_state, make_step
 
   def contestant(response: int, targets_per_piece: int):
     config = configuration(source, 0, response, targets_per_piece)
     workdir = pipeline.open_workdir(config, source)
-    batches, _ = recommender.training_data(workdir)
-    graph, params, frozen = nnx.split(recommender.drawn(workdir), nnx.Param, ...)
+    batches, _ = recommender_stage.training_data(workdir)
+    graph, params, frozen = nnx.split(recommender_stage.drawn(workdir), nnx.Param, ...)
     adamw = optimizer.adamw(config.recommender.optimizer, 1000)
-    loss = recommender.loss(config.recommender, popularity(workdir.dataset))
+    loss = recommender_stage.loss(config.recommender, popularity(workdir.dataset))
     step, iterator = make_step(loss, adamw, graph, seed=0), iter(batches)
     state = initial_state(params, adamw)
 

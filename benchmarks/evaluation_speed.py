@@ -126,8 +126,8 @@ def make_rankers(
   from flax import nnx
 
   from mmesid_jax.evaluation.evaluator import Evaluator
-  from mmesid_jax.stages import recommender
-  from mmesid_jax.stages.next_item import evaluation_layout
+  from mmesid_jax.stages import recommender_stage
+  from mmesid_jax.stages.sequence_task import evaluation_layout
 
   config = default_config()
   c = config.recommender
@@ -145,12 +145,12 @@ def make_rankers(
     "codes": {m: rng.integers(0, s.codes, (rows, s.levels), np.int32) for m in modalities},
     "codebooks": {m: table(s.levels, s.codes, c.width) for m in modalities},
   }
-  model = recommender.build(c, seed=0, **tables, counts_I=popularity(dataset))
+  model = recommender_stage.build(c, seed=0, **tables, counts_I=popularity(dataset))
   # Drawn as small as they are, the backbone's weights would add next to nothing to the last item.
   projections = nnx.state(model.backbone.blocks, nnx.Param)
   larger = jax.tree.map(lambda x: 4 * x if x.ndim > 2 else x, projections)  # others are norms
   nnx.update(model.backbone.blocks, larger)
-  few, layout = subset(dataset, sample), recommender.layout(c)
+  few, layout = subset(dataset, sample), recommender_stage.layout(c)
   evaluators = {
     "batched": Evaluator(dataset, evaluation_layout(layout, config.evaluation.targets), "test"),
     "alone": Evaluator(few, dataclasses.replace(layout, rows=1, targets=1), "test"),

@@ -141,7 +141,7 @@ def measure(
   from step_contestants import contestant, peak_memory
 
   from mmesid_jax.models import flops
-  from mmesid_jax.stages import recommender as stage
+  from mmesid_jax.stages import recommender_stage as stage
   from mmesid_jax.training.throughput import peak
 
   inputs = draw(size, variant, data, changes)
@@ -182,7 +182,7 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
 
   from mmesid_jax.data.batches import PackedBatches
   from mmesid_jax.data.packing import fitted, training_pieces
-  from mmesid_jax.stages.recommender import layout
+  from mmesid_jax.stages.recommender_stage import layout
 
   rng, s, config = np.random.default_rng(0), SIZES[size], default_config()
   config.recommender.fusion = "frequency"  # as the contestants have it

@@ -139,15 +139,15 @@ def pack(config, dataset) -> Epoch:
   from mmesid_jax.data.batches import in_order
   from mmesid_jax.data.packing import evaluation_pieces, with_rows_for
   from mmesid_jax.models.flops import useful
-  from mmesid_jax.stages import recommender
-  from mmesid_jax.stages.next_item import evaluation_layout
+  from mmesid_jax.stages import recommender_stage
+  from mmesid_jax.stages.sequence_task import evaluation_layout
 
   c = config.recommender
-  batches, counts = recommender.packed(config, dataset)
+  batches, counts = recommender_stage.packed(config, dataset)
   pieces, layout = batches.pieces, batches.layout
   work = [useful(packer.batch(), c.prompt.length) for packer in batches.first_epoch()]
   tested = evaluation_pieces(dataset, layout, "test")
-  test_layout = evaluation_layout(recommender.layout(c), config.evaluation.targets)
+  test_layout = evaluation_layout(recommender_stage.layout(c), config.evaluation.targets)
   test_layout = with_rows_for(test_layout, tested)
   tokens = layout.tokens(pieces.stop - pieces.start, pieces.stop - pieces.first_target).sum()
   test_batches = sum(1 for _ in in_order(dataset, tested, test_layout))

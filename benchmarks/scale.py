@@ -81,7 +81,8 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
   from mmesid_jax.config.schema import default_config
   from mmesid_jax.data.batches import item_batches
   from mmesid_jax.data.features import open_features
-  from mmesid_jax.stages import semantic_ids, tables
+  from mmesid_jax.stages import item_batches as tables
+  from mmesid_jax.stages import semantic_id_stage
   from mmesid_jax.training.step import initial_state, make_step
 
   tables.DEVICE_TABLE_BYTES = 0  # at any size
@@ -100,7 +101,9 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
     found["features"] = {"text": open_features(path, ITEMS.value)}
 
   def start():
-    found["tables"] = semantic_ids.build(c, found["features"], code_width=CODE_WIDTH.value, seed=0)
+    found["tables"] = semantic_id_stage.build(
+      c, found["features"], code_width=CODE_WIDTH.value, seed=0
+    )
 
   def take(steps):
     for _ in range(steps):
@@ -111,16 +114,16 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
 
   def export():
     held = nnx.merge(found["graph"], found["state"]["params"], found["frozen"])
-    codes = semantic_ids.all_codes(held, found["features"])
+    codes = semantic_id_stage.all_codes(held, found["features"])
     np.save(path.with_name("codes.npy"), codes["text"])
 
   timed("check", ITEMS.value, check)
   timed("k-means start", ITEMS.value, start)
   found["graph"], params, found["frozen"] = nnx.split(found["tables"], nnx.Param, ...)
-  learner = semantic_ids.learner(c, STEPS.value)
+  learner = semantic_id_stage.learner(c, STEPS.value)
   batch = min(c.batch, ITEMS.value)
   found["state"] = initial_state(params, learner)
-  found["step"] = make_step(semantic_ids.loss(c), learner, found["graph"], seed=0)
+  found["step"] = make_step(semantic_id_stage.loss(c), learner, found["graph"], seed=0)
   found["batches"] = iter(item_batches(ITEMS.value, batch, seed=0))
   take(1)  # compiles
   jax.block_until_ready(found["state"])

@@ -110,11 +110,11 @@ class Contestant:
 
 def contestant(name: str, size: str, data: str | None, budget_gib: float) -> Contestant:
   """By its name, on a GPU if there is one; all start from the same parameters."""
-  from mmesid_jax.stages import semantic_ids
+  from mmesid_jax.stages import semantic_id_stage
 
   config, features = configuration(size), feature_tables(size, data)
   c = config.semantic_ids
-  tables = semantic_ids.build(c, features, code_width=config.recommender.width, seed=0)
+  tables = semantic_id_stage.build(c, features, code_width=config.recommender.width, seed=0)
   num_items = len(features["text"]) - 1
   batch = min(c.batch, num_items)
   if name == "torch_tensor":
@@ -166,7 +166,7 @@ def our_step(config: ConfigDict, tables, batch: int) -> tuple[Callable, list]:
   import jax
   from flax import nnx
 
-  from mmesid_jax.stages.semantic_ids import learner, loss
+  from mmesid_jax.stages.semantic_id_stage import learner, loss
   from mmesid_jax.training.step import initial_state, make_step
 
   optimizer = learner(config, steps=1_000_000)
@@ -194,7 +194,7 @@ def torch_step(
   import torch
   import torch_mm_rqvae
 
-  from mmesid_jax.stages.semantic_ids import loss_options
+  from mmesid_jax.stages.semantic_id_stage import loss_options
 
   device = "cuda" if jax.default_backend() == "gpu" else "cpu"
   torch.set_float32_matmul_precision("high")  # of a GPU: ours takes its tensor cores as well

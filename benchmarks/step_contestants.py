@@ -21,9 +21,9 @@ from mmesid_jax.models.flops import Work, useful
 from mmesid_jax.models.fusion import normalised_frequency
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Pretrained
-from mmesid_jax.stages import recommender as stage
+from mmesid_jax.stages import recommender_stage as stage
 from mmesid_jax.stages.backbone import llama_config
-from mmesid_jax.stages.next_item import evaluation_layout
+from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.training.optimizer import adamw
 from mmesid_jax.training.step import initial_state, make_step
 

@@ -14,7 +14,7 @@ from mmesid_jax.files.lock import locked
 from mmesid_jax.files.resumable import Parts, folder_of
 from mmesid_jax.files.rows import Columns
 from mmesid_jax.serving import Best, Recommender
-from mmesid_jax.stages import recommender
+from mmesid_jax.stages import recommender_stage
 from mmesid_jax.stages.workdir import Workdir
 from mmesid_jax.training.interrupts import Stopping
 
@@ -58,7 +58,7 @@ def write(
   settings = {
     "top_k": top_k,
     "repeat": repeat,
-    "model": _digest(workdir.artifact(recommender.STAGE)),
+    "model": _digest(workdir.artifact(recommender_stage.STAGE)),
     "only new": only_new,
     "new items": new_items and _digest(pathlib.Path(new_items)),
     "dataset": dataset.fingerprint,

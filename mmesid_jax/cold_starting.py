@@ -17,8 +17,8 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import cold_start_ranks, ranking
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.lock import locked
-from mmesid_jax.stages import new_items, recommender
-from mmesid_jax.stages.next_item import evaluation_layout
+from mmesid_jax.stages import new_item_codes, recommender_stage
+from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import Workdir
 
 SPLIT, RESULT = "cold_split.json", "cold_start.json"
@@ -101,13 +101,15 @@ def _evaluate(
     content_IV[: warm + 1], held_out_items.valid_cases(workdir.dataset)
   )
   last = max(by_last, key=by_last.get)
-  model = new_items.extended(
-    recommender.restore(workdir.path, config),
+  model = new_item_codes.extended(
+    recommender_stage.restore(workdir.path, config),
     workdir.path,
     config,
     {m: x_IV[split.cold] for m, x_IV in features.items()},
   )
-  layout = evaluation_layout(recommender.layout(config.recommender), config.evaluation.targets)
+  layout = evaluation_layout(
+    recommender_stage.layout(config.recommender), config.evaluation.targets
+  )
   ranks = {
     f"nearest to last {last}": cold_start_ranks.nearest_ranks(content_IV, cases, last, warm),
     "MME-SID": cold_start_ranks.model_ranks(model, cases, layout, warm),

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import UserError
-from mmesid_jax.stages import new_items
+from mmesid_jax.stages import new_item_codes
 
 
 def run(workdir: pathlib.Path, features: Sequence[str], output: pathlib.Path) -> None:
@@ -20,8 +20,8 @@ def run(workdir: pathlib.Path, features: Sequence[str], output: pathlib.Path) ->
     if modality in sources:
       raise UserError(f"--features={text}: {modality} is given twice")
     sources[modality] = file
-  new = new_items.encode(workdir, read_config(workdir), sources)
-  new_items.write(output, new)
+  new = new_item_codes.encode(workdir, read_config(workdir), sources)
+  new_item_codes.write(output, new)
   print(f"{output}: {len(new):,} new items")
   for m, code_NL in new.codes.items():
     source = "" if m in new.given else " (of the training items' mean vector: not given)"

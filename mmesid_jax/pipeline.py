@@ -32,19 +32,19 @@ from mmesid_jax.files.lock import locked
 from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.stages import (
   backbone,
-  collaborative,
+  collaborative_stage,
   evaluation,
   id_report,
-  next_item,
-  recommender,
-  semantic_ids,
+  recommender_stage,
+  semantic_id_stage,
+  sequence_task,
 )
 from mmesid_jax.stages.workdir import Workdir
 
 RUN = {
-  "collaborative": collaborative.run,
-  "semantic_ids": semantic_ids.run,
-  "recommender": recommender.run,
+  "collaborative": collaborative_stage.run,
+  "semantic_ids": semantic_id_stage.run,
+  "recommender": recommender_stage.run,
 }
 
 
@@ -73,7 +73,7 @@ def _run(
 ) -> Workdir:
   for stage in ("collaborative", "recommender"):
     if stage in config.stages:
-      next_item.check_divides(stage, config[stage])
+      sequence_task.check_divides(stage, config[stage])
   if "recommender" in config.stages:
     backbone.check_divides(config.recommender)
   sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
@@ -82,7 +82,7 @@ def _run(
   workdir.check_features()
   stages = [s for s in RUN if s in config.stages]
   if "semantic_ids" in stages:
-    semantic_ids.check(config.semantic_ids, workdir.dataset.num_items)
+    semantic_id_stage.check(config.semantic_ids, workdir.dataset.num_items)
   stale = _stale(workdir, stages, overwrite)
   processes.together("look through the workdir")  # before the first process changes it
   for stage in stale if processes.first() else ():

@@ -23,7 +23,7 @@ from mmesid_jax.data.packing import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.models import flops
 from mmesid_jax.parallel import sharding
-from mmesid_jax.stages import ahead, backbone, footprint, next_item, recommender
+from mmesid_jax.stages import ahead, backbone, footprint, recommender_stage, sequence_task
 from mmesid_jax.training.activations import Activations
 from mmesid_jax.training.throughput import DEVICES, Device
 
@@ -192,7 +192,7 @@ class Planner:
     with sharding.without_devices(mesh):
       config = self._scaled()
       c = config.recommender
-      next_item.check_divides("recommender", c)
+      sequence_task.check_divides("recommender", c)
       sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
       rows = self._dataset.num_items + 1
       model = footprint.shapes(config, rows, self._widths)
@@ -256,7 +256,7 @@ class Planner:
     """As training packs it. Raises UserError."""
     c = config.recommender
     if c.rows not in self._epochs:
-      batches, counts = recommender.packed(config, self._dataset)
+      batches, counts = recommender_stage.packed(config, self._dataset)
       if not len(batches.pieces):
         raise UserError("recommender: no user has enough items before the held-out ones")
       model = footprint.shapes(config, self._dataset.num_items + 1, self._widths)

@@ -26,8 +26,8 @@ from mmesid_jax.models.fusion import contributions
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place
-from mmesid_jax.stages import new_items, recommender
-from mmesid_jax.stages.next_item import evaluation_layout
+from mmesid_jax.stages import new_item_codes, recommender_stage
+from mmesid_jax.stages.sequence_task import evaluation_layout
 
 LARGEST_BATCH = 64  # histories a dispatch; more are answered batch after batch
 
@@ -100,7 +100,7 @@ class Recommender:
   ):
     """workdir: where the model is from; titles: by item id, row 0 unused; None = no titles."""
     self._config, self._workdir = config, workdir
-    self._layout = evaluation_layout(recommender.layout(config.recommender), LARGEST_BATCH)
+    self._layout = evaluation_layout(recommender_stage.layout(config.recommender), LARGEST_BATCH)
     self._sources = ("identity", *model.items.modalities)
     self._take(model, titles)
 
@@ -120,7 +120,7 @@ class Recommender:
     """Reads config.json and recommender.safetensors in workdir. Raises UserError."""
     path = pathlib.Path(workdir)
     config = read_config(path)
-    return cls(recommender.restore(path, config), config, path, titles)
+    return cls(recommender_stage.restore(path, config), config, path, titles)
 
   def add_items(
     self,
@@ -136,7 +136,7 @@ class Recommender:
     the scores; nor has the learned row. titles: of the new items. Raises UserError for what does
     not fit.
     """
-    model = new_items.extended(self._model, self._workdir, self._config, source)
+    model = new_item_codes.extended(self._model, self._workdir, self._config, source)
     added = range(self.num_items + 1, len(model.items.identity_ID[...]))
     if titles is not None and len(titles) != len(added):
       raise UserError(f"{len(titles)} titles of {len(added)} new items")

@@ -6,7 +6,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows
-from mmesid_jax.stages import semantic_ids
+from mmesid_jax.stages import semantic_id_stage
 
 ITEM = {"item_id": int, "key": str, "title": str}
 
@@ -19,11 +19,11 @@ def run(
   keys, None = `key`, if it is there. Raises UserError."""
   rows.check_output(output)
   opened = pipeline.reopen(workdir, data_dir)
-  found = semantic_ids.read(opened)
+  found = semantic_id_stage.read(opened)
   num_items = opened.dataset.num_items
   if found.header["num_items"] != num_items:
     raise UserError(
-      f"{opened.data_dir}: {num_items:,} items; {opened.artifact(semantic_ids.STAGE)} was made for "
+      f"{opened.data_dir}: {num_items:,} items; {opened.artifact(semantic_id_stage.STAGE)} was made for "
       f"{found.header['num_items']:,}"
     )
   titles = opened.dataset.titles()[1:]

@@ -16,7 +16,7 @@ from mmesid_jax import ablating, pipeline
 from mmesid_jax.config.schema import check, flatten
 from mmesid_jax.data.batches import in_batches
 from mmesid_jax.errors import Interrupted, Stop, UserError
-from mmesid_jax.stages import collaborative, evaluation, recommender
+from mmesid_jax.stages import collaborative_stage, evaluation, recommender_stage
 
 ROOT = pathlib.Path(__file__).parents[1]
 VARIANTS = {
@@ -136,9 +136,9 @@ def test_a_sum_ranks_by_the_sum_of_log_probabilities(done, config):
   here, there = (pipeline.reopen(done.path / f"base-seed{seed}") for seed in (0, 1))
   c, r = config.base.collaborative, config.base.recommender
   plain = evaluation.Layout(1, c.row_length, 1)
-  mine = collaborative.restore(here), plain
-  theirs = collaborative.restore(there), plain
-  full = recommender.restore(here.path, here.config), evaluation.Layout(1, r.row_length, 1)
+  mine = collaborative_stage.restore(here), plain
+  theirs = collaborative_stage.restore(there), plain
+  full = recommender_stage.restore(here.path, here.config), evaluation.Layout(1, r.row_length, 1)
   for name, parts in (("with_sasrec", (full, mine)), ("two_sasrecs", (mine, theirs))):
     ranks = evaluation.read_ranks(done.path / f"{name}-seed0", "test", name)
     for user in range(0, 60, 12):

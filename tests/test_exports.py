@@ -17,7 +17,7 @@ from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.serving import Recommender
-from mmesid_jax.stages import new_items
+from mmesid_jax.stages import new_item_codes
 
 ODD = ["é", "商品", '"\\', "\u200f\u0645", "a,b", "🧴", "L'Or"]
 ITEM_KEYS = [f"{ODD[i % len(ODD)]}{i}" for i in range(1, 41)]
@@ -132,7 +132,9 @@ def test_all_users_get_what_each_gets_alone(workdir, tmp_path, suffix, monkeypat
 def test_new_items_are_recommended_to_all_users_without_a_key(workdir, tmp_path):
   text = np.load(workdir / "synthetic" / "text.npy", allow_pickle=False)
   file = tmp_path / "new.safetensors"
-  new_items.write(file, new_items.encode(workdir, read_config(workdir), {"text": text[[4, 6]]}))
+  new_item_codes.write(
+    file, new_item_codes.encode(workdir, read_config(workdir), {"text": text[[4, 6]]})
+  )
   give_keys(workdir)
   output = tmp_path / "recs.parquet"
   everyone(workdir, output, new_items=str(file), top_k=42, repeat=True)

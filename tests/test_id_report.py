@@ -13,7 +13,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, spectrum
 from mmesid_jax.files.artifact import read_artifact, write_artifact
-from mmesid_jax.stages import id_report, recommender, semantic_ids
+from mmesid_jax.stages import id_report, recommender_stage, semantic_id_stage
 
 
 def files(path) -> dict[str, bytes]:
@@ -40,7 +40,7 @@ def test_nothing_is_trained_and_both_files_are_written(examined, trained):
 def test_health_is_that_of_the_artifact(examined):
   """The header holds the same figures; categories of the synthetic items are their products."""
   workdir, found = examined
-  ids = semantic_ids.read(workdir)
+  ids = semantic_id_stage.read(workdir)
   assert found["health"] == ids.header["health"]
   assert len(ids.header["health"]["text"]["purity"]) == 2
   kinds = [title.split(" no. ")[0].split(" ", 1)[1] for title in workdir.dataset.titles()[1:]]
@@ -61,7 +61,7 @@ def test_health_is_that_of_the_artifact(examined):
 def test_residuals_are_those_of_the_quantiser(examined):
   workdir, found = examined
   features = workdir.features()
-  model, _, _ = semantic_ids.restore(workdir.path, workdir.config)
+  model, _, _ = semantic_id_stage.restore(workdir.path, workdir.config)
   for m, part in model.by_modality.items():
     z_BD = part.encoded(jnp.asarray(features[m][1:]))
     left = jnp.linalg.norm(part.quantizer(z_BD).residual_BD, axis=1)
@@ -74,8 +74,8 @@ def test_tau_and_rank_are_those_of_the_two_models(examined):
   workdir, found = examined
   features, items = workdir.features(), jnp.arange(41)
   models = {
-    "before": recommender.drawn(workdir),
-    "after": recommender.restore(workdir.path, workdir.config),
+    "before": recommender_stage.drawn(workdir),
+    "after": recommender_stage.restore(workdir.path, workdir.config),
   }
   for when, model in models.items():
     for m in features:
@@ -169,7 +169,7 @@ def test_a_large_catalogue_is_sampled_and_that_is_said(workdir, monkeypatch):
   monkeypatch.setattr(id_report, "SPECTRUM_ITEMS", 7)
   monkeypatch.setattr(id_report, "CHUNK", 3)
   notes: list[str] = []
-  items = recommender.drawn(pipeline.reopen(workdir)).items
+  items = recommender_stage.drawn(pipeline.reopen(workdir)).items
   for _ in range(2):
     parts = id_report._spectra(items, notes)
   assert notes == ["Spectra are of 7 items, drawn at random."]

@@ -19,8 +19,8 @@ from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place, tensors
 from mmesid_jax.parallel.sharding import make_mesh, mesh_shape, put_batch
 from mmesid_jax.serving import Recommender
-from mmesid_jax.stages import collaborative, recommender, semantic_ids
-from mmesid_jax.stages.next_item import evaluation_layout
+from mmesid_jax.stages import collaborative_stage, recommender_stage, semantic_id_stage
+from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.training.step import initial_state, make_step
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]  # data, fsdp, tensor
@@ -78,9 +78,9 @@ def opened(tiny, tmp_path_factory):
 
 def recommender_parts(workdir):
   c = workdir.config.recommender
-  model = recommender.drawn(workdir)
-  batches, _ = recommender.training_data(workdir)
-  return model, recommender.loss(c, popularity(workdir.dataset)), next(iter(batches))
+  model = recommender_stage.drawn(workdir)
+  batches, _ = recommender_stage.training_data(workdir)
+  return model, recommender_stage.loss(c, popularity(workdir.dataset)), next(iter(batches))
 
 
 def collaborative_parts(workdir):
@@ -88,14 +88,14 @@ def collaborative_parts(workdir):
   layout = Layout(c.rows, c.row_length, c.targets)
   pieces, _ = training_pieces(dataset, layout, min_history=1)
   batches = PackedBatches(dataset, pieces, layout, seed=0)
-  model = collaborative.build(c, dataset.num_items, 0)
-  return model, collaborative.loss(c, dataset.num_items), next(iter(batches))
+  model = collaborative_stage.build(c, dataset.num_items, 0)
+  return model, collaborative_stage.loss(c, dataset.num_items), next(iter(batches))
 
 
 def semantic_id_parts(workdir):
   c = workdir.config.semantic_ids
-  tables = semantic_ids.build(c, workdir.features(), code_width=16, seed=0)
-  return tables, semantic_ids.loss(c), np.random.default_rng(0).permutation(ITEMS)[:32] + 1
+  tables = semantic_id_stage.build(c, workdir.features(), code_width=16, seed=0)
+  return tables, semantic_id_stage.loss(c), np.random.default_rng(0).permutation(ITEMS)[:32] + 1
 
 
 def value_and_gradient(model, loss, batch, mesh):
@@ -201,7 +201,7 @@ def test_a_step_keeps_everything_where_it_lies_and_compiles_once(opened):
 def test_ranks_and_recommendations_are_those_of_one_device(opened, mesh):
   workdir = opened("best")
   model, _, _ = recommender_parts(workdir)
-  layout = evaluation_layout(recommender.layout(workdir.config.recommender), 32)
+  layout = evaluation_layout(recommender_stage.layout(workdir.config.recommender), 32)
   histories = [[3, 499, 500], [], [7, 8]]
 
   def found(on):

@@ -15,7 +15,7 @@ from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.serving import Recommender
-from mmesid_jax.stages import new_items
+from mmesid_jax.stages import new_item_codes
 
 STAGE = "semantic_ids"
 
@@ -28,7 +28,7 @@ def vectors(workdir) -> dict[str, np.ndarray]:
 
 
 def encoded(workdir, sources):
-  return new_items.encode(workdir, read_config(workdir), sources)
+  return new_item_codes.encode(workdir, read_config(workdir), sources)
 
 
 def test_items_of_training_get_their_codes_again(trained, tmp_path):
@@ -65,7 +65,7 @@ def test_what_is_not_known_is_the_mean_and_has_the_code_nearest_to_it(trained):
 
 def test_new_items_are_recommended_and_read_and_the_others_stay(trained, tmp_path):
   text = vectors(trained)["text"]
-  new_items.write(tmp_path / "new.safetensors", encoded(trained, {"text": text[[4, 6]]}))
+  new_item_codes.write(tmp_path / "new.safetensors", encoded(trained, {"text": text[[4, 6]]}))
   model, plain = (Recommender.load(trained, ["", *map(str, range(1, 41))]) for _ in range(2))
   assert model.add_items(tmp_path / "new.safetensors", titles=["a", "b"]) == range(41, 43)
   assert plain.add_items({"text": text[[4, 6]]}) == range(41, 43)  # the same from rows
@@ -111,9 +111,9 @@ def test_what_is_offered_is_recommended_alone_with_the_same_scores(trained):
 def test_rows_are_whitened_as_in_training(trained):
   """A copy of an item stands in the model's table as the item does."""
   config = read_config(trained)
-  model = new_items.recommender.restore(trained, config)
+  model = new_item_codes.recommender.restore(trained, config)
   given = {m: x[[4, 6]] for m, x in vectors(trained).items()}
-  extended = new_items.extended(model, trained, config, given)
+  extended = new_item_codes.extended(model, trained, config, given)
   for m in given:
     table = np.asarray(extended.items.feature_IV[m][...])
     assert table.shape == (43, 8)
@@ -170,13 +170,15 @@ def test_files_that_do_not_fit_are_refused(workdir, tmp_path):
   with pytest.raises(UserError, match=r"not an artifact of the stage new_items .*encode"):
     model.add_items(workdir / "recommender.safetensors")
   new = encoded(workdir, {"text": vectors(workdir)["text"][:2]})
-  new_items.write(file, dataclasses.replace(new, quantiser="other"))
+  new_item_codes.write(file, dataclasses.replace(new, quantiser="other"))
   with pytest.raises(UserError, match=r"new.safetensors: codes of another quantiser"):
     model.add_items(file)
-  new_items.write(file, dataclasses.replace(new, codes={m: x + 4 for m, x in new.codes.items()}))
+  new_item_codes.write(
+    file, dataclasses.replace(new, codes={m: x + 4 for m, x in new.codes.items()})
+  )
   with pytest.raises(UserError, match=r"new.safetensors: do not fit .*expected 0 to 3"):
     model.add_items(file)
-  new_items.write(file, new)
+  new_item_codes.write(file, new)
   with pytest.raises(UserError, match="1 titles of 2 new items"):
     model.add_items(file, titles=["a"])
   assert model.num_items == 40
@@ -212,7 +214,9 @@ def test_features_are_given_once_by_modality(trained, tmp_path, features, says):
 
 
 def test_new_items_are_named_in_the_list(trained, tmp_path, capsys):
-  new_items.write(tmp_path / "x.safetensors", encoded(trained, {"text": vectors(trained)["text"]}))
+  new_item_codes.write(
+    tmp_path / "x.safetensors", encoded(trained, {"text": vectors(trained)["text"]})
+  )
   recommending.run(
     trained,
     history="1 41",

@@ -16,7 +16,7 @@ from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.files.lock import locked
-from mmesid_jax.stages import semantic_ids
+from mmesid_jax.stages import semantic_id_stage
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
 
@@ -327,11 +327,11 @@ def test_average_rate_decides_how_fast_codebooks_move(tiny, tmp_path):
     changes = {"semantic_ids.quantizer.average_rate": rate, "stages": ("semantic_ids",)}
     config = tiny("best", {**changes, "features.collaborative": ""})
     workdir = pipeline.open_workdir(config, tmp_path / str(rate))
-    start = semantic_ids.build(
+    start = semantic_id_stage.build(
       config.semantic_ids, workdir.features(), code_width=config.recommender.width, seed=config.seed
     )
-    semantic_ids.run(workdir)
-    found = semantic_ids.read(workdir).codebooks
+    semantic_id_stage.run(workdir)
+    found = semantic_id_stage.read(workdir).codebooks
     books[rate] = [
       np.abs(found[m] - part.quantizer.codebook_LCD[...]).max()
       for m, part in start.model.by_modality.items()

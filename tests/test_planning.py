@@ -17,7 +17,7 @@ from mmesid_jax.data.features import feature_width
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.prompt import estimated_lengths
 from mmesid_jax.parallel import sharding
-from mmesid_jax.stages import ahead, recommender
+from mmesid_jax.stages import ahead, recommender_stage
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "beauty_llama3_8b.py"
 LLAMA3_8B = {
@@ -103,7 +103,7 @@ def test_an_epoch_is_what_training_packs(tiny, trained, capsys):
   out = capsys.readouterr().out
   assert "60 users, 40 items, vectors: collaborative 8, text 8." in out
   steps = int(re.search(r"An epoch: (\d+) steps", out)[1])
-  batches, counts = recommender.packed(config, read(trained / "synthetic"))
+  batches, counts = recommender_stage.packed(config, read(trained / "synthetic"))
   assert f"steps, {counts.targets:,} targets, " in out
   assert steps == -(-batches.epoch().batches // 2) > 1
 

@@ -19,7 +19,7 @@ from mmesid_jax.files import artifact
 from mmesid_jax.hf import export_backbone
 from mmesid_jax.hf.safetensors_dir import SINGLE, Checkpoint
 from mmesid_jax.serving import Recommender
-from mmesid_jax.stages import recommender
+from mmesid_jax.stages import recommender_stage
 
 ROOT = pathlib.Path(__file__).parents[1]
 FROM_CHECKPOINT = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width")
@@ -63,7 +63,7 @@ def workdir(first, tmp_path):
 
 def restored(path):
   config = pipeline.read_config(path)
-  return recommender.restore(path, config)
+  return recommender_stage.restore(path, config)
 
 
 def test_sizes_and_prompt_come_from_the_checkpoint(first, base):

@@ -13,14 +13,14 @@ from mmesid_jax.hf.architecture import architecture_json
 from mmesid_jax.hf.llama_weights import EMBEDDING, TABLE, to_hugging_face
 from mmesid_jax.hf.safetensors_dir import Checkpoint, refuse_existing, write_checkpoint
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.stages import recommender
+from mmesid_jax.stages import recommender_stage
 
 
 def run(workdir: pathlib.Path, output: pathlib.Path) -> None:
   """Raises UserError for a workdir without a trained recommender, or an output that exists."""
   refuse_existing(output)
   config = read_config(workdir)
-  write(recommender.restore(workdir, config), config.recommender, output)
+  write(recommender_stage.restore(workdir, config), config.recommender, output)
   print(f"wrote {output}")
 
 

@@ -19,7 +19,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.models.layers.attention import preferred
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place
-from mmesid_jax.stages import footprint, recommender
+from mmesid_jax.stages import footprint, recommender_stage
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_shapes, make_step
 
@@ -81,7 +81,7 @@ def lowered(
   learner = optimizer.adamw(c.optimizer, 2)  # the number of steps is a constant of the program
   state = initial_shapes(params, learner)
   step = make_step(
-    recommender.loss(c, popularity(dataset)),
+    recommender_stage.loss(c, popularity(dataset)),
     learner,
     graph,
     config.seed,

@@ -16,8 +16,8 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, SequenceModel, judge
 from mmesid_jax.evaluation.ranking import PROTOCOLS
 from mmesid_jax.files.artifact import write_bytes, write_text
-from mmesid_jax.stages import collaborative, recommender
-from mmesid_jax.stages.next_item import evaluation_layout
+from mmesid_jax.stages import collaborative_stage, recommender_stage
+from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import Workdir
 
 MODELS = {"collaborative": "SASRec", "recommender": "MME-SID"}  # the stages that make one
@@ -64,7 +64,7 @@ def evaluator(workdir: Workdir, stage: str, split: str) -> Evaluator:
   """With the rows of the stage's training."""
   c = workdir.config[stage]
   plain = stage == "collaborative"
-  layout = Layout(c.rows, c.row_length, c.targets) if plain else recommender.layout(c)
+  layout = Layout(c.rows, c.row_length, c.targets) if plain else recommender_stage.layout(c)
   layout = evaluation_layout(layout, workdir.config.evaluation.targets)
   return Evaluator(workdir.dataset, layout, split)
 
@@ -72,8 +72,8 @@ def evaluator(workdir: Workdir, stage: str, split: str) -> Evaluator:
 def trained(workdir: Workdir, stage: str) -> SequenceModel:
   """The stage's model, from its artifact."""
   if stage == "collaborative":
-    return collaborative.restore(workdir)
-  return recommender.restore(workdir.path, workdir.config)
+    return collaborative_stage.restore(workdir)
+  return recommender_stage.restore(workdir.path, workdir.config)
 
 
 def summed_ranks(parts: Sequence[tuple[Workdir, str]], split: str) -> Ranks:

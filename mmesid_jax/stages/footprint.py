@@ -15,7 +15,7 @@ from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import flat_name, place
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
-from mmesid_jax.stages import recommender
+from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.activations import Activations, activations
 from mmesid_jax.training.step import initial_shapes
@@ -44,7 +44,7 @@ def shapes(
 
   def make(features, codes, codebooks):
     drawn = {"features": features, "codes": codes, "codebooks": codebooks}
-    return recommender.build(c, config.seed, **drawn, counts_I=np.ones(rows, np.int64))
+    return recommender_stage.build(c, config.seed, **drawn, counts_I=np.ones(rows, np.int64))
 
   return nnx.eval_shape(
     make,
@@ -107,7 +107,7 @@ def traced(
   """Activations of one device: the loss is traced at its own share of items, heads and batch, as
   `one_device` has them, with XLA's attention; the kernels of GPUs and TPUs hold less."""
   model = shapes(config, rows, widths, parts=parts)
-  loss = recommender.loss(config.recommender, np.ones(rows, np.int64))
+  loss = recommender_stage.loss(config.recommender, np.ones(rows, np.int64))
   return activations(loss, model, Packer(layout).batch())
 
 

@@ -20,8 +20,8 @@ from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, principa
 from mmesid_jax.evaluation.report import page
 from mmesid_jax.files.artifact import read_header, write_text
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.stages import recommender, semantic_ids
-from mmesid_jax.stages.tables import CHUNK, encoded
+from mmesid_jax.stages import recommender_stage, semantic_id_stage
+from mmesid_jax.stages.item_batches import CHUNK, encoded
 from mmesid_jax.stages.workdir import Workdir
 
 FIGURES, PAGE = "semantic_ids.json", "semantic_ids.html"
@@ -42,18 +42,18 @@ def examine(workdir: Workdir) -> dict[str, Any]:
   Raises UserError where the stage's artifact, or what it was made from, is missing or is not the
   workdir's. A recommender that is missing or was trained on other IDs is left out.
   """
-  path, stage = workdir.artifact(semantic_ids.STAGE), semantic_ids.STAGE
+  path, stage = workdir.artifact(semantic_id_stage.STAGE), semantic_id_stage.STAGE
   header, features = read_header(path, stage), workdir.features()
   if header["fingerprint"] != workdir.fingerprint(stage):
     raise UserError(
       f"{path}: made from other data, features or settings than {workdir.path} has now; "
       "mmesid_jax.train --overwrite makes it again"
     )
-  ids, notes = semantic_ids.read(workdir), []
+  ids, notes = semantic_id_stage.read(workdir), []
   codes = {m: ids.codes[m][1:] for m in features}
   decoded = {m: _decoded(ids.codes[m], ids.codebooks[m]) for m in features}
   num_codes = next(iter(ids.codebooks.values())).shape[1]
-  encoders = {"before": recommender.drawn(workdir).items, **_trained(workdir, notes)}
+  encoders = {"before": recommender_stage.drawn(workdir).items, **_trained(workdir, notes)}
   figures = {
     "num_items": workdir.dataset.num_items,
     "dataset": workdir.dataset.fingerprint,
@@ -77,13 +77,15 @@ def examine(workdir: Workdir) -> dict[str, Any]:
 
 def _trained(workdir: Workdir, notes: list[str]) -> dict[str, ItemEncoder]:
   """{"after": the items of the workdir's recommender}, {} unless it was trained on these IDs."""
-  path, stage = workdir.artifact(recommender.STAGE), recommender.STAGE
+  path, stage = workdir.artifact(recommender_stage.STAGE), recommender_stage.STAGE
   if not path.exists():
     notes.append(f"Nothing of after training: {path.name} is not there.")
   elif read_header(path, stage)["fingerprint"] != workdir.fingerprint(stage):
     notes.append(f"Nothing of after training: {path.name} was trained on other IDs or settings.")
   else:
-    return {"after": recommender.restore(workdir.path, workdir.config, pretrained=False).items}
+    return {
+      "after": recommender_stage.restore(workdir.path, workdir.config, pretrained=False).items
+    }
   return {}
 
 
@@ -93,9 +95,9 @@ def _decoded(code_IL: np.ndarray, book_LCD: np.ndarray) -> np.ndarray:
 
 
 def _residual_norms(
-  workdir: Workdir, ids: semantic_ids.SemanticIDs, features: Tables
+  workdir: Workdir, ids: semantic_id_stage.SemanticIDs, features: Tables
 ) -> dict[str, list[float]]:
-  model, norms = semantic_ids.restore(workdir.path, workdir.config)[0], {}
+  model, norms = semantic_id_stage.restore(workdir.path, workdir.config)[0], {}
   for m, part in model.by_modality.items():
     z_ND = encoded(part, features[m], ids.codebooks[m].shape[-1])
     norms[m] = residual_norms(z_ND, ids.codes[m][1:], ids.codebooks[m])

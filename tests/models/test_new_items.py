@@ -17,7 +17,7 @@ from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.stages import recommender as stage
+from mmesid_jax.stages import recommender_stage as stage
 
 ITEMS, D, LEVELS, CODES = 12, 8, 3, 4
 WIDTHS = {"collaborative": 5, "text": 9, "visual": 3}

@@ -12,7 +12,7 @@ from mmesid_jax.config.schema import optimizer as optimizer_keys
 from mmesid_jax.models import mm_rqvae
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
-from mmesid_jax.stages.semantic_ids import Tables
+from mmesid_jax.stages.semantic_id_stage import Tables
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step
 

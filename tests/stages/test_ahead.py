@@ -15,7 +15,7 @@ from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.parallel.placement import place
 from mmesid_jax.parallel.sharding import make_mesh, of, put_batch
-from mmesid_jax.stages import ahead, recommender
+from mmesid_jax.stages import ahead, recommender_stage
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step
 
@@ -47,7 +47,7 @@ def test_it_is_the_step_that_training_has(tiny, dataset, shape, microbatches):
   config = tiny("best", {f"recommender.{key}": value for key, value in changes.items()})
   c, q = config.recommender, config.semantic_ids.quantizer
   items = dataset.num_items + 1
-  model = recommender.build(
+  model = recommender_stage.build(
     c,
     config.seed,
     features={m: np.zeros((items, V), np.float32) for m, V in WIDTHS.items()},
@@ -56,13 +56,13 @@ def test_it_is_the_step_that_training_has(tiny, dataset, shape, microbatches):
     counts_I=popularity(dataset),
   )
   with jax.set_mesh(make_mesh(*shape)):
-    layout = recommender.packed(config, dataset)[0].layout
+    layout = recommender_stage.packed(config, dataset)[0].layout
     found = ahead.lowered(config, dataset, WIDTHS, layout).as_text()
     place(model)
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
     learner = optimizer.adamw(c.optimizer, 2)
     state = initial_state(params, learner)
-    loss = recommender.loss(c, popularity(dataset))
+    loss = recommender_stage.loss(c, popularity(dataset))
     options = {"microbatches": microbatches, "where": of(state)}
     step = make_step(loss, learner, graph, config.seed, **options)
     batch = Packer(layout).batch()
@@ -93,7 +93,7 @@ def test_the_kernel_of_tpus_is_in_it(tiny, dataset, head_width, calls):
   changes = HEADS | {"head_width": head_width}
   config = tiny("best", {f"recommender.{key}": value for key, value in changes.items()})
   with jax.set_mesh(ahead.mesh("v5e", shaped(1, 2, 2))):
-    layout = recommender.packed(config, dataset)[0].layout
+    layout = recommender_stage.packed(config, dataset)[0].layout
     program = ahead.lowered(config, dataset, WIDTHS, layout).as_text()
   assert ("tpu_custom_call" in program) == calls
   assert "rng_bit_generator" in program  # what TPUs draw with
@@ -106,7 +106,7 @@ def test_libtpu_compiles_it_for_a_mesh(tiny, dataset, kind):
   config = tiny("best", {f"recommender.{key}": value for key, value in HEADS.items()})
   # as users have it: with bfloat16 the kernel does not compile at the tests' highest precision
   with jax.set_mesh(ahead.mesh(kind, shaped(1, 2, 2))), jax.default_matmul_precision("default"):
-    layout = recommender.packed(config, dataset)[0].layout
+    layout = recommender_stage.packed(config, dataset)[0].layout
     found = ahead.compiled(config, dataset, WIDTHS, layout)
   assert found.attention == "splash" and not found.refusal
   assert found.bytes["arguments"] > 0 and found.bytes["program"] > 0
@@ -117,6 +117,6 @@ def test_libtpu_compiles_it_for_a_mesh(tiny, dataset, kind):
 def test_what_does_not_fit_is_told_by_the_compiler(tiny, dataset):
   config = tiny("best", {"recommender.rows": 2**17, "recommender.row_length": 128})
   with jax.set_mesh(ahead.mesh("v5e", shaped(1, 1, 1))):
-    layout = recommender.layout(config.recommender)
+    layout = recommender_stage.layout(config.recommender)
     found = ahead.compiled(config, dataset, WIDTHS, layout)
   assert not found.bytes and "exceeds available HBM (15.75G)" in found.refusal

@@ -11,7 +11,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.parallel.placement import place
 from mmesid_jax.parallel.sharding import make_mesh, of, put_batch, without_devices
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
-from mmesid_jax.stages import footprint, recommender
+from mmesid_jax.stages import footprint, recommender_stage
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step
 
@@ -43,7 +43,7 @@ def really_made(config):
   """The model with arrays."""
   c, rng, q = config.recommender, np.random.default_rng(0), config.semantic_ids.quantizer
   coded = WIDTHS if c.codes != "none" else {}
-  return recommender.build(
+  return recommender_stage.build(
     c,
     0,
     features={m: rng.normal(size=(ITEMS + 1, V)).astype(np.float32) for m, V in WIDTHS.items()},
@@ -98,7 +98,7 @@ def test_a_device_of_a_mesh_holds_a_fifth_around_what_xla_says(tiny):
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
     learner = optimizer.adamw(c.optimizer, 100)
     state = initial_state(params, learner)
-    loss = recommender.loss(c, np.ones(ITEMS + 1, int))
+    loss = recommender_stage.loss(c, np.ones(ITEMS + 1, int))
     step = make_step(loss, learner, graph, 0, where=of(state))
     lowered = step.lower(state, frozen, put_batch(Packer(layout).batch()))
   assert ours == pytest.approx(lowered.compile().memory_analysis().temp_size_in_bytes, rel=0.2)

@@ -8,7 +8,7 @@ import pytest
 
 from mmesid_jax import pipeline
 from mmesid_jax.errors import UserError
-from mmesid_jax.stages import semantic_ids
+from mmesid_jax.stages import semantic_id_stage
 
 V, D, ITEMS = 6, 8, 30
 
@@ -22,7 +22,7 @@ def features():
 
 def built(tiny, features, changes=()):
   config = tiny("best", {f"semantic_ids.{k}": v for k, v in dict(changes).items()})
-  return semantic_ids.build(config.semantic_ids, features, code_width=D, seed=0).model
+  return semantic_id_stage.build(config.semantic_ids, features, code_width=D, seed=0).model
 
 
 def test_features_are_standardised_by_mean_and_one_deviation(tiny, features):
@@ -56,7 +56,7 @@ def test_the_step_that_reconstructs_best_is_kept(trained):
     if "valid/reconstruction" in line
   }
   assert len(by_step) > 1
-  header = semantic_ids.read(pipeline.reopen(trained)).header
+  header = semantic_id_stage.read(pipeline.reopen(trained)).header
   assert header["best_step"] == min(by_step, key=by_step.get)
 
 
@@ -70,4 +70,4 @@ def test_the_step_that_reconstructs_best_is_kept(trained):
 def test_what_cannot_be_quantised_is_refused(tiny, changes, message):
   config = tiny("best", {f"semantic_ids.quantizer.{k}": v for k, v in changes.items()})
   with pytest.raises(UserError, match=message):
-    semantic_ids.check(config.semantic_ids, 40)
+    semantic_id_stage.check(config.semantic_ids, 40)

@@ -12,8 +12,8 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
-from mmesid_jax.stages import tables
-from mmesid_jax.stages.tables import Rows, Tables, batch_of, items_of
+from mmesid_jax.stages import item_batches
+from mmesid_jax.stages.item_batches import Rows, Tables, batch_of, items_of
 
 
 def text_only(trained, tiny, folder: pathlib.Path, text: np.ndarray, **changes):
@@ -30,9 +30,12 @@ def test_rows_from_disk_train_the_same_model(trained, tiny, tmp_path, monkeypatc
   text_IV = np.random.default_rng(0).normal(size=(41, 8)).astype(np.float16)
   config = text_only(trained, tiny, tmp_path, text_IV)
   found = []
-  for path, limit in ((tmp_path / "resident", tables.DEVICE_TABLE_BYTES), (tmp_path / "rows", 0)):
-    monkeypatch.setattr(tables, "DEVICE_TABLE_BYTES", limit)
-    monkeypatch.setattr(tables, "CHUNK", 41 if limit else 7)
+  for path, limit in (
+    (tmp_path / "resident", item_batches.DEVICE_TABLE_BYTES),
+    (tmp_path / "rows", 0),
+  ):
+    monkeypatch.setattr(item_batches, "DEVICE_TABLE_BYTES", limit)
+    monkeypatch.setattr(item_batches, "CHUNK", 41 if limit else 7)
     pipeline.run(config, path)
     found.append(read_artifact(path / "semantic_ids.safetensors", "semantic_ids")[0])
   resident, rows = found
@@ -44,11 +47,11 @@ def test_rows_from_disk_train_the_same_model(trained, tiny, tmp_path, monkeypatc
 def test_what_a_batch_holds(monkeypatch):
   features = {"text": np.arange(12, dtype=np.float16).reshape(4, 3)}
   size = {"hidden": (4,), "D": 2, "quantizer": QuantizerConfig(1, 2)}
-  model = MMRQVAE({"text": 3}, rngs=tables.nnx.Rngs(0), **size)
+  model = MMRQVAE({"text": 3}, rngs=item_batches.nnx.Rngs(0), **size)
   item_B = np.array([3, 1])
   expected = np.float32(features["text"][item_B])
   for limit, kind in ((24, np.ndarray), (23, Rows)):
-    monkeypatch.setattr(tables, "DEVICE_TABLE_BYTES", limit)
+    monkeypatch.setattr(item_batches, "DEVICE_TABLE_BYTES", limit)
     batch, held = batch_of(features, item_B), Tables(model, features)
     assert isinstance(batch, kind) and len(held.feature_IV) == (kind is np.ndarray)
     np.testing.assert_array_equal(items_of(batch), item_B)

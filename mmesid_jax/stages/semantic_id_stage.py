@@ -28,7 +28,7 @@ from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import loaded
 from mmesid_jax.quantize.kmeans import residual_kmeans
-from mmesid_jax.stages.tables import Batch, Tables, batch_of, chunks, encoded, items_of
+from mmesid_jax.stages.item_batches import Batch, Tables, batch_of, chunks, encoded, items_of
 from mmesid_jax.stages.workdir import Workdir, key_for
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task

@@ -17,7 +17,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
 from mmesid_jax.models.extend_catalogue import with_new_items
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.stages import recommender, semantic_ids
+from mmesid_jax.stages import recommender_stage, semantic_id_stage
 
 STAGE = "new_items"
 
@@ -46,12 +46,12 @@ def encode(workdir_path: pathlib.Path, config: ConfigDict, sources: Sources) -> 
   A modality that is not given (new items have no collaborative vectors) is read as the mean of the
   training items' vectors. Raises UserError.
   """
-  model, means, fingerprint = semantic_ids.restore(workdir_path, config)
+  model, means, fingerprint = semantic_id_stage.restore(workdir_path, config)
   given = _read(sources, {m: len(mean_V) for m, mean_V in means.items()})
   N = len(next(iter(given.values())))
   rows = {m: given[m] if m in given else np.tile(x_V, (N, 1)) for m, x_V in means.items()}
   padded = {m: np.pad(x, ((1, 0), (0, 0))) for m, x in rows.items()}
-  found = semantic_ids.all_codes(semantic_ids.Tables(model, padded), padded)
+  found = semantic_id_stage.all_codes(semantic_id_stage.Tables(model, padded), padded)
   codes = {m: code_NL[1:] for m, code_NL in found.items()}
   return NewItems(rows, codes, tuple(given), fingerprint)
 
@@ -82,7 +82,7 @@ def extended(
   source: a file that `write` wrote, or their features by modality, files or arrays, as they were
   before whitening. Raises UserError for what does not fit, or codes of another quantiser.
   """
-  maps = recommender.restored_whitenings(workdir_path, config)
+  maps = recommender_stage.restored_whitenings(workdir_path, config)
   from_file, codes = isinstance(source, str | os.PathLike), {}
   name = str(source) if from_file else "new items"
   if from_file or len(model.items.code_IL):
@@ -110,9 +110,9 @@ def _check_quantiser(
 ) -> None:
   if not len(model.items.code_IL):
     return  # codes are not read
-  path = workdir_path / f"{recommender.STAGE}.safetensors"
-  upstream = artifact.read_header(path, recommender.STAGE).get("upstream", {})
-  if upstream.get(semantic_ids.STAGE) != new.quantiser:
+  path = workdir_path / f"{recommender_stage.STAGE}.safetensors"
+  upstream = artifact.read_header(path, recommender_stage.STAGE).get("upstream", {})
+  if upstream.get(semantic_id_stage.STAGE) != new.quantiser:
     raise UserError(
       f"{name}: codes of another quantiser than the one that {path} was trained with; encode them "
       "with the semantic_ids.safetensors beside it"

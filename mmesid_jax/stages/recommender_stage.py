@@ -25,8 +25,8 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import loaded
-from mmesid_jax.stages import backbone, semantic_ids
-from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
+from mmesid_jax.stages import backbone, semantic_id_stage
+from mmesid_jax.stages.sequence_task import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
 
 STAGE = "recommender"
@@ -114,7 +114,7 @@ def codes_and_codebooks(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[s
   choice = workdir.config.recommender.codes
   if choice == "none":
     return {}, {}
-  codes, books, _ = semantic_ids.read(workdir)
+  codes, books, _ = semantic_id_stage.read(workdir)
   if choice == "random":
     rng = np.random.default_rng(workdir.config.seed)
     books = {m: rng.normal(0, x.std(), x.shape).astype(np.float32) for m, x in books.items()}

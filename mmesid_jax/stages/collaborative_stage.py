@@ -15,7 +15,7 @@ from mmesid_jax.losses.next_item import binary_cross_entropy, catalogue_cross_en
 from mmesid_jax.models import flops
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.parallel.placement import loaded, tensors
-from mmesid_jax.stages.next_item import evaluation_layout, next_item_task
+from mmesid_jax.stages.sequence_task import evaluation_layout, next_item_task
 from mmesid_jax.stages.workdir import Workdir, key_for
 
 STAGE = "collaborative"
