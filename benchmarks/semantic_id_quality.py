@@ -60,7 +60,7 @@ def examined(name: str, output: pathlib.Path) -> dict:
   """Health and tau of the variant, which is trained unless it is there."""
   from mmesid_jax import pipeline
   from mmesid_jax.config.schema import default_config
-  from mmesid_jax.stages import id_report
+  from mmesid_jax.reports import id_report
 
   preset, changes = VARIANTS[name]
   config = default_config(preset)

@@ -22,7 +22,7 @@ from mmesid_jax.config.schema import apply_preset, default_config, flatten, iden
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.evaluation import comparison
 from mmesid_jax.files import artifact
-from mmesid_jax.stages.evaluation import MODELS, Ranks, read_ranks, summed_ranks, write_ranks
+from mmesid_jax.reports.test_ranks import MODELS, Ranks, read_ranks, summed_ranks, write_ranks
 from mmesid_jax.stages.workdir import Workdir
 
 BASE = "base"  # the variant that all are compared with

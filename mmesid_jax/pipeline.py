@@ -30,11 +30,10 @@ from mmesid_jax.evaluation import codebook_health, geometry, ranking
 from mmesid_jax.files import artifact
 from mmesid_jax.files.lock import locked
 from mmesid_jax.parallel import processes, sharding
+from mmesid_jax.reports import id_report, test_ranks
 from mmesid_jax.stages import (
   backbone,
   collaborative_stage,
-  evaluation,
-  id_report,
   recommender_stage,
   semantic_id_stage,
   sequence_task,
@@ -119,7 +118,7 @@ def check_config(config: ConfigDict) -> None:
 def evaluate(workdir: Workdir, split: str) -> None:
   """Evaluates, on the mesh of workdir.config, and prints the table."""
   with sharding.on(sharding.mesh_of(workdir.config.mesh)):
-    result = evaluation.evaluate(workdir, split)
+    result = test_ranks.evaluate(workdir, split)
   scheme, left_out = workdir.dataset.split.name, result["left_out"]
   print(
     f"\n{split} ({scheme}): {result['users']:,} users"
@@ -127,7 +126,7 @@ def evaluate(workdir: Workdir, split: str) -> None:
     + ", every item ranked; masked = without the history's items"
   )
   print(ranking.table(result["models"]))
-  print(f"with 95 % intervals: {workdir.path / evaluation.file_name(split)}")
+  print(f"with 95 % intervals: {workdir.path / test_ranks.file_name(split)}")
 
 
 def examine(workdir: Workdir) -> None:

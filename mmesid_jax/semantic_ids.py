@@ -44,9 +44,9 @@ def main(argv: list[str]) -> None:
     raise UserError(f"--{given[0]}: {subcommand} takes none")
   workdir, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
   if subcommand == "export":
-    from mmesid_jax import tabulating
+    from mmesid_jax.reports import code_export
 
-    tabulating.run(workdir, output, data_dir=DATA_DIR.value, key=KEY.value)
+    code_export.run(workdir, output, data_dir=DATA_DIR.value, key=KEY.value)
     return
   if FEATURES.value is None:
     raise UserError("--features is missing; it must be given")

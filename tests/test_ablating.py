@@ -16,7 +16,8 @@ from mmesid_jax import ablating, pipeline
 from mmesid_jax.config.schema import check, flatten
 from mmesid_jax.data.batches import in_batches
 from mmesid_jax.errors import Interrupted, Stop, UserError
-from mmesid_jax.stages import collaborative_stage, evaluation, recommender_stage
+from mmesid_jax.reports import test_ranks
+from mmesid_jax.stages import collaborative_stage, recommender_stage
 
 ROOT = pathlib.Path(__file__).parents[1]
 VARIANTS = {
@@ -100,7 +101,7 @@ def test_a_result_is_small_and_holds_what_the_evaluation_found(done):
   found, where = result(done, "base"), done.path / "base-seed0"
   assert found["changes"] == {} == found["to_base"] and found["seconds"] > 0
   assert found["users"] == 60 and {"jax", "numpy"} <= found["versions"].keys()
-  whole = {s: json.loads((where / evaluation.file_name(s)).read_text()) for s in ("test", "valid")}
+  whole = {s: json.loads((where / test_ranks.file_name(s)).read_text()) for s in ("test", "valid")}
   for row, model in (("base", "MME-SID"), ("sasrec", "SASRec"), ("popularity", "popularity")):
     for split in whole:
       for protocol, metrics in whole[split]["models"][model].items():
@@ -135,12 +136,12 @@ def alone(model, layout, sequence) -> np.ndarray:
 def test_a_sum_ranks_by_the_sum_of_log_probabilities(done, config):
   here, there = (pipeline.reopen(done.path / f"base-seed{seed}") for seed in (0, 1))
   c, r = config.base.collaborative, config.base.recommender
-  plain = evaluation.Layout(1, c.row_length, 1)
+  plain = test_ranks.Layout(1, c.row_length, 1)
   mine = collaborative_stage.restore(here), plain
   theirs = collaborative_stage.restore(there), plain
-  full = recommender_stage.restore(here.path, here.config), evaluation.Layout(1, r.row_length, 1)
+  full = recommender_stage.restore(here.path, here.config), test_ranks.Layout(1, r.row_length, 1)
   for name, parts in (("with_sasrec", (full, mine)), ("two_sasrecs", (mine, theirs))):
-    ranks = evaluation.read_ranks(done.path / f"{name}-seed0", "test", name)
+    ranks = test_ranks.read_ranks(done.path / f"{name}-seed0", "test", name)
     for user in range(0, 60, 12):
       sequence = here.dataset.sequence(user)[-c.row_length :]
       score_I = sum(alone(*part, sequence) for part in parts)

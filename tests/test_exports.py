@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 from commands import refused, run, start
 
-from mmesid_jax import batch_recommending, recommending, tabulating
+from mmesid_jax import batch_recommending, recommending
 from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.artifact import read_artifact
+from mmesid_jax.reports import code_export
 from mmesid_jax.serving import Recommender
 from mmesid_jax.stages import new_item_codes
 
@@ -94,10 +95,10 @@ def test_mistakes_of_semantic_ids_are_one_line(workdir, tmp_path):
   assert "--key: encode takes none" in refused(*encode, "--features=text=a.npy", "--key=asin")
   output = tmp_path / "ids.jsonl"
   with pytest.raises(UserError, match=r"items.jsonl:1: no text under 'asin'"):
-    tabulating.run(workdir, output, data_dir=None, key="asin")
+    code_export.run(workdir, output, data_dir=None, key="asin")
   of_four_items(workdir)
   with pytest.raises(UserError, match=r"synthetic: 4 items; .*was made for 40"):
-    tabulating.run(workdir, output, data_dir=None, key=None)
+    code_export.run(workdir, output, data_dir=None, key=None)
   assert not list(tmp_path.glob("ids*"))
 
 

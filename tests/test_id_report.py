@@ -13,7 +13,8 @@ from mmesid_jax import pipeline
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, spectrum
 from mmesid_jax.files.artifact import read_artifact, write_artifact
-from mmesid_jax.stages import id_report, recommender_stage, semantic_id_stage
+from mmesid_jax.reports import id_report
+from mmesid_jax.stages import recommender_stage, semantic_id_stage
 
 
 def files(path) -> dict[str, bytes]:

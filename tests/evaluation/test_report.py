@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 
-from mmesid_jax.evaluation import pictures
 from mmesid_jax.evaluation.codebook_health import health
 from mmesid_jax.evaluation.geometry import principal_plane
-from mmesid_jax.evaluation.report import page
+from mmesid_jax.reports import id_plots
+from mmesid_jax.reports.id_page import page
 
 VOID = {"meta", "img"}
 DATA = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
@@ -60,7 +60,7 @@ def figures(modalities, *, levels=2, codes=5, after=True, categories=True):
   }
   vectors = {m: rng.normal(size=(30, 4)) for m in modalities}
   planes = {m: (principal_plane(vectors[m]), code[m][:, 0]) for m in modalities}
-  return found, pictures.of(found, planes)
+  return found, id_plots.of(found, planes)
 
 
 NASTY = "<b>\"$\\frac$&'</b>"
@@ -119,11 +119,11 @@ def test_any_number_of_levels_and_codes_is_drawn(levels, codes):
 def test_usage_has_a_square_for_every_code():
   """Of one level with 4 codes, 2 dead: as many grey pixels as coloured ones."""
   image = pytest.importorskip("PIL.Image")
-  png = pictures.usage(np.array([[9, 9, 0, 0]]))
+  png = id_plots.usage(np.array([[9, 9, 0, 0]]))
   colours = dict(
     (colour, n) for n, colour in image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 20)
   )
-  grey = colours[tuple(int(pictures.GREY[i : i + 2], 16) for i in (1, 3, 5))]
-  dark = colours[tuple(int(pictures.SHADES[-1][i : i + 2], 16) for i in (1, 3, 5))]
+  grey = colours[tuple(int(id_plots.GREY[i : i + 2], 16) for i in (1, 3, 5))]
+  dark = colours[tuple(int(id_plots.SHADES[-1][i : i + 2], 16) for i in (1, 3, 5))]
   assert grey > 10_000
   assert dark == pytest.approx(grey, rel=0.1)

@@ -14,12 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation import pictures
 from mmesid_jax.evaluation.codebook_health import health, residual_norms
 from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, principal_plane, spectrum
-from mmesid_jax.evaluation.report import page
 from mmesid_jax.files.artifact import read_header, write_text
 from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.reports import id_plots
+from mmesid_jax.reports.id_page import page
 from mmesid_jax.stages import recommender_stage, semantic_id_stage
 from mmesid_jax.stages.item_batches import CHUNK, encoded
 from mmesid_jax.stages.workdir import Workdir
@@ -69,7 +69,7 @@ def examine(workdir: Workdir) -> dict[str, Any]:
     "notes": notes,
   }
   planes = {m: (principal_plane(x[1:]), codes[m][:, 0]) for m, x in decoded.items()}
-  drawn = pictures.of(figures, planes)
+  drawn = id_plots.of(figures, planes)
   write_text(workdir.path / FIGURES, json.dumps(figures, indent=1) + "\n")
   write_text(workdir.path / PAGE, page(str(workdir.path), figures, drawn))
   return figures
