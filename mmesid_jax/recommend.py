@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     raise UserError(f"expected one of {names}; found {' and '.join(given) or 'none'}")
   if bool(ALL_USERS.value) != (OUTPUT.value is not None):
     raise UserError("--all_users and --output=FILE belong together; one of them is missing")
-  from mmesid_jax import recommending
+  from mmesid_jax.serving import answer
 
   path = pathlib.Path(WORKDIR.value)
   options = {
@@ -66,9 +66,9 @@ def main(argv: list[str]) -> None:
     "key": KEY.value,
   }
   if ALL_USERS.value:
-    recommending.run_all_users(path, pathlib.Path(OUTPUT.value), **options)
+    answer.run_all_users(path, pathlib.Path(OUTPUT.value), **options)
     return
-  recommending.run(
+  answer.run(
     path,
     history=HISTORY.value,
     history_keys=HISTORY_KEYS.value,

@@ -9,7 +9,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.hf import export_backbone
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.serving import Recommender
+from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import recommender_stage
 
 ROWS, D = 6, 4

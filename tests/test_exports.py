@@ -12,12 +12,13 @@ import polars as pl
 import pytest
 from commands import refused, run, start
 
-from mmesid_jax import batch_recommending, recommending
 from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.reports import code_export
-from mmesid_jax.serving import Recommender
+from mmesid_jax.serving import all_users
+from mmesid_jax.serving import answer as recommending
+from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import new_item_codes
 
 ODD = ["é", "商品", '"\\', "\u200f\u0645", "a,b", "🧴", "L'Or"]
@@ -109,7 +110,7 @@ def of_four_items(workdir: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_all_users_get_what_each_gets_alone(workdir, tmp_path, suffix, monkeypatch):
-  monkeypatch.setattr(batch_recommending, "USERS_A_PART", 25)  # 60 users: the last part is short
+  monkeypatch.setattr(all_users, "USERS_A_PART", 25)  # 60 users: the last part is short
   give_keys(workdir)
   output = tmp_path / f"recs{suffix}"
   everyone(workdir, output)
@@ -151,7 +152,7 @@ def test_new_items_are_recommended_to_all_users_without_a_key(workdir, tmp_path)
 
 
 def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_path, monkeypatch):
-  monkeypatch.setattr(batch_recommending, "USERS_A_PART", 25)
+  monkeypatch.setattr(all_users, "USERS_A_PART", 25)
   output, asked = tmp_path / "recs.jsonl", []
   best = Recommender.best
 
@@ -201,7 +202,7 @@ def other_model(workdir: pathlib.Path) -> bytes:
 
 
 def test_finished_parts_are_not_made_again(workdir, tmp_path, monkeypatch):
-  monkeypatch.setattr(batch_recommending, "USERS_A_PART", 25)
+  monkeypatch.setattr(all_users, "USERS_A_PART", 25)
   output, asked = tmp_path / "recs.jsonl", []
   best, asks = Recommender.best, iter([None, None, "SIGTERM"])
 
@@ -210,7 +211,7 @@ def test_finished_parts_are_not_made_again(workdir, tmp_path, monkeypatch):
     return best(model, given, *options, **more)
 
   monkeypatch.setattr(Recommender, "best", counted)
-  monkeypatch.setattr(batch_recommending.Stopping, "asked", lambda self: next(asks, None))
+  monkeypatch.setattr(all_users.Stopping, "asked", lambda self: next(asks, None))
   with pytest.raises(Interrupted, match="SIGTERM at user 50 of 60, .* run the same command again"):
     everyone(workdir, output)
   assert asked == [25, 25] and not output.exists()
@@ -230,7 +231,7 @@ def wait_for_parts(process: subprocess.Popen, folder: pathlib.Path, count: int) 
 def test_a_killed_run_goes_on_to_the_same_bytes(workdir, tmp_path):
   data = workdir / "synthetic" / "sequences.txt"
   items = [line.split(" ", 1)[1] for line in data.read_text().splitlines()]
-  users = 5 * batch_recommending.USERS_A_PART + 77
+  users = 5 * all_users.USERS_A_PART + 77
   data.write_text("".join(f"{n} {items[n % len(items)]}\n" for n in range(1, users + 1)))
   give_keys(workdir)
   command = ("recommend", f"--workdir={workdir}", "--all_users", "--top_k=5")

@@ -18,7 +18,7 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place, tensors
 from mmesid_jax.parallel.sharding import make_mesh, mesh_shape, put_batch
-from mmesid_jax.serving import Recommender
+from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import collaborative_stage, recommender_stage, semantic_id_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.training.step import initial_state, make_step

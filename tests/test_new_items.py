@@ -10,11 +10,12 @@ import pytest
 import safetensors.numpy
 from commands import refused, run
 
-from mmesid_jax import identifying, pipeline, recommending
+from mmesid_jax import identifying, pipeline
 from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact
-from mmesid_jax.serving import Recommender
+from mmesid_jax.serving import answer as recommending
+from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import new_item_codes
 
 STAGE = "semantic_ids"

@@ -18,7 +18,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
 from mmesid_jax.hf import export_backbone
 from mmesid_jax.hf.safetensors_dir import SINGLE, Checkpoint
-from mmesid_jax.serving import Recommender
+from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import recommender_stage
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.serving import Recommender
+from mmesid_jax.serving.recommender import Recommender
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from mmesid_jax.errors import Interrupted
 from mmesid_jax.files.lock import locked
 from mmesid_jax.files.resumable import Parts, folder_of
 from mmesid_jax.files.rows import Columns
-from mmesid_jax.serving import Best, Recommender
+from mmesid_jax.serving.recommender import Best, Recommender
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.stages.workdir import Workdir
 from mmesid_jax.training.interrupts import Stopping

@@ -6,11 +6,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mmesid_jax import batch_recommending, pipeline
+from mmesid_jax import pipeline
 from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows as exports
-from mmesid_jax.serving import Recommendation, Recommender
+from mmesid_jax.serving import all_users
+from mmesid_jax.serving.recommender import Recommendation, Recommender
 from mmesid_jax.stages.workdir import Workdir
 
 NEWEST_SHOWN = 5
@@ -111,7 +112,7 @@ def run_all_users(
   """Writes `batch_recommending`'s file. Raises UserError, and Interrupted."""
   exports.check_output(output)
   opened = open_model(workdir, new_items=new_items, only_new=only_new, data_dir=data_dir, key=key)
-  batch_recommending.write(
+  all_users.write(
     opened.workdir,
     opened.model,
     output,
