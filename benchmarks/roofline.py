@@ -128,7 +128,7 @@ def configuration(preset: str):
 
 def build(config, dataset):
   """The recommender as shapes."""
-  from mmesid_jax.stages import footprint
+  from mmesid_jax.planning import memory as footprint
 
   widths = {m: min(V, config.recommender.whiten or V) for m, V in WIDTHS.items()}
   return footprint.shapes(config, dataset.num_items + 1, widths)

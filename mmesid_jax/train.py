@@ -27,10 +27,10 @@ flags.mark_flags_as_required(["config"])
 def main(argv: list[str]) -> None:
   del argv
   if PLAN.value is not None:
-    from mmesid_jax import planning
+    from mmesid_jax.planning import plan_report
 
     options = {"devices": DEVICES.value, "mfu": MFU.value, "rows_a_device": ROWS.value}
-    planning.run(CONFIG.value, PLAN.value, **options, compiled=COMPILE.value)
+    plan_report.run(CONFIG.value, PLAN.value, **options, compiled=COMPILE.value)
     return
   if WORKDIR.value is None:
     raise UserError("--workdir is missing; it must be given, but for --plan")

@@ -10,14 +10,14 @@ import pytest
 import safetensors.numpy
 from commands import refused, run
 
-from mmesid_jax import planning
 from mmesid_jax.config.schema import PROMPTS
 from mmesid_jax.data.dataset import prepare, read
 from mmesid_jax.data.features import feature_width
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.prompt import estimated_lengths
 from mmesid_jax.parallel import sharding
-from mmesid_jax.stages import ahead, recommender_stage
+from mmesid_jax.planning import plan_report, tpu_compiler
+from mmesid_jax.stages import recommender_stage
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "beauty_llama3_8b.py"
 LLAMA3_8B = {
@@ -40,7 +40,7 @@ def llama3(trained, tmp_path):
 
 
 def planned(config, kind="h200", devices=("1",), mfu=0.4, rows_a_device=None) -> None:
-  planning.run(config, kind, devices=devices, mfu=mfu, rows_a_device=rows_a_device)
+  plan_report.run(config, kind, devices=devices, mfu=mfu, rows_a_device=rows_a_device)
 
 
 def gib(out: str, part: str) -> float:
@@ -123,24 +123,24 @@ def test_time_is_operations_by_what_devices_do(llama3, capsys):
 
 def test_what_the_compiler_says_stands_beside_the_prediction(tiny, monkeypatch, capsys):
   """What it says is tried where there is one: tests/stages/test_ahead.py."""
-  said = ahead.Compiled("splash", {"arguments": 2**30, "temporaries": 3 * 2**29})
+  said = tpu_compiler.Compiled("splash", {"arguments": 2**30, "temporaries": 3 * 2**29})
   asked = []
 
   def compiled(config, dataset, widths, layout):
     asked.append((sharding.devices(), config.recommender.rows, layout.rows))
     return said
 
-  monkeypatch.setattr(ahead, "check", lambda kind: None)
-  monkeypatch.setattr(ahead, "mesh", lambda kind, shape: sharding.make_mesh(**shape))
-  monkeypatch.setattr(ahead, "compiled", compiled)
+  monkeypatch.setattr(tpu_compiler, "check", lambda kind: None)
+  monkeypatch.setattr(tpu_compiler, "mesh", lambda kind, shape: sharding.make_mesh(**shape))
+  monkeypatch.setattr(tpu_compiler, "compiled", compiled)
   config = tiny("best", {"mesh.fsdp": 4})
   options = {"devices": ("4",), "mfu": 0.4, "rows_a_device": 2, "compiled": True}
-  planning.run(config, "v5e", **options)
+  plan_report.run(config, "v5e", **options)
   out = capsys.readouterr().out.partition("By the compiler for TPUs")[2]
   assert "(4 of v5e:2x2, attention: splash; " in out and asked == [(4, 8, 8)]
   assert (gib(out, "arguments"), gib(out, "temporaries"), gib(out, "sum")) == (1, 1.5, 2.5)
-  said = ahead.Compiled("xla", {}, "out of memory")
-  planning.run(config, "v5e", **options)
+  said = tpu_compiler.Compiled("xla", {}, "out of memory")
+  plan_report.run(config, "v5e", **options)
   assert "attention: xla) refuses: out of memory" in capsys.readouterr().out
 
 

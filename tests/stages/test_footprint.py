@@ -11,7 +11,8 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.parallel.placement import place
 from mmesid_jax.parallel.sharding import make_mesh, of, put_batch, without_devices
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
-from mmesid_jax.stages import footprint, recommender_stage
+from mmesid_jax.planning import memory
+from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step
 
@@ -79,7 +80,7 @@ def really_held(config, mesh) -> dict[str, int]:
 def test_bytes_are_those_that_a_device_holds(tiny, kind, shape):
   config = configured(tiny, kind)
   with without_devices(dict(zip(MESH_AXES, shape, strict=True))):
-    found = footprint.held(footprint.shapes(config, ITEMS + 1, WIDTHS), config.recommender)
+    found = memory.held(memory.shapes(config, ITEMS + 1, WIDTHS), config.recommender)
   assert found == really_held(config, make_mesh(*shape))
 
 
@@ -88,10 +89,10 @@ def test_a_device_of_a_mesh_holds_a_fifth_around_what_xla_says(tiny):
   config = tiny("best", {f"recommender.{k}": v for k, v in DEEP.items()})
   c, layout, shape = config.recommender, Layout(32, 96, 256, 2, 900), (2, 2, 2)
   with without_devices(dict(zip(MESH_AXES, shape, strict=True))):
-    shapes = footprint.shapes(config, ITEMS + 1, WIDTHS)
-    ours = footprint.held(shapes, c)["gradient"] + footprint.gathered(shapes)
-    one = footprint.one_device(ITEMS + 1, layout)
-  ours += sum(footprint.traced(config, WIDTHS, *one))
+    shapes = memory.shapes(config, ITEMS + 1, WIDTHS)
+    ours = memory.held(shapes, c)["gradient"] + memory.gathered(shapes)
+    one = memory.one_device(ITEMS + 1, layout)
+  ours += sum(memory.traced(config, WIDTHS, *one))
   with jax.set_mesh(make_mesh(*shape)):
     model = really_made(config)
     place(model)
@@ -114,16 +115,16 @@ def test_what_fsdp_cuts_is_whole_a_layer_at_a_time(tiny):
   ):
     config.recommender.encoder = encoder
     with without_devices({"data": 1, "fsdp": fsdp, "tensor": 1}):
-      model = footprint.shapes(config, ITEMS + 1, WIDTHS)
-      footprint.held(model, config.recommender)
-      assert footprint.gathered(model) == expected
+      model = memory.shapes(config, ITEMS + 1, WIDTHS)
+      memory.held(model, config.recommender)
+      assert memory.gathered(model) == expected
 
 
 def test_a_mesh_that_does_not_divide_is_refused_as_in_training(tiny):
   config = configured(tiny, "full")
-  model = footprint.shapes(config, ITEMS + 1, WIDTHS)
+  model = memory.shapes(config, ITEMS + 1, WIDTHS)
   with (
     without_devices({"data": 1, "fsdp": 1, "tensor": 16}),
     pytest.raises(UserError, match=r"axis kv_heads=8 does not divide by mesh.tensor = 16"),
   ):
-    footprint.held(model, config.recommender)
+    memory.held(model, config.recommender)

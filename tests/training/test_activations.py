@@ -16,8 +16,8 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
+from mmesid_jax.planning.activations import activations, most_held
 from mmesid_jax.training import optimizer
-from mmesid_jax.training.activations import activations, most_held
 from mmesid_jax.training.step import initial_state, make_step
 
 P, S = 16, 2

@@ -23,8 +23,10 @@ from mmesid_jax.data.packing import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.models import flops
 from mmesid_jax.parallel import sharding
-from mmesid_jax.stages import ahead, backbone, footprint, recommender_stage, sequence_task
-from mmesid_jax.training.activations import Activations
+from mmesid_jax.planning import memory as footprint
+from mmesid_jax.planning import tpu_compiler
+from mmesid_jax.planning.activations import Activations
+from mmesid_jax.stages import backbone, recommender_stage, sequence_task
 from mmesid_jax.training.throughput import DEVICES, Device
 
 FITS = 0.9  # of the memory; the rest is the runtime's, and lost between buffers
@@ -61,7 +63,7 @@ def run(
     raise UserError(f"--plan_rows_a_device={rows_a_device}: expected a number >= 1")
   counts = [_count(text) for text in devices]
   if compiled:
-    ahead.check(kind)
+    tpu_compiler.check(kind)
   jax.config.update("jax_platforms", "cpu")
   estimated = backbone.resolve(config, estimate=True)
   check(config)
@@ -228,13 +230,13 @@ class Planner:
 
   def compiled(self, kind: str, mesh: Mapping[str, int]) -> str:
     """What the compiler for TPUs says of a step on the mesh, in words; it takes minutes."""
-    with jax.set_mesh(ahead.mesh(kind, mesh)):
+    with jax.set_mesh(tpu_compiler.mesh(kind, mesh)):
       config = self._scaled()
       layout = self._epoch(config).layout
       start = time.monotonic()
-      found = ahead.compiled(config, self._dataset, self._widths, layout)
+      found = tpu_compiler.compiled(config, self._dataset, self._widths, layout)
     size = math.prod(mesh.values())
-    where = f"{size} of {ahead.topology(kind, size)}, attention: {found.attention}"
+    where = f"{size} of {tpu_compiler.topology(kind, size)}, attention: {found.attention}"
     took = f"{_seconds(time.monotonic() - start)} to compile"
     if found.refusal:
       return f"The compiler for TPUs ({where}) refuses: {found.refusal}"

@@ -19,7 +19,8 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.models.layers.attention import preferred
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place
-from mmesid_jax.stages import footprint, recommender_stage
+from mmesid_jax.planning import memory
+from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_shapes, make_step
 
@@ -75,7 +76,7 @@ def lowered(
   """The step as training has it on the mesh of the context, which is one of `mesh`; layout: of its
   batches. Raises UserError where the mesh does not divide the model."""
   c = config.recommender
-  model = footprint.shapes(config, dataset.num_items + 1, widths, attention=c.backbone.attention)
+  model = memory.shapes(config, dataset.num_items + 1, widths, attention=c.backbone.attention)
   place(model)
   graph, params, frozen = nnx.split(model, nnx.Param, ...)
   learner = optimizer.adamw(c.optimizer, 2)  # the number of steps is a constant of the program

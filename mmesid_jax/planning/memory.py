@@ -15,9 +15,9 @@ from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import flat_name, place
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
+from mmesid_jax.planning.activations import Activations, activations
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
-from mmesid_jax.training.activations import Activations, activations
 from mmesid_jax.training.step import initial_shapes
 
 
