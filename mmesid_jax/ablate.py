@@ -19,13 +19,13 @@ flags.mark_flags_as_required(["config", "results"])
 
 def main(argv: list[str]) -> None:
   del argv
-  from mmesid_jax import ablating
+  from mmesid_jax.experiments import ablations
 
   results = pathlib.Path(RESULTS.value)
   if TABLE.value:
-    ablating.show(CONFIG.value, results)
+    ablations.show(CONFIG.value, results)
     return
-  ablating.run(CONFIG.value, WORKDIR.value, results, variants=VARIANTS.value, seeds=SEEDS.value)
+  ablations.run(CONFIG.value, WORKDIR.value, results, variants=VARIANTS.value, seeds=SEEDS.value)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: list[str]) -> None:
   del argv
-  from mmesid_jax import cold_starting
+  from mmesid_jax.experiments import cold_start_run
 
-  cold_starting.run(
+  cold_start_run.run(
     CONFIG.value,
     pathlib.Path(WORKDIR.value),
     fraction=FRACTION.value,

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mmesid_jax import ablating, pipeline
+from mmesid_jax import pipeline
 from mmesid_jax.config.schema import check, flatten
 from mmesid_jax.data.batches import in_batches
 from mmesid_jax.errors import Interrupted, Stop, UserError
+from mmesid_jax.experiments import ablations
 from mmesid_jax.reports import test_ranks
 from mmesid_jax.stages import collaborative_stage, recommender_stage
 
@@ -60,7 +61,7 @@ def config(tiny):
 def ablate(config, folder: pathlib.Path, variants=None, seeds=None) -> str:
   out = io.StringIO()
   with contextlib.redirect_stdout(out):
-    ablating.run(config, str(folder), folder / "results", variants=variants, seeds=seeds)
+    ablations.run(config, str(folder), folder / "results", variants=variants, seeds=seeds)
   return out.getvalue()
 
 
@@ -185,7 +186,7 @@ def test_an_interrupted_run_goes_on_and_what_was_finished_stays(done, config, tm
 def test_the_table_needs_nothing_but_the_results(done, config, tmp_path, capsys):
   results = pathlib.Path(shutil.copytree(done.results, tmp_path / "results"))
   (results / "no_codes-seed1.json").unlink()
-  ablating.show(config, results)
+  ablations.show(config, results)
   out = capsys.readouterr().out
   assert (results / "table.md").read_text() in out
   assert "owed: seed 0: broken; seed 1: broken, no_codes." in out
@@ -255,7 +256,7 @@ def test_every_variant_of_the_config_file_changes_what_it_says():
   changes = {"recommender.fusion": "frequency"}
   assert flatten(config.base) == {**flatten(beauty), **changes}
   config.base.data.dir = "somewhere"
-  plan = ablating.Plan(config, pathlib.Path("w"), pathlib.Path("r"))
+  plan = ablations.Plan(config, pathlib.Path("w"), pathlib.Path("r"))
   plan.check([*config.variants], [*config.sums], [*config.seeds])
   base, seen = flatten(plan.config_of("base", 1)), set()
   assert base["seed"] == 1

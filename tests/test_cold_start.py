@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from commands import refused
 
-from mmesid_jax import cold_starting
 from mmesid_jax.errors import UserError
+from mmesid_jax.experiments import cold_start_run
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.files.lock import locked
 
@@ -15,7 +15,7 @@ SPLIT = {"fraction": 0.1, "split_seed": 3}
 
 
 def start(config, path, *, overwrite=False, **changes):
-  cold_starting.run(config, path, **{**SPLIT, **changes}, overwrite=overwrite)
+  cold_start_run.run(config, path, **{**SPLIT, **changes}, overwrite=overwrite)
 
 
 def test_held_out_items_are_ranked_by_a_model_that_never_saw_them(tiny, tmp_path, capsys):
@@ -85,10 +85,10 @@ def test_what_cannot_be_held_out_is_refused_before_anything_is_written(
 
 def test_another_run_is_refused_before_the_data_of_the_first_change(tiny, tmp_path):
   path = tmp_path / "run"
-  with locked(path / cold_starting.WARM), pytest.raises(UserError, match="is training here"):
+  with locked(path / cold_start_run.WARM), pytest.raises(UserError, match="is training here"):
     start(tiny(), path)
-  assert [file.name for file in (path / cold_starting.WARM).iterdir()] == ["lock"]
-  assert not (path / cold_starting.SPLIT).exists()
+  assert [file.name for file in (path / cold_start_run.WARM).iterdir()] == ["lock"]
+  assert not (path / cold_start_run.SPLIT).exists()
 
 
 def test_the_command_refuses_an_impossible_fraction_in_one_line(trained, tmp_path):

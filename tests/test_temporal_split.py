@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from commands import refused
 
-from mmesid_jax import cold_starting, pipeline
+from mmesid_jax import pipeline
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
+from mmesid_jax.experiments import cold_start_run
 from mmesid_jax.files.artifact import read_artifact
 
 DAY = 86_400
@@ -107,7 +108,7 @@ def test_another_split_is_another_experiment(tiny, source, run, tmp_path):
 @pytest.mark.slow
 def test_items_are_held_out_of_a_temporal_split(tiny, source, tmp_path, capsys):
   path = tmp_path / "cold"
-  cold_starting.run(config_of(tiny, source), path, fraction=0.1, split_seed=3, overwrite=False)
+  cold_start_run.run(config_of(tiny, source), path, fraction=0.1, split_seed=3, overwrite=False)
   assert "test (temporal): " in capsys.readouterr().out
   kept = sum(len(s) for s in sequences(path / "warm"))
   assert len(np.load(path / "warm" / "times.npy")) == kept < len(np.load(source / "times.npy"))

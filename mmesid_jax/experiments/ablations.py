@@ -20,7 +20,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.config.command_line import nearest
 from mmesid_jax.config.schema import apply_preset, default_config, flatten, identity
 from mmesid_jax.errors import Interrupted, Stop, UserError
-from mmesid_jax.evaluation import comparison
+from mmesid_jax.experiments import ablation_table
 from mmesid_jax.files import artifact
 from mmesid_jax.reports.test_ranks import MODELS, Ranks, read_ranks, summed_ranks, write_ranks
 from mmesid_jax.stages.workdir import Workdir
@@ -88,14 +88,14 @@ def run(
 def show(config: ConfigDict, results: pathlib.Path) -> None:
   """Prints the table of the results' folder, and the runs that it still lacks; writes table.md
   there."""
-  found = comparison.read_results(results)
+  found = ablation_table.read_results(results)
   names = _names(config)
   owed = [
     f"seed {seed}: {', '.join(missing)}"
     for seed in config.seeds
     if (missing := [name for name in names if seed not in found.get(name, {})])
   ]
-  text = "\n\n".join([comparison.table(found, [*BESIDE_BASE, *names]), _legend(found, owed)])
+  text = "\n\n".join([ablation_table.table(found, [*BESIDE_BASE, *names]), _legend(found, owed)])
   artifact.write_text(results / "table.md", text + "\n")
   print(f"\n{text}")
 
@@ -106,7 +106,7 @@ def _legend(found, owed: list[str]) -> str:
   return (
     "Mean over seeds (each seed). To base: same seed and users on both sides, with a 95 % interval "
     "over users; of one seed by bootstrap, of several seeds averaged, by Student's t over "
-    f"{comparison.GROUPS} groups of users.\n\nRevision: {revisions or 'none'}. "
+    f"{ablation_table.GROUPS} groups of users.\n\nRevision: {revisions or 'none'}. "
     f"Runs still owed: {'; '.join(owed) or 'none'}."
   )
 
@@ -186,7 +186,7 @@ class Plan:
     file = self.file(name, seed)
     if not file.is_file():
       return False
-    result = comparison.read_result(file)
+    result = ablation_table.read_result(file)
     old, new = {**result["config"], **result["changes"]}, self._described(name, seed)
     if different := sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
       key = different[0]
@@ -285,11 +285,13 @@ class Plan:
       "versions": environment["versions"],
       "devices": environment["devices"],
       "seconds": None if beside else float(seconds.read_text()),
-      **{split: comparison.metrics(ranks[split], **options) for split in SPLITS},
+      **{split: ablation_table.metrics(ranks[split], **options) for split in SPLITS},
       "codes": codes,
-      "to_base": {} if name == BASE else reference and comparison.gains(ranks["test"], reference),
+      "to_base": {}
+      if name == BASE
+      else reference and ablation_table.gains(ranks["test"], reference),
     }
-    comparison.write_result(self.file(name, seed), result)
+    ablation_table.write_result(self.file(name, seed), result)
 
   @contextlib.contextmanager
   def _timed(self, folder: pathlib.Path) -> Iterator[None]:
