@@ -19,7 +19,9 @@ from absl import flags
 from timing import alternate, environment, write
 
 from mmesid_jax.config import command_line
+from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import UserError
+from mmesid_jax.stages.workdir import open_workdir
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder with the first two stages trained.")
 OUTPUT = flags.DEFINE_string("output", None, "A folder for runs, figures and the picture.")
@@ -105,17 +107,16 @@ def folder_of(output: pathlib.Path, response: int, composition: str, seed: int) 
 
 def configuration(source: pathlib.Path, seed: int, response: int, targets_per_piece: int):
   """The workdir's, with rows enough for the same number of targets a batch."""
-  from mmesid_jax import pipeline
   from mmesid_jax.data.packing import with_rows_for
   from mmesid_jax.stages import recommender_stage
 
-  config = pipeline.read_config(source)
+  config = read_config(source)
   config.data.dir = DATA.value or config.data.dir
   config.seed = seed
   r = config.recommender
   r.prompt.response, r.targets_per_piece = response, targets_per_piece
   r.epochs = EPOCHS
-  batches, _ = recommender_stage.training_data(pipeline.open_workdir(config, source))
+  batches, _ = recommender_stage.training_data(open_workdir(config, source))
   r.rows = max(
     round(SHARE.value * with_rows_for(recommender_stage.layout(r), batches.pieces).rows), 1
   )
@@ -129,7 +130,6 @@ def train(
   """One run: its folder holds the learning curve and every user's rank of the test item."""
   import numpy as np
 
-  from mmesid_jax import pipeline
   from mmesid_jax.evaluation.evaluator import Evaluator
   from mmesid_jax.files import artifact
   from mmesid_jax.stages import recommender_stage
@@ -140,7 +140,7 @@ def train(
   for stage in ("collaborative", "semantic_ids"):
     if not (folder / f"{stage}.safetensors").exists():
       shutil.copy(source / f"{stage}.safetensors", folder)
-  workdir = pipeline.open_workdir(config, folder)
+  workdir = open_workdir(config, folder)
   print(f"\n{folder.name}: {config.recommender.rows} rows")
   recommender_stage.run(workdir)
   layout = evaluation_layout(
@@ -168,7 +168,6 @@ def speeds(source: pathlib.Path) -> dict[str, float]:
   import jax
   from flax import nnx
 
-  from mmesid_jax import pipeline
   from mmesid_jax.data.dataset import popularity
   from mmesid_jax.stages import recommender_stage
   from mmesid_jax.training import optimizer
@@ -176,7 +175,7 @@ def speeds(source: pathlib.Path) -> dict[str, float]:
 
   def contestant(response: int, targets_per_piece: int):
     config = configuration(source, 0, response, targets_per_piece)
-    workdir = pipeline.open_workdir(config, source)
+    workdir = open_workdir(config, source)
     batches, _ = recommender_stage.training_data(workdir)
     graph, params, frozen = nnx.split(recommender_stage.drawn(workdir), nnx.Param, ...)
     adamw = optimizer.adamw(config.recommender.optimizer, 1000)

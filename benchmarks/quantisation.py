@@ -13,6 +13,7 @@ import shutil
 from absl import flags
 
 from mmesid_jax.config import command_line
+from mmesid_jax.config.schema import read_config
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
 OUTPUT = flags.DEFINE_string("output", None, "A new folder for the export, the runs and figures.")
@@ -35,7 +36,7 @@ SIZES = (
 def main(argv: list[str]) -> None:
   del argv
   from mmesid_jax.files import artifact
-  from mmesid_jax.hf import export_backbone
+  from mmesid_jax.reports import export_backbone
 
   workdir, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
   export_backbone.run(workdir, output / "backbone")
@@ -105,7 +106,7 @@ def trained(workdir: pathlib.Path, output: pathlib.Path, kind: str) -> dict[str,
   path.mkdir(parents=True)
   for file in ("collaborative.safetensors", "semantic_ids.safetensors"):
     shutil.copy(workdir / file, path / file)
-  config = pipeline.read_config(workdir)
+  config = read_config(workdir)
   config.stages = ("recommender",)
   r = config.recommender
   r.backbone.kind, r.backbone.weights = "lora", kind

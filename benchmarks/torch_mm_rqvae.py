@@ -1,8 +1,8 @@
 """The MM-RQ-VAE step in PyTorch, as one would write it down: what ours is compared with.
 
-The same loss as `mmesid_jax.models.mm_rqvae.loss` on features as they are and codebooks that learn
-by gradient (both as in the paper), with the pairwise distances of the MMD by one
-Gram matrix, or as the released code has them, by the (2B, 2B, V) tensor of differences.
+The same loss as `losses.semantic_id_loss` on features as they are and codebooks that learn by
+gradient (both as in the paper), with the pairwise distances of the MMD by one Gram matrix, or as
+the released code has them, by the (2B, 2B, V) tensor of differences.
 """
 
 import re
@@ -15,11 +15,10 @@ from ml_collections import ConfigDict
 from torch import nn
 from torch.nn import functional as F
 
-from mmesid_jax.models import mm_rqvae
+from mmesid_jax.losses.semantic_id_loss import ANCHOR
+from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.parallel.placement import tensors
-
-ANCHOR = mm_rqvae.ANCHOR
 
 
 class Autoencoder(nn.Module):
@@ -43,7 +42,7 @@ def mlp(widths: tuple[int, ...]) -> nn.Sequential:
 class MMRQVAE(nn.Module):
   """One autoencoder a modality, sizes and parameters those of `ours`, copied."""
 
-  def __init__(self, ours: mm_rqvae.MMRQVAE):
+  def __init__(self, ours: MMRQVAE):
     super().__init__()
     self.by_modality = nn.ModuleDict()
     for m, part in ours.by_modality.items():

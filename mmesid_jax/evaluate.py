@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
   from mmesid_jax import pipeline
   from mmesid_jax.config.schema import read_config
   from mmesid_jax.parallel import processes
+  from mmesid_jax.stages.workdir import reopen
 
   path = pathlib.Path(WORKDIR.value)
   heartbeat_seconds = read_config(path).run.heartbeat_seconds
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
   if MESH.value and STAGE.value == "semantic_ids":
     raise UserError("--mesh: semantic IDs are examined on one device")
   workdir = processes.first_then_all(
-    "open the workdir", lambda: pipeline.reopen(path, DATA_DIR.value, MESH.value)
+    "open the workdir", lambda: reopen(path, DATA_DIR.value, MESH.value)
   )
   if STAGE.value == "semantic_ids":
     pipeline.examine(workdir)

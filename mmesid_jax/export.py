@@ -14,7 +14,7 @@ flags.mark_flags_as_required(["workdir", "output"])
 
 def main(argv: list[str]) -> None:
   del argv
-  from mmesid_jax.hf import export_backbone
+  from mmesid_jax.reports import export_backbone
 
   export_backbone.run(pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value))
 

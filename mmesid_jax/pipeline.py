@@ -19,12 +19,8 @@ from mmesid_jax.config.schema import (
   flatten,
   identity,
   read_config,
-  split_at,
 )
 from mmesid_jax.data import split as splits
-from mmesid_jax.data.dataset import prepare
-from mmesid_jax.data.folder.tfds_reader import export
-from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import codebook_health, geometry, ranking
 from mmesid_jax.files import artifact
@@ -38,7 +34,7 @@ from mmesid_jax.stages import (
   semantic_id_stage,
   sequence_task,
 )
-from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.stages.workdir import Workdir, open_workdir
 
 RUN = {
   "collaborative": collaborative_stage.run,
@@ -136,68 +132,6 @@ def examine(workdir: Workdir) -> None:
   print(f"\n{geometry.table(found['tau'], found['inputs'])}")
   print(*found["notes"], sep="\n")
   print(f"with pictures: {workdir.path / id_report.PAGE}; all figures: {id_report.FIGURES}")
-
-
-def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
-  """The data set, prepared or made, and where the artifacts are."""
-  folder = data_dir(config, path)
-  keep_compiled(config, path)
-  dataset = prepare(folder, path / "dataset", split_at(config))
-  return Workdir(path, config, dataset, folder, tables_dir(config, folder))
-
-
-def data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
-  """The plain files that config.data names; within `path` synthetic ones are made, and those of a
-  TensorFlow dataset written."""
-  if config.data.source == "synthetic":
-    return _synthetic(config, path / "synthetic")
-  if config.data.source == "tfds":
-    export(pathlib.Path(config.data.dir), path / "plain")
-    return path / "plain"
-  return pathlib.Path(config.data.dir)
-
-
-def tables_dir(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
-  """Where relative names of feature tables begin: the folder that config.data.dir names, whatever
-  is read from it; of a synthetic catalogue `folder`, where its plain files are."""
-  return folder if config.data.source == "synthetic" else pathlib.Path(config.data.dir)
-
-
-def keep_compiled(config: ConfigDict, path: pathlib.Path) -> None:
-  """What takes a second or more to compile is kept on disk, for the next run and for evaluation."""
-  chosen_by_user = jax.config.jax_compilation_cache_dir
-  if config.run.compilation_cache and not chosen_by_user:
-    jax.config.update("jax_compilation_cache_dir", str((path / "compiled").absolute()))
-
-
-def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
-  """The folder of the synthetic catalogue, written unless it is there with these very sizes."""
-  made_from = json.dumps(config.data.synthetic.to_dict(), sort_keys=True)
-  mark = folder / "made_from.json"
-  if not (mark.is_file() and mark.read_text() == made_from):
-    sizes = config.data.synthetic
-    write_synthetic(
-      folder,
-      users=sizes.num_users,
-      items=sizes.num_items,
-      clusters=sizes.num_clusters,
-      seed=sizes.seed,
-    )
-    artifact.write_text(mark, made_from)
-  return folder
-
-
-def reopen(
-  path: pathlib.Path, moved_to: str | None = None, mesh: Sequence[str] | None = None
-) -> Workdir:
-  """The workdir of an earlier run, under the configuration that it was trained with; its data may
-  have moved, and the mesh be another: devices on each of its axes. Raises UserError."""
-  config = read_config(path)
-  if moved_to:
-    config.data.dir = moved_to
-  if mesh is not None:
-    config.mesh = sharding.parse_mesh(mesh)
-  return open_workdir(config, path)
 
 
 def _check_identity(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> None:

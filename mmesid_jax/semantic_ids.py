@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
     return
   if FEATURES.value is None:
     raise UserError("--features is missing; it must be given")
-  from mmesid_jax import identifying
+  from mmesid_jax.stages import new_item_codes
 
-  identifying.run(workdir, FEATURES.value, output)
+  new_item_codes.encode_and_write(workdir, FEATURES.value, output)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablations
 from mmesid_jax.reports import test_ranks
 from mmesid_jax.stages import collaborative_stage, recommender_stage
+from mmesid_jax.stages.workdir import reopen
 
 ROOT = pathlib.Path(__file__).parents[1]
 VARIANTS = {
@@ -135,7 +136,7 @@ def alone(model, layout, sequence) -> np.ndarray:
 
 
 def test_a_sum_ranks_by_the_sum_of_log_probabilities(done, config):
-  here, there = (pipeline.reopen(done.path / f"base-seed{seed}") for seed in (0, 1))
+  here, there = (reopen(done.path / f"base-seed{seed}") for seed in (0, 1))
   c, r = config.base.collaborative, config.base.recommender
   plain = test_ranks.Layout(1, c.row_length, 1)
   mine = collaborative_stage.restore(here), plain

@@ -7,10 +7,11 @@ from flax import nnx
 
 from mmesid_jax import pipeline
 from mmesid_jax.files.artifact import read_artifact
-from mmesid_jax.hf import export_backbone
 from mmesid_jax.models.item_encoder import ItemEncoder
+from mmesid_jax.reports import export_backbone
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import recommender_stage
+from mmesid_jax.stages.workdir import reopen
 
 ROWS, D = 6, 4
 
@@ -49,7 +50,7 @@ def test_code_tables_move_unless_they_are_frozen(workdir, tiny, tmp_path, codes,
   changes = {"recommender.codes": codes, "recommender.whiten": whiten, "recommender.epochs": 1}
   config = tiny(changes=changes)
   pipeline.run(config, workdir, overwrite=True)
-  _, start = recommender_stage.codes_and_codebooks(pipeline.reopen(workdir))
+  _, start = recommender_stage.codes_and_codebooks(reopen(workdir))
   learned, _ = read_artifact(workdir / "recommender.safetensors", "recommender")
   quantised, _ = read_artifact(workdir / "semantic_ids.safetensors", "semantic_ids")
   for m, book_LCD in start.items():

@@ -15,6 +15,7 @@ from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, spectrum
 from mmesid_jax.files.artifact import read_artifact, write_artifact
 from mmesid_jax.reports import id_report
 from mmesid_jax.stages import recommender_stage, semantic_id_stage
+from mmesid_jax.stages.workdir import reopen
 
 
 def files(path) -> dict[str, bytes]:
@@ -25,7 +26,7 @@ def files(path) -> dict[str, bytes]:
 def examined(trained, tmp_path_factory):
   """A copy of the trained workdir, and what was found in it."""
   path = shutil.copytree(trained, tmp_path_factory.mktemp("examined") / "run")
-  return pipeline.reopen(path), id_report.examine(pipeline.reopen(path))
+  return reopen(path), id_report.examine(reopen(path))
 
 
 def test_nothing_is_trained_and_both_files_are_written(examined, trained):
@@ -101,7 +102,7 @@ def test_tau_and_rank_are_those_of_the_two_models(examined):
 
 
 def test_the_command_prints_both_tables(workdir, capsys):
-  pipeline.examine(pipeline.reopen(workdir))
+  pipeline.examine(reopen(workdir))
   out = capsys.readouterr().out
   assert re.search(r"^collaborative +1 ", out, re.M) and re.search(r"^joint ", out, re.M)
   assert "tau to the original" in out and "effective rank" in out
@@ -110,7 +111,7 @@ def test_the_command_prints_both_tables(workdir, capsys):
 
 def test_without_a_recommender_there_is_no_after_and_that_is_said(workdir, capsys):
   (workdir / "recommender.safetensors").unlink()
-  pipeline.examine(pipeline.reopen(workdir))
+  pipeline.examine(reopen(workdir))
   assert "Nothing of after training: recommender.safetensors is not there." in (
     capsys.readouterr().out
   )
@@ -130,7 +131,7 @@ def rewrite(workdir, stage, change):
 
 def test_a_recommender_of_other_ids_is_left_out(workdir):
   rewrite(workdir, "recommender", lambda tensors, header: header.update(fingerprint="other"))
-  found = id_report.examine(pipeline.reopen(workdir))
+  found = id_report.examine(reopen(workdir))
   assert found["notes"] == [
     "Nothing of after training: recommender.safetensors was trained on other IDs or settings."
   ]
@@ -139,7 +140,7 @@ def test_a_recommender_of_other_ids_is_left_out(workdir):
 
 def test_a_recommender_without_codes_has_no_tau_of_its_own(workdir):
   (workdir / "recommender.safetensors").unlink()
-  opened = pipeline.reopen(workdir)
+  opened = reopen(workdir)
   opened.config.recommender.codes = "none"
   found = id_report.examine(opened)
   assert [list(taus) for taus in found["tau"].values()] == [["quantised"], ["quantised"]]
@@ -148,7 +149,7 @@ def test_a_recommender_without_codes_has_no_tau_of_its_own(workdir):
 
 def test_the_papers_encoder_reads_its_parts_side_by_side(workdir):
   (workdir / "recommender.safetensors").unlink()
-  opened = pipeline.reopen(workdir)
+  opened = reopen(workdir)
   opened.config.recommender.encoder = "mlp"
   parts = id_report.examine(opened)["inputs"]["before"]
   assert parts["item token"]["width"] == parts["text projected"]["width"] == 8
@@ -157,7 +158,7 @@ def test_the_papers_encoder_reads_its_parts_side_by_side(workdir):
 
 
 def test_users_without_two_items_before_the_last_leave_tau_out(workdir):
-  opened = pipeline.reopen(workdir)
+  opened = reopen(workdir)
   nobody = dataclasses.replace(opened.dataset, offsets=np.zeros_like(opened.dataset.offsets))
   opened = dataclasses.replace(opened, dataset=nobody)
   features = {"text": np.zeros((41, 2), np.float32)}
@@ -170,7 +171,7 @@ def test_a_large_catalogue_is_sampled_and_that_is_said(workdir, monkeypatch):
   monkeypatch.setattr(id_report, "SPECTRUM_ITEMS", 7)
   monkeypatch.setattr(id_report, "CHUNK", 3)
   notes: list[str] = []
-  items = recommender_stage.drawn(pipeline.reopen(workdir)).items
+  items = recommender_stage.drawn(reopen(workdir)).items
   for _ in range(2):
     parts = id_report._spectra(items, notes)
   assert notes == ["Spectra are of 7 items, drawn at random."]
@@ -201,7 +202,7 @@ def test_mistakes_are_one_line_and_leave_nothing(workdir, mistake):
   else:
     rewrite(workdir, "semantic_ids", lambda tensors, _: tensors["codes.text"].fill(4))
   with pytest.raises(UserError, match=re.escape(MISTAKES[mistake])) as caught:
-    id_report.examine(pipeline.reopen(workdir))
+    id_report.examine(reopen(workdir))
   assert "\n" not in str(caught.value)
   assert not (workdir / "semantic_ids.json").exists()
   assert not (workdir / "semantic_ids.html").exists()

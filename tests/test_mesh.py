@@ -21,6 +21,7 @@ from mmesid_jax.parallel.sharding import make_mesh, mesh_shape, put_batch
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import collaborative_stage, recommender_stage, semantic_id_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout
+from mmesid_jax.stages.workdir import open_workdir
 from mmesid_jax.training.step import initial_state, make_step
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]  # data, fsdp, tensor
@@ -70,7 +71,7 @@ def opened(tiny, tmp_path_factory):
       config.collaborative.epochs = 1
       config.recommender.codes = "none"
       pipeline.run(config, path)
-      made[variant] = pipeline.open_workdir(config, path)
+      made[variant] = open_workdir(config, path)
     return made[variant]
 
   return open_variant

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from commands import refused, run
 
-from mmesid_jax import identifying, pipeline
+from mmesid_jax import pipeline
 from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact
@@ -211,7 +211,7 @@ def without(path: pathlib.Path, prefix: str) -> None:
 )
 def test_features_are_given_once_by_modality(trained, tmp_path, features, says):
   with pytest.raises(UserError, match=says):
-    identifying.run(trained, features, tmp_path / "new.safetensors")
+    new_item_codes.encode_and_write(trained, features, tmp_path / "new.safetensors")
 
 
 def test_new_items_are_named_in_the_list(trained, tmp_path, capsys):

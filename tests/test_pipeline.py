@@ -17,6 +17,7 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.files.lock import locked
 from mmesid_jax.stages import semantic_id_stage
+from mmesid_jax.stages.workdir import open_workdir, reopen
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
 
@@ -77,7 +78,7 @@ def test_a_workdir_in_training_is_read_and_not_trained_in(workdir, tiny):
   with locked(workdir):
     with pytest.raises(UserError, match="is training here"):
       pipeline.run(tiny(), workdir)
-    pipeline.evaluate(pipeline.reopen(workdir), "valid")
+    pipeline.evaluate(reopen(workdir), "valid")
   pipeline.run(tiny(), workdir)
 
 
@@ -286,7 +287,7 @@ def test_compiled_steps_are_kept_in_the_workdir_unless_told_otherwise(
   option, before = "jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir
   try:
     jax.config.update(option, of_the_user and str(tmp_path / of_the_user))
-    pipeline.open_workdir(tiny(changes={"run.compilation_cache": asked}), tmp_path)
+    open_workdir(tiny(changes={"run.compilation_cache": asked}), tmp_path)
     assert jax.config.jax_compilation_cache_dir == (kept and str(tmp_path / kept))
   finally:
     jax.config.update(option, before)
@@ -326,7 +327,7 @@ def test_average_rate_decides_how_fast_codebooks_move(tiny, tmp_path):
   for rate in (1e-9, 0.5):
     changes = {"semantic_ids.quantizer.average_rate": rate, "stages": ("semantic_ids",)}
     config = tiny("best", {**changes, "features.collaborative": ""})
-    workdir = pipeline.open_workdir(config, tmp_path / str(rate))
+    workdir = open_workdir(config, tmp_path / str(rate))
     start = semantic_id_stage.build(
       config.semantic_ids, workdir.features(), code_width=config.recommender.width, seed=config.seed
     )

@@ -14,12 +14,14 @@ from checkpoints import write_tiny_checkpoint
 from conftest import TINY
 
 from mmesid_jax import pipeline
+from mmesid_jax.config.schema import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
-from mmesid_jax.hf import export_backbone
 from mmesid_jax.hf.safetensors_dir import SINGLE, Checkpoint
+from mmesid_jax.reports import export_backbone
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import recommender_stage
+from mmesid_jax.stages.workdir import reopen
 
 ROOT = pathlib.Path(__file__).parents[1]
 FROM_CHECKPOINT = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width")
@@ -62,7 +64,7 @@ def workdir(first, tmp_path):
 
 
 def restored(path):
-  config = pipeline.read_config(path)
+  config = read_config(path)
   return recommender_stage.restore(path, config)
 
 
@@ -109,7 +111,7 @@ def test_it_recommends_and_evaluates_from_the_workdir(workdir, capsys):
   answer = Recommender.load(workdir).recommend([[3, 5], []], top_k=4)
   assert [len(a) for a in answer] == [4, 4]
   table = json.loads((workdir / "evaluation.json").read_text())["models"]["MME-SID"]
-  pipeline.evaluate(pipeline.reopen(workdir), "test")
+  pipeline.evaluate(reopen(workdir), "test")
   again = json.loads((workdir / "evaluation.json").read_text())["models"]["MME-SID"]
   assert again == table
 

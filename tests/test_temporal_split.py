@@ -12,6 +12,7 @@ from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.experiments import cold_start_run
 from mmesid_jax.files.artifact import read_artifact
+from mmesid_jax.stages.workdir import reopen
 
 DAY = 86_400
 
@@ -71,7 +72,7 @@ def test_every_stage_learns_of_what_is_before_and_ranks_what_is_behind(run, caps
   tensors, _ = read_artifact(path / "recommender.safetensors", "recommender")
   np.testing.assert_array_equal(tensors["counts"], counts)
   for split, expected in (("test", test), ("valid", valid)):
-    pipeline.evaluate(pipeline.reopen(path), split)
+    pipeline.evaluate(reopen(path), split)
     out = capsys.readouterr().out
     assert f"{split} (temporal): {len(expected):,} users (" in out and "MME-SID" in out
     name = "evaluation.json" if split == "test" else "evaluation_valid.json"

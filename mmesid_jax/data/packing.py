@@ -8,8 +8,8 @@ one short branch for every target:
 
 A target with index t (t items before it) is read at the last token of its branch, or, without
 response tokens, at item token t - 1. A target with an empty history is then read at the end of the
-prompt. Everything here is numpy and integers; `mmesid_jax.models.layers.attention` turns the integers into
-a mask.
+prompt. Everything here is numpy and integers; `models.layers.attention` turns the integers into a
+mask.
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablation_table
 from mmesid_jax.files import artifact
 from mmesid_jax.reports.test_ranks import MODELS, Ranks, read_ranks, summed_ranks, write_ranks
-from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.stages.workdir import Workdir, keep_compiled, open_workdir
 
 BASE = "base"  # the variant that all are compared with
 MODEL = MODELS["recommender"]
@@ -54,7 +54,7 @@ def run(
   sums = [name for name in config.sums if name in chosen]
   numbers = [int(s) for s in _chosen(seeds, [*map(str, config.seeds)], "--seeds")]
   plan.check(models, sums, numbers)
-  pipeline.keep_compiled(config.base, plan.workdir)
+  keep_compiled(config.base, plan.workdir)
   failed: dict[str, str] = {}
 
   def attempt(work, name: str, seed: int) -> None:
@@ -246,7 +246,7 @@ class Plan:
     folder = self.folder(name, seed)
     with self._timed(folder):
       parts = [
-        (pipeline.open_workdir(self._resolved(s), self.folder(BASE, s)), stage)
+        (open_workdir(self._resolved(s), self.folder(BASE, s)), stage)
         for s, stage in self._parts(name, seed)
       ]
       ranks = {split: summed_ranks(parts, split) for split in SPLITS}

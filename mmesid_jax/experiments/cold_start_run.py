@@ -19,7 +19,7 @@ from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.lock import locked
 from mmesid_jax.stages import new_item_codes, recommender_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout
-from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.stages.workdir import Workdir, data_dir, open_workdir, tables_dir
 
 SPLIT, RESULT = "cold_split.json", "cold_start.json"
 WHOLE, WARM = "whole_dataset", "warm"  # folders: all data's cache, the files without cold items
@@ -36,9 +36,9 @@ def run(
   config = ConfigDict(config)
   pipeline.check_config(config)
   content = _content_modalities(config)
-  source = pipeline.data_dir(config, path)
+  source = data_dir(config, path)
   dataset = prepare(source, path / WHOLE, split_at(config))
-  tables = pipeline.tables_dir(config, source)
+  tables = tables_dir(config, source)
   features = {m: read_features(tables / config.features[m], dataset.num_items) for m in content}
   split = held_out_items.hold_out(dataset.num_items, fraction, split_seed)
   with locked(path / WARM):
@@ -47,7 +47,7 @@ def run(
     config.data.source, config.data.dir = "files", str(path / WARM)
     config.features.update({m: f"{m}.npy" for m in content})
     pipeline.run(config, path, overwrite=overwrite)
-    _evaluate(pipeline.open_workdir(config, path), dataset, split, features)
+    _evaluate(open_workdir(config, path), dataset, split, features)
 
 
 def _content_modalities(config: ConfigDict) -> list[str]:

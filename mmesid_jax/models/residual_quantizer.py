@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmesid_jax.losses.mmd import squared_distances
+from mmesid_jax.quantize.distances import squared_distances
 from mmesid_jax.quantize.sinkhorn import sinkhorn
 
 stop = jax.lax.stop_gradient

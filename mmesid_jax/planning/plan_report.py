@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from mmesid_jax import pipeline
 from mmesid_jax.config.command_line import nearest
 from mmesid_jax.config.rules import MESH_AXES
 from mmesid_jax.config.schema import check, modalities, split_at
@@ -27,6 +26,7 @@ from mmesid_jax.planning import memory as footprint
 from mmesid_jax.planning import tpu_compiler
 from mmesid_jax.planning.activations import Activations
 from mmesid_jax.stages import backbone, recommender_stage, sequence_task
+from mmesid_jax.stages.workdir import data_dir, tables_dir
 from mmesid_jax.training.throughput import DEVICES, Device
 
 FITS = 0.9  # of the memory; the rest is the runtime's, and lost between buffers
@@ -100,8 +100,8 @@ def _data(config: ConfigDict) -> tuple[Dataset, dict[str, int]]:
   """The data set and the width of every feature table as the model has it; what `data_dir` writes
   is in a folder that is gone afterwards. Raises UserError."""
   with tempfile.TemporaryDirectory() as temporary:
-    folder = pipeline.data_dir(config, pathlib.Path(temporary))
-    tables = pipeline.tables_dir(config, folder)
+    folder = data_dir(config, pathlib.Path(temporary))
+    tables = tables_dir(config, folder)
     dataset, widths = datasets.read(folder, split_at(config)), {}
     for modality in modalities(config):
       source = config.features[modality]

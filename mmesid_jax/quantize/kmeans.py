@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.losses.mmd import squared_distances
 from mmesid_jax.quantize.balance import balanced_assignment, nearest
+from mmesid_jax.quantize.distances import squared_distances
 
 CHUNK_BYTES = 64 * 2**20  # of distances, or of points, on the device at once
 SAMPLE = 256  # points a cluster that centroids are found with, when there are more

@@ -2,11 +2,11 @@
 
 import pathlib
 
-from mmesid_jax import pipeline
 from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows
 from mmesid_jax.stages import semantic_id_stage
+from mmesid_jax.stages.workdir import reopen
 
 ITEM = {"item_id": int, "key": str, "title": str}
 
@@ -18,13 +18,13 @@ def run(
   name, the codes from the first level to the last. key: the field of items.jsonl that holds the
   keys, None = `key`, if it is there. Raises UserError."""
   rows.check_output(output)
-  opened = pipeline.reopen(workdir, data_dir)
+  opened = reopen(workdir, data_dir)
   found = semantic_id_stage.read(opened)
   num_items = opened.dataset.num_items
   if found.header["num_items"] != num_items:
     raise UserError(
-      f"{opened.data_dir}: {num_items:,} items; {opened.artifact(semantic_id_stage.STAGE)} was made for "
-      f"{found.header['num_items']:,}"
+      f"{opened.data_dir}: {num_items:,} items; "
+      f"{opened.artifact(semantic_id_stage.STAGE)} was made for {found.header['num_items']:,}"
     )
   titles = opened.dataset.titles()[1:]
   known = {

@@ -6,13 +6,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mmesid_jax import pipeline
 from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows as exports
 from mmesid_jax.serving import all_users
 from mmesid_jax.serving.recommender import Recommendation, Recommender
-from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.stages.workdir import Workdir, reopen
 
 NEWEST_SHOWN = 5
 
@@ -39,7 +38,7 @@ def open_model(
   Raises UserError."""
   if only_new and new_items is None:
     raise UserError("--only_new: name the new items with --new_items=FILE")
-  opened = pipeline.reopen(workdir, data_dir)
+  opened = reopen(workdir, data_dir)
   titles = opened.dataset.titles()
   item_keys = keys.kept_item_keys(opened.data_dir, key)
   model = Recommender.load(workdir, titles)

@@ -7,11 +7,12 @@ the rows that were encoded; its header says which modalities were given.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmesid_jax.config.schema import read_config
 from mmesid_jax.data.features import Whitening, new_features, read_new_features
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
@@ -137,3 +138,21 @@ def _read(sources: Sources, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
     if len(y) != len(x):
       raise UserError(f"{len(x)} new items by {first}, {len(y)} by {m}; expected as many rows")
   return rows
+
+
+def encode_and_write(workdir: pathlib.Path, features: Sequence[str], output: pathlib.Path) -> None:
+  """features: MODALITY=FILE each. Raises UserError."""
+  sources = {}
+  for text in features:
+    modality, equals, file = text.partition("=")
+    if not (modality and equals and file):
+      raise UserError(f"--features={text}: expected MODALITY=FILE")
+    if modality in sources:
+      raise UserError(f"--features={text}: {modality} is given twice")
+    sources[modality] = file
+  new = encode(workdir, read_config(workdir), sources)
+  write(output, new)
+  print(f"{output}: {len(new):,} new items")
+  for m, code_NL in new.codes.items():
+    source = "" if m in new.given else " (of the training items' mean vector: not given)"
+    print(f"{m}: {len(np.unique(code_NL, axis=0)):,} different IDs{source}")

@@ -21,7 +21,8 @@ from mmesid_jax.data.features import covariance, mean_and_deviation, principal_c
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.codebook_health import health, table
 from mmesid_jax.files import artifact
-from mmesid_jax.models import flops, mm_rqvae
+from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
+from mmesid_jax.models import flops
 from mmesid_jax.models.fsq import digits
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
@@ -135,7 +136,7 @@ def loss(config: ConfigDict):
 
   def of_batch(tables: Tables, batch: Batch, key: jax.Array):
     del key  # nothing is drawn while it trains
-    value, parts = mm_rqvae.loss(tables.model, tables.features(batch), **options)
+    value, parts = semantic_id_loss(tables.model, tables.features(batch), **options)
     return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
 
   return of_batch
@@ -208,7 +209,7 @@ def run(workdir: Workdir) -> None:
   @nnx.jit
   def whole_loss(tables: Tables, batch: Batch) -> dict[str, jax.Array]:
     features = tables.features(batch)
-    value, parts = mm_rqvae.loss(tables.model, features, training=False, **options)
+    value, parts = semantic_id_loss(tables.model, features, training=False, **options)
     return {"loss": value, **parts}
 
   def validate(tables: Tables) -> dict[str, float]:

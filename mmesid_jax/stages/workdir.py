@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,10 +13,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.schema import identity, modalities
-from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.config.schema import identity, modalities, read_config, split_at
+from mmesid_jax.data.dataset import Dataset, prepare
 from mmesid_jax.data.features import open_features, read_features
-from mmesid_jax.files import artifact as artifacts
+from mmesid_jax.data.folder.tfds_reader import export
+from mmesid_jax.data.synthetic import write_synthetic
+from mmesid_jax.files import artifact
+from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import tensors
 from mmesid_jax.stages import backbone
 from mmesid_jax.training.loop import Result, Task, fit
@@ -74,7 +78,7 @@ class Workdir:
     upstream."""
     own = ("seed", "evaluation.select", f"{stage}.", *OTHER_KEYS[stage])
     parts = {
-      "schema": artifacts.SCHEMA,
+      "schema": artifact.SCHEMA,
       "stage": stage,
       "dataset": self.dataset.fingerprint,
       "config": {k: v for k, v in identity(self.config).items() if k.startswith(own)},
@@ -98,7 +102,7 @@ class Workdir:
     for modality in modalities(self.config):
       source = self.config.features[modality]
       if source == "stage":
-        found, _ = artifacts.read_artifact(self.artifact("collaborative"), "collaborative")
+        found, _ = artifact.read_artifact(self.artifact("collaborative"), "collaborative")
         tables[modality] = found["items"]
       else:
         tables[modality] = read(self.tables_dir / source, self.dataset.num_items)
@@ -117,7 +121,7 @@ class Workdir:
     """The stage's artifact: named tensors, the model's own under "model.", and the header."""
     if model is not None:
       named = named | {f"model.{name}": x for name, x in tensors(model).items()}
-    artifacts.write_artifact(
+    artifact.write_artifact(
       self.artifact(stage),
       named,
       {
@@ -135,8 +139,70 @@ class Workdir:
 
   def read_model(self, stage: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The stage's model tensors, without their prefix, and the header."""
-    found, header = artifacts.read_artifact(self.artifact(stage), stage)
-    return artifacts.under(found, "model."), header
+    found, header = artifact.read_artifact(self.artifact(stage), stage)
+    return artifact.under(found, "model."), header
+
+
+def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
+  """The data set, prepared or made, and where the artifacts are."""
+  folder = data_dir(config, path)
+  keep_compiled(config, path)
+  dataset = prepare(folder, path / "dataset", split_at(config))
+  return Workdir(path, config, dataset, folder, tables_dir(config, folder))
+
+
+def data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
+  """The plain files that config.data names; within `path` synthetic ones are made, and those of a
+  TensorFlow dataset written."""
+  if config.data.source == "synthetic":
+    return _synthetic(config, path / "synthetic")
+  if config.data.source == "tfds":
+    export(pathlib.Path(config.data.dir), path / "plain")
+    return path / "plain"
+  return pathlib.Path(config.data.dir)
+
+
+def tables_dir(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
+  """Where relative names of feature tables begin: the folder that config.data.dir names, whatever
+  is read from it; of a synthetic catalogue `folder`, where its plain files are."""
+  return folder if config.data.source == "synthetic" else pathlib.Path(config.data.dir)
+
+
+def keep_compiled(config: ConfigDict, path: pathlib.Path) -> None:
+  """What takes a second or more to compile is kept on disk, for the next run and for evaluation."""
+  chosen_by_user = jax.config.jax_compilation_cache_dir
+  if config.run.compilation_cache and not chosen_by_user:
+    jax.config.update("jax_compilation_cache_dir", str((path / "compiled").absolute()))
+
+
+def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
+  """The folder of the synthetic catalogue, written unless it is there with these very sizes."""
+  made_from = json.dumps(config.data.synthetic.to_dict(), sort_keys=True)
+  mark = folder / "made_from.json"
+  if not (mark.is_file() and mark.read_text() == made_from):
+    sizes = config.data.synthetic
+    write_synthetic(
+      folder,
+      users=sizes.num_users,
+      items=sizes.num_items,
+      clusters=sizes.num_clusters,
+      seed=sizes.seed,
+    )
+    artifact.write_text(mark, made_from)
+  return folder
+
+
+def reopen(
+  path: pathlib.Path, moved_to: str | None = None, mesh: Sequence[str] | None = None
+) -> Workdir:
+  """The workdir of an earlier run, under the configuration that it was trained with; its data may
+  have moved, and the mesh be another: devices on each of its axes. Raises UserError."""
+  config = read_config(path)
+  if moved_to:
+    config.data.dir = moved_to
+  if mesh is not None:
+    config.mesh = sharding.parse_mesh(mesh)
+  return open_workdir(config, path)
 
 
 def key_for(seed: int, stage: str) -> jax.Array:

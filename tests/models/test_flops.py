@@ -11,12 +11,14 @@ from flax import nnx
 
 from mmesid_jax.data.packing import Batch, Layout, Packer
 from mmesid_jax.losses.next_item import cross_entropy
-from mmesid_jax.models import flops, mm_rqvae
+from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
+from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.attention import visible
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
+from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.models.sequence_recommender import RecommenderModel
@@ -83,7 +85,7 @@ def test_sasrec():
 
 def test_mm_rqvae():
   def make():
-    return mm_rqvae.MMRQVAE(
+    return MMRQVAE(
       WIDTHS,
       hidden=(512, 512),
       D=256,
@@ -92,7 +94,7 @@ def test_mm_rqvae():
     )
 
   def loss(model, features):
-    return mm_rqvae.loss(
+    return semantic_id_loss(
       model,
       features,
       reconstruction="mse",

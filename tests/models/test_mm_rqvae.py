@@ -11,7 +11,7 @@ from flax import nnx
 
 from mmesid_jax.losses.info_nce import info_nce
 from mmesid_jax.losses.mmd import mmd
-from mmesid_jax.models import mm_rqvae
+from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.quantize.kmeans import residual_kmeans
@@ -41,7 +41,7 @@ def features(names=tuple(WIDTHS), batch=16):
 
 
 def loss(model, x, **changed):
-  return mm_rqvae.loss(model, x, **(OPTIONS | changed))
+  return semantic_id_loss(model, x, **(OPTIONS | changed))
 
 
 def passed(model, x):

@@ -9,7 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.schema import optimizer as optimizer_keys
-from mmesid_jax.models import mm_rqvae
+from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.stages.semantic_id_stage import Tables
@@ -52,7 +52,7 @@ def test_loss_and_gradients_are_ours(distances, epsilon, reconstruction):
 
   @nnx.jit
   def our_loss_and_gradient(net):
-    return nnx.value_and_grad(lambda net: mm_rqvae.loss(net, x, **options)[0])(net)
+    return nnx.value_and_grad(lambda net: semantic_id_loss(net, x, **options)[0])(net)
 
   value, gradient = our_loss_and_gradient(ours)
   found = torch_mm_rqvae.loss(
@@ -90,7 +90,7 @@ def test_steps_are_ours():
   graph, params, frozen = nnx.split(Tables(ours, tables), nnx.Param, ...)
 
   def loss(model, item_B, key):
-    total, parts = mm_rqvae.loss(model.model, model.features(item_B), **OPTIONS)
+    total, parts = semantic_id_loss(model.model, model.features(item_B), **OPTIONS)
     return (total, 1.0), parts
 
   step, state = make_step(loss, adamw, graph, seed=0), initial_state(params, adamw)

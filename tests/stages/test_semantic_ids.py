@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmesid_jax import pipeline
 from mmesid_jax.errors import UserError
 from mmesid_jax.stages import semantic_id_stage
+from mmesid_jax.stages.workdir import reopen
 
 V, D, ITEMS = 6, 8, 30
 
@@ -56,7 +56,7 @@ def test_the_step_that_reconstructs_best_is_kept(trained):
     if "valid/reconstruction" in line
   }
   assert len(by_step) > 1
-  header = semantic_id_stage.read(pipeline.reopen(trained)).header
+  header = semantic_id_stage.read(reopen(trained)).header
   assert header["best_step"] == min(by_step, key=by_step.get)
 
 

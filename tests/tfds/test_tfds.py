@@ -21,6 +21,7 @@ from mmesid_jax.ingest import prepared_folder
 from mmesid_jax.ingest.catalogue import Catalogue, Item
 from mmesid_jax.ingest.events import collect
 from mmesid_jax.ingest.writing import write
+from mmesid_jax.stages.workdir import open_workdir
 
 PLAIN = ("sequences.txt", "users.jsonl", "items.jsonl", "times.npy")
 ODD = ("a\0b\0", "\u2028 new\nline \x85", "\ud800 half a pair", "naïve 漢字 🛍", '"quoted" \\')
@@ -259,7 +260,7 @@ def both_ways(whole, tiny, tmp_path):
 
 def test_every_stage_takes_it_for_the_plain_files(whole, tiny, tmp_path):
   configs = both_ways(whole, tiny, tmp_path)
-  files, tfds = (pipeline.open_workdir(config, tmp_path / k) for k, config in configs.items())
+  files, tfds = (open_workdir(config, tmp_path / k) for k, config in configs.items())
   for stage in ("collaborative", "semantic_ids", "recommender"):
     assert files.fingerprint(stage) == tfds.fingerprint(stage)
   for name in ("items.npy", "offsets.npy", "users.npy"):
