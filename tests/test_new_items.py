@@ -112,7 +112,7 @@ def test_what_is_offered_is_recommended_alone_with_the_same_scores(trained):
 def test_rows_are_whitened_as_in_training(trained):
   """A copy of an item stands in the model's table as the item does."""
   config = read_config(trained)
-  model = new_item_codes.recommender.restore(trained, config)
+  model = new_item_codes.recommender_stage.restore(trained, config)
   given = {m: x[[4, 6]] for m, x in vectors(trained).items()}
   extended = new_item_codes.extended(model, trained, config, given)
   for m in given:

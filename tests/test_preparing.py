@@ -289,7 +289,7 @@ def prepare_fuzzed(folder, source, data, items, allowed):
 @pytest.mark.parametrize("examples", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_any_bytes_give_a_dataset_or_one_line(monkeypatch, examples):
   monkeypatch.setattr(
-    prepared_folder.report, "page", lambda *a: ""
+    prepared_folder.ingest_report, "page", lambda *a: ""
   )  # pictures take most of the time
 
   @settings(max_examples=examples, database=None)
