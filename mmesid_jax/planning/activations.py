@@ -55,7 +55,7 @@ def activations(loss: Loss, model: nnx.Module, batch: Any) -> Activations:
   `kept` is what jax hands to the backward pass. `transient` rests on a model of the compiler:
   equations run in the order of the trace, a result is held until its last reader has run, the sets
   above say what is written to memory at all, and SLACK what that forgets. Together with the
-  gradient they are .83 to 1.15 of XLA's own figure (tests/training/test_activations.py).
+  gradient they are .83 to 1.15 of XLA's own figure (tests/planning/test_activations.py).
   """
   graph, params, frozen = nnx.split(model, nnx.Param, ...)
   key = jax.eval_shape(lambda: jax.random.key(0))

@@ -21,7 +21,7 @@ from mmesid_jax.reports import test_ranks
 from mmesid_jax.stages import collaborative_stage, recommender_stage
 from mmesid_jax.stages.workdir import reopen
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 VARIANTS = {
   "base": {},
   "broken": {"features": {"visual": "missing.npy"}},

@@ -22,7 +22,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import prepared_folder
 from mmesid_jax.ingest.settings import default_settings
 
-SHARED = pathlib.Path(__file__).parents[2] / "shared/data"
+SHARED = pathlib.Path(__file__).parents[3] / "shared/data"
 RAW = SHARED / "raw"
 needs_raw = pytest.mark.skipif(not RAW.is_dir(), reason="needs samples of Amazon's raw files")
 NO_FILTERS = {"core.user": 0, "core.item": 0, "min_length": 0}
@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
   limit += "runpy.run_module('mmesid_jax.prepare', run_name='__main__')"
   arguments = [f"--config={PAGE}", f"--config.events={tmp_path / 'a.csv'}"]
   arguments += ["--config.core.user=0", "--config.core.item=0", f"--output={tmp_path / 'out'}"]
-  root = pathlib.Path(__file__).parents[1]
+  root = pathlib.Path(__file__).parents[2]
   done = subprocess.run(
     [sys.executable, "-c", limit, *arguments], cwd=root, capture_output=True, text=True, timeout=300
   )

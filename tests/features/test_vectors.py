@@ -17,7 +17,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.features import vectoring
 from mmesid_jax.files.feature_table import creating
 
-BEAUTY = pathlib.Path(__file__).parents[2] / "shared" / "data" / "beauty"
+BEAUTY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "beauty"
 KEYS = ["B03", "17", "b 1", "é", "5"]
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 

@@ -19,7 +19,7 @@ from mmesid_jax.parallel import sharding
 from mmesid_jax.planning import plan_report, tpu_compiler
 from mmesid_jax.stages import recommender_stage
 
-CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "beauty_llama3_8b.py"
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "beauty_llama3_8b.py"
 LLAMA3_8B = {
   **{"model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096, "head_dim": 128},
   **{"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
@@ -122,7 +122,7 @@ def test_time_is_operations_by_what_devices_do(llama3, capsys):
 
 
 def test_what_the_compiler_says_stands_beside_the_prediction(tiny, monkeypatch, capsys):
-  """What it says is tried where there is one: tests/stages/test_ahead.py."""
+  """What it says is tried where there is one: tests/planning/test_tpu_compiler.py."""
   said = tpu_compiler.Compiled("splash", {"arguments": 2**30, "temporaries": 3 * 2**29})
   asked = []
 

@@ -30,7 +30,7 @@ from mmesid_jax.config.schema import (
 from mmesid_jax.errors import UserError
 from mmesid_jax.stages import backbone
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(
   f for f in (ROOT / "configs").glob("*.py") if f.stem not in ("ablations", "prepare")
 )
