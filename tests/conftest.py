@@ -55,8 +55,10 @@ TINY = {  # every stage in seconds
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory):
-  """Programs that several tests compile are compiled by the first of them."""
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+  """Programs that several tests compile are compiled by the first of them; where
+  JAX_COMPILATION_CACHE_DIR names a folder, once for all runs."""
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
