@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     max_bytes=int(MAX_MEGABYTES.value * 1e6),
   )
   data, output = pathlib.Path(DATA.value), pathlib.Path(OUTPUT.value)
-  image_fetcher.run(data, output, key=KEY.value, download=download)
+  image_fetcher.fetch_images(data, output, key=KEY.value, download=download)
 
 
 if __name__ == "__main__":

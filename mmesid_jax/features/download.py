@@ -9,12 +9,12 @@ import urllib.request
 
 from mmesid_jax.features.image_files import image_suffix, is_url
 
-CHUNK = 1 << 16
+CHUNK_BYTES = 1 << 16
 BACKOFF_SECONDS, MAX_WAIT_SECONDS = 1.0, 60.0  # between tries: doubled every time, up to the latter
-TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
-class Failed(Exception):
+class DownloadFailed(Exception):
   """An image that could not be had, and why; `reached` says whether a server answered at all."""
 
   def __init__(self, reason: str, *, reached: bool = True, again: bool = False, wait: float = 0):
@@ -22,7 +22,7 @@ class Failed(Exception):
     self.reached, self.again, self.wait = reached, again, wait
 
 
-class Stopped(Exception):
+class DownloadStopped(Exception):
   """`stop` was called meanwhile."""
 
 
@@ -58,12 +58,12 @@ class Downloader:
   def __call__(self, url: str) -> bytes:
     """The image. Raises Failed, and Stopped."""
     if not is_url(url):
-      raise Failed("not an http or https url")
+      raise DownloadFailed("not an http or https url")
     for attempt in range(self._retries + 1):
       self._wait(self._turn())
       try:
         return self._once(url)
-      except Failed as failed:
+      except DownloadFailed as failed:
         if not failed.again or attempt == self._retries:
           raise
         wait = max(failed.wait, BACKOFF_SECONDS * 2**attempt)
@@ -80,7 +80,7 @@ class Downloader:
 
   def _wait(self, seconds: float) -> None:
     if self._stop.wait(seconds):
-      raise Stopped
+      raise DownloadStopped
 
   def _once(self, url: str) -> bytes:
     agent = {"User-Agent": "mmesid_jax", "Accept": "image/*"}
@@ -90,34 +90,36 @@ class Downloader:
         return self._image(response)
     except urllib.error.HTTPError as error:
       error.close()
-      again = error.code in TRY_AGAIN
-      raise Failed(f"HTTP {error.code}", again=again, wait=_asked_wait(error.headers)) from None
+      again = error.code in RETRY_STATUSES
+      raise DownloadFailed(
+        f"HTTP {error.code}", again=again, wait=_retry_after_seconds(error.headers)
+      ) from None
     except (ValueError, http.client.InvalidURL) as error:
-      raise Failed(f"no usable url ({error})") from None
+      raise DownloadFailed(f"no usable url ({error})") from None
     except (OSError, http.client.HTTPException) as error:  # URLError too: cut off, late, no host
       reason = str(getattr(error, "reason", None) or error) or type(error).__name__
-      raise Failed(reason, reached=False, again=True) from None
+      raise DownloadFailed(reason, reached=False, again=True) from None
 
   def _image(self, response: http.client.HTTPResponse) -> bytes:
     end = time.monotonic() + self._timeout
     length = response.length or 0  # 0: the server does not say
     if length > self._max_bytes:
-      raise Failed(f"{length:,} bytes, more than {self._max_bytes:,}")
+      raise DownloadFailed(f"{length:,} bytes, more than {self._max_bytes:,}")
     body = bytearray()
-    while part := response.read1(CHUNK):
+    while part := response.read1(CHUNK_BYTES):
       body += part
       if len(body) > self._max_bytes:
-        raise Failed(f"more than {self._max_bytes:,} bytes")
+        raise DownloadFailed(f"more than {self._max_bytes:,} bytes")
       if time.monotonic() > end:
-        raise Failed(f"not whole after {self._timeout:g} seconds", again=True)
+        raise DownloadFailed(f"not whole after {self._timeout:g} seconds", again=True)
     if len(body) < length:
-      raise Failed(f"cut short, {len(body):,} of {length:,} bytes", again=True)
+      raise DownloadFailed(f"cut short, {len(body):,} of {length:,} bytes", again=True)
     if image_suffix(body[:16]) is None:
-      raise Failed(f"not an image ({response.headers.get_content_type()})")
+      raise DownloadFailed(f"not an image ({response.headers.get_content_type()})")
     return bytes(body)
 
 
-def _asked_wait(headers: email.message.Message) -> float:
+def _retry_after_seconds(headers: email.message.Message) -> float:
   """Seconds of a Retry-After; 0 where there is none, or a date."""
   value = headers.get("Retry-After") or ""
   return float(value) if value.isascii() and value.isdigit() else 0.0

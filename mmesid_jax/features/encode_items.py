@@ -10,11 +10,11 @@ from tqdm import tqdm
 from mmesid_jax.data.folder.items import read_objects
 from mmesid_jax.data.folder.keys import item_keys
 from mmesid_jax.errors import Interrupted, UserError
-from mmesid_jax.features.hf_encoder import digest_of, directory_digest, needed
-from mmesid_jax.features.image_encoder import Broken, ImageEncoder, read_image
-from mmesid_jax.features.image_files import item_files
+from mmesid_jax.features.hf_encoder import digest_directory, digest_json, import_extra
+from mmesid_jax.features.image_encoder import BrokenImage, ImageEncoder, read_image
+from mmesid_jax.features.image_files import item_image_files
 from mmesid_jax.features.item_template import item_texts
-from mmesid_jax.features.missing_rows import is_up_to_date, write_record, write_table
+from mmesid_jax.features.missing_rows import is_table_up_to_date, write_filled_table, write_record
 from mmesid_jax.features.text_encoder import TextEncoder
 from mmesid_jax.files.atomic import ITEMS
 from mmesid_jax.files.partial_table import PartialTable, partial_table
@@ -61,7 +61,7 @@ def visual(
   **table: Any,
 ) -> None:
   """Encodes the image of every item. `table`: as of `_make`. Raises UserError."""
-  files = item_files(images, item_keys(data, key), read_objects(data / ITEMS))
+  files = item_image_files(images, item_keys(data, key), read_objects(data / ITEMS))
   given = [i for i, file in enumerate(files, start=1) if file is not None]
   if not given:
     raise UserError(f"{images}: no item's image is here; expected KEY.jpg, or a manifest of them")
@@ -92,16 +92,16 @@ def _make(
   given: the items that the encoder encodes; returns those that turned out broken.
   """
   made_from |= encoder.made_from | {
-    "model": directory_digest(model),
+    "model": digest_directory(model),
     "normalise": normalise,
     "missing": missing,
     "dtype": dtype,
-    "items": digest_of([num_items, given]),
+    "items": digest_json([num_items, given]),
     "device": encoder.device,
-    **{name: needed(name).__version__ for name in ("torch", "transformers")},
+    **{name: import_extra(name).__version__ for name in ("torch", "transformers")},
   }
   partial = output.with_name(f"{output.name}.partial")
-  if not partial.exists() and is_up_to_date(output, made_from, overwrite=overwrite):
+  if not partial.exists() and is_table_up_to_date(output, made_from, overwrite=overwrite):
     print(f"{output}: up to date")
     return []
   with partial_table(partial, made_from, encoder.width, dtype, overwrite=overwrite) as table:
@@ -111,7 +111,7 @@ def _make(
     broken = sorted(items_N[np.isnan(rows_NV[:, 0])].tolist())
     if len(broken) == len(given):
       return broken  # told by the caller, who knows why
-    lacking = write_table(output, rows_NV, items_N, num_items, missing)
+    lacking = write_filled_table(output, rows_NV, items_N, num_items, missing)
     counts = {"num_items": num_items, "missing": lacking, "broken": len(broken)}
     write_record(output, {"made_from": made_from, "model": str(model), **counts})
     partial.unlink()
@@ -168,6 +168,6 @@ def _reasons(files: Iterable[pathlib.Path]) -> str:
   for file in files:
     try:
       read_image(file)
-    except Broken as error:
+    except BrokenImage as error:
       found.append(f"{file.name} ({error})")
   return ", ".join(found)

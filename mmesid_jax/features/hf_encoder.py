@@ -16,7 +16,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 
 
-def needed(name: str) -> ModuleType:
+def import_extra(name: str) -> ModuleType:
   """A library of the extra `encode`. Raises UserError where it is not installed."""
   try:
     return importlib.import_module(name)
@@ -28,7 +28,7 @@ def needed(name: str) -> ModuleType:
     ) from None
 
 
-class Pretrained:
+class HFEncoder:
   """A model that turns a batch into vectors, in bfloat16 on a GPU, in float32 on the CPU.
 
   What gives vectors of its own for texts or images (CLIP, SigLIP: `get_text_features`,
@@ -43,16 +43,16 @@ class Pretrained:
     Raises UserError for a directory that is missing, holds pickles, needs code of its own or is not
     of one piece, and for a pooling that the model has not.
     """
-    torch = needed("torch")
+    torch = import_extra("torch")
     Checkpoint(directory)  # what is missing, cut short or pickled is told here
     self.directory = directory
     self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-    with loading(directory, "model"):
+    with explain_load_errors(directory, "model"):
       import transformers
 
       model, report = transformers.AutoModel.from_pretrained(
-        directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL
+        directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL_ONLY
       )
     self._features = getattr(model, features, None)
     if self._features is not None and pooling is not None:
@@ -60,7 +60,7 @@ class Pretrained:
         f"--pooling={pooling}: {directory} has vectors of its own ({features}); leave it out"
       )
     self.pooling = features if self._features is not None else pooling or default
-    _check_complete(directory, report, self.pooling)
+    _require_all_weights(directory, report, self.pooling)
     self.config = model.config
     if getattr(model.config, "is_encoder_decoder", False):
       model = model.get_encoder()
@@ -95,10 +95,10 @@ class Pretrained:
       if getattr(output, "pooler_output", None) is None:
         raise UserError(f"--pooling=pooler: {self.directory} has none; try --pooling=cls")
       return output.pooler_output
-    return pooled(output.last_hidden_state.float(), given.get("attention_mask"), self.pooling)
+    return pool_tokens(output.last_hidden_state.float(), given.get("attention_mask"), self.pooling)
 
 
-def pooled(x_BTD, mask_BT, pooling: str):
+def pool_tokens(x_BTD, mask_BT, pooling: str):
   """[B, D] of hidden states, of tokens that are no padding; without a mask none is."""
   import torch
 
@@ -113,7 +113,7 @@ def pooled(x_BTD, mask_BT, pooling: str):
   return x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), place_B]
 
 
-def _check_complete(directory: Path, report: Mapping[str, Any], pooling: str) -> None:
+def _require_all_weights(directory: Path, report: Mapping[str, Any], pooling: str) -> None:
   """transformers fills what a checkpoint lacks with random numbers."""
   lacking = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
   if pooling != "pooler":
@@ -128,13 +128,13 @@ def _check_complete(directory: Path, report: Mapping[str, Any], pooling: str) ->
 
 
 # Nothing is downloaded, and no code is run that lies beside the weights.
-LOCAL = {"local_files_only": True, "trust_remote_code": False}
+LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
 
 @contextlib.contextmanager
-def loading(directory: Path, part: str) -> Iterator[None]:
+def explain_load_errors(directory: Path, part: str) -> Iterator[None]:
   """Raises UserError for what transformers says of a directory whose `part` does not load."""
-  logging = needed("transformers").utils.logging
+  logging = import_extra("transformers").utils.logging
   logging.set_verbosity_error()
   logging.disable_progress_bar()
   try:
@@ -151,7 +151,7 @@ def loading(directory: Path, part: str) -> Iterator[None]:
     raise UserError(f"{directory}: its {part} does not load ({reason})") from error
 
 
-def directory_digest(directory: Path) -> str:
+def digest_directory(directory: Path) -> str:
   """Hex sha256 over names and bytes of the files that decide the vectors."""
   suffixes = (".json", ".txt", ".model", ".safetensors")
   files = sorted(file for file in directory.iterdir() if file.suffix in suffixes)
@@ -159,9 +159,9 @@ def directory_digest(directory: Path) -> str:
   for path in tqdm(files, f"reading {directory}", delay=3, leave=False):
     with path.open("rb") as file:
       digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-  return digest_of(digests)
+  return digest_json(digests)
 
 
-def digest_of(value: Any) -> str:
+def digest_json(value: Any) -> str:
   """Hex sha256 of its JSON."""
   return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -9,34 +9,40 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.features.hf_encoder import LOCAL, Pretrained, digest_of, loading, needed
+from mmesid_jax.features.hf_encoder import (
+  LOCAL_ONLY,
+  HFEncoder,
+  digest_json,
+  explain_load_errors,
+  import_extra,
+)
 
 # What browsers show; formats beyond, such as EPS, start programs of their own.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-MAX_ASPECT = 100  # of the sides: an encoder enlarges the short one
+MAX_ASPECT_RATIO = 100  # of the sides: an encoder enlarges the short one
 
 
-class Broken(Exception):
+class BrokenImage(Exception):
   """An image that cannot be read, and why."""
 
 
 def read_image(path: Path):
   """The image, RGB, upright. Raises Broken for a file that is missing, cut short, no image, of more
   pixels than PIL.Image.MAX_IMAGE_PIXELS, or a mere line."""
-  image_module, operations = needed("PIL.Image"), needed("PIL.ImageOps")
+  image_module, operations = import_extra("PIL.Image"), import_extra("PIL.ImageOps")
   try:
     with image_module.open(path, formats=FORMATS) as image:
       width, height = image.size
       if width * height > image_module.MAX_IMAGE_PIXELS:
-        raise Broken(f"{width} x {height} pixels")
-      if max(width, height) > MAX_ASPECT * min(width, height):
-        raise Broken(f"{width} x {height} pixels, a line")
+        raise BrokenImage(f"{width} x {height} pixels")
+      if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise BrokenImage(f"{width} x {height} pixels, a line")
       return operations.exif_transpose(image).convert("RGB")
-  except Broken:
+  except BrokenImage:
     raise
   except Exception as error:  # decoders raise many kinds for files that are damaged
     reason = str(error).replace(repr(str(path)), "").strip() or type(error).__name__
-    raise Broken(" ".join(reason.split())[:120]) from error
+    raise BrokenImage(" ".join(reason.split())[:120]) from error
 
 
 class ImageEncoder:
@@ -47,17 +53,17 @@ class ImageEncoder:
   ):
     """Raises UserError as Pretrained does."""
     # between once and twice MAX_IMAGE_PIXELS PIL only warns; read_image refuses that itself
-    warnings.filterwarnings("ignore", category=needed("PIL.Image").DecompressionBombWarning)
-    self._model = Pretrained(
+    warnings.filterwarnings("ignore", category=import_extra("PIL.Image").DecompressionBombWarning)
+    self._model = HFEncoder(
       directory, features="get_image_features", pooling=pooling, default="pooler"
     )
-    with loading(directory, "image processor"):
+    with explain_load_errors(directory, "image processor"):
       import transformers
 
       self._processor = transformers.AutoImageProcessor.from_pretrained(
-        directory, backend="pil", **LOCAL
+        directory, backend="pil", **LOCAL_ONLY
       )
-      blank = needed("PIL.Image").new("RGB", (64, 64))
+      blank = import_extra("PIL.Image").new("RGB", (64, 64))
       self.width = self._model(self._processed(blank)).shape[1]
     self._files, self.batch = files, batch
     self.order = np.arange(len(files))
@@ -67,7 +73,7 @@ class ImageEncoder:
     self.made_from: dict[str, Any] = {
       "pooling": self._model.pooling,
       "batch": batch,
-      "images": digest_of(stats),
+      "images": digest_json(stats),
     }
 
   def batches(self, start: int) -> Iterator[np.ndarray]:
@@ -87,7 +93,7 @@ class ImageEncoder:
     """What the processor makes of an image file; None where that is broken."""
     try:
       return self._processed(read_image(file))
-    except Broken:
+    except BrokenImage:
       return None
 
   def _processed(self, image) -> dict[str, np.ndarray]:

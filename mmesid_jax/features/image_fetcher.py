@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from mmesid_jax.data.folder.items import read_objects
 from mmesid_jax.data.folder.keys import item_keys
-from mmesid_jax.errors import Interrupted, UserError, writing
-from mmesid_jax.features.download import Downloader, Failed
+from mmesid_jax.errors import Interrupted, UserError, report_disk_errors
+from mmesid_jax.features.download import Downloader, DownloadFailed
 from mmesid_jax.features.image_files import (
   FAILED,
   MANIFEST,
@@ -21,35 +21,37 @@ from mmesid_jax.features.image_files import (
   first_image,
   image_suffix,
   is_url,
-  read_manifest,
+  read_image_manifest,
 )
 from mmesid_jax.files.atomic import ITEMS, write_whole
 
 THREADS = 16  # as many servers may be slow at once
 GIVE_UP = 20  # images, when no server answers for any of them and none was fetched before
-SHOWN = 3  # images that could not be had and are named
+MAX_NAMED = 3  # images that could not be had and are named
 
 
-class Wanted(NamedTuple):
+class WantedImage(NamedTuple):
   key: str
   url: str
 
 
-def run(data: pathlib.Path, output: pathlib.Path, *, key: str, download: Downloader) -> None:
+def fetch_images(
+  data: pathlib.Path, output: pathlib.Path, *, key: str, download: Downloader
+) -> None:
   """Fetches what the manifest does not say is there, and adds a line to it for each image. Raises
   UserError, among others where no server answers."""
   keyed = zip(item_keys(data, key), read_objects(data / ITEMS), strict=True)
   images = {k: first_image(item) for k, item in keyed}
-  wanted = [Wanted(k, url) for k, url in images.items() if url is not None and is_url(url)]
-  with writing(output):
+  wanted = [WantedImage(k, url) for k, url in images.items() if url is not None and is_url(url)]
+  with report_disk_errors(output):
     output.mkdir(parents=True, exist_ok=True)
-  entries = read_manifest(output)
-  todo = [w for w in wanted if not _is_there(entries.get(w.key), w, output)]
+  entries = read_image_manifest(output)
+  todo = [w for w in wanted if not _is_fetched(entries.get(w.key), w, output)]
   give_up = None if any(x["status"] == OK for x in entries.values()) else GIVE_UP
-  with writing(output), (output / MANIFEST).open("a+b") as manifest:
-    _drop_cut_line(manifest)
-    reasons = _fetch_all(todo, output, manifest, download, give_up)
-  named = "; ".join(f"{k}: {reason}" for k, reason in itertools.islice(reasons.items(), SHOWN))
+  with report_disk_errors(output), (output / MANIFEST).open("a+b") as manifest:
+    _drop_partial_line(manifest)
+    reasons = _fetch_missing(todo, output, manifest, download, give_up)
+  named = "; ".join(f"{k}: {reason}" for k, reason in itertools.islice(reasons.items(), MAX_NAMED))
   failed = f"; {len(reasons):,} failed ({named}), the same command tries them again"
   without = len(images) - len(wanted)
   print(
@@ -59,7 +61,7 @@ def run(data: pathlib.Path, output: pathlib.Path, *, key: str, download: Downloa
   )
 
 
-def _is_there(entry: Mapping[str, Any] | None, wanted: Wanted, output: pathlib.Path) -> bool:
+def _is_fetched(entry: Mapping[str, Any] | None, wanted: WantedImage, output: pathlib.Path) -> bool:
   return (
     entry is not None
     and (entry["status"], entry.get("url")) == (OK, wanted.url)
@@ -67,8 +69,8 @@ def _is_there(entry: Mapping[str, Any] | None, wanted: Wanted, output: pathlib.P
   )
 
 
-def _fetch_all(
-  todo: list[Wanted],
+def _fetch_missing(
+  todo: list[WantedImage],
   output: pathlib.Path,
   manifest: BinaryIO,
   download: Downloader,
@@ -81,9 +83,9 @@ def _fetch_all(
   pool = concurrent.futures.ThreadPoolExecutor(THREADS)
   try:
     with tqdm(total=len(todo), desc="fetch", unit="images", delay=3, leave=False) as bar:
-      for wanted, result in _results(pool, todo, download):
+      for wanted, result in _iter_results(pool, todo, download):
         entry: dict[str, Any] = {"key": wanted.key, "url": wanted.url}
-        if isinstance(result, Failed):
+        if isinstance(result, DownloadFailed):
           reasons[wanted.key] = str(result)
           entry |= {"file": None, "status": FAILED, "reason": str(result)}
           unreached += not result.reached
@@ -104,9 +106,9 @@ def _fetch_all(
   return reasons
 
 
-def _results(
-  pool: concurrent.futures.Executor, todo: list[Wanted], download: Downloader
-) -> Iterator[tuple[Wanted, bytes | Failed]]:
+def _iter_results(
+  pool: concurrent.futures.Executor, todo: list[WantedImage], download: Downloader
+) -> Iterator[tuple[WantedImage, bytes | DownloadFailed]]:
   """As they come; no more are under way than there are threads, so that memory stays small."""
   waiting, coming = iter(todo), {}
   while True:
@@ -118,12 +120,12 @@ def _results(
     for future in done:
       try:
         result = future.result()
-      except Failed as failed:
+      except DownloadFailed as failed:
         result = failed
       yield coming.pop(future), result
 
 
-def _drop_cut_line(manifest: BinaryIO) -> None:
+def _drop_partial_line(manifest: BinaryIO) -> None:
   """What a kill left behind the last whole line."""
   manifest.seek(0)
   whole = manifest.read().rfind(b"\n") + 1

@@ -53,7 +53,7 @@ def first_image(item: Mapping[str, Any]) -> str | None:
   return found[0] if found else None
 
 
-def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def read_image_manifest(folder: Path) -> dict[str, dict[str, Any]]:
   """The last line of every key, {} without a manifest. A last line that a kill cut short is left
   out. Raises UserError for a line that is no object with a key and a status."""
   path = folder / MANIFEST
@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
   return found
 
 
-def item_files(
+def item_image_files(
   folder: Path, keys: Sequence[str], items: Sequence[Mapping[str, Any]]
 ) -> list[Path | None]:
   """The image file of every item, [I]; None where there is none.
@@ -85,7 +85,7 @@ def item_files(
   """
   if not folder.is_dir():
     raise UserError(f"{folder}: no such folder; expected the items' images in it")
-  fetched = {k: e["file"] for k, e in read_manifest(folder).items() if e["status"] == OK}
+  fetched = {k: e["file"] for k, e in read_image_manifest(folder).items() if e["status"] == OK}
   named: dict[str, Path] = {}
   wanted = {stem for key in keys if key not in fetched for stem in (key, file_stem(key))}
   for path in sorted(folder.iterdir()):
@@ -96,12 +96,12 @@ def item_files(
   return [
     folder / fetched[key]
     if key in fetched
-    else named.get(key) or named.get(file_stem(key)) or _local(folder, item)
+    else named.get(key) or named.get(file_stem(key)) or _local_image(folder, item)
     for key, item in zip(keys, items, strict=True)
   ]
 
 
-def _local(folder: Path, item: Mapping[str, Any]) -> Path | None:
+def _local_image(folder: Path, item: Mapping[str, Any]) -> Path | None:
   image = first_image(item)
   if image is None or is_url(image):
     return None

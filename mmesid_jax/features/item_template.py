@@ -6,10 +6,10 @@ from typing import Any
 
 from mmesid_jax.errors import UserError
 
-BETWEEN = ", "  # names of a list
+DEFAULT_SEPARATOR = ", "  # names of a list
 
 
-class Template:
+class ItemTemplate:
   """Writes "{title}. {brand}. {categories}" of an item's fields.
 
   A list becomes its names with ", " between them; "{categories: > }" puts " > " there instead. A
@@ -31,7 +31,7 @@ class Template:
       if not name or conversion:
         self._fields.clear()
         break
-      self._fields.append((self._end, name, between or BETWEEN))
+      self._fields.append((self._end, name, between or DEFAULT_SEPARATOR))
       self._end = ""
     if not self._fields:
       raise UserError(
@@ -47,7 +47,7 @@ class Template:
     """The text; None for an item that has none of the fields."""
     written = ""
     for position, (before, name, between) in enumerate(self._fields):
-      if value := between.join(_words(item.get(name))):
+      if value := between.join(_field_texts(item.get(name))):
         opens = position > 0 and not written
         written += before.lstrip(string.punctuation + string.whitespace) if opens else before
         written += value
@@ -56,7 +56,7 @@ class Template:
 
 def item_texts(items: Sequence[Mapping[str, Any]], template: str) -> list[str | None]:
   """Of every item, [I]. Raises UserError as Template does, and for a field that no item names."""
-  write = Template(template)
+  write = ItemTemplate(template)
   known = set().union(*items)
   for name in write.fields:
     if name not in known:
@@ -66,11 +66,11 @@ def item_texts(items: Sequence[Mapping[str, Any]], template: str) -> list[str | 
   return [write(item) for item in items]
 
 
-def _words(value: Any) -> Iterator[str]:
+def _field_texts(value: Any) -> Iterator[str]:
   """The texts in a field: of text or a number one, of a list those of its parts; nothing blank."""
   if isinstance(value, str | int | float):
     if text := str(value).strip():
       yield text
   elif isinstance(value, Iterable) and not isinstance(value, Mapping):
     for part in value:
-      yield from _words(part)
+      yield from _field_texts(part)

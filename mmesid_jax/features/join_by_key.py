@@ -8,14 +8,14 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.keyed_vectors import Vectors
+from mmesid_jax.features.keyed_vectors import KeyedVectors
 from mmesid_jax.files import feature_table
 
 NAMED = 3  # keys that a message gives as examples
 MISSING = ("error", "zero", "mean")
 
 
-class Joined(NamedTuple):
+class JoinResult(NamedTuple):
   """What became of the vectors, and of the items."""
 
   width: int
@@ -24,9 +24,14 @@ class Joined(NamedTuple):
   unknown: list[str]  # keys of vectors that are of no item
 
 
-def join(
-  keys: Sequence[str], sources: Sequence[Vectors], output: Path, *, dtype: np.dtype, missing: str
-) -> Joined:
+def join_by_key(
+  keys: Sequence[str],
+  sources: Sequence[KeyedVectors],
+  output: Path,
+  *,
+  dtype: np.dtype,
+  missing: str,
+) -> JoinResult:
   """Writes the table [I + 1, V] whose row i is the vector of keys[i - 1], row 0 zeros.
 
   `missing`, one of MISSING: what an item without a vector gets, nothing, zeros or the mean of all
@@ -36,7 +41,7 @@ def join(
   widths, NaN, infinity and what `dtype` turns into infinity in the vector of an item, items without
   vectors where `missing` says so, and what `table_file.creating` refuses; then nothing is written.
   """
-  _check(sources)
+  _require_one_vector_per_key(sources)
   item_of = {key: item for item, key in enumerate(keys, start=1)}
   items = [np.array([item_of.get(key, 0) for key in s.keys]) for s in sources]
   has = np.zeros(len(keys) + 1, bool)
@@ -47,12 +52,12 @@ def join(
   absent = [keys[item - 1] for item in np.flatnonzero(~has)]
   if len(absent) == len(keys):
     raise UserError(
-      f"{sources[0].path}: none of the keys, such as {examples(unknown)}, is of an item; items' "
-      f"keys are such as {examples(keys)}"
+      f"{sources[0].path}: none of the keys, such as {example_keys(unknown)}, is of an item; items' "
+      f"keys are such as {example_keys(keys)}"
     )
   if absent and missing == "error":
     raise UserError(
-      f"{len(absent)} of {len(keys)} items have no vector ({examples(absent)}); --missing=zero or "
+      f"{len(absent)} of {len(keys)} items have no vector ({example_keys(absent)}); --missing=zero or "
       "--missing=mean fills them"
     )
   width = sources[0].width
@@ -63,21 +68,21 @@ def join(
       for x_NV in source.chunks():
         to_N = items_N[start : start + len(x_NV)]
         wanted = np.flatnonzero(to_N)
-        table[to_N[wanted]] = _cast(source, start + wanted, x_NV[wanted], dtype)
+        table[to_N[wanted]] = _cast_finite(source, start + wanted, x_NV[wanted], dtype)
         if absent and missing == "mean":
           sum_V += np.float32(x_NV[wanted]).sum(axis=0, dtype=np.float64)
         start += len(x_NV)
         bar.update(len(x_NV))
     table[~has] = (sum_V / (len(keys) - len(absent))).astype(dtype)
-  return Joined(width, len(keys) - len(absent), absent, unknown)
+  return JoinResult(width, len(keys) - len(absent), absent, unknown)
 
 
-def examples(keys: Sequence[str]) -> str:
+def example_keys(keys: Sequence[str]) -> str:
   """The first few, for a message."""
   return ", ".join(map(repr, keys[:NAMED])) + (", ..." if len(keys) > NAMED else "")
 
 
-def _check(sources: Sequence[Vectors]) -> None:
+def _require_one_vector_per_key(sources: Sequence[KeyedVectors]) -> None:
   first: dict[str, tuple[Path, int]] = {}
   for source in sources:
     if source.width != sources[0].width:
@@ -93,7 +98,9 @@ def _check(sources: Sequence[Vectors]) -> None:
         )
 
 
-def _cast(source: Vectors, rows_N: np.ndarray, x_NV: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _cast_finite(
+  source: KeyedVectors, rows_N: np.ndarray, x_NV: np.ndarray, dtype: np.dtype
+) -> np.ndarray:
   """The vectors of these rows as `dtype`, all finite. Raises UserError for others."""
   with np.errstate(over="ignore"):
     cast_NV = x_NV.astype(dtype)
@@ -106,6 +113,6 @@ def _cast(source: Vectors, rows_N: np.ndarray, x_NV: np.ndarray, dtype: np.dtype
   return cast_NV
 
 
-def _bar(sources: Sequence[Vectors]) -> tqdm:
+def _bar(sources: Sequence[KeyedVectors]) -> tqdm:
   total = sum(len(source.keys) for source in sources)
   return tqdm(desc="joining", total=total, unit="vectors", delay=3, leave=False)

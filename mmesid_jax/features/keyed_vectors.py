@@ -16,7 +16,7 @@ from mmesid_jax.files.atomic import read_bytes
 CHUNK_BYTES = 32 * 2**20  # of vectors that are read at once
 
 
-class Vectors(NamedTuple):
+class KeyedVectors(NamedTuple):
   """N vectors of one width and their keys, in the order of the file."""
 
   path: Path
@@ -25,7 +25,7 @@ class Vectors(NamedTuple):
   chunks: Callable[[], Iterator[np.ndarray]]  # [n, width] each, numbers of any type
 
 
-def with_keys(path: Path, keys_path: Path) -> Vectors:
+def read_keyed_table(path: Path, keys_path: Path) -> KeyedVectors:
   """A table of .npy, or the only one of .safetensors, whose keys stand in another file in the order
   of its rows. With one row more than keys, row 0 is taken for padding if it is all zeros.
 
@@ -40,16 +40,16 @@ def with_keys(path: Path, keys_path: Path) -> Vectors:
   padded = len(table) == len(keys) + 1 and not np.any(table[0])
   if len(table) - padded != len(keys):
     raise UserError(f"{path}: {len(table)} rows, but {keys_path} holds {len(keys)} keys")
-  return Vectors(path, keys, table.shape[1], lambda: _rows(table[padded:]))
+  return KeyedVectors(path, keys, table.shape[1], lambda: _table_chunks(table[padded:]))
 
 
-def _rows(table: np.ndarray) -> Iterator[np.ndarray]:
+def _table_chunks(table: np.ndarray) -> Iterator[np.ndarray]:
   step = max(CHUNK_BYTES // table[0].nbytes, 1)
   for start in range(0, len(table), step):
     yield table[start : start + step]
 
 
-def one_tensor_a_key(path: Path) -> Vectors:
+def read_tensor_per_key(path: Path) -> KeyedVectors:
   """.safetensors whose tensors are vectors, named by their keys. Raises UserError for a file that
   is missing, damaged, or holds anything else."""
   try:
@@ -60,17 +60,17 @@ def one_tensor_a_key(path: Path) -> Vectors:
     raise UserError(f"{path}: not a readable .safetensors file ({error})") from None
   if len(keys) == 1 and len(shapes[0]) == 2:
     raise UserError(f"{path}: holds a table; --keys=FILE must say whose rows these are")
-  width = _width(path, keys, shapes)
+  width = _common_width(path, keys, shapes)
 
   def chunks() -> Iterator[np.ndarray]:
     step = max(CHUNK_BYTES // (8 * width), 1)
     for start in range(0, len(keys), step):
       yield np.stack([file.get_tensor(key) for key in keys[start : start + step]])
 
-  return Vectors(path, keys, width, chunks)
+  return KeyedVectors(path, keys, width, chunks)
 
 
-def _width(path: Path, keys: list[str], shapes: list[list[int]]) -> int:
+def _common_width(path: Path, keys: list[str], shapes: list[list[int]]) -> int:
   for key, shape in zip(keys, shapes, strict=True):
     if len(shape) != 1 or shape != shapes[0] or not shape[0]:
       raise UserError(

@@ -10,14 +10,14 @@ import numpy as np
 import polars
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.keyed_vectors import CHUNK_BYTES, Vectors
+from mmesid_jax.features.keyed_vectors import CHUNK_BYTES, KeyedVectors
 
-TEXT = (polars.String, polars.Categorical, polars.Enum)
+TEXT_TYPES = (polars.String, polars.Categorical, polars.Enum)
 
 
-def parquet_vectors(
+def read_parquet_vectors(
   path: Path, *, key_column: str | None = None, vector_columns: list[str] | None = None
-) -> Vectors:
+) -> KeyedVectors:
   """Vectors of a Parquet file, which is read piece by piece; the keys are text or integers.
 
   Without a name the key is the only column of text, or where there is none the only one of
@@ -29,11 +29,11 @@ def parquet_vectors(
   """
   if not path.is_file():
     raise UserError(f"{path}: no such file")
-  with _readable(path):
+  with _explain_read_errors(path):
     schema = polars.read_parquet_schema(path)
   key = _key_column(path, schema, key_column)
   columns = _vector_columns(path, schema, key, vector_columns)
-  with _readable(path):
+  with _explain_read_errors(path):
     keys = (
       polars.scan_parquet(path, glob=False)
       .select(polars.col(key).cast(polars.String))
@@ -46,29 +46,29 @@ def parquet_vectors(
     row = int(keys.is_null().arg_max())
     raise UserError(f"{path}: row {row} has no key in the column {key!r}")
   nested = schema[columns[0]].is_nested()
-  width = _lists(first[columns[0]]).list.len()[0] if nested else len(columns)
+  width = _as_lists(first[columns[0]]).list.len()[0] if nested else len(columns)
   if not width:
     raise UserError(f"{path}: the vector of row 0 is empty (column {columns[0]!r})")
 
   def chunks() -> Iterator[np.ndarray]:
     rows, start = max(CHUNK_BYTES // (4 * width), 1), 0
-    with _readable(path):
+    with _explain_read_errors(path):
       for frame in (
         polars.scan_parquet(path, glob=False).select(columns).collect_batches(chunk_size=rows)
       ):
         if nested:
-          yield _of_lists(path, frame[columns[0]], width, start)
+          yield _stack_lists(path, frame[columns[0]], width, start)
         else:
           yield frame.to_numpy()  # a missing number becomes NaN
         start += len(frame)
 
-  return Vectors(path, keys.to_list(), width, chunks)
+  return KeyedVectors(path, keys.to_list(), width, chunks)
 
 
-def _of_lists(path: Path, column, width: int, start: int) -> np.ndarray:
+def _stack_lists(path: Path, column, width: int, start: int) -> np.ndarray:
   """[rows, width] of a column of lists. `start`: the row of the file with which it begins."""
   where = f"{path}: column {column.name!r}, row"
-  lists = _lists(column)
+  lists = _as_lists(column)
   widths = lists.list.len().fill_null(0)
   if (widths != width).any():
     row = int((widths != width).arg_max())
@@ -80,12 +80,12 @@ def _of_lists(path: Path, column, width: int, start: int) -> np.ndarray:
   return flat.to_numpy().reshape(len(lists), width)
 
 
-def _lists(column: polars.Series) -> polars.Series:
+def _as_lists(column: polars.Series) -> polars.Series:
   return column.cast(polars.List(column.dtype.inner))  # arrays are lists of one length
 
 
 def _key_column(path: Path, schema, named: str | None) -> str:
-  text = [name for name, kind in schema.items() if kind in TEXT]
+  text = [name for name, kind in schema.items() if kind in TEXT_TYPES]
   integers = [name for name, kind in schema.items() if kind.is_integer()]
   if named is None:
     candidates = text or integers
@@ -93,10 +93,10 @@ def _key_column(path: Path, schema, named: str | None) -> str:
       return candidates[0]
     raise UserError(
       f"{path}: which column holds the keys? Say --key_column=NAME; columns of text or integers: "
-      f"{_listed(text + integers)}"
+      f"{_join_names(text + integers)}"
     )
   if named not in schema:
-    raise UserError(f"--key_column={named}: not in {path}, whose columns are {_listed(schema)}")
+    raise UserError(f"--key_column={named}: not in {path}, whose columns are {_join_names(schema)}")
   if named not in text + integers:
     raise UserError(f"--key_column={named}: holds {schema[named]}; expected text or integers")
   return named
@@ -110,13 +110,13 @@ def _vector_columns(path: Path, schema, key: str, named: list[str] | None) -> li
     if not columns or len(lists) > 1:
       raise UserError(
         f"{path}: which columns hold the vectors? Say --vector_columns=NAME, or several names or "
-        f"patterns; its columns are {_listed(schema)}"
+        f"patterns; its columns are {_join_names(schema)}"
       )
     return columns
   others = [name for name in schema if name != key]
   for pattern in named:
     if not fnmatch.filter(others, pattern):
-      raise UserError(f"--vector_columns={pattern}: not in {path}, which has {_listed(others)}")
+      raise UserError(f"--vector_columns={pattern}: not in {path}, which has {_join_names(others)}")
   columns = [name for name in others if any(fnmatch.fnmatchcase(name, p) for p in named)]
   wrong = [name for name in columns if not _is_number(schema[name])]
   if wrong and not (wrong == columns and len(columns) == 1 and columns[0] in lists):
@@ -135,14 +135,14 @@ def _is_list_of_numbers(kind) -> bool:
   return isinstance(kind, polars.List | polars.Array) and _is_number(kind.inner)
 
 
-def _listed(names) -> str:
+def _join_names(names) -> str:
   names = list(names)
   more = f" and {len(names) - 8} more" if len(names) > 8 else ""
   return (", ".join(names[:8]) or "none") + more
 
 
 @contextlib.contextmanager
-def _readable(path: Path):
+def _explain_read_errors(path: Path):
   """Raises UserError for what polars says of a file that it cannot read."""
   try:
     yield

@@ -8,9 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.hf_encoder import LOCAL, Pretrained, digest_of, loading
+from mmesid_jax.features.hf_encoder import LOCAL_ONLY, HFEncoder, digest_json, explain_load_errors
 
-CHUNK = 4096  # texts that are cut into tokens at once
+CHUNK_TEXTS = 4096  # texts that are cut into tokens at once
 
 
 class TextEncoder:
@@ -28,13 +28,13 @@ class TextEncoder:
   ):
     """max_length: tokens of a text, the checkpoint's own limit when None. Raises UserError as
     Pretrained does."""
-    self._model = Pretrained(
+    self._model = HFEncoder(
       directory, features="get_text_features", pooling=pooling, default="mean"
     )
-    with loading(directory, "tokenizer"):
+    with explain_load_errors(directory, "tokenizer"):
       import transformers
 
-      self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **LOCAL)
+      self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **LOCAL_ONLY)
     self._tokenizer.padding_side = "right"
     if self._tokenizer.pad_token is None:
       self._tokenizer.pad_token = self._tokenizer.eos_token  # masked wherever it pads
@@ -51,7 +51,7 @@ class TextEncoder:
       "pooling": self._model.pooling,
       "max_length": self.limit,
       "batch": batch,
-      "texts": digest_of(list(texts)),
+      "texts": digest_json(list(texts)),
     }
 
   def batches(self, start: int) -> Iterator[np.ndarray]:
@@ -75,8 +75,8 @@ class TextEncoder:
   def _tokenised(self, texts: Sequence[str]) -> list[np.ndarray]:
     tokens = []
     with tqdm(total=len(texts), desc="tokens", unit="texts", delay=3, leave=False) as bar:
-      for at in range(0, len(texts), CHUNK):
-        chunk = list(texts[at : at + CHUNK])
+      for at in range(0, len(texts), CHUNK_TEXTS):
+        chunk = list(texts[at : at + CHUNK_TEXTS])
         found = self._tokenizer(chunk, truncation=True, max_length=self.limit)["input_ids"]
         tokens += [np.array(ids, np.int32) for ids in found]
         bar.update(len(chunk))

@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 
 from mmesid_jax.data.folder.keys import item_keys
-from mmesid_jax.errors import UserError, writing
+from mmesid_jax.errors import UserError, report_disk_errors
 from mmesid_jax.features import join_by_key, keyed_vectors
-from mmesid_jax.features.torch_files.torch_file import open_saved
-from mmesid_jax.features.torch_files.torch_table import table
+from mmesid_jax.features.torch_files.torch_file import open_torch_file
+from mmesid_jax.features.torch_files.torch_table import read_torch_table
 from mmesid_jax.files import feature_table
 from mmesid_jax.files.atomic import write_whole
 
@@ -49,31 +49,33 @@ def join(
     _opened(path, path_of_keys, key_column, vector_columns)
     for path, path_of_keys in zip(vectors, keys, strict=True)
   ]
-  done = join_by_key.join(catalogue, sources, output, dtype=dtype, missing=missing)
+  done = join_by_key.join_by_key(catalogue, sources, output, dtype=dtype, missing=missing)
   shape = f"[{len(catalogue) + 1}, {done.width}]"
   print(f"{output}: {shape} {dtype}, vectors of {done.found} of {len(catalogue)} items")
   if done.missing:
     filled = {"zero": "zeros", "mean": "the mean of the others"}[missing]
-    print(f"{len(done.missing)} items had none ({join_by_key.examples(done.missing)}): {filled}")
+    print(
+      f"{len(done.missing)} items had none ({join_by_key.example_keys(done.missing)}): {filled}"
+    )
   if done.unknown:
     print(
-      f"{len(done.unknown)} keys are of no item ({join_by_key.examples(done.unknown)}): left out"
+      f"{len(done.unknown)} keys are of no item ({join_by_key.example_keys(done.unknown)}): left out"
     )
 
 
 def _opened(
   path: Path, keys: Path | None, key_column: str | None, vector_columns: list[str] | None
-) -> keyed_vectors.Vectors:
+) -> keyed_vectors.KeyedVectors:
   if path.suffix == ".parquet":
     from mmesid_jax.features.parquet_vectors import (
-      parquet_vectors,  # polars, which nothing else here needs
+      read_parquet_vectors,  # polars, which nothing else here needs
     )
 
-    return parquet_vectors(path, key_column=key_column, vector_columns=vector_columns)
+    return read_parquet_vectors(path, key_column=key_column, vector_columns=vector_columns)
   if keys is not None:
-    return keyed_vectors.with_keys(path, keys)
+    return keyed_vectors.read_keyed_table(path, keys)
   if path.suffix == ".safetensors":
-    return keyed_vectors.one_tensor_a_key(path)
+    return keyed_vectors.read_tensor_per_key(path)
   if path.suffix == ".npy":
     raise UserError(f"{path}: --keys=FILE must say whose rows these are")
   raise UserError(
@@ -85,10 +87,10 @@ def _opened(
 def convert(source: Path, output: Path, *, name: str | None) -> None:
   """Writes the table that PyTorch or pickle saved, with its own type, and beside it the keys where
   it was a dict of vectors. Raises UserError."""
-  x_NV, keys = table(open_saved(source), name)
+  x_NV, keys = read_torch_table(open_torch_file(source), name)
   path = output.with_name(f"{output.stem}.keys.json")
   text = json.dumps(keys).encode()
-  with writing(path):
+  with report_disk_errors(path):
     path.unlink(missing_ok=True)  # those of an earlier table
   feature_table.write(output, x_NV)
   print(f"{output}: {list(x_NV.shape)} {x_NV.dtype.name}")

@@ -3,7 +3,12 @@ import json
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.image_files import file_stem, image_suffix, item_files, read_manifest
+from mmesid_jax.features.image_files import (
+  file_stem,
+  image_suffix,
+  item_image_files,
+  read_image_manifest,
+)
 
 
 def write_manifest(folder, *entries):
@@ -41,21 +46,21 @@ def test_manifest_then_name_then_path_in_items(tmp_path):
   )
   keys = ["a", "b", "c", "d", "e", "f"]
   items = [{"images": ["http://x/a.jpg"]}] * 3 + [{"images": ["shots-1.webp"]}] * 2 + [{}]
-  names = [path and path.name for path in item_files(tmp_path, keys, items)]
+  names = [path and path.name for path in item_image_files(tmp_path, keys, items)]
   assert names == ["other.jpg", "b.PNG", None, "shots-1.webp", "fetched.jpg", None]
   (tmp_path / "b.gif").write_bytes(b"")
   with pytest.raises(UserError, match="b.PNG and b.gif are of one item"):
-    item_files(tmp_path, keys, items)
+    item_image_files(tmp_path, keys, items)
   with pytest.raises(UserError, match="no such folder"):
-    item_files(tmp_path / "nowhere", keys, items)
+    item_image_files(tmp_path / "nowhere", keys, items)
 
 
 def test_a_manifest_may_end_in_half_a_line_but_not_hold_nonsense(tmp_path):
   write_manifest(tmp_path, ok("a", "a.jpg"))
   file = tmp_path / "manifest.jsonl"
   file.write_text(file.read_text() + '{"key": "b", "sta')
-  assert read_manifest(tmp_path).keys() == {"a"}
+  assert read_image_manifest(tmp_path).keys() == {"a"}
   for line in ("[]", "{}", "nonsense", '{"key": "a", "status": "ok", "file": 3}'):
     file.write_text(f"{line}\n")
     with pytest.raises(UserError, match="manifest.jsonl:1"):
-      read_manifest(tmp_path)
+      read_image_manifest(tmp_path)

@@ -1,7 +1,7 @@
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.item_template import Template, item_texts
+from mmesid_jax.features.item_template import ItemTemplate, item_texts
 
 SHIRT = {"title": "Shirt", "brand": "Oak", "categories": ["Clothes", "Shirts"], "price": 3.5}
 LABELS = "Title: {title}. Brand: {brand}. Categories: {categories}"
@@ -21,18 +21,18 @@ LABELS = "Title: {title}. Brand: {brand}. Categories: {categories}"
 )
 def test_a_field_that_is_missing_takes_the_text_before_it_along(template, lacking, text):
   for nothing in (None, "", " ", []):
-    assert Template(template)(SHIRT | dict.fromkeys(lacking, nothing)) == text
-  assert Template(template)({k: v for k, v in SHIRT.items() if k not in lacking}) == text
+    assert ItemTemplate(template)(SHIRT | dict.fromkeys(lacking, nothing)) == text
+  assert ItemTemplate(template)({k: v for k, v in SHIRT.items() if k not in lacking}) == text
 
 
 def test_paths_of_categories_are_written_one_after_another():
-  assert Template("{categories}")({"categories": [["a", "b"], ["c", None]]}) == "a, b, c"
+  assert ItemTemplate("{categories}")({"categories": [["a", "b"], ["c", None]]}) == "a, b, c"
 
 
 @pytest.mark.parametrize("template", ["{title", "title", "", "{}", "{title!r}", "a }"])
 def test_a_template_that_names_no_field_is_refused(template):
   with pytest.raises(UserError, match="--template="):
-    Template(template)
+    ItemTemplate(template)
 
 
 @pytest.mark.parametrize("name", ["titel", "title.__class__", "title[0]"])

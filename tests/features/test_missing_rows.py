@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.hf_encoder import needed
-from mmesid_jax.features.missing_rows import is_up_to_date, record_path, write_record, write_table
+from mmesid_jax.features.hf_encoder import import_extra
+from mmesid_jax.features.missing_rows import (
+  is_table_up_to_date,
+  record_path,
+  write_filled_table,
+  write_record,
+)
 from mmesid_jax.files.partial_table import partial_table
 
 MADE_FROM = {"model": "abc", "batch": 2}
@@ -79,7 +84,7 @@ def test_rows_find_their_items_and_the_others_what_the_policy_says(
   rows = X.copy()
   rows[1] = np.nan  # a broken image, of item 5
   path = tmp_path / "x.npy"
-  assert write_table(path, rows, np.array([3, 5, 1, 6]), 6, missing) == 3
+  assert write_filled_table(path, rows, np.array([3, 5, 1, 6]), 6, missing) == 3
   x_IV = np.load(path, allow_pickle=False)
   filling = X[[0, 2, 3]].mean(0) if missing == "mean" else np.zeros(3)
   expected = [np.zeros(3), X[2], filling, X[0], filling, filling, X[3]]
@@ -89,20 +94,20 @@ def test_rows_find_their_items_and_the_others_what_the_policy_says(
 
 def test_a_table_is_up_to_date_when_its_record_says_so(tmp_path):
   path = tmp_path / "x.npy"
-  assert not is_up_to_date(path, MADE_FROM, overwrite=False)
+  assert not is_table_up_to_date(path, MADE_FROM, overwrite=False)
   path.write_bytes(b"")
   with pytest.raises(UserError, match="does not say what it was made from"):
-    is_up_to_date(path, MADE_FROM, overwrite=False)
+    is_table_up_to_date(path, MADE_FROM, overwrite=False)
   write_record(path, {"made_from": MADE_FROM})
   assert json.loads(record_path(path).read_text())["made_from"] == MADE_FROM
-  assert is_up_to_date(path, MADE_FROM, overwrite=False)
-  assert is_up_to_date(path, MADE_FROM, overwrite=True)  # nothing is done twice
+  assert is_table_up_to_date(path, MADE_FROM, overwrite=False)
+  assert is_table_up_to_date(path, MADE_FROM, overwrite=True)  # nothing is done twice
   with pytest.raises(UserError, match="batch was 2, now 3"):
-    is_up_to_date(path, {**MADE_FROM, "batch": 3}, overwrite=False)
-  assert not is_up_to_date(path, {**MADE_FROM, "batch": 3}, overwrite=True)
+    is_table_up_to_date(path, {**MADE_FROM, "batch": 3}, overwrite=False)
+  assert not is_table_up_to_date(path, {**MADE_FROM, "batch": 3}, overwrite=True)
 
 
 def test_what_is_not_installed_is_told_with_its_remedy(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "torch", None)
   with pytest.raises(UserError, match=r'pip install "mmesid_jax\[encode\]"'):
-    needed("torch")
+    import_extra("torch")

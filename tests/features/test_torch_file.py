@@ -15,8 +15,8 @@ import pickles
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.torch_files.torch_file import open_saved
-from mmesid_jax.features.torch_files.torch_table import table
+from mmesid_jax.features.torch_files.torch_file import open_torch_file
+from mmesid_jax.features.torch_files.torch_table import read_torch_table
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 ARRAYS = {
@@ -34,7 +34,7 @@ TORCH = pickles.tensor(pickles.storage("0", 12), (4, 3), (3, 1))
 def read(path, content: bytes, name=None):
   path = path / "x.bin"
   path.write_bytes(content)
-  return table(open_saved(path), name)
+  return read_torch_table(open_torch_file(path), name)
 
 
 def refused(path, content: bytes, name=None) -> str:
@@ -122,17 +122,17 @@ def test_tensors_of_torch(tmp_path, form, dtype):
     path.write_bytes(pickles.older(tensors, {"7": x}))
   else:
     path.write_bytes(pickles.whole(tensors))
-  saved = open_saved(path)
+  saved = open_torch_file(path)
   for name, expected in {"all": x, "view": x[1:, :2].T}.items():
-    read_NV, _ = table(saved, name)
+    read_NV, _ = read_torch_table(saved, name)
     assert read_NV.dtype == x.dtype
     np.testing.assert_array_equal(read_NV, expected)
   with pytest.raises(UserError, match=r"--name=TENSOR.*all \[4, 3\], view \[2, 3\], one \[3\]"):
-    table(saved, None)
+    read_torch_table(saved, None)
   with pytest.raises(UserError, match=r"--name=al: not in .*all \[4, 3\]"):
-    table(saved, "al")
+    read_torch_table(saved, "al")
   with pytest.raises(UserError, match=r"of shape \[3\]; expected numbers of shape"):
-    table(saved, "one")
+    read_torch_table(saved, "one")
 
 
 class Attack:
@@ -175,7 +175,7 @@ REFUSED = {
   "an object": (pickles.whole(b"(cos\nsystem\no"), "os.system"),
   "an instance": (pickles.whole(b"(S'x'\nios\nsystem\n"), "the instruction INST"),
   "a registered extension": (pickles.whole(b"\x82\x01"), "the instruction EXT1"),
-  "a call of what is no global": (pickles.whole(pickles.value("os") + b")R"), "a Name is expected"),
+  "a call of what is no global": (pickles.whole(pickles.value("os") + b")R"), "a GlobalName is expected"),
   "a global by another's name": (pickles.whole(b"c\nnumpy.dtype\n"), ".numpy.dtype, which"),
   "objects": (pickle.dumps(np.array([{}, None])), "type 'O8'"),
   "text": (pickle.dumps(np.array(["a", "b"])), "type 'U1'"),
@@ -311,15 +311,15 @@ def test_small_files_take_little_time_and_memory(tmp_path):
     (tmp_path / f"{number}.older").write_bytes(pickles.older(instructions, storages))
   program = """
 import pathlib, resource, sys
-from mmesid_jax.data.saved import open_saved
-from mmesid_jax.data.saved_table import table
+from mmesid_jax.features.torch_files.torch_file import open_torch_file
+from mmesid_jax.features.torch_files.torch_table import read_torch_table
 from mmesid_jax.errors import UserError
 resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
   print(path.name, flush=True)
   try:
-    table(open_saved(path), None)
+    read_torch_table(open_torch_file(path), None)
   except UserError:
     pass
 """
@@ -373,7 +373,7 @@ def test_mutated_files_are_a_table_or_one_line(tmp_path, examples):
     content = mutated(draw.choice(seeds), draw)
     path.write_bytes(content)
     try:
-      x_NV, _ = table(open_saved(path), None)
+      x_NV, _ = read_torch_table(open_torch_file(path), None)
     except UserError:
       continue
     tables += 1

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.torch_files.torch_file import open_saved
-from mmesid_jax.features.torch_files.torch_table import table
+from mmesid_jax.features.torch_files.torch_file import open_torch_file
+from mmesid_jax.features.torch_files.torch_table import read_torch_table
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -43,7 +43,7 @@ def read(request, tmp_path):
 
   def read(x, name=None):
     WRITERS[request.param](x, tmp_path / "x.pt")
-    return table(open_saved(tmp_path / "x.pt"), name)
+    return read_torch_table(open_torch_file(tmp_path / "x.pt"), name)
 
   return read
 

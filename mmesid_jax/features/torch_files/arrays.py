@@ -8,14 +8,14 @@ import numpy as np
 
 
 @dataclasses.dataclass(slots=True)
-class Dtype:
+class PickledDtype:
   """A type of numpy's; its byte order follows after it."""
 
   numpy: np.dtype
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
+class StoredNumbers:
   """Numbers that stand elsewhere in a file of PyTorch's, under a key."""
 
   dtype: np.dtype
@@ -24,7 +24,7 @@ class Stored:
 
 
 @dataclasses.dataclass(slots=True)
-class Enclosed:
+class NestedNumbers:
   """Numbers as a whole file of PyTorch's within the pickle."""
 
   file: bytes
@@ -32,18 +32,20 @@ class Enclosed:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Held:
+class InlineNumbers:
   """Numbers in the pickle itself."""
 
-  dtype: Dtype
+  dtype: PickledDtype
   content: bytes | bytearray
 
 
 @dataclasses.dataclass(slots=True)
-class Tensor:
+class PickledTensor:
   """An array or tensor: where its numbers stand; shape, strides and offset count numbers."""
 
-  numbers: Stored | Enclosed | Held | None = None  # None: announced, its content follows
+  numbers: StoredNumbers | NestedNumbers | InlineNumbers | None = (
+    None  # None: announced, its content follows
+  )
   shape: tuple[int, ...] = ()
   strides: tuple[int, ...] = ()
   offset: int = 0

@@ -21,7 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.torch_files.arrays import Dtype, Enclosed, Held, Stored, Tensor
+from mmesid_jax.features.torch_files.arrays import (
+  InlineNumbers,
+  NestedNumbers,
+  PickledDtype,
+  PickledTensor,
+  StoredNumbers,
+)
 
 MAX_INSTRUCTIONS = 50_000_000  # about 70 bytes each at worst
 MAX_KEY, MAX_NUMBER = 1000, 2**48  # characters of a dict's key; a size, stride or offset
@@ -60,22 +66,24 @@ LITERALS = {  # instructions whose argument is the value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Name:
+class GlobalName:
   """A global, by its name."""
 
   text: str
 
 
-def read_pickle(stream: BinaryIO, size: int, source: object) -> tuple[object, dict[str, Stored]]:
+def read_pickle(
+  stream: BinaryIO, size: int, source: object
+) -> tuple[object, dict[str, StoredNumbers]]:
   """The value of the pickle that begins here, and all numbers elsewhere that it asks for, by key.
 
   The value is made of None, bool, int, float, str, bytes, lists, tuples, dicts with keys of text or
   int, and Tensor. `size`: bytes of the stream, which is read up to the pickle's end. Raises
   UserError, which names `source` and the byte, for everything else.
   """
-  machine, position = _Machine(size), stream.tell()
+  machine, position = _PickleMachine(size), stream.tell()
   try:
-    for name, argument, at in _instructions(stream, size):
+    for name, argument, at in _iter_instructions(stream, size):
       position = at
       machine.follow(name, argument)
   except IndexError:
@@ -83,13 +91,13 @@ def read_pickle(stream: BinaryIO, size: int, source: object) -> tuple[object, di
   except KeyError as error:
     reason = f"no value was kept under {error.args[0]}"
   except (ValueError, TypeError, OverflowError) as error:
-    reason = _short(str(error))
+    reason = _shorten(str(error))
   else:
     return machine.stack[0], machine.stored
   raise UserError(f"{source}: not read, at byte {position}: {reason}")
 
 
-def _instructions(stream: BinaryIO, size: int) -> Iterator[tuple[str, object, int]]:
+def _iter_instructions(stream: BinaryIO, size: int) -> Iterator[tuple[str, object, int]]:
   bar = tqdm(
     desc="reading",
     total=size,
@@ -108,15 +116,15 @@ def _instructions(stream: BinaryIO, size: int) -> Iterator[tuple[str, object, in
       yield opcode.name, argument, position
 
 
-class _Machine:
+class _PickleMachine:
   """The pickle machine: a stack, the heights that were marked in it, and a memo."""
 
   def __init__(self, budget: int):
     self.stack: list = []
     self.marks: list[int] = []
     self.memo: dict[int, object] = {}
-    self.stored: dict[str, Stored] = {}
-    self.enclosed: dict[int, Enclosed] = {}
+    self.stored: dict[str, StoredNumbers] = {}
+    self.enclosed: dict[int, NestedNumbers] = {}
     self.budget = budget  # bytes that may still be copied
 
   def follow(self, name: str, argument) -> None:
@@ -147,22 +155,24 @@ class _Machine:
         stack.append(self._marked())
       case "APPEND" | "APPENDS":
         values = self._top(1) if name == "APPEND" else self._marked()
-        _of(list, stack[-1]).extend(values)
+        _require_type(list, stack[-1]).extend(values)
       case "EMPTY_DICT":
         stack.append({})
       case "DICT":
         pairs = self._marked()
-        stack.append(_fill({}, pairs))
+        stack.append(_fill_dict({}, pairs))
       case "SETITEM" | "SETITEMS":
         pairs = self._top(2) if name == "SETITEM" else self._marked()
-        _fill(_of(dict, stack[-1]), pairs)
+        _fill_dict(_require_type(dict, stack[-1]), pairs)
       case "GLOBAL":
-        stack.append(_global(argument.replace(" ", ".", 1)))
+        stack.append(_allowed_global(argument.replace(" ", ".", 1)))
       case "STACK_GLOBAL":
-        stack.append(_global(".".join(_of(str, part) for part in self._top(2))))
+        stack.append(_allowed_global(".".join(_require_type(str, part) for part in self._top(2))))
       case "REDUCE":
         function, arguments = self._top(2)
-        stack.append(self._call(_of(Name, function).text, _of(tuple, arguments)))
+        stack.append(
+          self._call(_require_type(GlobalName, function).text, _require_type(tuple, arguments))
+        )
       case "BUILD":
         (state,) = self._top(1)
         self._build(stack[-1], state)
@@ -195,56 +205,61 @@ class _Machine:
       case "collections.OrderedDict", ():
         return {}
       case "numpy.dtype", (str(code), *_) if code in NUMPY_TYPES:
-        return Dtype(np.dtype(code))
+        return PickledDtype(np.dtype(code))
       case "numpy.dtype", (str(code), *_):
-        raise ValueError(f"an array of the type {_short(code)!r}; only numbers are read")
-      case "numpy._core.multiarray._reconstruct", (Name("numpy.ndarray"), *_):
-        return Tensor()
-      case "numpy._core.multiarray.scalar", (Dtype() as dtype, content):
-        return _array(dtype, (), "C", self._bytes(content))
+        raise ValueError(f"an array of the type {_shorten(code)!r}; only numbers are read")
+      case "numpy._core.multiarray._reconstruct", (GlobalName("numpy.ndarray"), *_):
+        return PickledTensor()
+      case "numpy._core.multiarray.scalar", (PickledDtype() as dtype, content):
+        return _inline_array(dtype, (), "C", self._bytes(content))
       case "numpy._core.numeric._frombuffer", (
         content,
-        Dtype() as dtype,
+        PickledDtype() as dtype,
         shape,
         "C" | "F" as order,
       ):
-        return _array(dtype, shape, order, self._bytes(content))
+        return _inline_array(dtype, shape, order, self._bytes(content))
       case "torch.storage._load_from_bytes", (bytes(file),):
-        return self.enclosed.setdefault(id(file), Enclosed(file))  # so that it is read once
+        return self.enclosed.setdefault(id(file), NestedNumbers(file))  # so that it is read once
       case (
         "torch._utils._rebuild_tensor_v2",
-        (Stored() | Enclosed() as numbers, offset, shape, strides, *_),
+        (StoredNumbers() | NestedNumbers() as numbers, offset, shape, strides, *_),
       ):
-        return Tensor(numbers, _sizes(shape), _sizes(strides, len(shape)), *_sizes((offset,)))
-      case "torch._utils._rebuild_parameter", (Tensor() as tensor, *_):
+        return PickledTensor(
+          numbers,
+          _require_sizes(shape),
+          _require_sizes(strides, len(shape)),
+          *_require_sizes((offset,)),
+        )
+      case "torch._utils._rebuild_parameter", (PickledTensor() as tensor, *_):
         return tensor
     raise ValueError(f"{name} with arguments that no array gives it")
 
   def _build(self, target: object, state: object) -> None:
     """What follows after an object was announced."""
     match target, state:
-      case Tensor(numbers=None), (int(), shape, Dtype() as dtype, fortran, content):
-        array = _array(dtype, shape, "F" if fortran else "C", self._bytes(content))
+      case PickledTensor(numbers=None), (int(), shape, PickledDtype() as dtype, fortran, content):
+        array = _inline_array(dtype, shape, "F" if fortran else "C", self._bytes(content))
         target.numbers, target.shape, target.strides = array.numbers, array.shape, array.strides
-      case Dtype(), (int(), "<" | ">" | "|" | "=" as order, *_):
+      case PickledDtype(), (int(), "<" | ">" | "|" | "=" as order, *_):
         target.numpy = target.numpy.newbyteorder(order)
       case dict(), dict():  # attributes of an OrderedDict: versions of a state dict's modules
         pass
       case _:
         raise ValueError(f"sets the state of a {type(target).__name__}")
 
-  def _stored(self, said: object) -> Stored:
+  def _stored(self, said: object) -> StoredNumbers:
     match said:
-      case ("storage", Name(kind), str(key), str(), size) | (
+      case ("storage", GlobalName(kind), str(key), str(), size) | (
         "storage",
-        Name(kind),
+        GlobalName(kind),
         str(key),
         str(),
         size,
         None,
       ) if kind in STORAGES:
-        (size,) = _sizes((size,))
-        stored = Stored(STORAGES[kind], key, size)
+        (size,) = _require_sizes((size,))
+        stored = StoredNumbers(STORAGES[kind], key, size)
         self.stored.setdefault(key, stored)
         return stored
     raise ValueError("a reference that is no storage of PyTorch's")
@@ -261,15 +276,17 @@ class _Machine:
     raise ValueError(f"a {type(content).__name__} where the bytes of an array are expected")
 
 
-def _global(name: str) -> Name:
+def _allowed_global(name: str) -> GlobalName:
   name = name.replace("numpy.core.", "numpy._core.", 1)
   if name not in GLOBALS:
-    raise ValueError(f"{_short(name)}, which could run code; only arrays and tensors are read")
-  return Name(name)
+    raise ValueError(f"{_shorten(name)}, which could run code; only arrays and tensors are read")
+  return GlobalName(name)
 
 
-def _array(dtype: Dtype, shape: object, order: object, content: bytes | bytearray) -> Tensor:
-  shape = _sizes(shape)
+def _inline_array(
+  dtype: PickledDtype, shape: object, order: object, content: bytes | bytearray
+) -> PickledTensor:
+  shape = _require_sizes(shape)
   if order not in ("C", "F"):
     raise ValueError("an array of another order of axes; save a contiguous one")
   ordered = range(len(shape)) if order == "F" else reversed(range(len(shape)))
@@ -278,17 +295,17 @@ def _array(dtype: Dtype, shape: object, order: object, content: bytes | bytearra
     strides[axis], step = step, step * shape[axis]
   if step * dtype.numpy.itemsize != len(content):
     raise ValueError(f"an array of shape {list(shape)} in {len(content)} bytes")
-  return Tensor(Held(dtype, content), shape, tuple(strides))
+  return PickledTensor(InlineNumbers(dtype, content), shape, tuple(strides))
 
 
-def _sizes(values: object, count: int | None = None) -> tuple[int, ...]:
+def _require_sizes(values: object, count: int | None = None) -> tuple[int, ...]:
   fine = isinstance(values, tuple) and len(values) <= 32 and count in (None, len(values))
   if not fine or not all(isinstance(n, int) and 0 <= n < MAX_NUMBER for n in values):
     raise ValueError("a size, stride or offset that no array has")
   return values
 
 
-def _fill(target: dict, pairs: list) -> dict:
+def _fill_dict(target: dict, pairs: list) -> dict:
   for key, value in zip(pairs[::2], pairs[1::2], strict=True):
     short_text = isinstance(key, str) and len(key) <= MAX_KEY
     if not short_text and not (isinstance(key, int) and abs(key) < 2**60):
@@ -299,11 +316,11 @@ def _fill(target: dict, pairs: list) -> dict:
   return target
 
 
-def _of(kind: type, value):
+def _require_type(kind: type, value):
   if not isinstance(value, kind):
     raise ValueError(f"a {type(value).__name__} where a {kind.__name__} is expected")
   return value
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
   return text if len(text) <= 200 else text[:197] + "..."

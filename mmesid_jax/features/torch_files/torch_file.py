@@ -12,32 +12,39 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.torch_files.arrays import Enclosed, Held, Stored, Tensor
+from mmesid_jax.features.torch_files.arrays import (
+  InlineNumbers,
+  NestedNumbers,
+  PickledTensor,
+  StoredNumbers,
+)
 from mmesid_jax.features.torch_files.pickle_reader import read_pickle
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # with which torch.save began a file before 1.6
 MAX_DEPTH = 16  # of containers in one another
 
 
-class Saved(NamedTuple):
+class TorchFile(NamedTuple):
   """What a file holds, values as `read_pickle` gives them."""
 
   path: Path
   size: int  # of the file, in bytes
   value: object
-  content: Callable[[Stored], memoryview | bytes]  # of numbers that are stored beside the pickle
+  content: Callable[
+    [StoredNumbers], memoryview | bytes
+  ]  # of numbers that are stored beside the pickle
 
-  def array(self, tensor: Tensor) -> np.ndarray:
+  def array(self, tensor: PickledTensor) -> np.ndarray:
     """The tensor's numbers, not copied. Raises UserError where they are not all
     there."""
     try:
       match tensor.numbers:
-        case Held(dtype, content):
+        case InlineNumbers(dtype, content):
           return tensor.view(dtype.numpy, content)
-        case Stored(dtype):
+        case StoredNumbers(dtype):
           return tensor.view(dtype, self.content(tensor.numbers))
-        case Enclosed() as numbers:
-          numbers.opened = numbers.opened or _enclosed(self.path, numbers.file)
+        case NestedNumbers() as numbers:
+          numbers.opened = numbers.opened or _read_nested(self.path, numbers.file)
           return tensor.view(*numbers.opened)
     except ValueError as error:
       raise UserError(f"{self.path}: damaged: {error}") from None
@@ -46,10 +53,10 @@ class Saved(NamedTuple):
   def named(self) -> Iterator[tuple[str, object]]:
     """Tensors and containers in its dicts, lists and tuples, by name: the keys and places that lead
     there, joined by dots. What is in a container that stands in several places is named once."""
-    return _named(self.path, self.value, "", set(), 0)
+    return _named_values(self.path, self.value, "", set(), 0)
 
 
-def open_saved(path: Path) -> Saved:
+def open_torch_file(path: Path) -> TorchFile:
   """Opens a file by what it holds, whatever its name. Raises UserError for one that is missing,
   damaged, or holds more than numbers, text and containers of them."""
   try:
@@ -62,13 +69,13 @@ def open_saved(path: Path) -> Saved:
   except OSError as error:
     raise UserError(f"{path}: cannot be read ({error.strerror})") from None
   if content[:4] == b"PK\3\4":
-    return _zipped(path, memoryview(content))
-  return _pickled(path, content, memoryview(content))
+    return _open_zip(path, memoryview(content))
+  return _open_pickle(path, content, memoryview(content))
 
 
-def _zipped(path: Path, content: memoryview) -> Saved:
+def _open_zip(path: Path, content: memoryview) -> TorchFile:
   """A file of torch.save: data.pkl, and under data/ the numbers."""
-  archive = _Archive(path, content)
+  archive = _ZipArchive(path, content)
   roots = [name.removesuffix("data.pkl") for name in archive.members if name.endswith("/data.pkl")]
   if len(roots) != 1:
     raise UserError(f"{path}: a zip file with {len(roots)} data.pkl; those of PyTorch have one")
@@ -77,10 +84,12 @@ def _zipped(path: Path, content: memoryview) -> Saved:
     raise UserError(f"{path}: was written on a machine of another byte order")
   pickled = archive.read(f"{root}data.pkl")
   value, _ = read_pickle(io.BytesIO(pickled), len(pickled), path)
-  return Saved(path, len(content), value, lambda stored: archive.read(f"{root}data/{stored.key}"))
+  return TorchFile(
+    path, len(content), value, lambda stored: archive.read(f"{root}data/{stored.key}")
+  )
 
 
-class _Archive:
+class _ZipArchive:
   """The members of a zip file, which PyTorch does not compress: views of the file."""
 
   def __init__(self, path: Path, content: memoryview):
@@ -114,7 +123,7 @@ class _Archive:
     return view
 
 
-def _pickled(path: Path, stream: BinaryIO, content: memoryview) -> Saved:
+def _open_pickle(path: Path, stream: BinaryIO, content: memoryview) -> TorchFile:
   """A plain pickle, or a file of the older torch.save: magic number, version, machine, value, keys
   of the numbers, and then under each key how many there are and the numbers."""
   size = len(content)
@@ -124,7 +133,7 @@ def _pickled(path: Path, stream: BinaryIO, content: memoryview) -> Saved:
       raise UserError(f"{path}: a pickle of PyTorch's without the numbers; copy the whole file")
     if stream.tell() < size:
       raise UserError(f"{path}: more follows its first pickle, which ends at byte {stream.tell()}")
-    return Saved(path, size, value, bytes)
+    return TorchFile(path, size, value, bytes)
   version, machine = (read_pickle(stream, size, path)[0] for _ in range(2))
   if version != PROTOCOL or not isinstance(machine, dict) or not machine.get("little_endian"):
     raise UserError(f"{path}: of another version of torch.save or of a machine of another kind")
@@ -140,30 +149,30 @@ def _pickled(path: Path, stream: BinaryIO, content: memoryview) -> Saved:
     if at > size or int.from_bytes(content[begin - 8 : begin], "little") != numbers.size:
       raise UserError(f"{path}: damaged or cut off at byte {begin - 8}")
     contents[key] = content[begin:at]
-  return Saved(path, size, value, lambda numbers: contents[numbers.key])
+  return TorchFile(path, size, value, lambda numbers: contents[numbers.key])
 
 
-def _enclosed(path: Path, file: bytes) -> tuple[np.dtype, memoryview]:
+def _read_nested(path: Path, file: bytes) -> tuple[np.dtype, memoryview]:
   """Type and content of the one storage that a file within a pickle holds."""
-  inner = _pickled(path, io.BytesIO(file), memoryview(file))
-  if not isinstance(inner.value, Stored):
+  inner = _open_pickle(path, io.BytesIO(file), memoryview(file))
+  if not isinstance(inner.value, StoredNumbers):
     raise UserError(f"{path}: damaged: a tensor without its numbers")
   return inner.value.dtype, inner.content(inner.value)
 
 
-def _named(path: Path, value: object, prefix: str, seen: set[int], depth: int):
+def _named_values(path: Path, value: object, prefix: str, seen: set[int], depth: int):
   if depth > MAX_DEPTH:
     raise UserError(f"{path}: containers stand in one another more than {MAX_DEPTH} deep")
   if id(value) in seen:
     return
   seen.add(id(value))
-  for key, inner in entries(value):
-    if isinstance(inner, Tensor | dict | list | tuple):
+  for key, inner in container_entries(value):
+    if isinstance(inner, PickledTensor | dict | list | tuple):
       yield f"{prefix}{key}", inner
-      yield from _named(path, inner, f"{prefix}{key}.", seen, depth + 1)
+      yield from _named_values(path, inner, f"{prefix}{key}.", seen, depth + 1)
 
 
-def entries(value: object) -> list[tuple[object, object]]:
+def container_entries(value: object) -> list[tuple[object, object]]:
   """What stands in a dict, list or tuple, with its key or place; nothing for other values."""
   if isinstance(value, dict):
     return list(value.items())
