@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Batch, Layout, Packer
 from mmesid_jax.models.flops import Work
 from mmesid_jax.models.sequence_recommender import RecommenderModel
@@ -44,7 +44,7 @@ def stacked(groups: Sequence[tuple[int, list[Sample]]], response: int) -> list[B
   for T, samples in groups:
     layout = Layout(1, T, 1, response)
     sequences = [np.append(history, target) for history, target in samples]
-    singles = list(in_batches(sequences, layout, [len(history) for history, _ in samples]))
+    singles = list(batch_sequences(sequences, layout, [len(history) for history, _ in samples]))
     singles += [Packer(layout).batch()] * (places[T] - len(singles))
     item_QRT = np.stack([single.item_N[single.slot_RT] for single in singles])
     item_N, slot = np.unique(np.append(0, item_QRT), return_inverse=True)

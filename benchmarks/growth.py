@@ -197,7 +197,7 @@ def history_series() -> Series:
   import jax.numpy as jnp
   import numpy as np
 
-  from mmesid_jax.data.batches import in_batches
+  from mmesid_jax.data.batches import batch_sequences
   from mmesid_jax.data.packing import Layout
   from mmesid_jax.models.sequence_recommender import RecommenderModel
 
@@ -206,7 +206,7 @@ def history_series() -> Series:
   found: Series = {"shared-prefix row": [], "one sample per target": []}
   for length in points(10, HISTORY.value, HALF):
     items = np.random.default_rng(length).integers(1, CATALOGUE + 1, length + 1)
-    (row,) = in_batches([items], Layout(rows=1, row_length=length, targets=length + 1))
+    (row,) = batch_sequences([items], Layout(rows=1, row_length=length, targets=length + 1))
     samples = [(items[:t], int(items[t])) for t in range(length + 1)]
     groups = alone.by_length(samples, 0, max(1, ALONE_TOKENS // (2 * length)))
     batches = jax.device_put(alone.stacked(groups, 0))

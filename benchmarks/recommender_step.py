@@ -37,7 +37,7 @@ from absl import flags
 from mmesid_jax.config import command_line
 from mmesid_jax.config.schema import default_config, flatten
 from mmesid_jax.data.dataset import popularity
-from mmesid_jax.data.features import read_features, whiten, whitening
+from mmesid_jax.data.features import read_features, whiten, fit_whitening
 from mmesid_jax.errors import UserError
 
 OURS = ("packed", "alone", "packed_backbone", "alone_backbone")
@@ -147,7 +147,7 @@ def measure(
   inputs = draw(size, variant, data, changes)
   contestants = {name: contestant(name, inputs, micro_batch) for name in names}
   rates = timing.alternate({name: c.run for name, c in contestants.items()}, rounds)
-  shapes = nnx.eval_shape(lambda: stage.build(inputs.config, 0, **inputs.tables))
+  shapes = nnx.eval_shape(lambda: stage.init_recommender(inputs.config, 0, **inputs.tables))
   most = peak(jax.devices()[0].device_kind)
   figures = {}
   for name, c in contestants.items():
@@ -181,8 +181,8 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
   from step_contestants import Inputs
 
   from mmesid_jax.data.batches import PackedBatches
-  from mmesid_jax.data.packing import fitted, training_pieces
-  from mmesid_jax.stages.recommender_stage import layout
+  from mmesid_jax.data.packing import with_capacity, training_pieces
+  from mmesid_jax.stages.recommender_stage import batch_layout
 
   rng, s, config = np.random.default_rng(0), SIZES[size], default_config()
   config.recommender.fusion = "frequency"  # as the contestants have it
@@ -204,7 +204,7 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
     else:
       x_IV = rng.standard_normal((I + 1, V), np.float32)
     width = min(c.whiten, x_IV.shape[1])
-    return whiten(x_IV, whitening(x_IV, width, c.whiten_std)) if c.whiten else x_IV
+    return whiten(x_IV, fit_whitening(x_IV, width, c.whiten_std)) if c.whiten else x_IV
 
   code, book = (I + 1, ids.levels), (ids.levels, ids.codes, c.width)
   tables = {
@@ -213,8 +213,8 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
     "codebooks": {m: 0.02 * rng.standard_normal(book, np.float32) for m in s.widths},
     "counts_I": popularity(dataset),
   }
-  pieces, _ = training_pieces(dataset, layout(c))
-  source = PackedBatches(dataset, pieces, fitted(layout(c), pieces), seed=0)
+  pieces, _ = training_pieces(dataset, batch_layout(c))
+  source = PackedBatches(dataset, pieces, with_capacity(batch_layout(c), pieces), seed=0)
   batches = list(itertools.islice(source, s.batches))
   samples = []
   for piece in np.unique(np.concatenate([b.piece_Q[b.weight_Q > 0] for b in batches])):

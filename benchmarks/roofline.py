@@ -136,21 +136,21 @@ def build(config, dataset):
 
 def pack(config, dataset) -> Epoch:
   """The batches of the first epoch, as the stage packs them, and of the test users."""
-  from mmesid_jax.data.batches import in_order
+  from mmesid_jax.data.batches import batch_pieces
   from mmesid_jax.data.packing import evaluation_pieces, with_rows_for
   from mmesid_jax.models.flops import useful
   from mmesid_jax.stages import recommender_stage
   from mmesid_jax.stages.sequence_task import evaluation_layout
 
   c = config.recommender
-  batches, counts = recommender_stage.packed(config, dataset)
+  batches, counts = recommender_stage.make_batches(config, dataset)
   pieces, layout = batches.pieces, batches.layout
   work = [useful(packer.batch(), c.prompt.length) for packer in batches.first_epoch()]
   tested = evaluation_pieces(dataset, layout, "test")
-  test_layout = evaluation_layout(recommender_stage.layout(c), config.evaluation.targets)
+  test_layout = evaluation_layout(recommender_stage.batch_layout(c), config.evaluation.targets)
   test_layout = with_rows_for(test_layout, tested)
   tokens = layout.tokens(pieces.stop - pieces.start, pieces.stop - pieces.first_target).sum()
-  test_batches = sum(1 for _ in in_order(dataset, tested, test_layout))
+  test_batches = sum(1 for _ in batch_pieces(dataset, tested, test_layout))
   return Epoch(counts.targets, int(tokens), work, layout, test_layout, test_batches)
 
 

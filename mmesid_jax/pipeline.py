@@ -59,7 +59,7 @@ def run(
   trains in.
   """
   check_config(config)
-  with sharding.on(sharding.mesh_of(config.mesh)), locked(path):
+  with sharding.use_mesh(sharding.mesh_from_config(config.mesh)), locked(path):
     return _run(config, path, overwrite, others)
 
 
@@ -68,27 +68,27 @@ def _run(
 ) -> Workdir:
   for stage in ("collaborative", "recommender"):
     if stage in config.stages:
-      sequence_task.check_divides(stage, config[stage])
+      sequence_task.check_batch_divides(stage, config[stage])
   if "recommender" in config.stages:
-    backbone.check_divides(config.recommender)
+    backbone.check_backbone_divides(config.recommender)
   sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
   _check_identity(config, path, overwrite)
-  workdir = processes.first_then_all("prepare the data", lambda: open_workdir(config, path))
+  workdir = processes.main_first("prepare the data", lambda: open_workdir(config, path))
   workdir.check_features()
   stages = [s for s in RUN if s in config.stages]
   if "semantic_ids" in stages:
-    semantic_id_stage.check(config.semantic_ids, workdir.dataset.num_items)
+    semantic_id_stage.check_quantizer(config.semantic_ids, workdir.dataset.num_items)
   stale = _stale(workdir, stages, overwrite)
-  processes.together("look through the workdir")  # before the first process changes it
-  for stage in stale if processes.first() else ():
+  processes.barrier("look through the workdir")  # before the first process changes it
+  for stage in stale if processes.is_main() else ():
     shutil.rmtree(workdir.folder(stage), ignore_errors=True)
     workdir.artifact(stage).unlink(missing_ok=True)
   _describe(config, path)
-  processes.together("remove what is stale")
+  processes.barrier("remove what is stale")
   users, items = len(workdir.dataset), workdir.dataset.num_items
   print(f"{path}: {users:,} users, {items:,} items, {len(workdir.dataset.items):,} interactions")
   if workdir.dataset.times is not None:
-    print(splits.summary(workdir.dataset.split, workdir.dataset.times))
+    print(splits.describe_split(workdir.dataset.split, workdir.dataset.times))
   for stage in stages:
     if workdir.artifact(stage).exists():
       print(f"{stage}: up to date")
@@ -98,7 +98,7 @@ def _run(
       continue
     artifact.write_text(_mark(workdir, stage), workdir.fingerprint(stage) + "\n")
     RUN[stage](workdir)
-    processes.together(f"write {stage}")
+    processes.barrier(f"write {stage}")
     print(f"{stage}: wrote {workdir.artifact(stage)}")
   evaluate(workdir, "test")
   return workdir
@@ -106,14 +106,14 @@ def _run(
 
 def check_config(config: ConfigDict) -> None:
   """Fills in what a checkpoint knows, then checks the whole of it. Raises UserError."""
-  backbone.resolve(config)
+  backbone.resolve_sizes(config)
   check(config)
-  backbone.check(config)
+  backbone.check_checkpoint(config)
 
 
 def evaluate(workdir: Workdir, split: str) -> None:
   """Evaluates, on the mesh of workdir.config, and prints the table."""
-  with sharding.on(sharding.mesh_of(workdir.config.mesh)):
+  with sharding.use_mesh(sharding.mesh_from_config(workdir.config.mesh)):
     result = test_ranks.evaluate(workdir, split)
   scheme, left_out = workdir.dataset.split.name, result["left_out"]
   print(

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
   if CHECK.value is not None:
     from mmesid_jax.data.folder import check
 
-    check.report(CHECK.value)
+    check.check_folder(CHECK.value)
     return
   from mmesid_jax.ingest import prepared_folder
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     raise UserError("--beam: writes the TensorFlow dataset of a folder that is there; name --tfds")
   if CONFIG.value is None:
     raise UserError("--config is missing; it must be given with --output")
-  prepared_folder.run(CONFIG.value, pathlib.Path(OUTPUT.value))
+  prepared_folder.prepare_folder(CONFIG.value, pathlib.Path(OUTPUT.value))
 
 
 if __name__ == "__main__":

@@ -101,9 +101,9 @@ def item_batches(num_items: int, batch: int, *, seed: int) -> grain.IterDataset:
   return items.batch(batch).to_iter_dataset()
 
 
-def in_order(dataset: Dataset, pieces: Pieces, layout: Layout) -> Iterator[Batch]:
+def batch_pieces(dataset: Dataset, pieces: Pieces, layout: Layout) -> Iterator[Batch]:
   """Every piece once, in order: evaluation batches. The last one is padded, nobody is dropped."""
-  return in_batches(
+  return batch_sequences(
     [
       dataset.sequence(u)[a:b]
       for u, a, b in zip(pieces.user, pieces.start, pieces.stop, strict=True)
@@ -113,7 +113,7 @@ def in_order(dataset: Dataset, pieces: Pieces, layout: Layout) -> Iterator[Batch
   )
 
 
-def in_batches(
+def batch_sequences(
   sequences: Sequence[np.ndarray], layout: Layout, first_targets: Sequence[int] | None = None
 ) -> Iterator[Batch]:
   """Batches of the given sequences in order; piece_Q is the index of the sequence.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.data import split as splits
-from mmesid_jax.data.folder.items import NOTHING, Item, read_items
+from mmesid_jax.data.folder.items import UNKNOWN_ITEM, Item, read_items
 from mmesid_jax.data.folder.sequences import read_sequences
 from mmesid_jax.data.folder.times import read_times
 from mmesid_jax.errors import UserError
@@ -38,7 +38,7 @@ class Dataset:
   num_items: int  # I; ids 1..I, 0 = padding
   fingerprint: str  # hex sha256 of users, sequences, the number of items, and a temporal split
   items_path: str | None  # items.jsonl, where titles and categories are
-  times: splits.Times | None = None  # of a temporal split; None = leave-one-out
+  times: splits.TemporalCuts | None = None  # of a temporal split; None = leave-one-out
 
   def __len__(self) -> int:
     return len(self.users)
@@ -58,8 +58,8 @@ class Dataset:
   def split(self) -> splits.Split:
     """What trains, and who is evaluated on which item."""
     if self.times is None:
-      return splits.leave_one_out(self.lengths)
-    return splits.temporal(self.offsets, self.times)
+      return splits.leave_one_out_split(self.lengths)
+    return splits.temporal_split(self.offsets, self.times)
 
   @property
   def train_lengths(self) -> np.ndarray:
@@ -98,7 +98,7 @@ class Dataset:
   def _described(self) -> list[Item]:
     """What items.jsonl says, by item id, [I + 1]."""
     if self.items_path is None:
-      return [NOTHING] * (self.num_items + 1)
+      return [UNKNOWN_ITEM] * (self.num_items + 1)
     found = read_items(Path(self.items_path))
     if len(found) != self.num_items + 1:
       raise UserError(
@@ -122,7 +122,7 @@ def popularity(dataset: Dataset) -> np.ndarray:
   return np.bincount(dataset.items[trained], minlength=dataset.num_items + 1)
 
 
-def prepare(
+def prepare_dataset(
   source_dir: str | os.PathLike,
   cache_dir: str | os.PathLike,
   split_at: Sequence[float] | None = None,
@@ -150,7 +150,7 @@ def prepare(
   return _dataset(cached, sources, split_at)
 
 
-def read(source_dir: str | os.PathLike, split_at: Sequence[float] | None = None) -> Dataset:
+def read_dataset(source_dir: str | os.PathLike, split_at: Sequence[float] | None = None) -> Dataset:
   """The plain files of `source_dir`, in memory; no cache is read or written, the fingerprint
   says nothing, and items.jsonl only tells how many items there are. Raises UserError as `prepare`
   does."""
@@ -213,11 +213,11 @@ def _dataset(content: _Content, sources: _Sources, split_at: Sequence[float] | N
   )
   if split_at is None:
     return dataset
-  by = splits.cut(arrays["times"], split_at)
+  by = splits.temporal_cuts(arrays["times"], split_at)
   cuts = content.fingerprint, content.times_digest, by.valid_from, by.test_from
   digest = hashlib.sha256(json.dumps(["temporal", *cuts]).encode())
   divided = dataclasses.replace(dataset, times=by, fingerprint=digest.hexdigest())
-  splits.check(divided.split, by, split_at)
+  splits.check_split(divided.split, by, split_at)
   return divided
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
-from mmesid_jax.data.folder.problems import Mistake, refuse
+from mmesid_jax.data.folder.problems import Mistake, raise_first
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import read_npy
 
@@ -40,7 +40,7 @@ def open_features(
   tells no two items apart.
   """
   table = read_table(path)
-  refuse(path, mistakes(table, num_items, width))
+  raise_first(path, table_mistakes(table, num_items, width))
   return _floats(table)
 
 
@@ -48,11 +48,13 @@ def feature_width(path: str | os.PathLike, num_items: int) -> int:
   """V of the table [I + 1, V] of a file, by its header. Raises UserError as `open_features` does
   for a file that is missing, of another kind or of another shape."""
   shape = _shape(Path(path))
-  refuse(path, _of_shape(shape, num_items))
+  raise_first(path, _of_shape(shape, num_items))
   return shape[1]
 
 
-def mistakes(table: np.ndarray, num_items: int, width: int | None = None) -> Iterator[Mistake]:
+def table_mistakes(
+  table: np.ndarray, num_items: int, width: int | None = None
+) -> Iterator[Mistake]:
   """Everything for which `open_features` refuses a table."""
   wrong = list(_of_shape(table.shape, num_items))
   if not wrong and width is not None and table.shape[1] != width:
@@ -81,7 +83,7 @@ def _of_type(table: np.ndarray) -> Iterator[Mistake]:
 
 def _of_values(table: np.ndarray) -> Iterator[Mistake]:
   bad, first_bad, constant = 0, 0, len(table) > 2  # of a single item nothing is expected
-  for start, x in item_rows(table):
+  for start, x in row_chunks(table):
     found = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(found) and not bad:
       first_bad = start + found[0]
@@ -105,7 +107,7 @@ def _float32(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32)
 
 
-def item_rows(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def row_chunks(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
   """Number of the first row and float32 rows, chunk by chunk from row 1 on."""
   rows = max(CHUNK_BYTES // (4 * table.shape[1]), 1)
   for start in range(1, len(table), rows):
@@ -136,7 +138,7 @@ def new_features(table: np.ndarray, source: str | os.PathLike, *, width: int) ->
     )
   if table.shape[1] != width:
     raise UserError(f"{source}: rows are {table.shape[1]} wide; expected {width}")
-  refuse(source, _of_type(table))
+  raise_first(source, _of_type(table))
   x_NV = _float32(table)  # a copy: the file stays as it is
   bad = np.flatnonzero(~np.isfinite(x_NV).all(axis=1))
   if len(bad):
@@ -147,15 +149,15 @@ def new_features(table: np.ndarray, source: str | os.PathLike, *, width: int) ->
 def mean_and_deviation(table_IV: np.ndarray) -> tuple[np.ndarray, float]:
   """Mean of rows 1..I, float64 [V], and the one standard deviation of all their values from it;
   read in chunks."""
-  total_V = sum(x.sum(0, dtype=np.float64) for _, x in item_rows(table_IV))
+  total_V = sum(x.sum(0, dtype=np.float64) for _, x in row_chunks(table_IV))
   mean_V = total_V / (len(table_IV) - 1)
-  squares = sum(float(((x - mean_V) ** 2).sum()) for _, x in item_rows(table_IV))
+  squares = sum(float(((x - mean_V) ** 2).sum()) for _, x in row_chunks(table_IV))
   return mean_V, (squares / (len(table_IV) - 1) / len(mean_V)) ** 0.5
 
 
 def covariance(table_IV: np.ndarray, mean_V: np.ndarray) -> np.ndarray:
   """Of rows 1..I, whose mean is given: float64 [V, V]; read in chunks."""
-  centred = (x - mean_V for _, x in item_rows(table_IV))
+  centred = (x - mean_V for _, x in row_chunks(table_IV))
   return sum(x.T @ x for x in centred) / (len(table_IV) - 1)
 
 
@@ -170,7 +172,7 @@ class Whitening(NamedTuple):
     return ((x_NV.astype(np.float64) - self.mean_V) @ self.map_VW).astype(np.float32)
 
 
-def whitening(x_IV: np.ndarray, width: int, std: float) -> Whitening:
+def fit_whitening(x_IV: np.ndarray, width: int, std: float) -> Whitening:
   """To the first `width` principal components of rows 1..I, each of standard deviation `std`.
 
   Directions without variance (numerical rank) become zero columns rather than amplified noise.

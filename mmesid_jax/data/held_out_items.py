@@ -13,7 +13,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, write_whole
 
 
-class Split(NamedTuple):
+class ItemSplit(NamedTuple):
   """Item ids of the whole data set, ascending. warm[k] is item k + 1 of what is left without the
   cold items, cold[k] item I + k + 1 when they are appended to its I items."""
 
@@ -27,7 +27,7 @@ class Split(NamedTuple):
     return ids
 
 
-def hold_out(num_items: int, fraction: float, seed: int) -> Split:
+def hold_out_items(num_items: int, fraction: float, seed: int) -> ItemSplit:
   """A fraction of the items, all equally likely, at least one, at least two stay. Raises
   UserError."""
   count = max(round(fraction * num_items), 1) if 0 < fraction < 1 else 0
@@ -37,11 +37,11 @@ def hold_out(num_items: int, fraction: float, seed: int) -> Split:
       "leaves two items"
     )
   order = np.random.default_rng(seed).permutation(num_items) + 1
-  return Split(np.sort(order[count:]), np.sort(order[:count]))
+  return ItemSplit(np.sort(order[count:]), np.sort(order[:count]))
 
 
-def write_warm(
-  dataset: Dataset, split: Split, features: Mapping[str, np.ndarray], folder: pathlib.Path
+def write_warm_dataset(
+  dataset: Dataset, split: ItemSplit, features: Mapping[str, np.ndarray], folder: pathlib.Path
 ) -> None:
   """The data set without the cold items, as files that `prepare` and `read_features` read:
   sequences.txt, items.jsonl, <modality>.npy of every table [I + 1, V] in `features`, and times.npy
@@ -92,7 +92,7 @@ class Cases:
     return Cases(history, self.had_QH[chosen_Q], self.item_Q[chosen_Q])
 
 
-def cases(history: list[np.ndarray], had: list[np.ndarray], item: list[int]) -> Cases:
+def make_cases(history: list[np.ndarray], had: list[np.ndarray], item: list[int]) -> Cases:
   """With what users had as a padded table."""
   had_QH = np.zeros((len(had), max(map(len, had), default=0)), np.int32)
   for row, items in zip(had_QH, had, strict=True):
@@ -100,7 +100,7 @@ def cases(history: list[np.ndarray], had: list[np.ndarray], item: list[int]) -> 
   return Cases(history, had_QH, np.array(item, np.int32))
 
 
-def cold_cases(dataset: Dataset, split: Split, left: Dataset) -> tuple[Cases, np.ndarray]:
+def cold_cases(dataset: Dataset, split: ItemSplit, left: Dataset) -> tuple[Cases, np.ndarray]:
   """The first time that any user meets a cold item behind a warm one; and bool [Q], whether all of
   the user's training part lies before it: in `left`, what `write_warm` left of the data set."""
   ids, I = split.new_ids(), len(split.warm)  # noqa: E741
@@ -117,7 +117,7 @@ def cold_cases(dataset: Dataset, split: Split, left: Dataset) -> tuple[Cases, np
       had.append(np.unique(before))
       item.append(int(sequence[t]))
       later.append(warm_before[t] >= trained[user])
-  return cases(history, had, item), np.array(later, bool)
+  return make_cases(history, had, item), np.array(later, bool)
 
 
 def valid_cases(dataset: Dataset) -> Cases:
@@ -127,4 +127,4 @@ def valid_cases(dataset: Dataset) -> Cases:
   sequences = [dataset.sequence(u)[: stop_U[u]] for u in evaluated_users(dataset, "valid")]
   sequences = [x for x in sequences if x[-1] not in x[:-1]]
   history = [x[:-1] for x in sequences]
-  return cases(history, [np.unique(x) for x in history], [int(x[-1]) for x in sequences])
+  return make_cases(history, [np.unique(x) for x in history], [int(x[-1]) for x in sequences])

@@ -145,7 +145,7 @@ def with_rows_for(layout: Layout, pieces: Pieces, multiple: int = 1) -> Layout:
   return dataclasses.replace(layout, rows=max(rows + -rows % multiple, multiple))
 
 
-def fitted(layout: Layout, pieces: Pieces, multiple: int = 1) -> Layout:
+def with_capacity(layout: Layout, pieces: Pieces, multiple: int = 1) -> Layout:
   """The layout with the places for items and for targets that these pieces take on average, and a
   quarter more, but never so few that one does not fit: every place costs a vector or all scores,
   used or not, and where response tokens are most of a row, both are few. Targets divide by

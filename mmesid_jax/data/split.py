@@ -30,7 +30,7 @@ class Split(NamedTuple):
   evaluates: str  # whom, in words
 
 
-class Times(NamedTuple):
+class TemporalCuts(NamedTuple):
   """What a temporal split is made from."""
 
   times: np.ndarray  # int64 [interactions], never earlier than the one before it of the same user
@@ -42,7 +42,7 @@ class Times(NamedTuple):
     return " and ".join(str(np.datetime64(cut, "s")) for cut in (self.valid_from, self.test_from))
 
 
-def leave_one_out(lengths: np.ndarray) -> Split:
+def leave_one_out_split(lengths: np.ndarray) -> Split:
   """Of users with so many items, int64 [U]."""
   enough = lengths >= 3
   return Split(
@@ -54,14 +54,14 @@ def leave_one_out(lengths: np.ndarray) -> Split:
   )
 
 
-def cut(times: np.ndarray, at: Sequence[float]) -> Times:
+def temporal_cuts(times: np.ndarray, at: Sequence[float]) -> TemporalCuts:
   """The times that stand at the quantiles `at`, ascending: so large a share of all interactions is
   before them, or less where several have the same time."""
   places = [int(share * len(times)) for share in at]
-  return Times(times, *np.partition(times, places)[places].tolist())
+  return TemporalCuts(times, *np.partition(times, places)[places].tolist())
 
 
-def temporal(offsets: np.ndarray, by: Times) -> Split:
+def temporal_split(offsets: np.ndarray, by: TemporalCuts) -> Split:
   """Of users whose interactions are those from offsets[u] to offsets[u + 1]."""
 
   def before(time: int) -> np.ndarray:
@@ -79,7 +79,7 @@ def temporal(offsets: np.ndarray, by: Times) -> Split:
   )
 
 
-def check(split: Split, by: Times, at: Sequence[float]) -> None:
+def check_split(split: Split, by: TemporalCuts, at: Sequence[float]) -> None:
   """Raises UserError for cuts that leave nobody to train, validate or test."""
   none = {
     "train": not split.train_lengths.any() and "no item is before the first",
@@ -97,7 +97,7 @@ def check(split: Split, by: Times, at: Sequence[float]) -> None:
       )
 
 
-def summary(split: Split, by: Times) -> str:
+def describe_split(split: Split, by: TemporalCuts) -> str:
   """Where a temporal split cuts, and how many users that leaves."""
   users = {name: int((x != NO_TARGET).sum()) for name, x in split.targets.items()}
   left_out = split.left_out

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.held_out_items import Cases
 from mmesid_jax.data.packing import Layout, Pieces, with_rows_for
 from mmesid_jax.evaluation.evaluator import SequenceModel, item_vectors
@@ -57,7 +57,7 @@ def model_ranks(
   item_ID = item_vectors(graph, state)
   found = {name: np.zeros(len(cases), np.int32) for name in CANDIDATES}
   with tqdm(total=len(cases), desc="cold items", unit="targets", delay=3, leave=False) as bar:
-    for batch in in_batches(sequences, with_rows_for(layout, pieces), (stop - 1).tolist()):
+    for batch in batch_sequences(sequences, with_rows_for(layout, pieces), (stop - 1).tolist()):
       used_Q, had_QH = batch.weight_Q > 0, cases.had_QH[np.maximum(batch.piece_Q, 0)]
       ranked = _model_ranks(graph, state, item_ID, batch, batch.target_Q, had_QH, warm)
       for name, rank_Q in zip(CANDIDATES, jax.device_get(ranked), strict=True):

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.data.batches import in_order
+from mmesid_jax.data.batches import batch_pieces
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Batch, Layout, evaluation_pieces, with_rows_for
 from mmesid_jax.evaluation.ranking import PROTOCOLS, ranks, summary
 from mmesid_jax.models.catalogue_scores import Scorer
-from mmesid_jax.parallel.placement import place
-from mmesid_jax.parallel.sharding import constrain, put_batch, shards
+from mmesid_jax.parallel.placement import place_model
+from mmesid_jax.parallel.sharding import constrain, device_put_batch, shard_count
 
 
 class SequenceModel(Protocol):
@@ -70,8 +70,8 @@ class Evaluator:
 
   def __init__(self, dataset: Dataset, layout: Layout, split: str):
     self.pieces = evaluation_pieces(dataset, layout, split)
-    layout = with_rows_for(layout, self.pieces, shards("batch"))
-    self._batches = list(in_order(dataset, self.pieces, layout))
+    layout = with_rows_for(layout, self.pieces, shard_count("batch"))
+    self._batches = list(batch_pieces(dataset, self.pieces, layout))
     lengths = self.pieces.stop - 1
     self._history_UH = np.zeros((len(self.pieces), int(lengths.max(initial=1))), np.int32)
     for row, (user, length) in enumerate(zip(self.pieces.user, lengths, strict=True)):
@@ -82,7 +82,7 @@ class Evaluator:
 
   def model_ranks(self, model: SequenceModel) -> dict[str, np.ndarray]:
     """protocol -> int32 [U], users in the data set's order."""
-    place(model)
+    place_model(model)
     graph, state = nnx.split(model)  # once: taking a model apart costs more than a small batch
     item_ID = item_vectors(graph, state)
     return self._ranks(lambda *given: _model_ranks(graph, state, item_ID, *given))
@@ -94,11 +94,11 @@ class Evaluator:
 
   def states(self, model: SequenceModel) -> tuple[np.ndarray, np.ndarray]:
     """h [U, D] and the item vectors [I, D]: user u's scores are h[u] @ items.T."""
-    place(model)
+    place_model(model)
     graph, state = nnx.split(model)
     found: dict[int, np.ndarray] = {}
     for batch in self._batches:
-      h_QD = jax.device_get(_hidden(graph, state, put_batch(batch)))
+      h_QD = jax.device_get(_hidden(graph, state, device_put_batch(batch)))
       found |= {int(u): h_QD[q] for q, u in enumerate(batch.piece_Q) if batch.weight_Q[q] > 0}
     h_UD = np.stack([found[user] for user in range(len(self.pieces))])
     whole_ID = jax.jit(lambda x_ID: constrain(x_ID, None, None))(item_vectors(graph, state))
@@ -132,7 +132,7 @@ class Evaluator:
     for batch in self._batches:
       used_Q = batch.weight_Q > 0
       history_QH = self._history_UH[np.maximum(batch.piece_Q, 0)]
-      found = jax.device_get(rank(put_batch(batch), history_QH))
+      found = jax.device_get(rank(device_put_batch(batch), history_QH))
       for protocol, rank_Q in zip(PROTOCOLS, found, strict=True):
         result[protocol][batch.piece_Q[used_Q]] = rank_Q[used_Q]
     return result

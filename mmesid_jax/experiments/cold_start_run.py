@@ -11,7 +11,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.config.rules import FROM_EVENTS
 from mmesid_jax.config.schema import flatten, modalities, split_at
 from mmesid_jax.data import held_out_items
-from mmesid_jax.data.dataset import Dataset, prepare
+from mmesid_jax.data.dataset import Dataset, prepare_dataset
 from mmesid_jax.data.features import read_features
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import cold_start_ranks, ranking
@@ -19,7 +19,7 @@ from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.lock import locked
 from mmesid_jax.stages import new_item_codes, recommender_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout
-from mmesid_jax.stages.workdir import Workdir, data_dir, open_workdir, tables_dir
+from mmesid_jax.stages.workdir import Workdir, plain_data_dir, open_workdir, feature_dir
 
 SPLIT, RESULT = "cold_split.json", "cold_start.json"
 WHOLE, WARM = "whole_dataset", "warm"  # folders: all data's cache, the files without cold items
@@ -36,14 +36,14 @@ def run(
   config = ConfigDict(config)
   pipeline.check_config(config)
   content = _content_modalities(config)
-  source = data_dir(config, path)
-  dataset = prepare(source, path / WHOLE, split_at(config))
-  tables = tables_dir(config, source)
+  source = plain_data_dir(config, path)
+  dataset = prepare_dataset(source, path / WHOLE, split_at(config))
+  tables = feature_dir(config, source)
   features = {m: read_features(tables / config.features[m], dataset.num_items) for m in content}
-  split = held_out_items.hold_out(dataset.num_items, fraction, split_seed)
+  split = held_out_items.hold_out_items(dataset.num_items, fraction, split_seed)
   with locked(path / WARM):
     _keep_split(dataset, split, fraction, split_seed, path / SPLIT, overwrite)
-    held_out_items.write_warm(dataset, split, features, path / WARM)
+    held_out_items.write_warm_dataset(dataset, split, features, path / WARM)
     config.data.source, config.data.dir = "files", str(path / WARM)
     config.features.update({m: f"{m}.npy" for m in content})
     pipeline.run(config, path, overwrite=overwrite)
@@ -64,7 +64,7 @@ def _content_modalities(config: ConfigDict) -> list[str]:
 
 def _keep_split(
   dataset: Dataset,
-  split: held_out_items.Split,
+  split: held_out_items.ItemSplit,
   fraction: float,
   seed: int,
   file: pathlib.Path,
@@ -88,7 +88,7 @@ def _keep_split(
 
 
 def _evaluate(
-  workdir: Workdir, dataset: Dataset, split: held_out_items.Split, features: dict[str, np.ndarray]
+  workdir: Workdir, dataset: Dataset, split: held_out_items.ItemSplit, features: dict[str, np.ndarray]
 ) -> None:
   """Ranks by the trained model and by content, prints the tables, writes cold_start.json."""
   config, warm = workdir.config, len(split.warm)
@@ -101,14 +101,14 @@ def _evaluate(
     content_IV[: warm + 1], held_out_items.valid_cases(workdir.dataset)
   )
   last = max(by_last, key=by_last.get)
-  model = new_item_codes.extended(
-    recommender_stage.restore(workdir.path, config),
+  model = new_item_codes.append_new_items(
+    recommender_stage.load_recommender(workdir.path, config),
     workdir.path,
     config,
     {m: x_IV[split.cold] for m, x_IV in features.items()},
   )
   layout = evaluation_layout(
-    recommender_stage.layout(config.recommender), config.evaluation.targets
+    recommender_stage.batch_layout(config.recommender), config.evaluation.targets
   )
   ranks = {
     f"nearest to last {last}": cold_start_ranks.nearest_ranks(content_IV, cases, last, warm),
@@ -134,7 +134,7 @@ def _evaluate(
 
 def _judged(
   config: ConfigDict,
-  split: held_out_items.Split,
+  split: held_out_items.ItemSplit,
   cases: held_out_items.Cases,
   ranks: dict[str, dict[str, np.ndarray]],
   chosen_Q: np.ndarray,

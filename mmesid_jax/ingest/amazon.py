@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from mmesid_jax.ingest import events
 from mmesid_jax.ingest.catalogue import Item
 from mmesid_jax.ingest.compressed_lines import BadLines
-from mmesid_jax.ingest.records import records
+from mmesid_jax.ingest.records import read_records
 
 
 class _Review2014(Struct):  # of 2018 as well
@@ -65,24 +65,24 @@ ITEMS = {"amazon2014": _Item2014, "amazon2018": _Item2018, "amazon2023": _Item20
 SIZES = ("hi_res", "large", "thumb")  # of an image of 2023, best first
 
 
-def reviews(source: str, path: Path, bad: BadLines) -> Iterator[tuple[str, str, int, float]]:
+def read_reviews(source: str, path: Path, bad: BadLines) -> Iterator[tuple[str, str, int, float]]:
   """User's key, item's key, seconds and rating of every review. Raises UserError as
   `records.records` does."""
-  for number, review in records(path, REVIEWS[source], bad):
+  for number, review in read_records(path, REVIEWS[source], bad):
     try:
       yield (
-        events.key(review.user),
-        events.key(review.item),
-        events.seconds(review.time),
-        events.rating(review.rating),
+        events.parse_key(review.user),
+        events.parse_key(review.item),
+        events.parse_time(review.time),
+        events.parse_rating(review.rating),
       )
     except ValueError as error:
       bad.add(path, number, error)
 
 
-def items(source: str, path: Path, bad: BadLines) -> Iterator[Item]:
+def read_metadata(source: str, path: Path, bad: BadLines) -> Iterator[Item]:
   """What the metadata say of every item. Raises UserError as `records.records` does."""
-  for _, found in records(path, ITEMS[source], bad):
+  for _, found in read_records(path, ITEMS[source], bad):
     categories = found.categories
     if isinstance(categories, list) and categories and isinstance(categories[0], list):
       categories = categories[0]

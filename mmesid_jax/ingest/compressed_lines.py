@@ -48,7 +48,7 @@ class BadLines:
     )
 
 
-def kind(path: Path) -> bytes:
+def file_format(path: Path) -> bytes:
   """GZIP, ZSTANDARD or PARQUET by the first bytes, b"" for anything else. Raises UserError, for
   what is no regular file too: its first bytes are read twice."""
   if path.exists() and not path.is_file() and not path.is_dir():
@@ -63,7 +63,7 @@ def kind(path: Path) -> bytes:
   return next((m for m in (GZIP, ZSTANDARD, PARQUET) if start.startswith(m)), b"")
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
   """Number, from 1, and bytes of every line that is not blank, without its end.
 
   gzip and Zstandard are told by their first bytes. Raises UserError for a file that cannot be read
@@ -92,7 +92,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-  compressed = kind(path)
+  compressed = file_format(path)
   with path.open("rb") as raw, _progress(raw, path) as counted:
     if compressed == GZIP:
       yield io.BufferedReader(gzip.GzipFile(fileobj=counted), CHUNK)

@@ -66,7 +66,7 @@ def _renumbered(x_N: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]
   return new[x_N], [keys[i] for i in old.tolist()]
 
 
-def collect(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
+def collect_events(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
   """Events of rows (user's key, item's key, seconds, rating); of every row or of none the seconds
   are None."""
   users: dict[str, int] = {}
@@ -88,7 +88,7 @@ def collect(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
   )
 
 
-def key(value: object) -> str:
+def parse_key(value: object) -> str:
   """A user's or item's key as text. Raises ValueError for one that is missing, no key, or half a
   character, which no file could hold."""
   if isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool):
@@ -102,7 +102,7 @@ def key(value: object) -> str:
   return value
 
 
-def seconds(value: object) -> int:
+def parse_time(value: object) -> int:
   """A time as whole seconds since 1970 UTC: numbers, by their size in seconds, milliseconds,
   microseconds or nanoseconds; these as text; dates and times of ISO 8601, UTC where they do not
   say; datetime objects. Raises ValueError for anything else."""
@@ -139,7 +139,7 @@ def _of_text(text: str) -> object:
   raise ValueError(f"{text[:40]!r} is no time; expected a number or a date as in 2014-07-23")
 
 
-def rating(value: object) -> float:
+def parse_rating(value: object) -> float:
   """A rating as a number, NaN for none. Raises ValueError for anything else."""
   try:
     return NO_RATING if value is None or value == "" else float(value)

@@ -27,7 +27,7 @@ def first_of_duplicates(events: Events, kind: str) -> np.ndarray:
   return keep_N
 
 
-def core(user_N: np.ndarray, item_N: np.ndarray, users: int, items: int) -> np.ndarray:
+def k_core(user_N: np.ndarray, item_N: np.ndarray, users: int, items: int) -> np.ndarray:
   """Mask [N] of the largest part in which every user has at least `users` events and every item at
   least `items`, found by leaving out, until nothing changes, those that have fewer."""
   kept = np.arange(len(user_N))
@@ -42,7 +42,7 @@ def core(user_N: np.ndarray, item_N: np.ndarray, users: int, items: int) -> np.n
   return mask_N
 
 
-def apply(
+def apply_filters(
   events: Events, steps: Sequence[tuple[str, Callable[[Events], np.ndarray]]]
 ) -> Iterator[tuple[str, Events]]:
   """The events after every step, by its name. A step says which to keep, mask [N]. Raises UserError

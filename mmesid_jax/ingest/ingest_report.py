@@ -15,7 +15,7 @@ from mmesid_jax.ingest.events import Events
 COUNTED = ("users", "items", "events")
 
 
-def text(output: Path, figures: Mapping[str, Any]) -> str:
+def report_text(output: Path, figures: Mapping[str, Any]) -> str:
   """Counts after every step, as a table."""
   header = ("", *COUNTED)
   rows = [(name, *(f"{c[k]:,}" for k in COUNTED)) for name, c in figures["steps"].items()]
@@ -43,7 +43,7 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
     yield f"{few:,} users have fewer than 3 events: they only train"
 
 
-def page(name: str, figures: Mapping[str, Any], events: Events) -> str:
+def report_page(name: str, figures: Mapping[str, Any], events: Events) -> str:
   """The page of the dataset `name`: figures as in its statistics.json, and its events."""
   dataset = figures["dataset"]
   steps = [[name, *(f"{c[k]:,}" for k in COUNTED)] for name, c in figures["steps"].items()]

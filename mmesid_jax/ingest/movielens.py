@@ -18,7 +18,7 @@ MOVIES_DAT = Layout(MOVIES, header=("item", "title", "genres"), **DAT)
 U_DATA = Layout(EVENTS, delimiter="\t", header=("user", "item", "rating", "time"))
 
 
-def layout(path: Path, *, of_items: bool) -> Layout:
+def file_layout(path: Path, *, of_items: bool) -> Layout:
   """How the file is written, by its name. Raises UserError for a name that GroupLens does not
   use."""
   name = path.name

@@ -17,23 +17,23 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import whole_folder
 from mmesid_jax.ingest import amazon, filters, ingest_report, movielens, statistics, tables
 from mmesid_jax.ingest.catalogue import Catalogue, Item
-from mmesid_jax.ingest.compressed_lines import BadLines, kind
-from mmesid_jax.ingest.events import Events, collect
-from mmesid_jax.ingest.settings import check, default_settings, names
+from mmesid_jax.ingest.compressed_lines import BadLines, file_format
+from mmesid_jax.ingest.events import Events, collect_events
+from mmesid_jax.ingest.settings import check_settings, default_settings, split_names
 from mmesid_jax.ingest.writing import write
 
 
-def run(config: ConfigDict, output: Path) -> None:
+def prepare_folder(config: ConfigDict, output: Path) -> None:
   """Reads what the configuration names and writes the folder `output`, which appears complete or
   not at all. Raises UserError."""
-  check(config, described=bool(names(config.metadata)))
-  if not names(config.events):
+  check_settings(config, described=bool(split_names(config.metadata)))
+  if not split_names(config.events):
     raise UserError("--config.events is missing; expected the files that hold events")
   _check_output(output)
-  for path in names(config.metadata):
-    kind(Path(path))  # before all events are read
+  for path in split_names(config.metadata):
+    file_format(Path(path))  # before all events are read
   bad = BadLines(config.max_bad_lines)
-  found = collect(_events(config, bad))
+  found = collect_events(_events(config, bad))
   _write(config, found, _items(config, bad), output, bad)
 
 
@@ -60,11 +60,11 @@ def from_dataframe(
     raise UserError(f"settings: {error}") from None
   if config.source != "table":
     raise UserError(f"settings: source={config.source}: a data frame is a table")
-  check(config, described=items_frame is not None)
+  check_settings(config, described=items_frame is not None)
   _check_output(Path(output))
   bad = BadLines(config.max_bad_lines)
   layout = tables.Layout(config.columns)
-  found = collect(tables.event_rows(events_frame, layout, bad))
+  found = collect_events(tables.event_rows(events_frame, layout, bad))
   items = [] if items_frame is None else tables.item_rows(items_frame, layout, bad)
   _write(config, found, items, Path(output), bad)
 
@@ -79,7 +79,7 @@ def _write(
   catalogue.add(items)
   bad.check()
   counts = {"read": found.counts()}
-  for name, left in filters.apply(found, _steps(config, catalogue)):
+  for name, left in filters.apply_filters(found, _steps(config, catalogue)):
     counts[name], found = left.counts(), left
   found = found.renumbered().in_order()
   figures = {
@@ -87,24 +87,24 @@ def _write(
     "bad lines": {"count": bad.count, "first": bad.quoted},
     "items described more than once": catalogue.duplicates,
     "steps": counts,
-    "dataset": statistics.of(found, catalogue),
+    "dataset": statistics.dataset_statistics(found, catalogue),
   }
   with whole_folder(output) as folder:
     write(folder, found, catalogue)
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     (folder / "statistics.json").write_text(text, encoding="utf-8")
-    page = ingest_report.page(output.name, figures, found)
+    page = ingest_report.report_page(output.name, figures, found)
     (folder / "report.html").write_text(page, encoding="utf-8")
     if config.tfds:
       write_tfds(folder)
-  print(ingest_report.text(output, figures))
+  print(ingest_report.report_text(output, figures))
 
 
 def write_tfds(folder: Path, beam: str | None = None) -> None:
   """Writes the TensorFlow dataset folder/tfds, as `tfds.builder.write` does. Raises UserError."""
   from mmesid_jax.data.folder import tfds_builder  # takes seconds
 
-  tfds_builder.write(folder, beam)
+  tfds_builder.write_tfds_dataset(folder, beam)
 
 
 def _steps(config: ConfigDict, catalogue: Catalogue):
@@ -113,7 +113,7 @@ def _steps(config: ConfigDict, catalogue: Catalogue):
   if config.min_rating > 0:
     name = f"ratings of {config.min_rating:g} and more"
     steps.append((name, lambda e: e.rating_N >= config.min_rating))
-  for field in names(config.require):
+  for field in split_names(config.require):
     having = functools.partial(_having, catalogue=catalogue, field=field)
     steps.append((f"items with {field}", having))
   if config.duplicates != "keep":
@@ -122,7 +122,7 @@ def _steps(config: ConfigDict, catalogue: Catalogue):
   if max(config.core.user, config.core.item) > 1:
     name = f"core of users with {config.core.user} and items with {config.core.item}"
     sizes = (config.core.user, config.core.item)
-    steps.append((name, lambda e: filters.core(e.user_N, e.item_N, *sizes)))
+    steps.append((name, lambda e: filters.k_core(e.user_N, e.item_N, *sizes)))
   if config.min_length > max(config.core.user, 1):
     name = f"users with {config.min_length} and more"
     steps.append((name, lambda e: np.bincount(e.user_N)[e.user_N] >= config.min_length))
@@ -135,25 +135,25 @@ def _having(events: Events, catalogue: Catalogue, field: str) -> np.ndarray:
 
 
 def _events(config: ConfigDict, bad: BadLines) -> Iterator[tuple[str, str, int | None, float]]:
-  for path in map(Path, names(config.events)):
+  for path in map(Path, split_names(config.events)):
     if config.source in amazon.REVIEWS:
-      yield from amazon.reviews(config.source, path, bad)
+      yield from amazon.read_reviews(config.source, path, bad)
     else:
       yield from tables.event_rows(path, _layout(config, path, of_items=False), bad)
 
 
 def _items(config: ConfigDict, bad: BadLines) -> Iterator[Item]:
-  for path in map(Path, names(config.metadata)):
+  for path in map(Path, split_names(config.metadata)):
     if config.source in amazon.ITEMS:
-      yield from amazon.items(config.source, path, bad)
+      yield from amazon.read_metadata(config.source, path, bad)
     else:
       yield from tables.item_rows(path, _layout(config, path, of_items=True), bad)
 
 
 def _layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.Layout:
   if config.source == "movielens":
-    return movielens.layout(path, of_items=of_items)
-  header = () if of_items else tuple(names(config.header))
+    return movielens.file_layout(path, of_items=of_items)
+  header = () if of_items else tuple(split_names(config.header))
   return tables.Layout(config.columns, config.delimiter, header)
 
 

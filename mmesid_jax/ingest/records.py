@@ -17,16 +17,16 @@ LONGEST_LITERAL = 2**20  # bytes; Python's parser takes a hundred times as much 
 ROWS = 50_000  # of a Parquet file that are held at once
 
 
-def records(
+def read_records(
   path: Path, struct: type[Record], bad: compressed_lines.BadLines
 ) -> Iterator[tuple[int, Record]]:
   """Number of the line or row, from 1, and its record. Bad ones go to `bad`. Raises UserError for a
   file that cannot be read."""
-  if compressed_lines.kind(path) == compressed_lines.PARQUET:
+  if compressed_lines.file_format(path) == compressed_lines.PARQUET:
     yield from _of_rows(path, struct, bad)
     return
   decode = msgspec.json.Decoder(struct).decode
-  for number, line in compressed_lines.lines(path):
+  for number, line in compressed_lines.read_lines(path):
     try:
       record = decode(line.removeprefix(codecs.BOM_UTF8))
     except msgspec.ValidationError as error:
@@ -60,14 +60,16 @@ def _of_rows(
 ) -> Iterator[tuple[int, Record]]:
   names = [field.encode_name for field in msgspec.structs.fields(struct)]
   required = [f.encode_name for f in msgspec.structs.fields(struct) if f.required]
-  for number, row in rows(path, names, required):
+  for number, row in read_parquet_rows(path, names, required):
     try:
       yield number, msgspec.convert(row, struct)
     except msgspec.ValidationError as error:
       bad.add(path, number, error)
 
 
-def rows(path: Path, names: list[str], required: list[str]) -> Iterator[tuple[int, dict]]:
+def read_parquet_rows(
+  path: Path, names: list[str], required: list[str]
+) -> Iterator[tuple[int, dict]]:
   """Number, from 1, and values of every row of a Parquet file, of the columns `names` that it has.
   Raises UserError where it lacks one of `required`, or cannot be read."""
   import polars as pl

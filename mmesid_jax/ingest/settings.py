@@ -39,17 +39,17 @@ def default_settings() -> ConfigDict:
   )
 
 
-def names(value: str) -> list[str]:
+def split_names(value: str) -> list[str]:
   """What stands between commas."""
   return [name.strip() for name in value.split(",") if name.strip()]
 
 
-def check(config: ConfigDict, *, described: bool) -> None:
+def check_settings(config: ConfigDict, *, described: bool) -> None:
   """Raises UserError, which names the key, for a value that cannot be. described: whether there is
   anything that describes items."""
   _one_of("source", config.source, SOURCES)
   _one_of("duplicates", config.duplicates, DUPLICATES)
-  for name in names(config.require):
+  for name in split_names(config.require):
     _one_of("require", name, REQUIRABLE)
   for key in ("max_bad_lines", "min_length", "min_rating", "core.user", "core.item"):
     value: Any = config
@@ -57,7 +57,7 @@ def check(config: ConfigDict, *, described: bool) -> None:
       value = value[part]
     if not value >= 0:
       raise UserError(f"--config.{key}={value}: expected a number >= 0")
-  if names(config.require) and not described:
+  if split_names(config.require) and not described:
     raise UserError("--config.require: no file describes items; name one by --config.metadata")
   if config.source == "table":
     for name in ("user", "item"):
@@ -65,7 +65,7 @@ def check(config: ConfigDict, *, described: bool) -> None:
         raise UserError(f"--config.columns.{name}: expected the name of a column")
     if config.min_rating and not config.columns.rating:
       raise UserError("--config.min_rating: needs --config.columns.rating, the name of a column")
-    for field in names(config.require):
+    for field in split_names(config.require):
       if not config.columns[field]:
         raise UserError(f"--config.require={field}: needs --config.columns.{field}")
 

@@ -10,7 +10,7 @@ from mmesid_jax.ingest.events import Events
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
-def of(events: Events, catalogue: Catalogue) -> dict[str, Any]:
+def dataset_statistics(events: Events, catalogue: Catalogue) -> dict[str, Any]:
   """Of the events that are kept, as `Events.in_order` has them, users and items numbered without
   gaps; as JSON has it."""
   lengths_U = np.bincount(events.user_N)

@@ -9,7 +9,7 @@ from typing import Any
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import compressed_lines, events
 from mmesid_jax.ingest.catalogue import Item
-from mmesid_jax.ingest.records import rows as rows_of_parquet
+from mmesid_jax.ingest.records import read_parquet_rows as rows_of_parquet
 
 # A data frame of pandas or Polars, or lists by name; or a file.
 Source = Path | Mapping[str, Iterable]
@@ -40,10 +40,10 @@ def event_rows(
   for number, row in _rows(source, layout, EVENT, bad):
     try:
       yield (
-        events.key(row["user"]),
-        events.key(row["item"]),
-        events.seconds(row["time"]) if timed else None,
-        events.rating(row.get("rating")),
+        events.parse_key(row["user"]),
+        events.parse_key(row["item"]),
+        events.parse_time(row["time"]) if timed else None,
+        events.parse_rating(row.get("rating")),
       )
     except ValueError as error:
       bad.add(_name(source), number, error)
@@ -54,7 +54,7 @@ def item_rows(source: Source, layout: Layout, bad: compressed_lines.BadLines) ->
   for number, row in _rows(source, layout, ITEM, bad):
     try:
       yield Item(
-        key=events.key(row["item"]),
+        key=events.parse_key(row["item"]),
         title=_text(row, "title"),
         brand=_text(row, "brand"),
         categories=_list(row.get("categories"), layout.lists),
@@ -106,7 +106,7 @@ def _rows(
   theirs = {ours: layout.columns[ours] for ours in wanted if layout.columns.get(ours)}
   if not isinstance(source, Path):
     return _of_frame(source, theirs)
-  if compressed_lines.kind(source) == compressed_lines.PARQUET:
+  if compressed_lines.file_format(source) == compressed_lines.PARQUET:
     names = [*theirs.values()]
     found = rows_of_parquet(source, names, names)
     return ((n, {ours: row[name] for ours, name in theirs.items()}) for n, row in found)
@@ -181,7 +181,7 @@ class _Lines:
 
   def __init__(self, path: Path, layout: Layout, bad: compressed_lines.BadLines):
     self.path, self.bad, self.number, self.begins = path, bad, 0, 0
-    self._lines, self._fallback = compressed_lines.lines(path), layout.fallback
+    self._lines, self._fallback = compressed_lines.read_lines(path), layout.fallback
     tabs = ".tsv" in [suffix.lower() for suffix in path.suffixes]
     delimiter = layout.delimiter.replace("\\t", "\t") or ("\t" if tabs else ",")
     self._long, self.options = None, {"delimiter": delimiter}

@@ -26,7 +26,7 @@ from mmesid_jax.planning import memory as footprint
 from mmesid_jax.planning import tpu_compiler
 from mmesid_jax.planning.activations import Activations
 from mmesid_jax.stages import backbone, recommender_stage, sequence_task
-from mmesid_jax.stages.workdir import data_dir, tables_dir
+from mmesid_jax.stages.workdir import plain_data_dir, feature_dir
 from mmesid_jax.training.throughput import DEVICES, Device
 
 FITS = 0.9  # of the memory; the rest is the runtime's, and lost between buffers
@@ -65,9 +65,9 @@ def run(
   if compiled:
     tpu_compiler.check(kind)
   jax.config.update("jax_platforms", "cpu")
-  estimated = backbone.resolve(config, estimate=True)
+  estimated = backbone.resolve_sizes(config, estimate=True)
   check(config)
-  backbone.check_blocks(config.recommender)
+  backbone.check_storage(config.recommender)
   dataset, widths = _data(config)
   planner = Planner(config, DEVICES[kind], dataset, widths, mfu, rows_a_device)
   mesh = sharding.mesh_shape(config.mesh, counts[0])
@@ -100,9 +100,9 @@ def _data(config: ConfigDict) -> tuple[Dataset, dict[str, int]]:
   """The data set and the width of every feature table as the model has it; what `data_dir` writes
   is in a folder that is gone afterwards. Raises UserError."""
   with tempfile.TemporaryDirectory() as temporary:
-    folder = data_dir(config, pathlib.Path(temporary))
-    tables = tables_dir(config, folder)
-    dataset, widths = datasets.read(folder, split_at(config)), {}
+    folder = plain_data_dir(config, pathlib.Path(temporary))
+    tables = feature_dir(config, folder)
+    dataset, widths = datasets.read_dataset(folder, split_at(config)), {}
     for modality in modalities(config):
       source = config.features[modality]
       if source == "stage":
@@ -191,10 +191,10 @@ class Planner:
 
   def plan(self, mesh: Mapping[str, int]) -> Plan:
     """Raises UserError where the mesh does not divide what lies on it."""
-    with sharding.without_devices(mesh):
+    with sharding.use_mesh_shape(mesh):
       config = self._scaled()
       c = config.recommender
-      sequence_task.check_divides("recommender", c)
+      sequence_task.check_batch_divides("recommender", c)
       sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
       rows = self._dataset.num_items + 1
       model = footprint.shapes(config, rows, self._widths)
@@ -250,7 +250,7 @@ class Planner:
       return self._config
     config = self._config.copy_and_resolve_references()
     c = config.recommender
-    rows = self._rows_a_device * sharding.shards("batch")
+    rows = self._rows_a_device * sharding.shard_count("batch")
     c.rows, c.targets = rows, max(c.targets * rows // c.rows, 1)
     return config
 
@@ -258,7 +258,7 @@ class Planner:
     """As training packs it. Raises UserError."""
     c = config.recommender
     if c.rows not in self._epochs:
-      batches, counts = recommender_stage.packed(config, self._dataset)
+      batches, counts = recommender_stage.make_batches(config, self._dataset)
       if not len(batches.pieces):
         raise UserError("recommender: no user has enough items before the held-out ones")
       model = footprint.shapes(config, self._dataset.num_items + 1, self._widths)

@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.schema import read_config
-from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Batch, Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import item_vectors
@@ -25,7 +25,7 @@ from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.models.fusion import contributions
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import place
+from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.stages import new_item_codes, recommender_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout
 
@@ -100,7 +100,7 @@ class Recommender:
   ):
     """workdir: where the model is from; titles: by item id, row 0 unused; None = no titles."""
     self._config, self._workdir = config, workdir
-    self._layout = evaluation_layout(recommender_stage.layout(config.recommender), LARGEST_BATCH)
+    self._layout = evaluation_layout(recommender_stage.batch_layout(config.recommender), LARGEST_BATCH)
     self._sources = ("identity", *model.items.modalities)
     self._take(model, titles)
 
@@ -109,7 +109,7 @@ class Recommender:
     self.num_items = model.num_items
     self._offered = range(1, self.num_items + 1)
     placed = nnx.clone(model)  # around the same arrays; items are added to `model`
-    place(placed)
+    place_model(placed)
     self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
     self._item_ID = item_vectors(self._graph, self._state)
 
@@ -120,7 +120,7 @@ class Recommender:
     """Reads config.json and recommender.safetensors in workdir. Raises UserError."""
     path = pathlib.Path(workdir)
     config = read_config(path)
-    return cls(recommender_stage.restore(path, config), config, path, titles)
+    return cls(recommender_stage.load_recommender(path, config), config, path, titles)
 
   def add_items(
     self,
@@ -136,7 +136,7 @@ class Recommender:
     the scores; nor has the learned row. titles: of the new items. Raises UserError for what does
     not fit.
     """
-    model = new_item_codes.extended(self._model, self._workdir, self._config, source)
+    model = new_item_codes.append_new_items(self._model, self._workdir, self._config, source)
     added = range(self.num_items + 1, len(model.items.identity_ID[...]))
     if titles is not None and len(titles) != len(added):
       raise UserError(f"{len(titles)} titles of {len(added)} new items")
@@ -172,7 +172,7 @@ class Recommender:
     layout = evaluation_layout(self._layout, self._config.evaluation.targets)
     read = np.minimum(lengths, layout.longest_history)
     pieces = Pieces(np.arange(len(read)), np.zeros_like(read), read + 1, read)
-    return Shape(with_rows_for(layout, pieces, sharding.shards("batch")), int(lengths.max()))
+    return Shape(with_rows_for(layout, pieces, sharding.shard_count("batch")), int(lengths.max()))
 
   def best(
     self,
@@ -213,7 +213,7 @@ class Recommender:
     """Which histories a batch answers, and the answer, which may still be computed."""
     sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
     first = [len(a) for a in newest]
-    for batch in in_batches(sequences, shape.layout, first):
+    for batch in batch_sequences(sequences, shape.layout, first):
       place_P = batch.piece_Q[batch.weight_Q > 0]  # places in use are the first
       history_QH = np.zeros((len(batch.weight_Q), shape.history), np.int32)
       for q, n in enumerate(place_P):
@@ -224,7 +224,7 @@ class Recommender:
           self._graph,
           self._state,
           self._item_ID,
-          sharding.put_batch(batch),
+          sharding.device_put_batch(batch),
           history_QH,
           np.array([self._offered.start, self._offered.stop], np.int32),
           **asked,

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import Dataset, popularity
-from mmesid_jax.data.features import Whitening, whiten, whitening
-from mmesid_jax.data.packing import Batch, Layout, PieceCounts, fitted, training_pieces
+from mmesid_jax.data.features import Whitening, whiten, fit_whitening
+from mmesid_jax.data.packing import Batch, Layout, PieceCounts, with_capacity, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files import artifact
@@ -24,20 +24,20 @@ from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import loaded
+from mmesid_jax.parallel.placement import load_model
 from mmesid_jax.stages import backbone, semantic_id_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout, next_item_task
-from mmesid_jax.stages.workdir import Workdir, key_for
+from mmesid_jax.stages.workdir import Workdir, stage_key
 
 STAGE = "recommender"
 
 
-def layout(config: ConfigDict) -> Layout:
+def batch_layout(config: ConfigDict) -> Layout:
   """The batch shape of `config` = config.recommender."""
   return Layout(config.rows, config.row_length, config.targets, config.prompt.response)
 
 
-def build(
+def init_recommender(
   config: ConfigDict,
   seed: int,
   *,
@@ -47,7 +47,7 @@ def build(
   counts_I: np.ndarray,
 ) -> RecommenderModel:
   """The model of `config` = config.recommender, freshly drawn around the given tables."""
-  rngs = nnx.Rngs(key_for(seed, STAGE))
+  rngs = nnx.Rngs(stage_key(seed, STAGE))
   items = ItemEncoder(
     features,
     codes,
@@ -74,7 +74,7 @@ def build(
   )
 
 
-def loss(config: ConfigDict, counts_I: np.ndarray):
+def recommender_loss(config: ConfigDict, counts_I: np.ndarray):
   """The loss of `config` = config.recommender, as step.Loss: cross-entropy over all items (MME-SID,
   section 4), or with config.negatives over so many sampled ones.
 
@@ -108,23 +108,23 @@ def loss(config: ConfigDict, counts_I: np.ndarray):
   return partly_new if config.as_new else chosen
 
 
-def codes_and_codebooks(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def read_codes(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
   """Per modality, as config.recommender.codes says; random codebooks have the trained ones'
   scale."""
   choice = workdir.config.recommender.codes
   if choice == "none":
     return {}, {}
-  codes, books, _ = semantic_id_stage.read(workdir)
+  codes, books, _ = semantic_id_stage.read_semantic_ids(workdir)
   if choice == "random":
     rng = np.random.default_rng(workdir.config.seed)
     books = {m: rng.normal(0, x.std(), x.shape).astype(np.float32) for m, x in books.items()}
   if workdir.config.recommender.whiten:
     std = workdir.config.recommender.whiten_std
-    books = {m: standardised(x, codes[m][1:], std) for m, x in books.items()}
+    books = {m: rescale_codebooks(x, codes[m][1:], std) for m, x in books.items()}
   return codes, books
 
 
-def standardised(book_LCD: np.ndarray, code_NL: np.ndarray, std: float) -> np.ndarray:
+def rescale_codebooks(book_LCD: np.ndarray, code_NL: np.ndarray, std: float) -> np.ndarray:
   """The codebooks shifted and scaled so that the items' sums of codes have mean 0 and `std`.
 
   Distances between items keep their proportions; without it the sums are several times as large as
@@ -137,39 +137,39 @@ def standardised(book_LCD: np.ndarray, code_NL: np.ndarray, std: float) -> np.nd
   return (centred_LCD * (std / max(spread, 1e-12))).astype(np.float32)
 
 
-def training_data(workdir: Workdir) -> tuple[PackedBatches, PieceCounts]:
+def training_batches(workdir: Workdir) -> tuple[PackedBatches, PieceCounts]:
   """The stage's batches, and what cutting did."""
-  return packed(workdir.config, workdir.dataset)
+  return make_batches(workdir.config, workdir.dataset)
 
 
-def packed(config: ConfigDict, dataset: Dataset) -> tuple[PackedBatches, PieceCounts]:
+def make_batches(config: ConfigDict, dataset: Dataset) -> tuple[PackedBatches, PieceCounts]:
   """`training_data` of a data set that no workdir holds."""
   c = config.recommender
   pieces, counts = training_pieces(
     dataset,
-    layout(c),
+    batch_layout(c),
     targets_per_user=c.targets_per_user,
     targets_per_piece=c.targets_per_piece,
   )
-  room = fitted(layout(c), pieces, sharding.shards("targets"))
+  room = with_capacity(batch_layout(c), pieces, sharding.shard_count("targets"))
   return PackedBatches(dataset, pieces, room, seed=config.seed), counts
 
 
-def whitenings(workdir: Workdir) -> dict[str, Whitening]:
+def fit_whitenings(workdir: Workdir) -> dict[str, Whitening]:
   """What whitens the workdir's feature tables, by modality; {} when they stay as they are."""
   c = workdir.config.recommender
   features = workdir.features() if c.whiten else {}
-  return {m: whitening(x, min(c.whiten, x.shape[1]), c.whiten_std) for m, x in features.items()}
+  return {m: fit_whitening(x, min(c.whiten, x.shape[1]), c.whiten_std) for m, x in features.items()}
 
 
-def drawn(workdir: Workdir, maps: Mapping[str, Whitening] | None = None) -> RecommenderModel:
+def init_model(workdir: Workdir, maps: Mapping[str, Whitening] | None = None) -> RecommenderModel:
   """The model before training, around the workdir's features whitened by `maps` (None: the
   workdir's `whitenings`), its codes and codebooks; a checkpoint's weights are not read yet."""
-  c, maps = workdir.config.recommender, whitenings(workdir) if maps is None else maps
+  c, maps = workdir.config.recommender, fit_whitenings(workdir) if maps is None else maps
   features = workdir.features()
   features |= {m: whiten(features[m], by) for m, by in maps.items()}
-  codes, codebooks = codes_and_codebooks(workdir)
-  return build(
+  codes, codebooks = read_codes(workdir)
+  return init_recommender(
     c,
     workdir.config.seed,
     features=features,
@@ -183,24 +183,24 @@ def run(workdir: Workdir) -> None:
   """Trains, keeps the best on validation, writes the artifact."""
   config, dataset = workdir.config, workdir.dataset
   c = config.recommender
-  batches, counts = training_data(workdir)
-  maps = whitenings(workdir)
-  model = drawn(workdir, maps)
-  backbone.start(model, c)
+  batches, counts = training_batches(workdir)
+  maps = fit_whitenings(workdir)
+  model = init_model(workdir, maps)
+  backbone.prepare_backbone(model, c)
   task = next_item_task(
     STAGE,
     config,
     c,
     model=model,
-    loss=loss(c, popularity(dataset)),
+    loss=recommender_loss(c, popularity(dataset)),
     batches=batches,
     counts=counts,
-    evaluator=Evaluator(dataset, evaluation_layout(layout(c), config.evaluation.targets), "valid"),
+    evaluator=Evaluator(dataset, evaluation_layout(batch_layout(c), config.evaluation.targets), "valid"),
     flops=flops.recommender,
     prompt=c.prompt.length,
   )
   result = workdir.fit(task)
-  backbone.write_adapter(result.model, c, workdir.path / "adapter")
+  backbone.export_adapter(result.model, c, workdir.path / "adapter")
   workdir.write(
     STAGE,
     {"counts": popularity(dataset)}
@@ -214,22 +214,22 @@ def run(workdir: Workdir) -> None:
   )
 
 
-def restore(workdir_path, config: ConfigDict, *, pretrained: bool = True) -> RecommenderModel:
+def load_recommender(workdir_path, config: ConfigDict, *, pretrained: bool = True) -> RecommenderModel:
   """The trained model from workdir_path/recommender.safetensors alone: no data set, no other
   artifact. pretrained=False leaves what its checkpoint holds as shapes: enough for its items."""
   path = workdir_path / f"{STAGE}.safetensors"
   found, _ = artifact.read_artifact(path, STAGE)
-  named = artifact.under(found, "model.")
+  named = artifact.strip_prefix(found, "model.")
 
   def tables(part: str) -> dict[str, np.ndarray]:
-    return artifact.under(named, f"items.{part}.")
+    return artifact.strip_prefix(named, f"items.{part}.")
 
   features = tables("feature_IV")
   if not features:
     raise UserError(f"{path}: holds no feature table; train the stage {STAGE} again")
 
   def abstract() -> RecommenderModel:
-    return build(
+    return init_recommender(
       config.recommender,
       config.seed,
       features=features,
@@ -238,13 +238,13 @@ def restore(workdir_path, config: ConfigDict, *, pretrained: bool = True) -> Rec
       counts_I=found["counts"],
     )
 
-  model = loaded(abstract, named, str(path))
+  model = load_model(abstract, named, str(path))
   if pretrained:
-    backbone.fill(model, config.recommender)
+    backbone.load_backbone(model, config.recommender)
   return model
 
 
-def restored_whitenings(workdir_path, config: ConfigDict) -> dict[str, Whitening]:
+def load_whitenings(workdir_path, config: ConfigDict) -> dict[str, Whitening]:
   """What whitened the feature tables of the trained model, from its artifact alone; {} when they
   stayed as they are."""
   if not config.recommender.whiten:

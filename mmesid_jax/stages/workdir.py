@@ -14,13 +14,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.schema import identity, modalities, read_config, split_at
-from mmesid_jax.data.dataset import Dataset, prepare
+from mmesid_jax.data.dataset import Dataset, prepare_dataset
 from mmesid_jax.data.features import open_features, read_features
-from mmesid_jax.data.folder.tfds_reader import export
+from mmesid_jax.data.folder.tfds_reader import export_plain_files
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.files import artifact
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import tensors
+from mmesid_jax.parallel.placement import model_tensors
 from mmesid_jax.stages import backbone
 from mmesid_jax.training.loop import Result, Task, fit
 
@@ -43,8 +43,8 @@ class Workdir:
   path: pathlib.Path
   config: ConfigDict
   dataset: Dataset
-  data_dir: pathlib.Path  # of the plain files
-  tables_dir: pathlib.Path  # where relative names of feature tables begin
+  plain_data_dir: pathlib.Path  # of the plain files
+  feature_dir: pathlib.Path  # where relative names of feature tables begin
 
   def artifact(self, stage: str) -> pathlib.Path:
     return self.path / f"{stage}.safetensors"
@@ -88,7 +88,7 @@ class Workdir:
       files = {m: self.config.features[m] for m in modalities(self.config)}
       parts["features"] = {m: f if f == "stage" else self._digest(f) for m, f in files.items()}
     if stage == "recommender":
-      parts |= backbone.fingerprint(self.config.recommender)
+      parts |= backbone.backbone_fingerprint(self.config.recommender)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
   def _digest(self, file: str) -> str:
@@ -120,7 +120,7 @@ class Workdir:
   ) -> None:
     """The stage's artifact: named tensors, the model's own under "model.", and the header."""
     if model is not None:
-      named = named | {f"model.{name}": x for name, x in tensors(model).items()}
+      named = named | {f"model.{name}": x for name, x in model_tensors(model).items()}
     artifact.write_artifact(
       self.artifact(stage),
       named,
@@ -140,35 +140,35 @@ class Workdir:
   def read_model(self, stage: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The stage's model tensors, without their prefix, and the header."""
     found, header = artifact.read_artifact(self.artifact(stage), stage)
-    return artifact.under(found, "model."), header
+    return artifact.strip_prefix(found, "model."), header
 
 
 def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
   """The data set, prepared or made, and where the artifacts are."""
-  folder = data_dir(config, path)
-  keep_compiled(config, path)
-  dataset = prepare(folder, path / "dataset", split_at(config))
-  return Workdir(path, config, dataset, folder, tables_dir(config, folder))
+  folder = plain_data_dir(config, path)
+  set_compilation_cache(config, path)
+  dataset = prepare_dataset(folder, path / "dataset", split_at(config))
+  return Workdir(path, config, dataset, folder, feature_dir(config, folder))
 
 
-def data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
+def plain_data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
   """The plain files that config.data names; within `path` synthetic ones are made, and those of a
   TensorFlow dataset written."""
   if config.data.source == "synthetic":
     return _synthetic(config, path / "synthetic")
   if config.data.source == "tfds":
-    export(pathlib.Path(config.data.dir), path / "plain")
+    export_plain_files(pathlib.Path(config.data.dir), path / "plain")
     return path / "plain"
   return pathlib.Path(config.data.dir)
 
 
-def tables_dir(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
+def feature_dir(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   """Where relative names of feature tables begin: the folder that config.data.dir names, whatever
   is read from it; of a synthetic catalogue `folder`, where its plain files are."""
   return folder if config.data.source == "synthetic" else pathlib.Path(config.data.dir)
 
 
-def keep_compiled(config: ConfigDict, path: pathlib.Path) -> None:
+def set_compilation_cache(config: ConfigDict, path: pathlib.Path) -> None:
   """What takes a second or more to compile is kept on disk, for the next run and for evaluation."""
   chosen_by_user = jax.config.jax_compilation_cache_dir
   if config.run.compilation_cache and not chosen_by_user:
@@ -192,7 +192,7 @@ def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def reopen(
+def reopen_workdir(
   path: pathlib.Path, moved_to: str | None = None, mesh: Sequence[str] | None = None
 ) -> Workdir:
   """The workdir of an earlier run, under the configuration that it was trained with; its data may
@@ -205,6 +205,6 @@ def reopen(
   return open_workdir(config, path)
 
 
-def key_for(seed: int, stage: str) -> jax.Array:
+def stage_key(seed: int, stage: str) -> jax.Array:
   """The random key that a stage starts its parameters from."""
   return jax.random.fold_in(jax.random.key(seed), list(UPSTREAM).index(stage))

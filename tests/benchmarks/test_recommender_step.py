@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
@@ -40,7 +40,7 @@ def test_samples_alone_have_the_hidden_states_of_packed_rows(S):
   sequences = [rng.integers(1, ITEMS + 1, n) for n in (1, 2, 11, 9)]
   sequences[2][3] = sequences[2][4]
   samples = [(s[:t], int(s[t])) for s in sequences for t in range(len(s))]
-  (packed,) = in_batches(sequences, Layout(2, 48, len(samples), S))
+  (packed,) = batch_sequences(sequences, Layout(2, 48, len(samples), S))
   expected = nnx.jit(RecommenderModel.hidden)(model, packed)
 
   groups = alone.by_length(samples, S, most=4)

@@ -6,7 +6,7 @@ import grain
 import numpy as np
 import pytest
 
-from mmesid_jax.data.batches import PackedBatches, in_batches, item_batches
+from mmesid_jax.data.batches import PackedBatches, batch_sequences, item_batches
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Layout, training_pieces
 
@@ -91,12 +91,12 @@ def test_a_batch_can_name_its_users():
 
 def test_a_sequence_larger_than_a_batch_is_refused():
   with pytest.raises(ValueError, match="does not fit"):
-    list(in_batches([np.arange(1, 40)], LAYOUT))
+    list(batch_sequences([np.arange(1, 40)], LAYOUT))
 
 
 def test_sequences_in_order_lose_nobody_and_pad_the_last_batch():
   sequences = [np.arange(1, 2 + n % 7) for n in range(40)]
-  batches = list(in_batches(sequences, LAYOUT))
+  batches = list(batch_sequences(sequences, LAYOUT))
   assert targets(batches) == [i for s in sequences for i in s]
   assert len({batch.target_Q.shape for batch in batches}) == 1
 

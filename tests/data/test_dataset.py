@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmesid_jax.data.dataset import evaluated_users, popularity, prepare, read_sequences
+from mmesid_jax.data.dataset import evaluated_users, popularity, prepare_dataset, read_sequences
 from mmesid_jax.errors import UserError
 
 PLAIN = "7 3 1 2\n9 1\n4 2 2 3 1\n"
@@ -33,7 +33,7 @@ def snapshot(directory):
 
 
 def test_sequences_users_and_split(tmp_path):
-  dataset = prepare(write(tmp_path / "source"), tmp_path / "cache")
+  dataset = prepare_dataset(write(tmp_path / "source"), tmp_path / "cache")
   assert [dataset.sequence(u).tolist() for u in range(len(dataset))] == [
     [3, 1, 2],
     [1],
@@ -55,19 +55,19 @@ def test_sequences_users_and_split(tmp_path):
 
 
 def test_two_items_are_too_few_to_evaluate(tmp_path):
-  dataset = prepare(write(tmp_path / "source", "1 1 2\n2 1 2 3\n"), tmp_path / "cache")
+  dataset = prepare_dataset(write(tmp_path / "source", "1 1 2\n2 1 2 3\n"), tmp_path / "cache")
   assert evaluated_users(dataset).tolist() == [1]
   assert dataset.train_lengths.tolist() == [2, 1]
 
 
 def test_popularity_counts_the_training_part_only(tmp_path):
   # 3 | 1 | 2 2: of the longer users two items are held out, of the short one none
-  dataset = prepare(write(tmp_path / "source"), tmp_path / "cache")
+  dataset = prepare_dataset(write(tmp_path / "source"), tmp_path / "cache")
   assert popularity(dataset).tolist() == [0, 1, 2, 1]
 
 
 def test_popularity_has_a_place_for_items_nobody_met(tmp_path):
-  dataset = prepare(write(tmp_path / "source", items=item_lines(6)), tmp_path / "cache")
+  dataset = prepare_dataset(write(tmp_path / "source", items=item_lines(6)), tmp_path / "cache")
   assert popularity(dataset).tolist() == [0, 1, 2, 1, 0, 0, 0]
 
 
@@ -119,7 +119,7 @@ BAD = {
 def test_bad_sequences_name_file_line_and_token(tmp_path, text):
   source = write(tmp_path / "source", text)
   with pytest.raises(UserError, match=BAD[text]) as caught:
-    prepare(source, tmp_path / "cache")
+    prepare_dataset(source, tmp_path / "cache")
   assert "\n" not in str(caught.value)
   assert not (tmp_path / "cache").exists()
 
@@ -129,18 +129,18 @@ def test_an_item_beyond_the_catalogue(tmp_path):
   with pytest.raises(
     UserError, match=r"sequences\.txt:1: item id '3', but items\.jsonl holds only 2"
   ):
-    prepare(source, tmp_path / "cache")
+    prepare_dataset(source, tmp_path / "cache")
   assert not (tmp_path / "cache").exists()
 
 
 def test_missing_sources(tmp_path):
   with pytest.raises(UserError, match="nowhere: no such directory"):
-    prepare(tmp_path / "nowhere", tmp_path / "cache")
+    prepare_dataset(tmp_path / "nowhere", tmp_path / "cache")
   with pytest.raises(UserError, match=r"sequences\.txt: no such file"):
-    prepare(tmp_path, tmp_path / "cache")
+    prepare_dataset(tmp_path, tmp_path / "cache")
   (tmp_path / "sequences.txt").mkdir()
   with pytest.raises(UserError, match=r"sequences\.txt: cannot be read"):
-    prepare(tmp_path, tmp_path / "cache")
+    prepare_dataset(tmp_path, tmp_path / "cache")
   assert not (tmp_path / "cache").exists()
 
 
@@ -161,7 +161,7 @@ BAD_ITEMS = {
 def test_bad_items_name_file_and_line(tmp_path, text):
   source = write(tmp_path / "source", items=text)
   with pytest.raises(UserError, match=BAD_ITEMS[text]) as caught:
-    prepare(source, tmp_path / "cache")
+    prepare_dataset(source, tmp_path / "cache")
   assert "\n" not in str(caught.value)
   assert not (tmp_path / "cache").exists()
 
@@ -169,7 +169,7 @@ def test_bad_items_name_file_and_line(tmp_path, text):
 def test_titles(tmp_path):
   lines = '{"item_id": 1, "title": "Café"}\n{"item_id": 2, "title": null}\n{"item_id": 3}\n'
   source = write(tmp_path / "source", items=lines)
-  dataset = prepare(source, tmp_path / "cache")
+  dataset = prepare_dataset(source, tmp_path / "cache")
   assert dataset.titles() == [None, "Café", None, None]
   (source / "items.jsonl").write_text(item_lines(2))
   with pytest.raises(UserError, match="2 items; the dataset was prepared for 3"):
@@ -179,7 +179,7 @@ def test_titles(tmp_path):
 def described(tmp_path, *categories):
   lines = [json.dumps({"item_id": i, "categories": c}) for i, c in enumerate(categories, start=1)]
   source = write(tmp_path / "source", items="\n".join(lines) + "\n")
-  return prepare(source, tmp_path / "cache")
+  return prepare_dataset(source, tmp_path / "cache")
 
 
 def test_categories_are_the_first_level_that_tells_items_apart(tmp_path):
@@ -214,17 +214,17 @@ def test_categories_of_no_such_form_name_the_line(tmp_path, categories):
 
 
 def test_no_titles_without_items(tmp_path):
-  dataset = prepare(write(tmp_path / "source"), tmp_path / "cache")
+  dataset = prepare_dataset(write(tmp_path / "source"), tmp_path / "cache")
   assert dataset.items_path is None
   assert dataset.titles() == dataset.categories() == [None] * 4
 
 
 def test_an_unchanged_source_re_uses_the_cache_memory_mapped(tmp_path):
   source = write(tmp_path / "source", items=item_lines(3))
-  first = prepare(source, tmp_path / "cache")
+  first = prepare_dataset(source, tmp_path / "cache")
   before = snapshot(tmp_path / "cache")
   os.utime(source / "sequences.txt", (1, 1))  # the content counts, not the clock
-  second = prepare(source, tmp_path / "cache")
+  second = prepare_dataset(source, tmp_path / "cache")
   assert snapshot(tmp_path / "cache") == before
   assert sorted(before) == ["dataset.json", "items.npy", "offsets.npy", "users.npy"]
   assert isinstance(second.items, np.memmap)
@@ -236,8 +236,8 @@ def test_an_unchanged_source_re_uses_the_cache_memory_mapped(tmp_path):
 
 def test_a_changed_source_is_parsed_anew_and_the_old_dataset_stays_readable(tmp_path):
   source = write(tmp_path / "source")
-  old = prepare(source, tmp_path / "cache")
-  new = prepare(write(source, PLAIN.replace("9 1", "9 2")), tmp_path / "cache")
+  old = prepare_dataset(source, tmp_path / "cache")
+  new = prepare_dataset(write(source, PLAIN.replace("9 1", "9 2")), tmp_path / "cache")
   assert new.sequence(1).tolist() == [2]
   assert old.sequence(1).tolist() == [1]
   assert new.fingerprint != old.fingerprint
@@ -248,19 +248,21 @@ def test_a_changed_source_is_parsed_anew_and_the_old_dataset_stays_readable(tmp_
   [(PLAIN.replace("7 ", "8 "), None), ("7 3 1 2 1\n9 2\n4 2 3 1\n", None), (PLAIN, item_lines(4))],
 )
 def test_the_fingerprint_knows_users_boundaries_and_catalogue(tmp_path, sequences, items):
-  plain = prepare(write(tmp_path / "a"), tmp_path / "a_cache")
-  other = prepare(write(tmp_path / "b", sequences, items), tmp_path / "b_cache")
+  plain = prepare_dataset(write(tmp_path / "a"), tmp_path / "a_cache")
+  other = prepare_dataset(write(tmp_path / "b", sequences, items), tmp_path / "b_cache")
   assert plain.fingerprint != other.fingerprint
-  same = prepare(write(tmp_path / "c", PLAIN.replace(" ", "\t"), item_lines(3)), tmp_path / "c_c")
+  same = prepare_dataset(
+    write(tmp_path / "c", PLAIN.replace(" ", "\t"), item_lines(3)), tmp_path / "c_c"
+  )
   assert plain.fingerprint == same.fingerprint
 
 
 def test_a_bad_change_leaves_the_cache_as_it_was(tmp_path):
   source = write(tmp_path / "source")
-  prepare(source, tmp_path / "cache")
+  prepare_dataset(source, tmp_path / "cache")
   before = snapshot(tmp_path / "cache")
   with pytest.raises(UserError):
-    prepare(write(source, "1 x\n"), tmp_path / "cache")
+    prepare_dataset(write(source, "1 x\n"), tmp_path / "cache")
   assert snapshot(tmp_path / "cache") == before
 
 
@@ -268,14 +270,14 @@ def test_a_bad_change_leaves_the_cache_as_it_was(tmp_path):
 @pytest.mark.parametrize("keep", [None, 0, 60], ids=["gone", "empty", "truncated"])
 def test_a_damaged_cache_is_built_again(tmp_path, name, keep):
   source = write(tmp_path / "source")
-  good = prepare(source, tmp_path / "cache")
+  good = prepare_dataset(source, tmp_path / "cache")
   expected = {n: d for n, (_, d) in snapshot(tmp_path / "cache").items()}
   path = tmp_path / "cache" / name
   data = path.read_bytes()
   path.unlink()
   if keep is not None:
     path.write_bytes(data[:keep])
-  again = prepare(source, tmp_path / "cache")
+  again = prepare_dataset(source, tmp_path / "cache")
   assert {n: d for n, (_, d) in snapshot(tmp_path / "cache").items()} == expected
   assert again.fingerprint == good.fingerprint
 
@@ -293,14 +295,14 @@ def test_an_interrupted_write_leaves_no_valid_cache_and_no_litter(tmp_path, monk
   with monkeypatch.context() as patch:
     patch.setattr(np, "save", full_disk)
     with pytest.raises(UserError, match="cache/items.npy: no space left on device"):
-      prepare(source, tmp_path / "cache")
+      prepare_dataset(source, tmp_path / "cache")
   assert [p.name for p in (tmp_path / "cache").iterdir()] == ["users.npy"]
-  assert prepare(source, tmp_path / "cache").sequence(0).tolist() == [3, 1, 2]
+  assert prepare_dataset(source, tmp_path / "cache").sequence(0).tolist() == [3, 1, 2]
 
 
 def test_an_interrupted_rewrite_is_not_taken_for_the_old_cache(tmp_path, monkeypatch):
   source = write(tmp_path / "source", "1 1 2\n")
-  prepare(source, tmp_path / "cache")
+  prepare_dataset(source, tmp_path / "cache")
 
   def only_users(file, array):
     if array.dtype != np.int64 or array[0] == 0:
@@ -309,30 +311,30 @@ def test_an_interrupted_rewrite_is_not_taken_for_the_old_cache(tmp_path, monkeyp
 
   with monkeypatch.context() as patch, pytest.raises(UserError):
     patch.setattr(np, "save", only_users)
-    prepare(write(source, "5 2 1\n"), tmp_path / "cache")
-  assert prepare(write(source, "1 1 2\n"), tmp_path / "cache").users.tolist() == [1]
+    prepare_dataset(write(source, "5 2 1\n"), tmp_path / "cache")
+  assert prepare_dataset(write(source, "1 1 2\n"), tmp_path / "cache").users.tolist() == [1]
 
 
 def test_a_cache_file_of_another_dataset_is_noticed(tmp_path):
   source = write(tmp_path / "source")
-  prepare(source, tmp_path / "cache")
+  prepare_dataset(source, tmp_path / "cache")
   np.save(tmp_path / "cache" / "items.npy", np.ones(5, np.int32))
-  assert prepare(source, tmp_path / "cache").sequence(2).tolist() == [2, 2, 3, 1]
+  assert prepare_dataset(source, tmp_path / "cache").sequence(2).tolist() == [2, 2, 3, 1]
 
 
 def test_a_source_is_only_read_and_a_cache_that_cannot_be_made_says_so(tmp_path):
   source = write(tmp_path / "source", items=item_lines(3))
   before = snapshot(source)
-  prepare(source, tmp_path / "cache")
+  prepare_dataset(source, tmp_path / "cache")
   assert snapshot(source) == before
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="file: cannot write the dataset's cache"):
-    prepare(source, tmp_path / "file")
+    prepare_dataset(source, tmp_path / "file")
 
 
 def test_the_fingerprint_is_the_documented_hash(tmp_path):
   """Artifacts of other runs carry it: it must not change by accident."""
-  dataset = prepare(write(tmp_path / "source"), tmp_path / "cache")
+  dataset = prepare_dataset(write(tmp_path / "source"), tmp_path / "cache")
   digest = hashlib.sha256(b"3 3\n")
   digest.update(np.array([7, 9, 4], "<i8").tobytes())
   digest.update(np.array([0, 3, 4, 8], "<i8").tobytes())

@@ -9,11 +9,11 @@ from safetensors.numpy import save_file
 
 from mmesid_jax.data import features
 from mmesid_jax.data.features import (
+  fit_whitening,
   open_features,
   read_features,
   read_new_features,
   whiten,
-  whitening,
 )
 from mmesid_jax.errors import UserError
 
@@ -159,7 +159,7 @@ def test_bad_safetensors(tmp_path):
 
 
 def whitened(x_IV, width, std):
-  return whiten(x_IV, whitening(x_IV, width, std))
+  return whiten(x_IV, fit_whitening(x_IV, width, std))
 
 
 def test_whitening_gives_the_principal_components_unit_covariance():
@@ -204,13 +204,13 @@ def test_directions_without_variance_stay_zero():
 @pytest.mark.parametrize("width", [0, 4])
 def test_whitening_to_an_impossible_width(width):
   with pytest.raises(ValueError, match=f"width {width} of a table that is 3 wide"):
-    whitening(table(), width, 1.0)
+    fit_whitening(table(), width, 1.0)
 
 
 def test_new_rows_are_whitened_as_those_of_training(tmp_path):
   """Rows of a file without padding, in another order; and by numpy's own inverse square root."""
   x_IV = table(60, 4) @ np.diag([3, 2, 1, 0.5]) + 5
-  by = whitening(x_IV, 4, 0.5)
+  by = fit_whitening(x_IV, 4, 0.5)
   np.save(tmp_path / "new.npy", x_IV[[7, 3]])
   new_NV = read_new_features(tmp_path / "new.npy", width=4)
   np.testing.assert_allclose(by(new_NV), whiten(x_IV, by)[[7, 3]], atol=1e-5)

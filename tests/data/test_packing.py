@@ -4,14 +4,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.data.batches import in_order
+from mmesid_jax.data.batches import batch_pieces
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import (
   Layout,
   Packer,
   evaluation_pieces,
-  fitted,
   training_pieces,
+  with_capacity,
   with_rows_for,
 )
 
@@ -101,7 +101,7 @@ def test_a_packed_target_sees_its_own_history_and_nothing_else(lengths, layout):
   """Read back from the integers alone, with loops where the model has a mask."""
   data = dataset(lengths)
   pieces, _ = training_pieces(data, layout)
-  batches = list(in_order(data, pieces, layout))
+  batches = list(batch_pieces(data, pieces, layout))
   seen_by_target = {}
   for batch in batches:
     item_RT = batch.item_N[batch.slot_RT]
@@ -137,7 +137,7 @@ def test_a_packed_target_sees_its_own_history_and_nothing_else(lengths, layout):
 def test_what_is_not_used_is_padding(lengths, layout):
   data = dataset(lengths)
   pieces, _ = training_pieces(data, layout)
-  for batch in in_order(data, pieces, layout):
+  for batch in batch_pieces(data, pieces, layout):
     padding_RT = batch.segment_RT == 0
     for name in ("slot_RT", "position_RT", "horizon_RT", "branch_RT", "response_RT"):
       x_RT = getattr(batch, name)
@@ -160,10 +160,10 @@ def test_first_fit_takes_the_first_row_with_room():
 def test_places_for_items_are_enough_for_every_piece_and_never_exceeded(lengths, layout):
   data = dataset(lengths)
   pieces, _ = training_pieces(data, layout)
-  bounded = fitted(layout, pieces)
+  bounded = with_capacity(layout, pieces)
   assert bounded.item_places <= layout.item_places
   parts = []
-  for batch in in_order(data, pieces, bounded):  # raises for a piece that fits no batch
+  for batch in batch_pieces(data, pieces, bounded):  # raises for a piece that fits no batch
     items = batch.item_N[batch.slot_RT]
     assert set(items.ravel()) - {0} == set(batch.item_N) - {0}
     assert batch.item_N.shape == (bounded.item_places + 1,)
@@ -177,7 +177,7 @@ def test_rows_for_pieces_are_filled_by_targets():
   data = dataset(rng.integers(3, 30, 400).tolist())
   layout = Layout(rows=1, row_length=64, targets=100)
   pieces, _ = training_pieces(data, layout, targets_per_piece=1)
-  batches = list(in_order(data, pieces, with_rows_for(layout, pieces)))
+  batches = list(batch_pieces(data, pieces, with_rows_for(layout, pieces)))
   filled = [int(batch.weight_Q.sum()) for batch in batches[:-1]]
   assert np.mean(filled) > 80  # in order, not shuffled: neighbours are of one user and alike
 
@@ -187,7 +187,7 @@ def test_fewer_places_make_no_more_batches():
   data = dataset(rng.integers(3, 30, 400).tolist())
   layout = Layout(rows=4, row_length=64, targets=400, response=3)
   pieces, _ = training_pieces(data, layout)
-  bounded = fitted(layout, pieces)
+  bounded = with_capacity(layout, pieces)
   assert bounded.targets < layout.targets / 2 and bounded.item_places < layout.item_places / 2
-  count, expected = (len(list(in_order(data, pieces, x))) for x in (bounded, layout))
+  count, expected = (len(list(batch_pieces(data, pieces, x))) for x in (bounded, layout))
   assert count <= 1.05 * expected

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.data.dataset import evaluated_users, popularity, prepare, read
-from mmesid_jax.data.held_out_items import Split, cold_cases, valid_cases, write_warm
+from mmesid_jax.data.dataset import evaluated_users, popularity, prepare_dataset, read_dataset
+from mmesid_jax.data.held_out_items import ItemSplit, cold_cases, valid_cases, write_warm_dataset
 from mmesid_jax.data.packing import Layout, evaluation_pieces, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.geometry import kendall_tau
@@ -77,9 +77,9 @@ def test_the_split_is_its_definition(tmp_path_factory, users, at):
   if nobody := [task for task, found in somebody.items() if not found]:
     shares = f"split_at={at[0]},{at[1]}"
     with pytest.raises(UserError, match=f"{shares}: cuts at .*leaves nobody to {nobody[0]}:"):
-      read(source, at)
+      read_dataset(source, at)
     return
-  dataset = read(source, at)
+  dataset = read_dataset(source, at)
   rows = {u: dataset.row(u) for u in users}
   user_of = {row: user for user, row in rows.items()}
   for user, items in train.items():
@@ -112,7 +112,7 @@ def test_the_split_is_its_definition(tmp_path_factory, users, at):
 
 def test_an_example_by_hand(tmp_path):
   """10 interactions at 10 20 20 20 30 | 50 60 | 80 80 90: half of them before 50."""
-  dataset = prepare(write(tmp_path / "source", PLAIN), tmp_path / "cache", AT)
+  dataset = prepare_dataset(write(tmp_path / "source", PLAIN), tmp_path / "cache", AT)
   assert (dataset.times.valid_from, dataset.times.test_from) == (50, 80)
   assert dataset.train_lengths.tolist() == [2, 0, 2, 1]
   assert {n: x.tolist() for n, x in dataset.split.targets.items()} == {
@@ -131,28 +131,28 @@ def test_distances_are_to_the_test_target(tmp_path):
   for user in range(20):
     times = sorted(rng.integers(0, 50, 9).tolist())
     users[user] = list(zip((rng.permutation(9) + 1).tolist(), times, strict=True))
-  dataset = read(write(tmp_path / "whole", users), AT)
+  dataset = read_dataset(write(tmp_path / "whole", users), AT)
   stops = dict(zip(users, dataset.split.targets["test"] + 1, strict=True))
   cut = {u: users[u][: stops[u]] for u in users if stops[u] >= 3}
   assert 0 < sum(map(len, cut.values())) < sum(map(len, users.values()))
   one, other = rng.normal(size=(2, 10, 3))
   found = kendall_tau(one, other, dataset)
-  expected = kendall_tau(one, other, read(write(tmp_path / "cut", cut)))
+  expected = kendall_tau(one, other, read_dataset(write(tmp_path / "cut", cut)))
   np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_the_fingerprint_knows_times_and_cuts_and_leave_one_out_does_not(tmp_path):
   source = write(tmp_path / "source", PLAIN)
-  without = prepare(source, tmp_path / "a").fingerprint
-  one = prepare(source, tmp_path / "b", AT).fingerprint
-  others = {prepare(source, tmp_path / "b", (0.5, 0.9)).fingerprint, without}
+  without = prepare_dataset(source, tmp_path / "a").fingerprint
+  one = prepare_dataset(source, tmp_path / "b", AT).fingerprint
+  others = {prepare_dataset(source, tmp_path / "b", (0.5, 0.9)).fingerprint, without}
   moved = PLAIN | {9: [(2, 60), (3, 81)]}  # the same targets
   write(source, moved)
-  others.add(prepare(source, tmp_path / "b", AT).fingerprint)
+  others.add(prepare_dataset(source, tmp_path / "b", AT).fingerprint)
   assert len(others | {one}) == 4
-  assert prepare(source, tmp_path / "a").fingerprint == without
+  assert prepare_dataset(source, tmp_path / "a").fingerprint == without
   write(source, PLAIN)
-  assert prepare(source, tmp_path / "c", AT).fingerprint == one
+  assert prepare_dataset(source, tmp_path / "c", AT).fingerprint == one
   assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
     *("dataset.json", "items.npy", "offsets.npy", "users.npy")
   ]
@@ -160,20 +160,20 @@ def test_the_fingerprint_knows_times_and_cuts_and_leave_one_out_does_not(tmp_pat
 
 def test_a_cache_is_built_again_for_other_times_and_only_then(tmp_path):
   source = write(tmp_path / "source", PLAIN)
-  prepare(source, tmp_path / "cache", AT)
+  prepare_dataset(source, tmp_path / "cache", AT)
 
   def written():
     return {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
 
   before = written()
   assert "times.npy" in before
-  assert prepare(source, tmp_path / "cache", (0.5, 0.9)).times.test_from == 90
+  assert prepare_dataset(source, tmp_path / "cache", (0.5, 0.9)).times.test_from == 90
   assert written() == before  # where it is cut is not cached
   write(source, PLAIN | {4: [(1, 20), (1, 20), (3, 70)]})
-  changed = prepare(source, tmp_path / "cache", AT)
+  changed = prepare_dataset(source, tmp_path / "cache", AT)
   assert changed.times.test_from == 70 and written() != before
   (tmp_path / "cache" / "times.npy").write_bytes(b"")
-  assert prepare(source, tmp_path / "cache", AT).times.test_from == 70
+  assert prepare_dataset(source, tmp_path / "cache", AT).times.test_from == 70
 
 
 BAD_TIMES = {
@@ -198,10 +198,10 @@ def test_bad_times_name_file_and_row(tmp_path, name):
   if times is not None:
     np.save(source / "times.npy", times, allow_pickle=True)
   with pytest.raises(UserError, match=message) as caught:
-    prepare(source, tmp_path / "cache", AT)
+    prepare_dataset(source, tmp_path / "cache", AT)
   assert "\n" not in str(caught.value)
   assert not (tmp_path / "cache").exists()
-  prepare(source, tmp_path / "cache")  # leave-one-out reads no times
+  prepare_dataset(source, tmp_path / "cache")  # leave-one-out reads no times
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_bad_times_name_file_and_row(tmp_path, name):
 )
 def test_cuts_that_leave_nobody_say_for_what(tmp_path, users, message):
   with pytest.raises(UserError, match=f"--config.data.split_at=0.5,0.75: cuts at .*{message}"):
-    read(write(tmp_path, users), AT)
+    read_dataset(write(tmp_path, users), AT)
 
 
 def test_items_are_held_out_of_a_data_set_with_times(tmp_path):
@@ -226,10 +226,10 @@ def test_items_are_held_out_of_a_data_set_with_times(tmp_path):
     5: [(3, 40), (2, 60), (1, 95)],
     6: [(1, 10), (3, 12), (2, 25)],
   }
-  dataset = prepare(write(tmp_path / "all", users), tmp_path / "cache", AT)
-  split = Split(np.array([1, 2]), np.array([3]))
-  write_warm(dataset, split, {}, tmp_path / "warm")
-  left = prepare(tmp_path / "warm", tmp_path / "warm_cache", AT)
+  dataset = prepare_dataset(write(tmp_path / "all", users), tmp_path / "cache", AT)
+  split = ItemSplit(np.array([1, 2]), np.array([3]))
+  write_warm_dataset(dataset, split, {}, tmp_path / "warm")
+  left = prepare_dataset(tmp_path / "warm", tmp_path / "warm_cache", AT)
   assert left.users.tolist() == [7, 4, 5, 6]
   assert left.times.times.tolist() == [10, 50, 90, 20, 30, 60, 95, 10, 25]
   assert left.train_lengths.tolist() == [1, 1, 0, 2]  # 10 10 20 25 | 30 50 | 60 90 95

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.data.dataset import Dataset, evaluated_users, popularity, prepare
+from mmesid_jax.data.dataset import Dataset, evaluated_users, popularity, prepare_dataset
 from mmesid_jax.data.features import read_features
 from mmesid_jax.data.synthetic import cluster_name, write_synthetic
 from mmesid_jax.errors import UserError
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(folder, tmp_path_factory) -> Dataset:
-  return prepare(folder, tmp_path_factory.mktemp("cache"))
+  return prepare_dataset(folder, tmp_path_factory.mktemp("cache"))
 
 
 def clusters(dataset) -> np.ndarray:
@@ -125,7 +125,7 @@ def test_any_size_gives_a_valid_dataset(tmp_path_factory, users, items, data):
   count = data.draw(st.integers(1, items))
   folder = tmp_path_factory.mktemp("any")
   write_synthetic(folder, users=users, items=items, clusters=count, seed=0)
-  dataset = prepare(folder, folder / "cache")
+  dataset = prepare_dataset(folder, folder / "cache")
   assert (len(dataset), dataset.num_items) == (users, items)
   assert (dataset.lengths >= min(5, items)).all() and dataset.lengths.max() <= min(30, items)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.data.held_out_items import cases
+from mmesid_jax.data.held_out_items import make_cases
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.evaluation.cold_start_ranks import (
   chance,
@@ -26,7 +26,7 @@ def random_cases(number=300, seed=0):
     item.append(int(rng.integers(WARM + 1, WARM + COLD + 1)))
     before = rng.integers(WARM + 1, WARM + COLD + 1, rng.integers(0, 3))  # cold items had before
     had.append(np.setdiff1d(np.concatenate([history[-1], before]), [item[-1]]))
-  return cases(history, had, item)
+  return make_cases(history, had, item)
 
 
 def table(seed=1):
@@ -99,7 +99,7 @@ def test_how_many_are_averaged_is_decided_by_cases_without_cold_items():
   cosine_II = x_IV @ x_IV.T - 2 * np.eye(len(x_IV))
   item = [1 + int(cosine_II[h[-1], 1 : WARM + 1].argmax()) for h in history]
   kept = [q for q, i in enumerate(item) if i not in history[q]]
-  found = cases(*([x[q] for q in kept] for x in (history, history, item)))
+  found = make_cases(*([x[q] for q in kept] for x in (history, history, item)))
   by_last = choose_last(x_IV[: WARM + 1], found)
   assert max(by_last, key=by_last.get) == 1 and by_last[1] == 1.0 > by_last[5]
 

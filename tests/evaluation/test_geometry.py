@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmesid_jax.data.dataset import prepare
+from mmesid_jax.data.dataset import prepare_dataset
 from mmesid_jax.evaluation import geometry
 from mmesid_jax.evaluation.geometry import effective_rank, kendall_tau, principal_plane, spectrum
 
@@ -16,7 +16,7 @@ def dataset(tmp_path):
   rng = np.random.default_rng(0)
   lines = [f"{u} " + " ".join(map(str, rng.integers(1, 31, size=3 + u))) for u in range(1, 12)]
   (tmp_path / "sequences.txt").write_text("\n".join(lines) + "\n")
-  return prepare(tmp_path, tmp_path / "cache")
+  return prepare_dataset(tmp_path, tmp_path / "cache")
 
 
 def table(width, seed, num_items=30):
@@ -84,7 +84,7 @@ def test_tau_in_small_portions_is_the_same(dataset, monkeypatch):
 def test_no_pair_is_an_error(tmp_path):
   (tmp_path / "sequences.txt").write_text("1 2 2 1\n2 1\n")
   with pytest.raises(ValueError, match="two distinct items"):
-    kendall_tau(table(2, 0), table(2, 1), prepare(tmp_path, tmp_path / "cache"))
+    kendall_tau(table(2, 0), table(2, 1), prepare_dataset(tmp_path, tmp_path / "cache"))
 
 
 def test_spectrum_is_that_of_the_centred_table():

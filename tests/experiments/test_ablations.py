@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from mmesid_jax import pipeline
 from mmesid_jax.config.schema import check, flatten
-from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablations
 from mmesid_jax.reports import test_ranks
 from mmesid_jax.stages import collaborative_stage, recommender_stage
-from mmesid_jax.stages.workdir import reopen
+from mmesid_jax.stages.workdir import reopen_workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 VARIANTS = {
@@ -128,7 +128,7 @@ def test_the_difference_is_to_base_of_the_same_seed(done, row):
 
 def alone(model, layout, sequence) -> np.ndarray:
   """log-probabilities of items 1..I behind a history, float64 [1 + I], of one user alone."""
-  batch = next(iter(in_batches([sequence], layout, [len(sequence) - 1])))
+  batch = next(iter(batch_sequences([sequence], layout, [len(sequence) - 1])))
   q = int(np.flatnonzero(batch.weight_Q)[0])
   score_I = np.float64(model.scores(model.hidden(batch))[q])
   score_I[0] = -np.inf
@@ -136,12 +136,12 @@ def alone(model, layout, sequence) -> np.ndarray:
 
 
 def test_a_sum_ranks_by_the_sum_of_log_probabilities(done, config):
-  here, there = (reopen(done.path / f"base-seed{seed}") for seed in (0, 1))
+  here, there = (reopen_workdir(done.path / f"base-seed{seed}") for seed in (0, 1))
   c, r = config.base.collaborative, config.base.recommender
   plain = test_ranks.Layout(1, c.row_length, 1)
-  mine = collaborative_stage.restore(here), plain
-  theirs = collaborative_stage.restore(there), plain
-  full = recommender_stage.restore(here.path, here.config), test_ranks.Layout(1, r.row_length, 1)
+  mine = collaborative_stage.load_sasrec(here), plain
+  theirs = collaborative_stage.load_sasrec(there), plain
+  full = recommender_stage.load_recommender(here.path, here.config), test_ranks.Layout(1, r.row_length, 1)
   for name, parts in (("with_sasrec", (full, mine)), ("two_sasrecs", (mine, theirs))):
     ranks = test_ranks.read_ranks(done.path / f"{name}-seed0", "test", name)
     for user in range(0, 60, 12):

@@ -12,7 +12,7 @@ from mmesid_jax.ingest.compressed_lines import BadLines
 
 def items(source, path, allowed=0):
   bad = BadLines(allowed)
-  found = list(amazon.items(source, path, bad))
+  found = list(amazon.read_metadata(source, path, bad))
   bad.check()
   return found
 
@@ -80,7 +80,9 @@ def test_reviews_of_2023(tmp_path):
   line = {"user_id": "u", "parent_asin": "p", "asin": "child", "timestamp": 1_588_615_855_070,
           "rating": 5.0, "text": "", "title": "", "images": []}  # fmt: skip
   path.write_text(json.dumps(line))
-  assert list(amazon.reviews("amazon2023", path, BadLines())) == [("u", "p", 1_588_615_855, 5.0)]
+  assert list(amazon.read_reviews("amazon2023", path, BadLines())) == [
+    ("u", "p", 1_588_615_855, 5.0)
+  ]
 
 
 def test_mixed_versions_are_bad_lines(tmp_path):
@@ -89,7 +91,7 @@ def test_mixed_versions_are_bad_lines(tmp_path):
   new = {"user_id": "u", "parent_asin": "p", "timestamp": 1_588_615_855_070}
   path.write_text(f"{json.dumps(old)}\n{json.dumps(new)}\n")
   bad = BadLines(1)
-  assert len(list(amazon.reviews("amazon2018", path, bad))) == 1
+  assert len(list(amazon.read_reviews("amazon2018", path, bad))) == 1
   assert bad.quoted == [f"{path}:2: Object missing required field `reviewerID`"]
 
 

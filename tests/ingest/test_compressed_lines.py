@@ -29,7 +29,7 @@ def in_two(compress):
 def test_lines_of_every_compression(tmp_path, compress):
   path = tmp_path / "named.anyhow"
   path.write_bytes(compress(TEXT))
-  assert list(compressed_lines.lines(path)) == LINES
+  assert list(compressed_lines.read_lines(path)) == LINES
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
@@ -41,13 +41,13 @@ def test_half_a_compressed_file_is_refused(tmp_path, compress, cut):
   data = compress(b"".join(b"%d\n" % random.getrandbits(64) for _ in range(20_000)))
   path.write_bytes(data[:-cut])
   with pytest.raises(UserError, match="half: damaged or incomplete after line"):
-    list(compressed_lines.lines(path))
+    list(compressed_lines.read_lines(path))
 
 
 def test_blank_lines_are_counted_and_left_out(tmp_path):
   path = tmp_path / "a"
   path.write_bytes(b"one\n\n  \r\nfour\r\nfive")
-  assert list(compressed_lines.lines(path)) == [(1, b"one"), (4, b"four\r"), (5, b"five")]
+  assert list(compressed_lines.read_lines(path)) == [(1, b"one"), (4, b"four\r"), (5, b"five")]
 
 
 def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
@@ -55,14 +55,14 @@ def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
   path = tmp_path / "binary"
   path.write_bytes(b"ok\n" + bytes(3 * compressed_lines.CHUNK))
   with pytest.raises(UserError, match="binary:2: longer than"):
-    list(compressed_lines.lines(path))
+    list(compressed_lines.read_lines(path))
 
 
 def test_no_file_and_a_folder(tmp_path):
   with pytest.raises(UserError, match="nothing: no such file"):
-    list(compressed_lines.lines(tmp_path / "nothing"))
+    list(compressed_lines.read_lines(tmp_path / "nothing"))
   with pytest.raises(UserError, match="cannot be read"):
-    list(compressed_lines.lines(tmp_path))
+    list(compressed_lines.read_lines(tmp_path))
 
 
 def test_bad_lines_are_counted_and_the_first_three_quoted():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmesid_jax.ingest import events
-from mmesid_jax.ingest.events import collect
+from mmesid_jax.ingest.events import collect_events
 
 AUGUST = 1_406_073_600  # 2014-07-23 00:00 UTC
 
@@ -22,18 +22,18 @@ AUGUST = 1_406_073_600  # 2014-07-23 00:00 UTC
   ],
 )
 def test_times_in_every_form(value):
-  assert events.seconds(value) == AUGUST
+  assert events.parse_time(value) == AUGUST
 
 
 def test_dates_are_no_numbers_of_milliseconds():
   """As databases write "no end"."""
   for value in ("9999-12-31", datetime.date(9999, 12, 31), datetime.datetime(9999, 12, 31)):
-    assert events.seconds(value) == 253_402_214_400
+    assert events.parse_time(value) == 253_402_214_400
 
 
 def test_times_before_1970():
-  assert events.seconds(-5) == -5 == events.seconds("-5")
-  assert events.seconds("1969-12-31") == -86_400
+  assert events.parse_time(-5) == -5 == events.parse_time("-5")
+  assert events.parse_time("1969-12-31") == -86_400
 
 
 @pytest.mark.parametrize(
@@ -42,30 +42,30 @@ def test_times_before_1970():
 )
 def test_what_is_no_time(value):
   with pytest.raises(ValueError, match="no time"):
-    events.seconds(value)
+    events.parse_time(value)
 
 
 def test_keys():
-  assert events.key("B00") == "B00" and events.key(7) == "7" == events.key(7.0)
-  assert events.key("\0\t\N{SNOWMAN}") == "\0\t\N{SNOWMAN}"
-  assert events.key(decimal.Decimal(2)) == "2" == events.key(np.int64(2))
+  assert events.parse_key("B00") == "B00" and events.parse_key(7) == "7" == events.parse_key(7.0)
+  assert events.parse_key("\0\t\N{SNOWMAN}") == "\0\t\N{SNOWMAN}"
+  assert events.parse_key(decimal.Decimal(2)) == "2" == events.parse_key(np.int64(2))
   for value in (2.0**53, "", None, True, 1.5, math.nan, math.inf, []):
     with pytest.raises(ValueError, match="as a key"):
-      events.key(value)
+      events.parse_key(value)
   with pytest.raises(ValueError, match="surrogates"):
-    events.key("\ud800")
+    events.parse_key("\ud800")
 
 
 def test_ratings():
-  assert events.rating("4.5") == 4.5 == events.rating(4.5)
-  assert math.isnan(events.rating(None)) and math.isnan(events.rating(""))
+  assert events.parse_rating("4.5") == 4.5 == events.parse_rating(4.5)
+  assert math.isnan(events.parse_rating(None)) and math.isnan(events.parse_rating(""))
   with pytest.raises(ValueError, match="as a rating"):
-    events.rating("good")
+    events.parse_rating("good")
 
 
 def test_numbers_are_by_first_appearance_also_after_a_filter():
   rows = [("u", "x", 5, 1), ("v", "y", 4, 1), ("u", "y", 3, 1), ("w", "z", 2, 1), ("v", "x", 1, 1)]
-  found = collect(rows)
+  found = collect_events(rows)
   assert found.user_keys == ["u", "v", "w"] and found.item_keys == ["x", "y", "z"]
   assert found.user_N.tolist() == [0, 1, 0, 2, 1] and found.time_N.tolist() == [5, 4, 3, 2, 1]
   left = found.only(np.array([False, True, False, True, True])).renumbered()
@@ -76,5 +76,5 @@ def test_numbers_are_by_first_appearance_also_after_a_filter():
 
 
 def test_no_times_at_all():
-  found = collect([("u", "x", None, math.nan), ("u", "y", None, math.nan)])
+  found = collect_events([("u", "x", None, math.nan), ("u", "y", None, math.nan)])
   assert found.time_N is None and found.only(np.array([True, False])).time_N is None

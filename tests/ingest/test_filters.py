@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import filters
-from mmesid_jax.ingest.events import collect
+from mmesid_jax.ingest.events import collect_events
 
 PAIRS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 3)), max_size=60)
 
 
 def of(rows):
-  return collect((f"u{u}", f"i{i}", t, 0.0) for u, i, t in rows)
+  return collect_events((f"u{u}", f"i{i}", t, 0.0) for u, i, t in rows)
 
 
 @given(PAIRS.filter(len), st.integers(0, 4), st.integers(0, 4))
@@ -31,7 +31,7 @@ def test_core_is_the_largest_part_in_which_all_have_enough(rows, users, items):
       break
     kind, k = few[-1]
     left = [row for row in left if row[0 if kind == "u" else 1] != k]
-  kept = np.flatnonzero(filters.core(found.user_N, found.item_N, users, items))
+  kept = np.flatnonzero(filters.k_core(found.user_N, found.item_N, users, items))
   assert kept.tolist() == [row[2] for row in left]
 
 
@@ -52,7 +52,7 @@ def test_the_first_of_duplicates_stays(rows):
 
 
 def test_without_times_nothing_is_known_to_be_the_same_event():
-  found = collect([("u", "x", None, 0.0)] * 3)
+  found = collect_events([("u", "x", None, 0.0)] * 3)
   assert filters.first_of_duplicates(found, "exact").all()
   assert filters.first_of_duplicates(found, "pair").tolist() == [True, False, False]
 
@@ -60,7 +60,7 @@ def test_without_times_nothing_is_known_to_be_the_same_event():
 def test_the_step_that_leaves_nothing_is_named():
   found = of([(0, 0, 0), (0, 1, 1)])
   steps = [("all", lambda e: np.ones(len(e), bool)), ("none", lambda e: np.zeros(len(e), bool))]
-  passed = filters.apply(found, steps)
+  passed = filters.apply_filters(found, steps)
   assert next(passed)[0] == "all"
   with pytest.raises(UserError, match="after the step 'none'; before it there were 2 events, 1 us"):
     next(passed)

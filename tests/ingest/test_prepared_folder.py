@@ -34,12 +34,12 @@ def prepare(output, **changes) -> dict:
   also = changes.pop("also", {})
   changes = {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in changes.items()}
   config.update_from_flattened_dict({**changes, **also})
-  prepared_folder.run(config, output)
+  prepared_folder.prepare_folder(config, output)
   return json.loads((output / "statistics.json").read_text())
 
 
 def sequences_by_key(folder) -> dict[str, list[str]]:
-  found, keys = dataset.read(folder), item_keys(folder)
+  found, keys = dataset.read_dataset(folder), item_keys(folder)
   rows = [found.sequence(u).tolist() for u in range(len(found))]
   return {
     user: [keys[i - 1] for i in row] for user, row in zip(user_keys(folder), rows, strict=True)
@@ -76,7 +76,7 @@ def test_gift_cards_of_2018(tmp_path):
   lines = [json.loads(line) for line in (tmp_path / "out/items.jsonl").read_text().splitlines()]
   assert all(line["brand"] == (frame.loc[line["key"], "brand"] or None) for line in lines)
   times = np.load(tmp_path / "out/times.npy")
-  offsets = dataset.read(tmp_path / "out").offsets
+  offsets = dataset.read_dataset(tmp_path / "out").offsets
   starts = np.isin(np.arange(1, len(times)), offsets)
   assert len(times) == offsets[-1] and (np.diff(times)[~starts] >= 0).all()
 
@@ -95,7 +95,7 @@ def test_the_sample_of_2014(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Amazon Beauty")
 def test_beauty_written_as_raw_events_comes_back(tmp_path):
-  beauty = dataset.read(SHARED / "beauty")
+  beauty = dataset.read_dataset(SHARED / "beauty")
   lines = []
   for u in range(len(beauty)):
     for place, item in enumerate(beauty.sequence(u).tolist()):
@@ -173,7 +173,7 @@ def test_a_user_with_a_million_events(tmp_path):
   frame.write_parquet(tmp_path / "a.parquet")
   found = prepare(tmp_path / "out", events=tmp_path / "a.parquet", duplicates="keep")
   assert found["dataset"]["length"]["100%"] == 10**6
-  assert len(dataset.read(tmp_path / "out").sequence(0)) == 10**6
+  assert len(dataset.read_dataset(tmp_path / "out").sequence(0)) == 10**6
 
 
 PAGE = "configs/prepare.py"
@@ -281,7 +281,7 @@ def prepare_fuzzed(folder, source, data, items, allowed):
   except UserError:
     assert sorted(os.listdir(folder)) == before
   else:
-    found = dataset.prepare(folder / "out", folder / "cache")
+    found = dataset.prepare_dataset(folder / "out", folder / "cache")
     assert len(user_keys(folder / "out")) == len(found)
     assert len(item_keys(folder / "out")) == found.num_items and len(found.titles())
 
@@ -289,7 +289,7 @@ def prepare_fuzzed(folder, source, data, items, allowed):
 @pytest.mark.parametrize("examples", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_any_bytes_give_a_dataset_or_one_line(monkeypatch, examples):
   monkeypatch.setattr(
-    prepared_folder.ingest_report, "page", lambda *a: ""
+    prepared_folder.ingest_report, "report_page", lambda *a: ""
   )  # pictures take most of the time
 
   @settings(max_examples=examples, database=None)

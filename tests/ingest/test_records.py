@@ -7,7 +7,7 @@ from msgspec import Struct, field
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest.compressed_lines import BadLines
-from mmesid_jax.ingest.records import records
+from mmesid_jax.ingest.records import read_records
 
 
 class Item(Struct):
@@ -17,7 +17,7 @@ class Item(Struct):
 
 def read(path, allowed=99):
   bad = BadLines(allowed)
-  return [(n, item.key, item.title) for n, item in records(path, Item, bad)], bad.quoted
+  return [(n, item.key, item.title) for n, item in read_records(path, Item, bad)], bad.quoted
 
 
 def test_json_and_pythons_notation_may_be_mixed(tmp_path):

@@ -159,7 +159,7 @@ def test_items_of_tables(tmp_path):
 def test_movielens(tmp_path, name, text):
   path = tmp_path / name
   path.write_text(text)
-  layout = movielens.layout(path, of_items=False)
+  layout = movielens.file_layout(path, of_items=False)
   assert list(event_rows(path, layout, BadLines())) == [("1", "31", 1_260_759_144, 2.5)]
 
 
@@ -167,8 +167,8 @@ def test_movielens(tmp_path, name, text):
 def test_movies_of_movielens(tmp_path, encoding):
   path = tmp_path / "movies.dat"
   path.write_bytes('1::Misérables, "Les" (1995)::Drama|Musical\n'.encode(encoding))
-  layout = movielens.layout(path, of_items=True)
+  layout = movielens.file_layout(path, of_items=True)
   expected = [Item("1", 'Misérables, "Les" (1995)', categories=["Drama", "Musical"])]
   assert list(item_rows(path, layout, BadLines())) == expected
   with pytest.raises(UserError, match="expected MovieLens's ratings.csv, ratings.dat or u.data"):
-    movielens.layout(tmp_path / "links.txt", of_items=False)
+    movielens.file_layout(tmp_path / "links.txt", of_items=False)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.config.schema import default_config
-from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.extend_catalogue import as_new, with_new_items
 from mmesid_jax.models.fusion import FrequencyFusion
@@ -120,7 +120,7 @@ def test_copies_of_trained_items_are_scored_and_read_by_the_formula(encoder, fus
 def test_adding_items_changes_no_score_of_the_others(encoder, fusion, coded):
   """Through the whole model; the model that they were added to stays as it was."""
   model = recommender(encoder, fusion, coded)
-  (batch,) = in_batches([np.array([3, 1, 7, 2]), np.array([5, 12])], Layout(2, 8, 8))
+  (batch,) = batch_sequences([np.array([3, 1, 7, 2]), np.array([5, 12])], Layout(2, 8, 8))
   before = model.scores(model.hidden(batch))
   extended = with_new_items(model, *copies(model))
   o_QD = extended.hidden(batch)
@@ -211,13 +211,13 @@ def test_gradients_reach_the_model_but_not_the_rows_of_items_taken_for_new():
 def test_a_step_takes_its_share_of_the_items_for_new(negatives):
   """Seen by the learned rows that get a gradient; drawn anew for every key."""
   graph, params, rest = nnx.split(recommender(fusion="sum"), nnx.Param, ...)
-  (batch,) = in_batches([np.arange(1, ITEMS + 1)], Layout(1, 16, 16))
+  (batch,) = batch_sequences([np.arange(1, ITEMS + 1)], Layout(1, 16, 16))
   config = default_config().recommender
   config.negatives = negatives
 
   def learned(share, seed):
     config.as_new = share
-    loss = stage.loss(config, np.ones(ITEMS + 1, int))
+    loss = stage.recommender_loss(config, np.ones(ITEMS + 1, int))
     key = jax.random.key(seed)
     slope = jax.grad(lambda p: loss(nnx.merge(graph, p, rest), batch, key)[0][0])(params)
     return np.abs(slope["items"]["identity_ID"][...]).max(1)[1:] > 0

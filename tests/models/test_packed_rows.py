@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.data.batches import in_batches, in_order
+from mmesid_jax.data.batches import batch_sequences, batch_pieces
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Layout, training_pieces
 from mmesid_jax.losses.next_item import cross_entropy
@@ -64,7 +64,7 @@ def alone(sequences, layout, keep=None):
   """One sample per target: its own prefix, its own row, nothing else in the batch."""
   layout = dataclasses.replace(layout, rows=1, targets=1)
   prefixes = [s[: t + 1] for s in sequences for t in range(len(s)) if keep is None or keep(s, t)]
-  return list(in_batches(prefixes, layout, [len(p) - 1 for p in prefixes]))
+  return list(batch_sequences(prefixes, layout, [len(p) - 1 for p in prefixes]))
 
 
 def assert_equal(model, packed, single):
@@ -82,7 +82,7 @@ def assert_equal(model, packed, single):
 def test_packed_loss_and_gradient_equal_one_sample_per_target(S, kind):
   model = recommender(S, kind)
   sequences = histories([1, 2, 5, 1, 7, 3])
-  packed = list(in_batches(sequences, Layout(rows=2, row_length=48, targets=32, response=S)))
+  packed = list(batch_sequences(sequences, Layout(rows=2, row_length=48, targets=32, response=S)))
   assert sum(int((b.segment_RT.max(1) > 1).any()) for b in packed), "no row holds several users"
   assert_equal(model, packed, alone(sequences, Layout(1, 48, 1, S)))
 
@@ -92,7 +92,7 @@ def test_long_users_pack_as_one_sample_per_target(S):
   """Users of 1, 2, 5, 50 and 204 items; the oracle's rows are 204 tokens long."""
   model = recommender(S)
   sequences = histories([50, 1, 204, 2, 5])
-  packed = list(in_batches(sequences, Layout(rows=1, row_length=800, targets=300, response=S)))
+  packed = list(batch_sequences(sequences, Layout(rows=1, row_length=800, targets=300, response=S)))
   assert len(packed) == 1
   assert_equal(model, packed, alone(sequences, Layout(1, 204 + S, 1, S)))
 
@@ -114,8 +114,8 @@ def test_a_user_cut_at_the_row_s_end_scores_as_its_pieces_alone(S):
     for user, start, stop, first in zip(*pieces, strict=True)
     for t in range(first, stop)
   ]
-  single = list(in_batches(prefixes, single_layout, [len(p) - 1 for p in prefixes]))
-  packed = list(in_order(dataset, pieces, layout))
+  single = list(batch_sequences(prefixes, single_layout, [len(p) - 1 for p in prefixes]))
+  packed = list(batch_pieces(dataset, pieces, layout))
   assert sum(int(b.weight_Q.sum()) for b in packed) == sum(map(len, sequences))
   assert_equal(model, packed, single)
 
@@ -129,7 +129,7 @@ def test_a_user_cut_at_the_row_s_end_scores_as_its_pieces_alone(S):
 def test_every_target_scores_as_if_it_were_alone(lengths, row_length, S):
   model = recommender(S)
   sequences = histories(lengths, seed=len(lengths))
-  packed = list(in_batches(sequences, Layout(3, row_length, 40, S)))
+  packed = list(batch_sequences(sequences, Layout(3, row_length, 40, S)))
   single = alone(sequences, Layout(1, row_length, 1, S))
   seen = [
     (int(b.piece_Q[q]), int(b.target_Q[q])) for b in packed for q in np.flatnonzero(b.weight_Q)
@@ -148,7 +148,7 @@ def test_no_target_depends_on_later_items_or_on_other_users(S):
   seen."""
   model = recommender(S)
   first, second = np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8])
-  (batch,) = in_batches([first, second], Layout(1, 40, 16, S))
+  (batch,) = batch_sequences([first, second], Layout(1, 40, 16, S))
 
   item_ND = model.items(batch.item_N)
 
@@ -170,5 +170,5 @@ def test_sasrec_reads_packed_rows_as_single_ones():
   model = SASRec(ITEMS, D=D, layers=2, heads=2, positions=32, rate=0.5, rngs=nnx.Rngs(0))
   sequences = histories([2, 5, 9])
   first = [1, 1, 1]
-  packed = list(in_batches(sequences, Layout(1, 32, 20), first))
+  packed = list(batch_sequences(sequences, Layout(1, 32, 20), first))
   assert_equal(model, packed, alone(sequences, Layout(1, 32, 1), lambda s, t: t > 0))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
@@ -20,7 +20,7 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.parallel.placement import tensors
+from mmesid_jax.parallel.placement import model_tensors
 from mmesid_jax.parallel.variables import Pretrained
 
 pytestmark = pytest.mark.parity
@@ -92,9 +92,9 @@ def test_loss_and_gradient_equal_ours(encoder, S, D, lora):
   ours, theirs = both(encoder, S, D=D, lora=lora)
   sequences = [np.array([*h, t]) for h, t in zip(HISTORIES, TARGETS, strict=True)]
   first_targets = [len(h) for h in HISTORIES]
-  (batch,) = in_batches(sequences, Layout(2, 24, len(TARGETS), S), first_targets)
+  (batch,) = batch_sequences(sequences, Layout(2, 24, len(TARGETS), S), first_targets)
   value, gradient = loss_and_gradient(ours, batch)
-  expected = tensors(gradient)
+  expected = model_tensors(gradient)
 
   parameters = dict(theirs.named_parameters())
   histories = [np.array(h, np.int64) for h in HISTORIES]

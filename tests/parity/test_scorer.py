@@ -11,7 +11,7 @@ from flax import nnx
 from parity.llamas import llama_from, randomise_lora, torch_llama
 
 from mmesid_jax.config.schema import PROMPTS
-from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.hf.adapter import write_adapter
 from mmesid_jax.hf.prompt import embeddings, tokenise
@@ -21,7 +21,7 @@ from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.parallel.placement import named_variables, tensors
+from mmesid_jax.parallel.placement import named_variables, model_tensors
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -132,7 +132,7 @@ def test_scores_and_gradients_equal_one_sample_per_target_in_torch(encoder, prom
   llama = peft.AutoPeftModelForCausalLM.from_pretrained(
     tmp_path / "adapter", is_trainable=True, attn_implementation="eager"
   ).eval()
-  given = {name: torch.tensor(x) for name, x in tensors(model).items()}
+  given = {name: torch.tensor(x) for name, x in model_tensors(model).items()}
   trained = {name for name, v in named_variables(model) if isinstance(v, nnx.Param)}
   for name in trained:
     given[name].requires_grad_()
@@ -147,7 +147,7 @@ def test_scores_and_gradients_equal_one_sample_per_target_in_torch(encoder, prom
   # ours: all users packed into the rows of one batch
   sequences = [np.array([*h, t]) for h, t in zip(HISTORIES, TARGETS, strict=True)]
   longest = max(len(h) for h in HISTORIES) + len(ids[1])
-  (batch,) = in_batches(
+  (batch,) = batch_sequences(
     sequences, Layout(2, 2 * longest, 8, len(ids[1])), [len(h) for h in HISTORIES]
   )
 
@@ -162,7 +162,7 @@ def test_scores_and_gradients_equal_one_sample_per_target_in_torch(encoder, prom
     np.testing.assert_allclose(score_QI[q, 1:], theirs, atol=1e-4 * np.abs(theirs).max())
   np.testing.assert_allclose(value, loss.item(), rtol=1e-4)
 
-  ours = tensors(gradient)
+  ours = model_tensors(gradient)
   torch_gradients = {n: given[n].grad.numpy() for n in trained if "lora" not in n}
   used = {n for n, g in torch_gradients.items() if np.abs(g).max() > 0}
   assert len(used) >= 3 * 2 + 3 + 7 + 1  # projections, codes, gates, item table

@@ -11,7 +11,7 @@ import safetensors.numpy
 from commands import refused, run
 
 from mmesid_jax.config.schema import PROMPTS
-from mmesid_jax.data.dataset import prepare, read
+from mmesid_jax.data.dataset import prepare_dataset, read_dataset
 from mmesid_jax.data.features import feature_width
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.prompt import estimated_lengths
@@ -103,7 +103,7 @@ def test_an_epoch_is_what_training_packs(tiny, trained, capsys):
   out = capsys.readouterr().out
   assert "60 users, 40 items, vectors: collaborative 8, text 8." in out
   steps = int(re.search(r"An epoch: (\d+) steps", out)[1])
-  batches, counts = recommender_stage.packed(config, read(trained / "synthetic"))
+  batches, counts = recommender_stage.make_batches(config, read_dataset(trained / "synthetic"))
   assert f"steps, {counts.targets:,} targets, " in out
   assert steps == -(-batches.epoch().batches // 2) > 1
 
@@ -127,7 +127,7 @@ def test_what_the_compiler_says_stands_beside_the_prediction(tiny, monkeypatch, 
   asked = []
 
   def compiled(config, dataset, widths, layout):
-    asked.append((sharding.devices(), config.recommender.rows, layout.rows))
+    asked.append((sharding.device_count(), config.recommender.rows, layout.rows))
     return said
 
   monkeypatch.setattr(tpu_compiler, "check", lambda kind: None)
@@ -185,7 +185,7 @@ def test_a_prompt_is_estimated_by_its_words():
 
 def test_a_data_set_is_read_as_it_would_be_prepared(trained, tmp_path):
   data = trained / "synthetic"
-  ours, prepared = read(data), prepare(data, tmp_path / "cache")
+  ours, prepared = read_dataset(data), prepare_dataset(data, tmp_path / "cache")
   assert ours.num_items == prepared.num_items == 40
   for name in ("items", "offsets", "users"):
     np.testing.assert_array_equal(getattr(ours, name), getattr(prepared, name))

@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.config.rules import MESH_AXES
-from mmesid_jax.data.dataset import popularity, read
+from mmesid_jax.data.dataset import popularity, read_dataset
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
-from mmesid_jax.parallel.placement import place
-from mmesid_jax.parallel.sharding import make_mesh, of, put_batch
+from mmesid_jax.parallel.placement import place_model
+from mmesid_jax.parallel.sharding import make_mesh, shardings_of, device_put_batch
 from mmesid_jax.planning import tpu_compiler
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
@@ -34,7 +34,7 @@ needs_libtpu = pytest.mark.skipif(
 def dataset(tmp_path_factory):
   folder = tmp_path_factory.mktemp("synthetic")
   write_synthetic(folder, users=60, items=40, clusters=4, seed=0)
-  return read(folder)
+  return read_dataset(folder)
 
 
 def shaped(*shape: int) -> dict[str, int]:
@@ -48,7 +48,7 @@ def test_it_is_the_step_that_training_has(tiny, dataset, shape, microbatches):
   config = tiny("best", {f"recommender.{key}": value for key, value in changes.items()})
   c, q = config.recommender, config.semantic_ids.quantizer
   items = dataset.num_items + 1
-  model = recommender_stage.build(
+  model = recommender_stage.init_recommender(
     c,
     config.seed,
     features={m: np.zeros((items, V), np.float32) for m, V in WIDTHS.items()},
@@ -57,19 +57,19 @@ def test_it_is_the_step_that_training_has(tiny, dataset, shape, microbatches):
     counts_I=popularity(dataset),
   )
   with jax.set_mesh(make_mesh(*shape)):
-    layout = recommender_stage.packed(config, dataset)[0].layout
+    layout = recommender_stage.make_batches(config, dataset)[0].layout
     found = tpu_compiler.lowered(config, dataset, WIDTHS, layout).as_text()
-    place(model)
+    place_model(model)
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
     learner = optimizer.adamw(c.optimizer, 2)
     state = initial_state(params, learner)
-    loss = recommender_stage.loss(c, popularity(dataset))
-    options = {"microbatches": microbatches, "where": of(state)}
+    loss = recommender_stage.recommender_loss(c, popularity(dataset))
+    options = {"microbatches": microbatches, "where": shardings_of(state)}
     step = make_step(loss, learner, graph, config.seed, **options)
     batch = Packer(layout).batch()
     if microbatches > 1:
       batch = jax.tree.map(lambda x: np.stack([x] * microbatches), batch)
-    assert found == step.lower(state, frozen, put_batch(batch)).as_text()
+    assert found == step.lower(state, frozen, device_put_batch(batch)).as_text()
 
 
 def test_topologies_by_name():
@@ -94,7 +94,7 @@ def test_the_kernel_of_tpus_is_in_it(tiny, dataset, head_width, calls):
   changes = HEADS | {"head_width": head_width}
   config = tiny("best", {f"recommender.{key}": value for key, value in changes.items()})
   with jax.set_mesh(tpu_compiler.mesh("v5e", shaped(1, 2, 2))):
-    layout = recommender_stage.packed(config, dataset)[0].layout
+    layout = recommender_stage.make_batches(config, dataset)[0].layout
     program = tpu_compiler.lowered(config, dataset, WIDTHS, layout).as_text()
   assert ("tpu_custom_call" in program) == calls
   assert "rng_bit_generator" in program  # what TPUs draw with
@@ -110,7 +110,7 @@ def test_libtpu_compiles_it_for_a_mesh(tiny, dataset, kind):
     jax.set_mesh(tpu_compiler.mesh(kind, shaped(1, 2, 2))),
     jax.default_matmul_precision("default"),
   ):
-    layout = recommender_stage.packed(config, dataset)[0].layout
+    layout = recommender_stage.make_batches(config, dataset)[0].layout
     found = tpu_compiler.compiled(config, dataset, WIDTHS, layout)
   assert found.attention == "splash" and not found.refusal
   assert found.bytes["arguments"] > 0 and found.bytes["program"] > 0
@@ -121,6 +121,6 @@ def test_libtpu_compiles_it_for_a_mesh(tiny, dataset, kind):
 def test_what_does_not_fit_is_told_by_the_compiler(tiny, dataset):
   config = tiny("best", {"recommender.rows": 2**17, "recommender.row_length": 128})
   with jax.set_mesh(tpu_compiler.mesh("v5e", shaped(1, 1, 1))):
-    layout = recommender_stage.layout(config.recommender)
+    layout = recommender_stage.batch_layout(config.recommender)
     found = tpu_compiler.compiled(config, dataset, WIDTHS, layout)
   assert not found.bytes and "exceeds available HBM (15.75G)" in found.refusal

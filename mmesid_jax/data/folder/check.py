@@ -12,7 +12,13 @@ from tqdm import tqdm
 
 from mmesid_jax.data import features as feature_tables
 from mmesid_jax.data.folder import items, keys, sequences, times
-from mmesid_jax.data.folder.problems import NO_JSON, SHOWN, Mistake, json_lines, told
+from mmesid_jax.data.folder.problems import (
+  NOT_JSON,
+  SHOWN,
+  Mistake,
+  format_problems,
+  read_json_lines,
+)
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, USERS, read_npy
 
@@ -32,10 +38,10 @@ class Problem(NamedTuple):
 Problems = Iterator[Problem]
 
 
-def report(directory: str | os.PathLike, features: Sequence[str] = ()) -> None:
+def check_folder(directory: str | os.PathLike, features: Sequence[str] = ()) -> None:
   """Prints all `problems`. Raises UserError when one is more than a warning."""
   wrong = 0
-  for problem in problems(directory, features):
+  for problem in find_problems(directory, features):
     wrong += not problem.warning
     print(problem, flush=True)
   if wrong:
@@ -44,7 +50,7 @@ def report(directory: str | os.PathLike, features: Sequence[str] = ()) -> None:
   print(f"{directory}: can be trained on")
 
 
-def problems(directory: str | os.PathLike, features: Sequence[str] = ()) -> Problems:
+def find_problems(directory: str | os.PathLike, features: Sequence[str] = ()) -> Problems:
   """Reads sequences.txt, items.jsonl, users.jsonl, times.npy and every feature table: the named
   ones, and what else in the folder has a row an item. A line for every kind of mistake says where
   the first three are, and how many. Raises UserError where there is no such directory."""
@@ -68,7 +74,7 @@ def _guarded(source: Path, part: Generator) -> Generator[Problem, None, object]:
 
 
 def _all(file: str, mistakes: Iterable[Mistake], *, warning: bool = False) -> Problems:
-  return (Problem(line, warning) for line in told(file, mistakes))
+  return (Problem(line, warning) for line in format_problems(file, mistakes))
 
 
 def _items(source: Path) -> Generator[Problem, None, int | None]:
@@ -76,16 +82,16 @@ def _items(source: Path) -> Generator[Problem, None, int | None]:
   path = source / ITEMS
   if not path.exists():
     return None
-  yield from _all(ITEMS, _mistakes_in(items.scan(path)))
+  yield from _all(ITEMS, _mistakes_in(items.scan_items(path)))
   return (yield from _keys(path)) or None
 
 
 def _keys(path: Path) -> Generator[Problem, None, int]:
   """Of lines whose other mistakes are told; nothing where no line has a key, as those are known by
   their ids. Returns how many lines there are."""
-  found = list(keys.scan(json_lines(path)))
+  found = list(keys.scan_keys(read_json_lines(path)))
   if any(isinstance(key, str) for key in found):
-    mistakes = (x for x in _mistakes_in(found) if x.kind != NO_JSON)
+    mistakes = (x for x in _mistakes_in(found) if x.kind != NOT_JSON)
     yield from _all(path.name, mistakes, warning=True)
   return len(found)
 
@@ -98,7 +104,7 @@ def _sequences(
   source: Path, described: int | None
 ) -> Generator[Problem, None, sequences.Sequences | None]:
   """Returns the sequences as far as they are numbers."""
-  found, mistakes = sequences.scan(source / SEQUENCES, described)
+  found, mistakes = sequences.scan_sequences(source / SEQUENCES, described)
   yield from _all(SEQUENCES, mistakes)
   if found is None:
     return None
@@ -121,7 +127,7 @@ def _times(source: Path, found: sequences.Sequences | None) -> Problems:
   if found is None:
     yield Problem(f"{TIMES}: not compared with {SEQUENCES}, mend that first", warning=True)
   else:
-    yield from _all(TIMES, times.mistakes(read, found.offsets))
+    yield from _all(TIMES, times.times_mistakes(read, found.offsets))
 
 
 def _users(source: Path, found: sequences.Sequences | None) -> Problems:
@@ -129,7 +135,7 @@ def _users(source: Path, found: sequences.Sequences | None) -> Problems:
   if not path.exists():
     return
   users = None if found is None else found.users
-  yield from _all(USERS, _other_users(json_lines(path), users))
+  yield from _all(USERS, _other_users(read_json_lines(path), users))
   yield from _keys(path)
 
 
@@ -168,7 +174,7 @@ def _table(path: Path, name: str, num_items: int, named: bool) -> Problems:
     text = f"of shape {list(table.shape)}, and {num_items:,} items take {num_items + 1:,} rows"
     yield Problem(f"{name}: not looked into: {text}", warning=True)
     return
-  mistakes = list(feature_tables.mistakes(table, num_items))
+  mistakes = list(feature_tables.table_mistakes(table, num_items))
   yield from _all(name, mistakes)
   if mistakes:
     return
@@ -184,7 +190,7 @@ def _alike(name: str, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   digest_N = np.zeros(len(table), np.uint64)
   zero_N = np.zeros(len(table), bool)
   with tqdm(total=len(table) - 1, desc=name, unit="rows", delay=3, leave=False) as bar:
-    for start, x in feature_tables.item_rows(table):
+    for start, x in feature_tables.row_chunks(table):
       zero_N[start : start + len(x)] = ~x.any(axis=1)
       x += 0.0  # -0.0 is equal to 0.0, and other bytes
       digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in x]

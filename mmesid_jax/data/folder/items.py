@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmesid_jax.data.folder.problems import Mistake, faultless, json_lines, quote
+from mmesid_jax.data.folder.problems import Mistake, quote, read_json_lines, require_valid
 
 
 class Item(NamedTuple):
@@ -13,21 +13,21 @@ class Item(NamedTuple):
   path: tuple[str, ...]  # of categories; () = none
 
 
-NOTHING = Item(None, ())  # is known of the item
+UNKNOWN_ITEM = Item(None, ())  # is known of the item
 
 
 def read_items(path: Path) -> list[Item]:
   """Items by id, [I + 1]. Raises UserError for the first mistake."""
-  return [NOTHING, *faultless(path, scan(path))]
+  return [UNKNOWN_ITEM, *require_valid(path, scan_items(path))]
 
 
 def read_objects(path: Path) -> list[dict[str, Any]]:
   """All that stands of every item, [I]: item i is the one at i - 1. Raises UserError for the first
   mistake."""
-  return list(faultless(path, _objects(path)))
+  return list(require_valid(path, _objects(path)))
 
 
-def scan(path: Path) -> Iterator[Item | Mistake]:
+def scan_items(path: Path) -> Iterator[Item | Mistake]:
   """The item of every line that is in order, and every mistake of the others. Raises UserError for
   a file that cannot be read.
 
@@ -43,7 +43,7 @@ def scan(path: Path) -> Iterator[Item | Mistake]:
 def _objects(path: Path) -> Iterator[dict[str, Any] | Mistake]:
   """As `scan`, each item with all that stands of it."""
   number = 0
-  for number, found in json_lines(path):
+  for number, found in read_json_lines(path):
     mistakes = [found] if isinstance(found, Mistake) else list(_mistakes(number, found))
     yield from mistakes or [found]
   if not number:

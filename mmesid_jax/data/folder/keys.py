@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmesid_jax.data.folder.problems import Mistake, faultless, json_lines
+from mmesid_jax.data.folder.problems import Mistake, read_json_lines, require_valid
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import ITEMS, USERS
 
@@ -62,10 +62,10 @@ def _kept(path: Path) -> bool:
 
 
 def _keys(path: Path, field: str) -> list[str]:
-  return list(faultless(path, scan(json_lines(path), field)))
+  return list(require_valid(path, scan_keys(read_json_lines(path), field)))
 
 
-def scan(lines: Iterable[tuple[int, object]], field: str = KEY) -> Iterator[str | Mistake]:
+def scan_keys(lines: Iterable[tuple[int, object]], field: str = KEY) -> Iterator[str | Mistake]:
   """The key of every one of `mistakes.json_lines`, or what is wrong with the line."""
   first_line: dict[str, int] = {}
   for number, found in lines:

@@ -13,7 +13,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import read_bytes
 
 T = TypeVar("T")
-NO_JSON = "no JSON"  # the kind of a line that is none
+NOT_JSON = "no JSON"  # the kind of a line that is none
 SHOWN = 3  # places of every kind of mistake that a check names
 
 
@@ -32,13 +32,13 @@ class Mistake(NamedTuple):
     return f"{file}: {self.text}" if self.row is None else f"{file}: row {self.row} {self.text}"
 
 
-def refuse(file: str | os.PathLike, mistakes: Iterable[Mistake]) -> None:
+def raise_first(file: str | os.PathLike, mistakes: Iterable[Mistake]) -> None:
   """Raises UserError for the first mistake, if there is one."""
   for mistake in mistakes:
     raise UserError(mistake.within(file))
 
 
-def faultless(file: str | os.PathLike, found: Iterable[T | Mistake]) -> Iterator[T]:
+def require_valid(file: str | os.PathLike, found: Iterable[T | Mistake]) -> Iterator[T]:
   """What is found as long as it is no mistake. Raises UserError for the first."""
   for one in found:
     if isinstance(one, Mistake):
@@ -54,7 +54,7 @@ class _Kind:
   more: int = 0
 
 
-def told(file: str | os.PathLike, mistakes: Iterable[Mistake]) -> Iterator[str]:
+def format_problems(file: str | os.PathLike, mistakes: Iterable[Mistake]) -> Iterator[str]:
   """A line for every kind of mistake: the first of them, where the next are, and how many."""
   kinds: dict[str, _Kind] = {}
   for mistake in mistakes:
@@ -77,7 +77,7 @@ def _more(kind: _Kind) -> str:
   return f" (and {kind.more:,} more {unit}: {', '.join(map(str, kind.next_places))}{dots})"
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, object]]:
+def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
   """Number and content of every line of a .jsonl file, a Mistake where it is not JSON. Raises
   UserError for a file that cannot be read."""
   lines = tqdm(read_bytes(path).splitlines(), path.name, unit="lines", delay=3, leave=False)
@@ -85,7 +85,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, object]]:
     try:
       yield number, json.loads(line)
     except (ValueError, RecursionError) as error:
-      yield number, Mistake(NO_JSON, f"not JSON ({error}); expected one object a line", number)
+      yield number, Mistake(NOT_JSON, f"not JSON ({error}); expected one object a line", number)
 
 
 def quote(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mmesid_jax.data.folder.problems import Mistake, quote, refuse
+from mmesid_jax.data.folder.problems import Mistake, quote, raise_first
 from mmesid_jax.files.atomic import ITEMS, read_bytes
 
 MAX_ITEM = np.iinfo(np.int32).max
@@ -31,12 +31,12 @@ def read_sequences(path: str | os.PathLike, num_items: int | None = None) -> Seq
   Raises UserError naming the line: no or an empty file, a line that is not integers, a user without
   items, an item id out of range, a user that already stood on an earlier line.
   """
-  found, mistakes = scan(path, num_items)
-  refuse(path, mistakes)
+  found, mistakes = scan_sequences(path, num_items)
+  raise_first(path, mistakes)
   return Sequences(found.users, found.items.astype(np.int32), found.offsets)
 
 
-def scan(
+def scan_sequences(
   path: str | os.PathLike, num_items: int | None
 ) -> tuple[Sequences | None, Iterator[Mistake]]:
   """The sequences, items as int64, None where a line is not at least two numbers; and every

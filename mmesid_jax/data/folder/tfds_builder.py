@@ -54,7 +54,7 @@ class Interactions(tfds.core.ShardBasedBuilder, skip_registration=True):
     tfds.core.BuilderConfig(name=ITEMS, description="What is known of every item."),
   ]
 
-  def __init__(self, *, cut: tfds_shards.Cut, bar: tqdm.tqdm | None, **options):
+  def __init__(self, *, cut: tfds_shards.Shards, bar: tqdm.tqdm | None, **options):
     """cut: what is written; bar: moved by every example, None where other processes write."""
     self._cut, self._bar = cut, bar
     super().__init__(**options, file_format="array_record")
@@ -95,7 +95,7 @@ def _counted(shard: Iterable, bar: tqdm.tqdm) -> Iterator[tfds_shards.Keyed]:
     yield example
 
 
-def write(folder: Path, beam: str | None = None) -> Path:
+def write_tfds_dataset(folder: Path, beam: str | None = None) -> Path:
   """Writes folder/tfds from the plain files of `folder`, and returns it; it appears complete or not
   at all, and the same files give the same bytes.
 
@@ -107,7 +107,7 @@ def write(folder: Path, beam: str | None = None) -> Path:
   if output.exists():
     raise UserError(f"{output}: exists; delete it to have it written again")
   config = None if beam is None else _beam(beam)
-  cuts = tfds_shards.cut(folder)
+  cuts = tfds_shards.cut_into_shards(folder)
   total = sum(cut.examples for cut in cuts.values())
   with whole_folder(output) as temporary:
     with tqdm.tqdm(total=total, desc=FOLDER, unit=" examples", delay=2, leave=False) as bar:

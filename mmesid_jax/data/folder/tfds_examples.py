@@ -21,14 +21,14 @@ def user_example(sequence: bytes, user: bytes, times: Sequence[int] | None) -> d
   try:
     number, *items = map(int, sequence.split())
     example = {"user_id": number, KEY: _encoded(json.loads(user)[KEY]), "items": items}
-    again = user_lines(example)
+    again = example_to_user_lines(example)
   except (ValueError, LookupError, TypeError, AttributeError):
     raise ValueError("expected `user item item ...`, and an object with user_id and key") from None
   _check_same((sequence, user), again)
   return example if times is None else {**example, "times": times}
 
 
-def user_lines(example: Mapping[str, Any]) -> tuple[bytes, bytes]:
+def example_to_user_lines(example: Mapping[str, Any]) -> tuple[bytes, bytes]:
   """Of sequences.txt and users.jsonl."""
   number = example["user_id"]
   return sequence_line(number, example["items"]), user_line(number, _decoded(example[KEY]))
@@ -45,7 +45,7 @@ def item_example(line: bytes) -> dict[str, Any]:
       **{name: _encoded(item[name] or "") for name in TEXTS},
       **{name: [*map(_encoded, item[name] or ())] for name in LISTS},
     }
-    again = line_of_item(example)
+    again = example_to_item_line(example)
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     fields = ", ".join(("item_id", KEY, *TEXTS, *LISTS))
     raise ValueError(f"expected an object with {fields}") from None
@@ -53,7 +53,7 @@ def item_example(line: bytes) -> dict[str, Any]:
   return example
 
 
-def line_of_item(example: Mapping[str, Any]) -> bytes:
+def example_to_item_line(example: Mapping[str, Any]) -> bytes:
   """Of items.jsonl."""
   texts = {name: _decoded(example[name]) or None for name in TEXTS}
   lists = {name: [*map(_decoded, example[name])] or None for name in LISTS}

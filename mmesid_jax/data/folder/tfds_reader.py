@@ -19,8 +19,8 @@ from mmesid_jax.data.folder.tfds_examples import (
   NAME,
   TEXTS,
   USERS,
-  line_of_item,
-  user_lines,
+  example_to_item_line,
+  example_to_user_lines,
 )
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import atomic
@@ -31,7 +31,7 @@ VERSION = "1."  # what is read: TFDS's major version, which a change of the feat
 MARK = "made_from.json"  # in the plain folder: what its files were made from
 
 
-def export(directory: Path, folder: Path) -> None:
+def export_plain_files(directory: Path, folder: Path) -> None:
   """Writes sequences.txt, users.jsonl, items.jsonl and, where there are times, times.npy into
   `folder`, byte for byte those that the dataset within `directory` was made from.
 
@@ -39,7 +39,7 @@ def export(directory: Path, folder: Path) -> None:
   at all. Raises UserError for a directory that does not hold one such dataset, one that is damaged
   or incomplete, and where the disk refuses the files.
   """
-  found = {name: find(directory, name) for name in (USERS, ITEMS)}
+  found = {name: find_config_folder(directory, name) for name in (USERS, ITEMS)}
   made_from = json.dumps({name: _digests(place) for name, place in found.items()}, indent=1)
   mark = folder / MARK
   if mark.is_file() and mark.read_text() == made_from:
@@ -51,7 +51,7 @@ def export(directory: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def find(directory: Path, name: str) -> Path:
+def find_config_folder(directory: Path, name: str) -> Path:
   """The folder of the configuration, in `directory` or below. Raises UserError unless there is
   exactly one, of a version that is read."""
   found = {}
@@ -99,7 +99,7 @@ def _write_users(place: Path, folder: Path) -> None:
             KEY: features[KEY].bytes_list.value[0],
             "items": features["items"].int64_list.value,
           }
-          sequence, line = user_lines(user)
+          sequence, line = example_to_user_lines(user)
         sequences.write(sequence)
         users.write(line)
         if "times" in features:
@@ -116,7 +116,9 @@ def _write_items(place: Path, folder: Path) -> None:
       with _whole(place):
         texts = {name: features[name].bytes_list.value[0] for name in (KEY, *TEXTS)}
         lists = {name: features[name].bytes_list.value for name in LISTS}
-        line = line_of_item({"item_id": features["item_id"].int64_list.value[0], **texts, **lists})
+        line = example_to_item_line(
+          {"item_id": features["item_id"].int64_list.value[0], **texts, **lists}
+        )
       items.write(line)
 
 

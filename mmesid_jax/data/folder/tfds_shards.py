@@ -64,12 +64,12 @@ class Items:
       yield row, example
 
 
-class Cut(NamedTuple):
+class Shards(NamedTuple):
   shards: list[Users] | list[Items]
   examples: int
 
 
-def cut(folder: Path) -> dict[str, Cut]:
+def cut_into_shards(folder: Path) -> dict[str, Shards]:
   """The shards of either configuration. Raises UserError for files that are missing, empty, or do
   not belong together."""
   (*sequences, end), (*users, last) = _places(folder / SEQUENCES), _places(folder / USERS)
@@ -85,8 +85,8 @@ def cut(folder: Path) -> dict[str, Cut]:
   *items, after = _places(folder / ITEMS)
   pairs = zip(sequences, users, strict=True)
   return {
-    examples.USERS: Cut([Users(folder, *pair) for pair in pairs], end.line),
-    examples.ITEMS: Cut([Items(folder, place) for place in items], after.line),
+    examples.USERS: Shards([Users(folder, *pair) for pair in pairs], end.line),
+    examples.ITEMS: Shards([Items(folder, place) for place in items], after.line),
   }
 
 

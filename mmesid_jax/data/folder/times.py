@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmesid_jax.data.folder.problems import Mistake, refuse
+from mmesid_jax.data.folder.problems import Mistake, raise_first
 from mmesid_jax.files.atomic import SEQUENCES, read_npy
 
 
@@ -14,11 +14,11 @@ def read_times(path: Path, offsets: np.ndarray) -> np.ndarray:
   """int64 [interactions], memory-mapped, of users whose items are at offsets [U + 1]. Raises
   UserError for a file that is missing or no table, and for the first mistake."""
   times = read_npy(path)
-  refuse(path, mistakes(times, offsets))
+  raise_first(path, times_mistakes(times, offsets))
   return times
 
 
-def mistakes(times: np.ndarray, offsets: np.ndarray) -> Iterator[Mistake]:
+def times_mistakes(times: np.ndarray, offsets: np.ndarray) -> Iterator[Mistake]:
   """Another type, another length, and every row that goes back within a user."""
   if times.dtype != np.int64 or times.ndim != 1:
     text = f"{times.dtype} of shape {list(times.shape)}; expected int64 [interactions], seconds"

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from mmesid_jax.data import features
-from mmesid_jax.data.dataset import prepare
+from mmesid_jax.data.dataset import prepare_dataset
 from mmesid_jax.data.features import open_features
-from mmesid_jax.data.folder.check import problems, report
-from mmesid_jax.data.folder.problems import Mistake, told
+from mmesid_jax.data.folder.check import check_folder, find_problems
+from mmesid_jax.data.folder.problems import Mistake, format_problems
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 
@@ -49,12 +49,12 @@ def change(path, *changes):
 
 
 def told_of(folder, *feature_files):
-  return list(map(str, problems(folder, feature_files)))
+  return list(map(str, find_problems(folder, feature_files)))
 
 
 def test_nothing_is_wrong_with_what_is_right(folder, capsys):
   assert told_of(folder) == []
-  report(folder, ["text.npy"])
+  check_folder(folder, ["text.npy"])
   assert capsys.readouterr().out == f"{folder}: can be trained on\n"
   for file in ("items.jsonl", "users.jsonl", "times.npy", "text.npy", "visual.npy"):
     (folder / file).unlink()
@@ -101,7 +101,7 @@ def test_all_files_are_told_of_at_once(folder, capsys):
     "warning: items.jsonl:5: no text under 'key', which should be the key"
   ]
   with pytest.raises(UserError, match="folder: 15 kinds of mistakes keep it from being trained on"):
-    report(folder, ["visual.npy", "fourth.npy"])
+    check_folder(folder, ["visual.npy", "fourth.npy"])
   assert capsys.readouterr().out.splitlines() == found
 
 
@@ -119,7 +119,7 @@ def test_all_files_are_told_of_at_once(folder, capsys):
 def test_one_mistake_is_told_once(folder, file, changes, says):
   (folder / "times.npy").unlink()
   change(folder / file, *changes)
-  found = [str(p) for p in problems(folder) if not p.warning]
+  found = [str(p) for p in find_problems(folder) if not p.warning]
   assert len(found) == 1, found
   assert re.match(says, found[0]), found[0]
 
@@ -157,7 +157,7 @@ def test_warnings_do_not_keep_from_training(folder, capsys):
   x_IV[20:22] = x_IV[2]
   np.save(folder / "text.npy", x_IV)
   np.save(folder / "numbers.npy", np.arange(23))
-  report(folder)
+  check_folder(folder)
   assert capsys.readouterr().out.splitlines() == [
     "warning: items.jsonl:6: key 'K5' already stands on line 5",
     "warning: sequences.txt: users with fewer than 3 items, whom leave-one-out does not evaluate: "
@@ -216,7 +216,7 @@ def test_without_a_number_of_items_no_table_is_judged(folder):
 
 def test_no_directory(tmp_path):
   with pytest.raises(UserError, match="nowhere: no such directory; expected one that holds seq"):
-    report(tmp_path / "nowhere")
+    check_folder(tmp_path / "nowhere")
 
 
 def test_the_first_of_every_kind_is_told_in_the_order_of_the_file():
@@ -227,7 +227,7 @@ def test_the_first_of_every_kind_is_told_in_the_order_of_the_file():
     *(Mistake("a", "is an a", line=n) for n in (7, 7, 8)),
     Mistake("b", "is a b", row=9),
   ]
-  assert list(told("x", mistakes)) == [
+  assert list(format_problems("x", mistakes)) == [
     "x:2: is an a (and 3 more lines: 3, 7, ...)",
     "x: row 0 is a b (and 1 more row: 9)",
     "x: is not a file",
@@ -239,7 +239,7 @@ def test_what_is_refused_is_what_is_told(folder):
   change(folder / "sequences.txt", (3, "3 1 0"), (8, "8 0"), (9, "z"))
   first, *_ = told_of(folder)
   with pytest.raises(UserError) as caught:
-    prepare(folder, folder / "cache")
+    prepare_dataset(folder, folder / "cache")
   assert first == str(caught.value).removeprefix(f"{folder}/") + " (and 1 more line: 8)"
   np.save(folder / "text.npy", np.load(folder / "text.npy")[1:])
   with pytest.raises(UserError) as caught:

@@ -19,7 +19,7 @@ from mmesid_jax.data.folder.writer import item_line, sequence_line, user_line
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import prepared_folder
 from mmesid_jax.ingest.catalogue import Catalogue, Item
-from mmesid_jax.ingest.events import collect
+from mmesid_jax.ingest.events import collect_events
 from mmesid_jax.ingest.writing import write
 from mmesid_jax.stages.workdir import open_workdir
 
@@ -35,7 +35,7 @@ def prepared(folder: pathlib.Path, *, times: bool = True) -> pathlib.Path:
     (f"u{u}{ODD[u % 5]}", f"i{i}{ODD[i % 5]}", 1_400_000_000 + 3600 * n if times else None, np.nan)
     for n, (u, i) in enumerate(pairs)
   )
-  found = collect(rows)
+  found = collect_events(rows)
   catalogue = Catalogue(found.item_keys)
   catalogue.add(
     Item(
@@ -73,7 +73,7 @@ def same_trees(a: pathlib.Path, b: pathlib.Path) -> bool:
 
 
 def test_the_plain_files_come_back_byte_for_byte(whole, tmp_path):
-  tfds_reader.export(whole, tmp_path / "plain")
+  tfds_reader.export_plain_files(whole, tmp_path / "plain")
   for name in PLAIN:
     assert (tmp_path / "plain" / name).read_bytes() == (whole / name).read_bytes(), name
   assert b'"title": null' in (whole / "items.jsonl").read_bytes()
@@ -84,7 +84,7 @@ def test_the_plain_files_come_back_byte_for_byte(whole, tmp_path):
 def test_without_times_there_are_none(tmp_path):
   folder = prepared(tmp_path / "timeless", times=False)
   prepared_folder.write_tfds(folder)
-  tfds_reader.export(folder, tmp_path / "plain")
+  tfds_reader.export_plain_files(folder, tmp_path / "plain")
   names = {*PLAIN[:3], tfds_reader.MARK}
   assert {path.name for path in (tmp_path / "plain").iterdir()} == names
   for name in PLAIN[:3]:
@@ -132,7 +132,7 @@ def test_beam_writes_the_same_bytes(whole, tmp_path, monkeypatch):
   for file in PLAIN:
     shutil.copy(whole / file, tmp_path)
   monkeypatch.setattr(tfds_shards, "EXAMPLES", 4)
-  assert same_trees(builder.write(tmp_path, "--runner=DirectRunner"), whole / "tfds")
+  assert same_trees(builder.write_tfds_dataset(tmp_path, "--runner=DirectRunner"), whole / "tfds")
 
 
 TEXTS = st.text(st.characters(exclude_categories=()), min_size=1, max_size=6)  # surrogates too
@@ -146,9 +146,9 @@ LISTS = st.lists(TEXTS, min_size=1, max_size=3)
 )
 def test_lines_of_any_text_come_back(key, texts, lists):
   line = item_line(7, key, texts | lists)
-  assert tfds_examples.line_of_item(tfds_examples.item_example(line)) == line
+  assert tfds_examples.example_to_item_line(tfds_examples.item_example(line)) == line
   pair = sequence_line(3, [9, 1]), user_line(3, key)
-  assert tfds_examples.user_lines(tfds_examples.user_example(*pair, None)) == pair
+  assert tfds_examples.example_to_user_lines(tfds_examples.user_example(*pair, None)) == pair
 
 
 @pytest.mark.parametrize(
@@ -215,36 +215,40 @@ def without_features(folder):
 def test_what_is_damaged_is_told_in_one_line(copy, tmp_path, damage):
   damage(copy)
   with pytest.raises(UserError, match=r"1\.0\.0: damaged or incomplete \(.*\); copy it again"):
-    tfds_reader.export(copy, tmp_path / "plain")
+    tfds_reader.export_plain_files(copy, tmp_path / "plain")
   assert {path.name for path in tmp_path.iterdir()} == {"copy"}
 
 
 def test_the_dataset_is_found_or_one_line_says_what_is_missing(copy, tmp_path):
   users = copy / "interactions" / "users" / "1.0.0"
-  assert tfds_reader.find(copy.parent, "users") == tfds_reader.find(users, "users") == users
+  assert (
+    tfds_reader.find_config_folder(copy.parent, "users")
+    == tfds_reader.find_config_folder(users, "users")
+    == users
+  )
   with pytest.raises(UserError, match="interactions/items.*found no dataset_info.json of one"):
-    tfds_reader.find(users, "items")
+    tfds_reader.find_config_folder(users, "items")
   shutil.copytree(copy, tmp_path / "second")
   with pytest.raises(UserError, match="expected one dataset .* found .*copy/.*second/"):
-    tfds_reader.find(tmp_path, "users")
+    tfds_reader.find_config_folder(tmp_path, "users")
   info = users / "dataset_info.json"
   info.write_text(info.read_text().replace('"version": "1.0.0"', '"version": "2.0.0"'))
   with pytest.raises(UserError, match=r"version 2\.0\.0; this one reads 1\.x"):
-    tfds_reader.find(copy, "users")
+    tfds_reader.find_config_folder(copy, "users")
   info.write_text("{")
   with pytest.raises(UserError, match="dataset_info.json: not JSON"):
-    tfds_reader.find(copy, "users")
+    tfds_reader.find_config_folder(copy, "users")
 
 
 def test_it_is_exported_once_and_again_when_it_changes(copy, whole, tmp_path):
   plain = tmp_path / "plain"
-  tfds_reader.export(copy, plain)
+  tfds_reader.export_plain_files(copy, plain)
   first = (plain / "items.jsonl").stat().st_ino
-  tfds_reader.export(copy, plain)
+  tfds_reader.export_plain_files(copy, plain)
   assert (plain / "items.jsonl").stat().st_ino == first
   other = prepared(tmp_path / "other", times=False)
   prepared_folder.write_tfds(other)
-  tfds_reader.export(other, plain)
+  tfds_reader.export_plain_files(other, plain)
   assert not (plain / "times.npy").exists()
   assert (plain / "users.jsonl").read_bytes() == (other / "users.jsonl").read_bytes()
 
@@ -298,7 +302,10 @@ def test_the_commands(tmp_path):
   arguments = ("--config=configs/prepare.py", f"--config.events={events}", "--config.tfds=True")
   status, _, err = commands.run("prepare", *arguments, f"--output={output}")
   assert status == 0, err
-  assert tfds_reader.find(output, "users") == output / "tfds" / "interactions" / "users" / "1.0.0"
+  assert (
+    tfds_reader.find_config_folder(output, "users")
+    == output / "tfds" / "interactions" / "users" / "1.0.0"
+  )
   told = commands.refused("prepare", *arguments, "--output=b", "--beam=--runner=DirectRunner")
   assert "name --tfds" in told
   train = ("--config=configs/quickstart.py", "--config.data.source=tfds", f"--workdir={tmp_path}/w")

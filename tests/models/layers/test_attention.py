@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmesid_jax.data.batches import in_batches
+from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.models.layers.attention import attention, preferred, visible
 from mmesid_jax.parallel.sharding import make_mesh
@@ -17,7 +17,7 @@ def packed_mask(row_length: int) -> jax.Array:
   """Two rows of several users with two response tokens behind every target."""
   rng = np.random.default_rng(0)
   histories = [rng.integers(1, 40, n) for n in (1, 7, 20, 3, 15, 9, 2)]
-  (batch,) = in_batches(histories, Layout(2, row_length, 64, response=2))
+  (batch,) = batch_sequences(histories, Layout(2, row_length, 64, response=2))
   return visible(batch, P)
 
 
