@@ -37,7 +37,8 @@ from absl import flags
 from mmesid_jax.config import command_line
 from mmesid_jax.config.schema import default_config, flatten
 from mmesid_jax.data.dataset import popularity
-from mmesid_jax.data.features import read_features, whiten, fit_whitening
+from mmesid_jax.data.features import read_features
+from mmesid_jax.data.whitening import fit_whitening, whiten
 from mmesid_jax.errors import UserError
 
 OURS = ("packed", "alone", "packed_backbone", "alone_backbone")
@@ -181,7 +182,7 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
   from step_contestants import Inputs
 
   from mmesid_jax.data.batches import PackedBatches
-  from mmesid_jax.data.packing import with_capacity, training_pieces
+  from mmesid_jax.data.packing import training_pieces, with_capacity
   from mmesid_jax.stages.recommender_stage import batch_layout
 
   rng, s, config = np.random.default_rng(0), SIZES[size], default_config()

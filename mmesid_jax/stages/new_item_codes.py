@@ -13,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.schema import read_config
-from mmesid_jax.data.features import Whitening, new_features, read_new_features
+from mmesid_jax.data.features import new_features, read_new_features
+from mmesid_jax.data.whitening import Whitening
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
 from mmesid_jax.models.extend_catalogue import with_new_items
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.stages import recommender_stage, semantic_id_stage
+from mmesid_jax.stages import item_batches, recommender_stage, semantic_id_stage
 
 STAGE = "new_items"
 
@@ -41,23 +42,23 @@ class NewItems:
     return len(next(iter(self.rows.values())))
 
 
-def encode(workdir_path: pathlib.Path, config: ConfigDict, sources: Sources) -> NewItems:
+def encode_new_items(workdir_path: pathlib.Path, config: ConfigDict, sources: Sources) -> NewItems:
   """Codes of new items by the nearest code on every level, from semantic_ids.safetensors alone.
 
   A modality that is not given (new items have no collaborative vectors) is read as the mean of the
   training items' vectors. Raises UserError.
   """
-  model, means, fingerprint = semantic_id_stage.restore(workdir_path, config)
+  model, means, fingerprint = semantic_id_stage.load_mm_rqvae(workdir_path, config)
   given = _read(sources, {m: len(mean_V) for m, mean_V in means.items()})
   N = len(next(iter(given.values())))
   rows = {m: given[m] if m in given else np.tile(x_V, (N, 1)) for m, x_V in means.items()}
   padded = {m: np.pad(x, ((1, 0), (0, 0))) for m, x in rows.items()}
-  found = semantic_id_stage.all_codes(semantic_id_stage.Tables(model, padded), padded)
+  found = semantic_id_stage.encode_catalogue(item_batches.FeatureTables(model, padded), padded)
   codes = {m: code_NL[1:] for m, code_NL in found.items()}
   return NewItems(rows, codes, tuple(given), fingerprint)
 
 
-def write(path: pathlib.Path, new: NewItems) -> None:
+def write_new_items(path: pathlib.Path, new: NewItems) -> None:
   """Under a temporary name, then renamed."""
   tensors = {f"codes.{m}": x for m, x in new.codes.items()}
   tensors |= {f"features.{m}": x for m, x in new.rows.items()}
@@ -65,14 +66,14 @@ def write(path: pathlib.Path, new: NewItems) -> None:
   artifact.write_artifact(path, tensors, header)
 
 
-def read(path: pathlib.Path) -> NewItems:
+def read_new_items(path: pathlib.Path) -> NewItems:
   """What `write` wrote. Raises UserError for another kind of file."""
   found, header = artifact.read_artifact(path, STAGE)
-  rows, codes = (artifact.under(found, prefix) for prefix in ("features.", "codes."))
+  rows, codes = (artifact.strip_prefix(found, prefix) for prefix in ("features.", "codes."))
   return NewItems(rows, codes, tuple(header["given"]), header["quantiser"])
 
 
-def extended(
+def append_new_items(
   model: RecommenderModel,
   workdir_path: pathlib.Path,
   config: ConfigDict,
@@ -83,11 +84,11 @@ def extended(
   source: a file that `write` wrote, or their features by modality, files or arrays, as they were
   before whitening. Raises UserError for what does not fit, or codes of another quantiser.
   """
-  maps = recommender_stage.restored_whitenings(workdir_path, config)
+  maps = recommender_stage.load_whitenings(workdir_path, config)
   from_file, codes = isinstance(source, str | os.PathLike), {}
   name = str(source) if from_file else "new items"
   if from_file or len(model.items.code_IL):
-    new = read(pathlib.Path(source)) if from_file else encode(workdir_path, config, source)
+    new = read_new_items(pathlib.Path(source)) if from_file else encode_new_items(workdir_path, config, source)
     _check_quantiser(model, workdir_path, new, name)
     source, codes = {m: new.rows[m] for m in new.given}, new.codes
   given = _read(source, _widths(model, maps))
@@ -150,8 +151,8 @@ def encode_and_write(workdir: pathlib.Path, features: Sequence[str], output: pat
     if modality in sources:
       raise UserError(f"--features={text}: {modality} is given twice")
     sources[modality] = file
-  new = encode(workdir, read_config(workdir), sources)
-  write(output, new)
+  new = encode_new_items(workdir, read_config(workdir), sources)
+  write_new_items(output, new)
   print(f"{output}: {len(new):,} new items")
   for m, code_NL in new.codes.items():
     source = "" if m in new.given else " (of the training items' mean vector: not given)"

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import Dataset, popularity
-from mmesid_jax.data.features import Whitening, whiten, fit_whitening
-from mmesid_jax.data.packing import Batch, Layout, PieceCounts, with_capacity, training_pieces
+from mmesid_jax.data.packing import Batch, Layout, PieceCounts, training_pieces, with_capacity
+from mmesid_jax.data.whitening import Whitening, fit_whitening, whiten
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files import artifact
@@ -25,12 +25,16 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import load_model
-from mmesid_jax.stages import backbone, semantic_id_stage
-from mmesid_jax.stages.sequence_task import evaluation_layout, next_item_task
-from mmesid_jax.stages.workdir import Workdir, stage_key
-
-STAGE = "recommender"
-
+from mmesid_jax.stages import backbone
+from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS, read_semantic_ids
+from mmesid_jax.stages.sequence_task import (
+  check_batch_divides,
+  evaluation_layout,
+  next_item_task,
+)
+from mmesid_jax.stages.stage import Stage
+from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.training.step import Loss
 
 def batch_layout(config: ConfigDict) -> Layout:
   """The batch shape of `config` = config.recommender."""
@@ -47,7 +51,7 @@ def init_recommender(
   counts_I: np.ndarray,
 ) -> RecommenderModel:
   """The model of `config` = config.recommender, freshly drawn around the given tables."""
-  rngs = nnx.Rngs(stage_key(seed, STAGE))
+  rngs = nnx.Rngs(RECOMMENDER.key(seed))
   items = ItemEncoder(
     features,
     codes,
@@ -74,38 +78,53 @@ def init_recommender(
   )
 
 
-def recommender_loss(config: ConfigDict, counts_I: np.ndarray):
-  """The loss of `config` = config.recommender, as step.Loss: cross-entropy over all items (MME-SID,
-  section 4), or with config.negatives over so many sampled ones.
+def recommender_loss(config: ConfigDict, counts_I: np.ndarray) -> Loss:
+  """The loss of `config` = config.recommender: cross-entropy over all items (MME-SID, section 4),
+  or over config.negatives sampled ones.
 
-  Negatives are drawn from what was interacted with in training, every item once more, so frequent
-  ones are drawn more often; the log-Q correction makes up for it. With config.as_new every step
-  takes such a share of the catalogue, drawn anew, for new items.
+  With config.as_new every step samples that share of the catalogue and treats it as new items.
+  counts_I: how often each item was met in training; row 0 is padding.
   """
+  negatives = Negatives(config.negatives, counts_I) if config.negatives else None
 
-  def exact(model: RecommenderModel, batch: Batch, key: jax.Array):
+  def loss(model: RecommenderModel, batch: Batch, key: jax.Array):
+    if config.as_new:
+      key, item_key = jax.random.split(key)
+      new_I = jax.random.bernoulli(item_key, config.as_new, (model.num_items + 1,))
+      model = as_new(model, new_I)
+    if negatives:
+      return _sampled_loss(model, batch, key, negatives), {}
     scorer = model.scorer(model.hidden(batch, key))
     chunk = config.softmax_chunk
     return catalogue_cross_entropy(scorer, batch.target_Q, batch.weight_Q, chunk), {}
 
-  def sampled(model: RecommenderModel, batch: Batch, key: jax.Array):
-    model_key, negative_key = jax.random.split(key)
-    drawn_N = jax.random.randint(negative_key, (config.negatives,), 0, len(pool_E))
-    negative_N = jnp.asarray(pool_E)[drawn_N]
-    expected_N = config.negatives * (jnp.asarray(counts_I)[negative_N] + 1) / len(pool_E)
-    # Few of the catalogue's rows are read: they alone are projected.
-    scorer = model.scorer(model.hidden(batch, model_key), project=False)
-    args = batch.target_Q, batch.weight_Q, negative_N, jnp.log(expected_N)
-    return sampled_cross_entropy(scorer, *args), {}
+  return loss
 
-  def partly_new(model: RecommenderModel, batch: Batch, key: jax.Array):
-    model_key, item_key = jax.random.split(key)
-    new_I = jax.random.bernoulli(item_key, config.as_new, (model.num_items + 1,))
-    return chosen(as_new(model, new_I), batch, model_key)
 
-  pool_E = np.repeat(np.arange(1, len(counts_I)), counts_I[1:] + 1).astype(np.int32)
-  chosen = sampled if config.negatives else exact
-  return partly_new if config.as_new else chosen
+class Negatives:
+  """Samples items by how often they were met in training, plus one, so frequent items more often.
+
+  A log-Q correction makes up for it.
+  """
+
+  def __init__(self, number: int, counts_I: np.ndarray):
+    self._number, self._counts_I = number, counts_I
+    self._pool_Z = np.repeat(np.arange(1, len(counts_I)), counts_I[1:] + 1).astype(np.int32)
+
+  def sample(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Items int32 [G] and the logarithm of how often each is expected among them, float32 [G]."""
+    place_G = jax.random.randint(key, (self._number,), 0, len(self._pool_Z))
+    item_G = jnp.asarray(self._pool_Z)[place_G]
+    expected_G = self._number * (jnp.asarray(self._counts_I)[item_G] + 1) / len(self._pool_Z)
+    return item_G, jnp.log(expected_G)
+
+
+def _sampled_loss(model: RecommenderModel, batch: Batch, key: jax.Array, negatives: Negatives):
+  model_key, negative_key = jax.random.split(key)
+  item_G, log_expected_G = negatives.sample(negative_key)
+  # Few rows of the catalogue are read, so only they are projected.
+  scorer = model.scorer(model.hidden(batch, model_key), project=False)
+  return sampled_cross_entropy(scorer, batch.target_Q, batch.weight_Q, item_G, log_expected_G)
 
 
 def read_codes(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -114,7 +133,7 @@ def read_codes(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.nd
   choice = workdir.config.recommender.codes
   if choice == "none":
     return {}, {}
-  codes, books, _ = semantic_id_stage.read_semantic_ids(workdir)
+  codes, books, _ = read_semantic_ids(workdir)
   if choice == "random":
     rng = np.random.default_rng(workdir.config.seed)
     books = {m: rng.normal(0, x.std(), x.shape).astype(np.float32) for m, x in books.items()}
@@ -137,13 +156,8 @@ def rescale_codebooks(book_LCD: np.ndarray, code_NL: np.ndarray, std: float) -> 
   return (centred_LCD * (std / max(spread, 1e-12))).astype(np.float32)
 
 
-def training_batches(workdir: Workdir) -> tuple[PackedBatches, PieceCounts]:
-  """The stage's batches, and what cutting did."""
-  return make_batches(workdir.config, workdir.dataset)
-
-
 def make_batches(config: ConfigDict, dataset: Dataset) -> tuple[PackedBatches, PieceCounts]:
-  """`training_data` of a data set that no workdir holds."""
+  """The stage's batches of the training part, and what cutting long histories did."""
   c = config.recommender
   pieces, counts = training_pieces(
     dataset,
@@ -179,46 +193,11 @@ def init_model(workdir: Workdir, maps: Mapping[str, Whitening] | None = None) ->
   )
 
 
-def run(workdir: Workdir) -> None:
-  """Trains, keeps the best on validation, writes the artifact."""
-  config, dataset = workdir.config, workdir.dataset
-  c = config.recommender
-  batches, counts = training_batches(workdir)
-  maps = fit_whitenings(workdir)
-  model = init_model(workdir, maps)
-  backbone.prepare_backbone(model, c)
-  task = next_item_task(
-    STAGE,
-    config,
-    c,
-    model=model,
-    loss=recommender_loss(c, popularity(dataset)),
-    batches=batches,
-    counts=counts,
-    evaluator=Evaluator(dataset, evaluation_layout(batch_layout(c), config.evaluation.targets), "valid"),
-    flops=flops.recommender,
-    prompt=c.prompt.length,
-  )
-  result = workdir.fit(task)
-  backbone.export_adapter(result.model, c, workdir.path / "adapter")
-  workdir.write(
-    STAGE,
-    {"counts": popularity(dataset)}
-    | {f"whitening.{m}.mean": by.mean_V for m, by in maps.items()}
-    | {f"whitening.{m}.map": by.map_VW for m, by in maps.items()},
-    result.model,
-    valid={config.evaluation.select: result.best},
-    best_step=result.best_step,
-    cut_users=counts.cut_users,
-    config=config.to_json_best_effort(),
-  )
-
-
 def load_recommender(workdir_path, config: ConfigDict, *, pretrained: bool = True) -> RecommenderModel:
   """The trained model from workdir_path/recommender.safetensors alone: no data set, no other
   artifact. pretrained=False leaves what its checkpoint holds as shapes: enough for its items."""
-  path = workdir_path / f"{STAGE}.safetensors"
-  found, _ = artifact.read_artifact(path, STAGE)
+  path = workdir_path / f"{RECOMMENDER.name}.safetensors"
+  found, _ = RECOMMENDER.read(workdir_path)
   named = artifact.strip_prefix(found, "model.")
 
   def tables(part: str) -> dict[str, np.ndarray]:
@@ -226,7 +205,7 @@ def load_recommender(workdir_path, config: ConfigDict, *, pretrained: bool = Tru
 
   features = tables("feature_IV")
   if not features:
-    raise UserError(f"{path}: holds no feature table; train the stage {STAGE} again")
+    raise UserError(f"{path}: holds no feature table; train the stage {RECOMMENDER.name} again")
 
   def abstract() -> RecommenderModel:
     return init_recommender(
@@ -249,9 +228,74 @@ def load_whitenings(workdir_path, config: ConfigDict) -> dict[str, Whitening]:
   stayed as they are."""
   if not config.recommender.whiten:
     return {}
-  path, prefix = workdir_path / f"{STAGE}.safetensors", "whitening."
-  found, _ = artifact.read_artifact(path, STAGE, prefix=prefix)
+  name, prefix = RECOMMENDER.name, "whitening."
+  path = workdir_path / f"{name}.safetensors"
+  found, _ = artifact.read_artifact(path, name, prefix=prefix)
   if not found:
     raise UserError(f"{path}: does not say how its features were whitened; train it again")
   names = {name.removeprefix(prefix).rpartition(".")[0] for name in found}
   return {m: Whitening(found[f"{prefix}{m}.mean"], found[f"{prefix}{m}.map"]) for m in names}
+
+
+class RecommenderStage(Stage):
+  """A Llama on the packed histories, around the feature tables and the semantic IDs."""
+
+  name = "recommender"
+  summary = "a Llama on the histories, ranking all items"
+  config_keys = ("evaluation.select",)
+  model_name = "MME-SID"
+  folders = ("adapter",)
+
+  def upstream(self, config: ConfigDict) -> tuple[Stage, ...]:
+    codes = () if config.recommender.codes == "none" else (SEMANTIC_IDS,)
+    return (*SEMANTIC_IDS.upstream(config), *codes)
+
+  def further_inputs(self, config: ConfigDict) -> dict[str, str]:
+    return backbone.backbone_fingerprint(config.recommender)
+
+  def check(self, config: ConfigDict) -> None:
+    check_batch_divides(self.name, config.recommender)
+    backbone.check_backbone_divides(config.recommender)
+
+  def layout(self, config: ConfigDict) -> Layout:
+    return batch_layout(config.recommender)
+
+  def train(self, workdir: Workdir) -> None:
+    config, dataset = workdir.config, workdir.dataset
+    c, counts_I = config.recommender, popularity(dataset)
+    batches, counts = make_batches(config, dataset)
+    maps = fit_whitenings(workdir)
+    model = init_model(workdir, maps)
+    backbone.prepare_backbone(model, c)
+    layout = evaluation_layout(self.layout(config), config.evaluation.targets)
+    task = next_item_task(
+      self.name,
+      config,
+      c,
+      model=model,
+      loss=recommender_loss(c, counts_I),
+      batches=batches,
+      counts=counts,
+      evaluator=Evaluator(dataset, layout, "valid"),
+      flops=flops.recommender,
+      prompt=c.prompt.length,
+    )
+    result = self.fit(workdir, task)
+    backbone.export_adapter(result.model, c, workdir.path / "adapter")
+    self.write(
+      workdir,
+      {"counts": counts_I}
+      | {f"whitening.{m}.mean": by.mean_V for m, by in maps.items()}
+      | {f"whitening.{m}.map": by.map_VW for m, by in maps.items()},
+      result.model,
+      valid={config.evaluation.select: result.best},
+      best_step=result.best_step,
+      cut_users=counts.cut_users,
+      config=config.to_json_best_effort(),
+    )
+
+  def load_model(self, workdir: Workdir) -> RecommenderModel:
+    return load_recommender(workdir.path, workdir.config)
+
+
+RECOMMENDER = RecommenderStage()

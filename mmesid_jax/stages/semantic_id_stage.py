@@ -6,7 +6,7 @@ the header holds the health of the codebooks.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.data.batches import item_batches
-from mmesid_jax.data.features import covariance, mean_and_deviation, principal_components
+from mmesid_jax.data.whitening import covariance, mean_and_deviation, principal_components
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.codebook_health import health, table
 from mmesid_jax.files import artifact
@@ -27,18 +27,24 @@ from mmesid_jax.models.fsq import digits
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import loaded
+from mmesid_jax.parallel.placement import load_model
 from mmesid_jax.quantize.kmeans import residual_kmeans
-from mmesid_jax.stages.item_batches import Batch, Tables, batch_of, chunks, encoded, items_of
-from mmesid_jax.stages.workdir import Workdir, key_for
+from mmesid_jax.stages.item_batches import (
+  FeatureTables,
+  ItemBatch,
+  encode_table,
+  item_chunks,
+  item_ids,
+  make_item_batch,
+)
+from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
+from mmesid_jax.stages.stage import Stage
+from mmesid_jax.stages.workdir import Workdir
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task
 from mmesid_jax.training.throughput import Amounts
 
-STAGE = "semantic_ids"
-
-
-def check(config: ConfigDict, num_items: int) -> None:
+def check_quantizer(config: ConfigDict, num_items: int) -> None:
   """Raises UserError where config.semantic_ids = config asks for more codes than there are items,
   for a grid that has not so many, or for k-means that is none; or where the mesh of the context
   does not divide its batches."""
@@ -61,15 +67,15 @@ def check(config: ConfigDict, num_items: int) -> None:
       raise UserError(f"--config.semantic_ids.quantizer.codes: {error}") from error
 
 
-def build(
-  config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int
-) -> Tables:
+def init_tables(
+  config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int, key: jax.Array
+) -> FeatureTables:
   """Freshly drawn autoencoders whose codebooks start from k-means through the untrained encoders.
 
   Of quantizer.kind "kmeans" the encoders are principal components, and this is all there is.
   """
   widths = {m: x.shape[1] for m, x in features.items()}
-  q, model = config.quantizer, drawn(config, widths, code_width=code_width, seed=seed)
+  q, model = config.quantizer, init_mm_rqvae(config, widths, code_width=code_width, key=key)
   for m, part in model.by_modality.items():
     mean_V, deviation = mean_and_deviation(features[m])
     if config.standardise:
@@ -77,12 +83,12 @@ def build(
       part.scale[...] = jnp.float32(deviation)
     if q.kind == "kmeans":
       _principal(part, features[m], mean_V, code_width)
-  tables, start = Tables(model, features), q.start
+  tables, start = FeatureTables(model, features), q.start
   if start != "random" and q.kind != "fsq":
     for m, part in model.by_modality.items():
       part.quantizer.codebook_LCD[...] = jnp.asarray(
         residual_kmeans(
-          encoded(part, features[m], code_width),
+          encode_table(part, features[m], code_width),
           q.levels,
           q.codes,
           balanced=start == "balanced",
@@ -93,7 +99,7 @@ def build(
   return tables
 
 
-def drawn(config: ConfigDict, widths: Mapping[str, int], *, code_width: int, seed: int) -> MMRQVAE:
+def init_mm_rqvae(config: ConfigDict, widths: Mapping[str, int], *, code_width: int, key: jax.Array) -> MMRQVAE:
   """Freshly drawn autoencoders and codebooks; widths: modality -> V."""
   q = config.quantizer
   return MMRQVAE(
@@ -102,7 +108,7 @@ def drawn(config: ConfigDict, widths: Mapping[str, int], *, code_width: int, see
     D=code_width,
     quantizer=QuantizerConfig(**{name: q[name] for name in QuantizerConfig._fields}),
     grid=q.kind == "fsq",
-    rngs=nnx.Rngs(key_for(seed, STAGE)),
+    rngs=nnx.Rngs(key),
   )
 
 
@@ -130,11 +136,11 @@ def loss_options(config: ConfigDict) -> dict:
   return {name: config[name] for name in names}
 
 
-def loss(config: ConfigDict):
+def mm_rqvae_loss(config: ConfigDict):
   """The loss of a batch of items by `config` = config.semantic_ids, as step.Loss."""
   options = loss_options(config)
 
-  def of_batch(tables: Tables, batch: Batch, key: jax.Array):
+  def of_batch(tables: FeatureTables, batch: ItemBatch, key: jax.Array):
     del key  # nothing is drawn while it trains
     value, parts = semantic_id_loss(tables.model, tables.features(batch), **options)
     return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
@@ -142,7 +148,7 @@ def loss(config: ConfigDict):
   return of_batch
 
 
-def learner(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+def mm_rqvae_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
   """AdamW; code vectors take plain steps where config.quantizer has them as moving averages."""
   adamw = optimizer.adamw(config.optimizer, steps)
   if config.quantizer.learning == "average":
@@ -151,15 +157,15 @@ def learner(config: ConfigDict, steps: int) -> optax.GradientTransformation:
 
 
 @nnx.jit
-def _encode(tables: Tables, batch: Batch) -> dict[str, jax.Array]:
+def _encode(tables: FeatureTables, batch: ItemBatch) -> dict[str, jax.Array]:
   found = {m: tables.model.encode(m, x_BV) for m, x_BV in tables.features(batch).items()}
   return {m: sharding.constrain(code_BL, None, None) for m, code_BL in found.items()}
 
 
-def all_codes(tables: Tables, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def encode_catalogue(tables: FeatureTables, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """modality -> int32 [I + 1, L] by the nearest code; row 0 is zero."""
   num_items = len(next(iter(features.values()))) - 1
-  batches = (batch_of(features, np.arange(r.start, r.stop)) for r in chunks(num_items))
+  batches = (make_item_batch(features, np.arange(r.start, r.stop)) for r in item_chunks(num_items))
   found = [jax.device_get(_encode(tables, batch)) for batch in batches]
   return {
     m: np.concatenate([np.zeros_like(found[0][m][:1]), *(part[m] for part in found)])
@@ -176,111 +182,147 @@ class SemanticIDs(NamedTuple):
   header: dict[str, Any]
 
 
-def read(workdir: Workdir) -> SemanticIDs:
+def read_semantic_ids(workdir: Workdir) -> SemanticIDs:
   """The workdir's artifact. Raises UserError for none, or one whose codes are not in its
   codebooks."""
-  path = workdir.artifact(STAGE)
-  found, header = artifact.read_artifact(path, STAGE)
-  codes, books = (artifact.under(found, prefix) for prefix in ("codes.", "codebooks."))
+  path = workdir.artifact(SEMANTIC_IDS.name)
+  found, header = SEMANTIC_IDS.read(workdir.path)
+  codes, books = (artifact.strip_prefix(found, prefix) for prefix in ("codes.", "codebooks."))
   for m, code_IL in codes.items():
     levels, size = books[m].shape[:2] if m in books else (0, 0)
     if code_IL.shape[1:] != (levels,) or code_IL.min() < 0 or code_IL.max() >= size:
       raise UserError(
         f"{path}: codes.{m} are not in the {levels} levels of {size} codes of codebooks.{m}; "
-        f"delete the file and run mmesid_jax.train with the stage {STAGE} again"
+        f"delete the file and run mmesid_jax.train with the stage {SEMANTIC_IDS.name} again"
       )
   return SemanticIDs(codes, books, header)
 
 
-def run(workdir: Workdir) -> None:
-  """Trains, keeps the parameters that reconstruct all items best, writes the artifact."""
-  config, num_items = workdir.config, workdir.dataset.num_items
-  categories = workdir.dataset.categories()[1:]
-  c = config.semantic_ids
-  batch = min(c.batch, num_items)
-  steps_an_epoch = -(-num_items // batch)
-  steps = steps_an_epoch * c.epochs
-  options = loss_options(c)
-  features = workdir.features(mapped=True)
-  fixed = np.resize(
-    np.random.default_rng(config.seed).permutation(num_items) + 1, (steps_an_epoch, batch)
+class SemanticIDStage(Stage):
+  """MM-RQ-VAE on all items' features, and the codes that it gives them."""
+
+  name = "semantic_ids"
+  summary = "MM-RQ-VAE, for codes and codebooks of every modality"
+  config_keys = ("recommender.width",)  # code vectors are as wide as the model that reads them
+
+  def upstream(self, config: ConfigDict) -> tuple[Stage, ...]:
+    return (COLLABORATIVE,) if config.features.collaborative == "stage" else ()
+
+  def check_data(self, workdir: Workdir) -> None:
+    check_quantizer(workdir.config.semantic_ids, workdir.dataset.num_items)
+
+  def train(self, workdir: Workdir) -> None:
+    config = workdir.config
+    c = config.semantic_ids
+    features = workdir.features(mapped=True)
+    key = self.key(config.seed)
+    tables = init_tables(c, features, code_width=config.recommender.width, seed=config.seed, key=key)
+    best_step = 0
+    if c.quantizer.kind != "kmeans":  # which the initialization has trained already
+      result = self.fit(workdir, quantizer_task(config, tables, features))
+      tables, best_step = result.model, result.best_step
+    codes = encode_catalogue(tables, features)
+    report = health(
+      {m: code_IL[1:] for m, code_IL in codes.items()},
+      c.quantizer.codes,
+      workdir.dataset.categories()[1:],
+    )
+    print(table(report))
+    books = {m: part.quantizer.codebook_LCD[...] for m, part in tables.model.by_modality.items()}
+    self.write(
+      workdir,
+      {f"codes.{m}": code_IL for m, code_IL in codes.items()}
+      | {f"codebooks.{m}": np.asarray(book_LCD) for m, book_LCD in books.items()}
+      | {f"means.{m}": np.float32(mean_and_deviation(x)[0]) for m, x in features.items()},
+      tables.model,
+      best_step=best_step,
+      health=report,
+    )
+
+
+SEMANTIC_IDS = SemanticIDStage()
+
+
+def quantizer_task(
+  config: ConfigDict, tables: FeatureTables, features: Mapping[str, np.ndarray]
+) -> Task:
+  """Training of the quantizer, validated on all items; what reconstructs them best is kept."""
+  c, num_items = config.semantic_ids, len(next(iter(features.values()))) - 1
+  batch_size = min(c.batch, num_items)
+  steps_per_epoch = -(-num_items // batch_size)
+  steps = steps_per_epoch * c.epochs
+  # arrays are counted now: training gives them away
+  work = Amounts(batch_size, flops.mm_rqvae(tables.model, batch_size))
+  return Task(
+    name=SEMANTIC_IDS.name,
+    model=tables,
+    loss=mm_rqvae_loss(c),
+    batches=item_batches(num_items, batch_size, seed=config.seed).map(
+      lambda item_B: make_item_batch(features, item_B)
+    ),
+    steps=steps,
+    validate_every=steps_per_epoch * c.validate_every_epochs,
+    optimizer=mm_rqvae_optimizer(c, steps),
+    schedule=optimizer.schedule(c.optimizer, steps),
+    validate=_validation(config, features, batch_size),
+    # not the loss: its quantization term is in units of the code space, which grows
+    select="negative_reconstruction",
+    unit="items",
+    amounts=lambda _: work,
+    blame=lambda rows: f"items {sorted(item_ids(rows).tolist())[:20]}",
+    seed=config.seed,
   )
 
+
+def _validation(
+  config: ConfigDict, features: Mapping[str, np.ndarray], batch_size: int
+) -> Callable[[FeatureTables], dict[str, float]]:
+  """Loss over batches that are the same every time, with the nearest code on every level, and the
+  health of the codes."""
+  c, num_items = config.semantic_ids, len(next(iter(features.values()))) - 1
+  batches = -(-num_items // batch_size)
+  order = np.random.default_rng(config.seed).permutation(num_items) + 1
+  item_XB = np.resize(order, (batches, batch_size))
+  options = loss_options(c)
+
   @nnx.jit
-  def whole_loss(tables: Tables, batch: Batch) -> dict[str, jax.Array]:
+  def exported_loss(tables: FeatureTables, batch: ItemBatch) -> dict[str, jax.Array]:
     features = tables.features(batch)
     value, parts = semantic_id_loss(tables.model, features, training=False, **options)
     return {"loss": value, **parts}
 
-  def validate(tables: Tables) -> dict[str, float]:
-    report = health({m: x[1:] for m, x in all_codes(tables, features).items()}, c.quantizer.codes)
-    losses = [whole_loss(tables, batch_of(features, items)) for items in fixed]
+  def validate(tables: FeatureTables) -> dict[str, float]:
+    codes = {m: code_IL[1:] for m, code_IL in encode_catalogue(tables, features).items()}
+    losses = [exported_loss(tables, make_item_batch(features, item_B)) for item_B in item_XB]
     metrics = {name: float(np.mean([one[name] for one in losses])) for name in losses[0]}
     metrics["negative_reconstruction"] = -metrics["reconstruction"]
-    for m, found in report.items():
-      metrics[f"{m}/collision_rate"] = found["collision_rate"]
-      for level, of_level in enumerate(found.get("levels", []), 1):
+    for m, of_modality in health(codes, c.quantizer.codes).items():
+      metrics[f"{m}/collision_rate"] = of_modality["collision_rate"]
+      for level, of_level in enumerate(of_modality.get("levels", []), 1):
         metrics |= {f"{m}/level{level}/{name}": value for name, value in of_level.items()}
     return metrics
 
-  tables = build(c, features, code_width=config.recommender.width, seed=config.seed)
-  work = Amounts(batch, flops.mm_rqvae(tables.model, batch))  # now: training gives the arrays away
-  task = Task(
-    name=STAGE,
-    model=tables,
-    loss=loss(c),
-    batches=item_batches(num_items, batch, seed=config.seed).map(
-      lambda item_B: batch_of(features, item_B)
-    ),
-    steps=steps,
-    validate_every=steps_an_epoch * c.validate_every_epochs,
-    optimizer=learner(c, steps),
-    schedule=optimizer.schedule(c.optimizer, steps),
-    validate=validate,
-    # not the loss: its quantisation term is in units of the code space, which grows
-    select="negative_reconstruction",
-    unit="items",
-    amounts=lambda _: work,
-    blame=lambda rows: f"items {sorted(items_of(rows).tolist())[:20]}",
-    seed=config.seed,
-  )
-  best_step = 0
-  if c.quantizer.kind != "kmeans":
-    result = workdir.fit(task)
-    tables, best_step = result.model, result.best_step
-  codes = all_codes(tables, features)
-  report = health({m: x[1:] for m, x in codes.items()}, c.quantizer.codes, categories)
-  print(table(report))
-  books = {m: part.quantizer.codebook_LCD[...] for m, part in tables.model.by_modality.items()}
-  workdir.write(
-    STAGE,
-    {f"codes.{m}": x for m, x in codes.items()}
-    | {f"codebooks.{m}": np.asarray(x) for m, x in books.items()}
-    | {f"means.{m}": np.float32(mean_and_deviation(x)[0]) for m, x in features.items()},
-    tables.model,
-    best_step=best_step,
-    health=report,
-  )
+  return validate
 
 
-def restore(
+def load_mm_rqvae(
   workdir_path: pathlib.Path, config: ConfigDict
 ) -> tuple[MMRQVAE, dict[str, np.ndarray], str]:
   """The trained model, the means of its items' vectors by modality, and the artifact's fingerprint,
   from workdir_path/semantic_ids.safetensors alone."""
-  path = workdir_path / f"{STAGE}.safetensors"
-  found, header = artifact.read_artifact(path, STAGE)
-  means = artifact.under(found, "means.")
+  path = workdir_path / f"{SEMANTIC_IDS.name}.safetensors"
+  found, header = SEMANTIC_IDS.read(workdir_path)
+  means = artifact.strip_prefix(found, "means.")
   if not means:
-    raise UserError(f"{path}: holds no means of the items' vectors; train the stage {STAGE} again")
-  model = loaded(
-    lambda: drawn(
+    raise UserError(f"{path}: holds no means of the items' vectors; train the stage {SEMANTIC_IDS.name} again")
+  model = load_model(
+    lambda: init_mm_rqvae(
       config.semantic_ids,
       {m: len(x) for m, x in means.items()},
       code_width=config.recommender.width,
       seed=config.seed,
     ),
-    artifact.under(found, "model."),
+    artifact.strip_prefix(found, "model."),
     str(path),
   )
   return model, means, header["fingerprint"]
