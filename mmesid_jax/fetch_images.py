@@ -25,17 +25,17 @@ flags.mark_flags_as_required(["data", "output"])
 
 def main(argv: list[str]) -> None:
   del argv
-  from mmesid_jax.features import image_fetcher
-  from mmesid_jax.features.download import Downloader
+  from mmesid_jax.features.image_fetcher import fetch_images
 
-  download = Downloader(
+  fetch_images(
+    pathlib.Path(DATA.value),
+    pathlib.Path(OUTPUT.value),
+    key=KEY.value,
     per_second=PER_SECOND.value,
     retries=RETRIES.value,
     timeout=TIMEOUT.value,
-    max_bytes=int(MAX_MEGABYTES.value * 1e6),
+    max_megabytes=MAX_MEGABYTES.value,
   )
-  data, output = pathlib.Path(DATA.value), pathlib.Path(OUTPUT.value)
-  image_fetcher.fetch_images(data, output, key=KEY.value, download=download)
 
 
 if __name__ == "__main__":

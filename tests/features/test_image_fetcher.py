@@ -1,4 +1,4 @@
-"""The command `fetch` against a server of this process, whose every path misbehaves its own way."""
+"""The command `fetch_images` against a local server that misbehaves differently for every path."""
 
 import collections
 import http.server
@@ -101,7 +101,7 @@ def test_what_is_an_image_comes_and_what_is_none_is_told(server, tmp_path):
   images |= {"odd": [f"{at}/sp ace"]}
   data = tmp_path / "data"
   write_items(data, images)
-  status, out, err = run("fetch", *command(data))
+  status, out, err = run("fetch_images", *command(data))
   assert status == 0, err
   assert "images of 4 of 15 items, 4 of them new; 3 items have no url; 8 failed" in out
 
@@ -117,7 +117,7 @@ def test_what_is_an_image_comes_and_what_is_none_is_told(server, tmp_path):
   assert reasons["huge"] == "100,208 bytes, more than 50,000"
   assert reasons["endless"] == "more than 50,000 bytes"
   assert reasons["cut"] == "cut short, 208 of 5,000 bytes"
-  assert reasons["slow"] == "not whole after 1 seconds"
+  assert reasons["slow"] == "not complete after 1 seconds"
   assert "no usable url" in reasons["odd"]
   assert sorted(p.name for p in (data / "images").iterdir()) == sorted(
     ["manifest.jsonl", *(found[k]["file"] for k in ("good", "busy", "moved", "a/b"))]
@@ -130,7 +130,7 @@ def test_what_is_an_image_comes_and_what_is_none_is_told(server, tmp_path):
   file = data / "images" / "manifest.jsonl"
   file.write_bytes(file.read_bytes() + b'{"key": "absent", "url')  # killed there
   before = asked["good"]
-  status, out, err = run("fetch", *command(data))
+  status, out, err = run("fetch_images", *command(data))
   assert status == 0, err
   assert "images of 5 of 15 items, 1 of them new" in out
   assert asked["good"] == before and manifest(data)["absent"]["status"] == "ok"
@@ -139,10 +139,10 @@ def test_what_is_an_image_comes_and_what_is_none_is_told(server, tmp_path):
 def test_what_is_gone_or_has_another_url_is_fetched_again(server, tmp_path):
   at = f"http://127.0.0.1:{server.server_port}"
   write_items(tmp_path, {"a": [f"{at}/a"], "b": [f"{at}/b"], "c": [f"{at}/c"]})
-  assert run("fetch", *command(tmp_path))[0] == 0
+  assert run("fetch_images", *command(tmp_path))[0] == 0
   (tmp_path / "images" / "a.png").unlink()
   write_items(tmp_path, {"a": [f"{at}/a"], "b": [f"{at}/b2"], "c": [f"{at}/c"]})
-  status, out, _ = run("fetch", *command(tmp_path))
+  status, out, _ = run("fetch_images", *command(tmp_path))
   assert "images of 3 of 3 items, 2 of them new" in out
   assert server.RequestHandlerClass.asked == {"a": 2, "b": 1, "b2": 1, "c": 1}
 
@@ -150,18 +150,18 @@ def test_what_is_gone_or_has_another_url_is_fetched_again(server, tmp_path):
 def test_requests_of_all_threads_keep_their_distance(monkeypatch):
   monkeypatch.setattr("time.monotonic", lambda: 7.0)
   download = Downloader(per_second=5, retries=0, timeout=1, max_bytes=1)
-  assert [round(download._turn(), 6) for _ in range(4)] == [0, 0.2, 0.4, 0.6]
+  assert [round(download._reserve_request(), 6) for _ in range(4)] == [0, 0.2, 0.4, 0.6]
   monkeypatch.setattr("time.monotonic", lambda: 9.0)  # what was not used is not saved up
-  assert [round(download._turn(), 6) for _ in range(2)] == [0, 0.2]
+  assert [round(download._reserve_request(), 6) for _ in range(2)] == [0, 0.2]
 
 
 def test_without_a_network_it_ends_soon(tmp_path):
   write_items(tmp_path, {f"k{i}": ["http://127.0.0.1:9/k"] for i in range(200)})
-  line = refused("fetch", *command(tmp_path, "--retries=0"))
+  line = refused("fetch_images", *command(tmp_path, "--retries=0"))
   assert "refused" in line and "no server answers for any of 20 images" in line
 
 
 def test_mistakes_are_one_line(tmp_path):
-  assert "items.jsonl: no such file" in refused("fetch", *command(tmp_path))
+  assert "items.jsonl: no such file" in refused("fetch_images", *command(tmp_path))
   (tmp_path / "items.jsonl").write_text('{"item_id": 1, "asin": "B1"}\n')
-  assert "no text under 'key'" in refused("fetch", *command(tmp_path))
+  assert "no text under 'key'" in refused("fetch_images", *command(tmp_path))
