@@ -1,16 +1,17 @@
-"""Variable types beside nnx.Param: what a model holds but does not train, and low-rank factors."""
+"""Variable types besides nnx.Param: fixed tables, pretrained weights, low-rank factors."""
 
 from flax import nnx
 
 
 class Frozen(nnx.Variable):
-  """Tables that stay as they are: features, codes, code tables where the configuration says so; not
-  an nnx.Param on purpose."""
+  """Tables that are not trained: features, codes, and code tables if the configuration says so.
+
+  Not an nnx.Param, so that the optimizer does not see them.
+  """
 
 
 class Pretrained(Frozen):
-  """Backbone weights that stay as a checkpoint holds them: read from it again, never written to an
-  artifact."""
+  """Backbone weights that stay as in a checkpoint; read from there, never put in an artifact."""
 
 
 class LoRAParam(nnx.Param):
