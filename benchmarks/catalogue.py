@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
   import jax
 
   jax.config.update("jax_num_cpu_devices", DEVICES)
-  from mmesid_jax.parallel.sharding import make_mesh
+  from mmesid_jax.parallel.mesh import make_mesh
 
   mesh, alone = make_mesh(fsdp=DEVICES), make_mesh()
   check(mesh, alone, items=min(10_000, MOST.value))
@@ -76,7 +76,7 @@ def prepared(kind: str, items: int, mesh, *, shapes_only: bool = False):
     sampled_cross_entropy,
   )
   from mmesid_jax.models.catalogue_scores import Scorer
-  from mmesid_jax.parallel.sharding import put, sharding
+  from mmesid_jax.parallel.sharding import device_put_sharded, named_sharding
 
   rng = np.random.default_rng(0)
   target_Q = rng.integers(1, items + 1, QUERIES).astype(np.int32)
@@ -95,7 +95,7 @@ def prepared(kind: str, items: int, mesh, *, shapes_only: bool = False):
   rows = items + 1 + -(items + 1) % DEVICES
   with jax.set_mesh(mesh):
     axes = ((None, None), ("items", None))
-    places = tuple(sharding(a) for a in axes)
+    places = tuple(named_sharding(a) for a in axes)
     shapes = [
       jax.ShapeDtypeStruct((n, WIDTH), jnp.float32, sharding=place)
       for n, place in zip((QUERIES, rows), places, strict=True)
@@ -105,7 +105,7 @@ def prepared(kind: str, items: int, mesh, *, shapes_only: bool = False):
     if shapes_only:
       return compiled, None
     drawn = (rng.standard_normal(shape.shape, np.float32) for shape in shapes)
-    return compiled, [put(x, a) for x, a in zip(drawn, axes, strict=True)]
+    return compiled, [device_put_sharded(x, a) for x, a in zip(drawn, axes, strict=True)]
 
 
 def held(compiled) -> int:
@@ -130,4 +130,4 @@ def check(mesh, alone, *, items: int) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

@@ -71,7 +71,8 @@ def summary(runs: list[dict], output: pathlib.Path, response: int, name: str) ->
   interval over users, who are the same ones on both sides."""
   import numpy as np
 
-  from mmesid_jax.evaluation.ranking import PROTOCOLS, paired, values
+  from mmesid_jax.evaluation.metrics import user_values
+  from mmesid_jax.evaluation.ranking import PROTOCOLS, paired_difference
 
   def per_user(composition: str) -> dict[str, np.ndarray]:
     """metric -> float64 [seeds, U]."""
@@ -80,14 +81,14 @@ def summary(runs: list[dict], output: pathlib.Path, response: int, name: str) ->
       folder = folder_of(output, response, composition, int(seed))
       for protocol in PROTOCOLS:
         ranks = np.load(folder / f"{protocol}.npy", allow_pickle=False)
-        for metric, value_U in values(ranks, (5, 10)).items():
+        for metric, value_U in user_values(ranks, (5, 10)).items():
           found.setdefault(f"{protocol} {metric}", []).append(value_U)
     return {metric: np.stack(values_SU) for metric, values_SU in found.items()}
 
   ours, reference = per_user(name), per_user(REFERENCE)
   row = {"composition": name, "response": response, "metrics": {}}
   for metric in SHOWN:
-    mean, low, high = paired((ours[metric] - reference[metric]).mean(0))
+    mean, low, high = paired_difference((ours[metric] - reference[metric]).mean(0))
     row["metrics"][metric] = {
       "seeds": ours[metric].mean(1).tolist(),
       "mean": float(ours[metric].mean()),
@@ -116,9 +117,9 @@ def configuration(source: pathlib.Path, seed: int, response: int, targets_per_pi
   r = config.recommender
   r.prompt.response, r.targets_per_piece = response, targets_per_piece
   r.epochs = EPOCHS
-  batches, _ = recommender_stage.training_data(open_workdir(config, source))
+  batches, _ = recommender_stage.training_batches(open_workdir(config, source))
   r.rows = max(
-    round(SHARE.value * with_rows_for(recommender_stage.layout(r), batches.pieces).rows), 1
+    round(SHARE.value * with_rows_for(recommender_stage.batch_layout(r), batches.pieces).rows), 1
   )
   r.targets = max(int(SHARE.value * r.targets), 1)
   return config
@@ -144,10 +145,10 @@ def train(
   print(f"\n{folder.name}: {config.recommender.rows} rows")
   recommender_stage.run(workdir)
   layout = evaluation_layout(
-    recommender_stage.layout(config.recommender), config.evaluation.targets
+    recommender_stage.batch_layout(config.recommender), config.evaluation.targets
   )
   ranks = Evaluator(workdir.dataset, layout, "test").model_ranks(
-    recommender_stage.restore(folder, config)
+    recommender_stage.load_recommender(folder, config)
   )
   for protocol, rank_U in ranks.items():
     np.save(folder / f"{protocol}.npy", rank_U)
@@ -155,7 +156,7 @@ def train(
   curve = [line for line in lines if "valid/nDCG@5" in line]
   run = {
     "rows": config.recommender.rows,
-    "targets": recommender_stage.training_data(workdir)[1].targets,
+    "targets": recommender_stage.training_batches(workdir)[1].targets,
     "steps": [line["step"] for line in curve],
     "valid nDCG@5": [line["valid/nDCG@5"] for line in curve],
     "valid unmasked nDCG@5": [line["valid/unmasked/nDCG@5"] for line in curve],
@@ -176,10 +177,10 @@ def speeds(source: pathlib.Path) -> dict[str, float]:
   def contestant(response: int, targets_per_piece: int):
     config = configuration(source, 0, response, targets_per_piece)
     workdir = open_workdir(config, source)
-    batches, _ = recommender_stage.training_data(workdir)
-    graph, params, frozen = nnx.split(recommender_stage.drawn(workdir), nnx.Param, ...)
+    batches, _ = recommender_stage.training_batches(workdir)
+    graph, params, frozen = nnx.split(recommender_stage.init_model(workdir), nnx.Param, ...)
     adamw = optimizer.adamw(config.recommender.optimizer, 1000)
-    loss = recommender_stage.loss(config.recommender, popularity(workdir.dataset))
+    loss = recommender_stage.recommender_loss(config.recommender, popularity(workdir.dataset))
     step, iterator = make_step(loss, adamw, graph, seed=0), iter(batches)
     state = initial_state(params, adamw)
 
@@ -241,4 +242,4 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

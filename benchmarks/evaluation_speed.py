@@ -145,12 +145,12 @@ def make_rankers(
     "codes": {m: rng.integers(0, s.codes, (rows, s.levels), np.int32) for m in modalities},
     "codebooks": {m: table(s.levels, s.codes, c.width) for m in modalities},
   }
-  model = recommender_stage.build(c, seed=0, **tables, counts_I=popularity(dataset))
+  model = recommender_stage.init_recommender(c, seed=0, **tables, counts_I=popularity(dataset))
   # Drawn as small as they are, the backbone's weights would add next to nothing to the last item.
   projections = nnx.state(model.backbone.blocks, nnx.Param)
   larger = jax.tree.map(lambda x: 4 * x if x.ndim > 2 else x, projections)  # others are norms
   nnx.update(model.backbone.blocks, larger)
-  few, layout = subset(dataset, sample), recommender_stage.layout(c)
+  few, layout = subset(dataset, sample), recommender_stage.batch_layout(c)
   evaluators = {
     "batched": Evaluator(dataset, evaluation_layout(layout, config.evaluation.targets), "test"),
     "alone": Evaluator(few, dataclasses.replace(layout, rows=1, targets=1), "test"),
@@ -207,4 +207,4 @@ def released(c, ours, tables: Mapping[str, Any], dataset: Dataset, pieces: Piece
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

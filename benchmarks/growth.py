@@ -363,4 +363,4 @@ def power_of_ten(x: int) -> str:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

@@ -83,4 +83,4 @@ def measure(raw: pathlib.Path, dataset: pathlib.Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

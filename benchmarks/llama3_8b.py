@@ -124,4 +124,4 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

@@ -85,7 +85,7 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
   from mmesid_jax.hf.llama_weights import load
   from mmesid_jax.hf.safetensors_dir import Checkpoint
   from mmesid_jax.models.llama import Llama
-  from mmesid_jax.parallel.sharding import make_mesh
+  from mmesid_jax.parallel.mesh import make_mesh
 
   c = dataclasses.replace(read_architecture(directory), weights=kind)
   llama = nnx.eval_shape(lambda: Llama(c, rngs=nnx.Rngs(0)))
@@ -104,4 +104,4 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

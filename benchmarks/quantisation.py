@@ -121,4 +121,4 @@ def trained(workdir: pathlib.Path, output: pathlib.Path, kind: str) -> dict[str,
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

@@ -193,7 +193,7 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
   for key, _, value in (change.partition("=") for change in changes):
     if key not in (known := flatten(c)):
       raise UserError(
-        f"--set={key}: no such key; did you mean {command_line.nearest(key, [*known])}?"
+        f"--set={key}: no such key; did you mean {command_line.nearest_name(key, [*known])}?"
       )
     c.update_from_flattened_dict({key: type(known[key])(value)})
   dataset = users.read(data, users=s.users, items=s.items)
@@ -238,4 +238,4 @@ def describe(name: str, c: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

@@ -280,4 +280,4 @@ def details(told: Mapping[str, Any], step) -> str:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

@@ -101,29 +101,29 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
     found["features"] = {"text": open_features(path, ITEMS.value)}
 
   def start():
-    found["tables"] = semantic_id_stage.build(
+    found["tables"] = semantic_id_stage.init_tables(
       c, found["features"], code_width=CODE_WIDTH.value, seed=0
     )
 
   def take(steps):
     for _ in range(steps):
-      batch = tables.batch_of(found["features"], next(found["batches"]))
+      batch = tables.make_item_batch(found["features"], next(found["batches"]))
       found["state"], metrics = found["step"](found["state"], found["frozen"], batch)
     if not np.isfinite(float(metrics["loss"])):  # waits
       raise FloatingPointError("the loss is not finite")
 
   def export():
     held = nnx.merge(found["graph"], found["state"]["params"], found["frozen"])
-    codes = semantic_id_stage.all_codes(held, found["features"])
+    codes = semantic_id_stage.encode_catalogue(held, found["features"])
     np.save(path.with_name("codes.npy"), codes["text"])
 
   timed("check", ITEMS.value, check)
   timed("k-means start", ITEMS.value, start)
   found["graph"], params, found["frozen"] = nnx.split(found["tables"], nnx.Param, ...)
-  learner = semantic_id_stage.learner(c, STEPS.value)
+  learner = semantic_id_stage.mm_rqvae_optimizer(c, STEPS.value)
   batch = min(c.batch, ITEMS.value)
   found["state"] = initial_state(params, learner)
-  found["step"] = make_step(semantic_id_stage.loss(c), learner, found["graph"], seed=0)
+  found["step"] = make_step(semantic_id_stage.mm_rqvae_loss(c), learner, found["graph"], seed=0)
   found["batches"] = iter(item_batches(ITEMS.value, batch, seed=0))
   take(1)  # compiles
   jax.block_until_ready(found["state"])
@@ -133,4 +133,4 @@ def measure(path: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

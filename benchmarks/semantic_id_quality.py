@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
   for name in (names := ONLY.value or list(VARIANTS)):
     if name not in VARIANTS:
       raise UserError(
-        f"--variants={name}: no such one; did you mean {command_line.nearest(name, [*VARIANTS])}?"
+        f"--variants={name}: no such one; did you mean {command_line.nearest_name(name, [*VARIANTS])}?"
       )
   found = {name: examined(name, output) for name in names}
   print(table(found))
@@ -97,4 +97,4 @@ def table(found: dict[str, dict]) -> str:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

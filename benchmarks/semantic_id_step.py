@@ -114,7 +114,7 @@ def contestant(name: str, size: str, data: str | None, budget_gib: float) -> Con
 
   config, features = configuration(size), feature_tables(size, data)
   c = config.semantic_ids
-  tables = semantic_id_stage.build(c, features, code_width=config.recommender.width, seed=0)
+  tables = semantic_id_stage.init_tables(c, features, code_width=config.recommender.width, seed=0)
   num_items = len(features["text"]) - 1
   batch = min(c.batch, num_items)
   if name == "torch_tensor":
@@ -166,16 +166,16 @@ def our_step(config: ConfigDict, tables, batch: int) -> tuple[Callable, list]:
   import jax
   from flax import nnx
 
-  from mmesid_jax.stages.semantic_id_stage import learner, loss
+  from mmesid_jax.stages.semantic_id_stage import mm_rqvae_loss, mm_rqvae_optimizer
   from mmesid_jax.training.step import initial_state, make_step
 
-  optimizer = learner(config, steps=1_000_000)
+  optimizer = mm_rqvae_optimizer(config, steps=1_000_000)
   graph, params, frozen = nnx.split(tables, nnx.Param, ...)
   state = initial_state(params, optimizer)
   arrays = jax.tree.leaves((state, frozen))
   item_B = np.arange(batch, dtype=np.int32)
   compiled = (
-    make_step(loss(config), optimizer, graph, seed=0).lower(state, frozen, item_B).compile()
+    make_step(mm_rqvae_loss(config), optimizer, graph, seed=0).lower(state, frozen, item_B).compile()
   )
 
   def step(item_B):
@@ -222,4 +222,4 @@ def memory_of(name: str, *given) -> float:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

@@ -118,4 +118,4 @@ def differences(whole: pathlib.Path, killed: pathlib.Path) -> list[str]:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

@@ -115,4 +115,4 @@ def _check() -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

@@ -30,15 +30,15 @@ def main(argv: list[str]) -> None:
   from mmesid_jax import pipeline
   from mmesid_jax.config.schema import read_config
   from mmesid_jax.parallel import processes
-  from mmesid_jax.stages.workdir import reopen
+  from mmesid_jax.stages.workdir import reopen_workdir
 
   path = pathlib.Path(WORKDIR.value)
   heartbeat_seconds = read_config(path).run.heartbeat_seconds
   processes.start(command_line.process_environment(), heartbeat_seconds=heartbeat_seconds)
   if MESH.value and STAGE.value == "semantic_ids":
     raise UserError("--mesh: semantic IDs are examined on one device")
-  workdir = processes.first_then_all(
-    "open the workdir", lambda: reopen(path, DATA_DIR.value, MESH.value)
+  workdir = processes.main_first(
+    "open the workdir", lambda: reopen_workdir(path, DATA_DIR.value, MESH.value)
   )
   if STAGE.value == "semantic_ids":
     pipeline.examine(workdir)
@@ -47,4 +47,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run_command(main)

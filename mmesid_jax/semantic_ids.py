@@ -56,4 +56,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main, subcommands=("encode", "export"))
+  command_line.run_command(main, subcommands=("encode", "export"))

@@ -48,12 +48,14 @@ OPTIONAL = {
 def main(argv: list[str]) -> None:
   subcommand = argv[1]
   _check_flags(subcommand)
-  from mmesid_jax.features import vectoring
-
   output = pathlib.Path(OUTPUT.value)
   if subcommand == "convert":
-    return vectoring.convert(pathlib.Path(INPUT.value), output, name=NAME.value)
-  vectoring.join(
+    from mmesid_jax.features.torch_files.torch_table import convert_torch_file
+
+    return convert_torch_file(pathlib.Path(INPUT.value), output, name=NAME.value)
+  from mmesid_jax.features.join_by_key import join_vectors
+
+  join_vectors(
     pathlib.Path(DATA.value),
     [pathlib.Path(path) for path in VECTORS.value],
     output,
@@ -78,4 +80,4 @@ def _check_flags(subcommand: str) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main, subcommands=tuple(REQUIRED))
+  command_line.run_command(main, subcommands=tuple(REQUIRED))

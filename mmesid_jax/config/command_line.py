@@ -1,4 +1,4 @@
-"""How entry points start: flags parsed, mistakes of the user told in one line, status 2.
+"""Starts a command: parses its flags, and ends a user's mistake with one line and status 2.
 
 ml_collections answers a mistyped `--config.a.b` with a traceback, absl a mistyped flag with a hint
 to --helpfull. Here both name what is wrong and the nearest thing that exists. Nothing here imports
@@ -7,9 +7,9 @@ jax, so a typo is refused before anything heavy starts.
 
 import difflib
 import errno
+import itertools
 import os
 import re
-import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,24 +17,44 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from mmesid_jax import __version__
+from mmesid_jax.config.help_page import Groups, help_page
+from mmesid_jax.config.named_configs import config_file, load_config
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, Stop, UserError
 
-CONFIG = "config"  # the flag that names the config file, in every entry point that takes one
+CONFIG = "config"  # the flag that names the config file, in every command that takes one
 
 
-def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ()) -> None:
-  """absl's app.run(main), where every `errors.Stop` ends as one line on stderr and its status.
+def run_command(
+  main: Callable[[list[str]], object],
+  *,
+  groups: Groups | None = None,
+  subcommands: Sequence[str] = (),
+) -> None:
+  """Runs `main` as absl's app.run does; every `errors.Stop` ends as one line on stderr.
 
-  A command line that does not parse is a UserError: `error: ...`, status 2. `main` gets the
-  arguments that are no flags: the program's name and, where it has subcommands, the one that came
-  first; others are refused. A folder that cannot be written, or a full disk, is told in one line
-  too.
+  A folder that cannot be written, and a full disk, end in one line too.
+
+  Args:
+    main: Gets the arguments that are not flags: the program's name and the subcommand, if any.
+    groups: The command's flags as --help shows them, under the docstring of main's module.
+    subcommands: One of them must be the first word.
+
+  Raises:
+    SystemExit: With the status of the Stop: 2 for a command line that does not parse.
   """
-  # Orbax tells every file that it writes, and with its traceback every error that it also raises
+  # Orbax logs every file that it writes, and every error that it also raises with its traceback
   logging.set_verbosity(logging.FATAL)
   sys.unraisablehook = _unraisable
+
+  def parse(argv: Sequence[str]) -> list[str]:
+    if not _answer(argv, main.__globals__.get("__doc__"), groups or {}):
+      return _parse(argv, subcommands)
+    sys.exit(0)
+
   try:
-    app.run(main, flags_parser=lambda argv: _parse(argv, subcommands))
+    app.run(main, flags_parser=parse)
   except Stop as stop:
     label = "stopped" if isinstance(stop, Interrupted) else "error"
     print(f"{label}: {' '.join(str(stop).splitlines())}", file=sys.stderr)
@@ -44,8 +64,8 @@ def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ())
   except KeyboardInterrupt:
     _leave_others(128 + 2)
     raise
-  except BrokenPipeError:  # whoever reads, as `head` does, has enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed
+  except BrokenPipeError:  # the reader, `head` for example, has closed its end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
     _leave_others(1)
     sys.exit(1)
   except Exception as error:
@@ -60,14 +80,35 @@ def run(main: Callable[[list[str]], object], *, subcommands: Sequence[str] = ())
 
 
 def define_process_flags() -> None:
-  """--coordinator, --processes and --process, of entry points that several processes may run."""
-  flags.DEFINE_string("coordinator", None, "host:port of process 0, where no launcher says so.")
-  flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
-  flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator.")
+  """Defines --coordinator, --processes and --process, for commands that several processes run."""
+  flags.DEFINE_string("coordinator", None, "Address of process 0, where no launcher sets it.")
+  flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
+  flags.DEFINE_integer("process", None, "Number of this process, from 0, with --coordinator.")
+
+
+PROCESS_GROUP = {"Several processes": "coordinator=HOST:PORT processes process"}  # for --help
+
+
+def require_flags(*names: str | Sequence[str]) -> None:
+  """Raises UserError that names all flags which are missing; a tuple means exactly one of them."""
+  missing = []
+  for name in names:
+    if isinstance(name, str):
+      if flags.FLAGS[name].value in (None, "", []):
+        missing.append(f"--{name}")
+      continue
+    listed = ", ".join(f"--{other}" for other in name)
+    given = [f"--{other}" for other in name if flags.FLAGS[other].value not in (None, False)]
+    if len(given) > 1:
+      raise UserError(f"expected one of {listed}; found {' and '.join(given)}")
+    if not given:
+      missing.append(f"one of {listed}")
+  if missing:
+    raise UserError(_missing(missing))
 
 
 def process_environment() -> dict[str, str]:
-  """The environment, in which these flags, where given, stand for what a launcher sets."""
+  """The environment, with the values of these flags in place of what a launcher sets."""
   names = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "processes": "JAX_NUM_PROCESSES",
@@ -78,27 +119,29 @@ def process_environment() -> dict[str, str]:
 
 
 def _leave_others(status: int) -> None:
-  """With several processes ends this one at once: a regular exit would wait for the others."""
+  """Ends this process at once if it is one of several: a regular exit would wait for the others."""
   if processes := sys.modules.get("mmesid_jax.parallel.processes"):
     processes.leave(status)
 
 
 def _unraisable(found) -> None:
-  """Prints an error that nothing could catch, unless it only follows one that is told: at the first
-  write that fails Orbax closes its event loop, and those beside it find it closed."""
+  """Prints an error that nothing could catch, unless it only follows one that is reported.
+
+  At the first write that fails Orbax closes its event loop, and its other writes find it closed.
+  """
   if str(found.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(found)
 
 
 def flat_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-  """The config's keys with dots between levels, sections and leaves."""
+  """Yields the keys of sections and of leaves, with dots between levels."""
   for key, value in config.items(preserve_field_references=True):
     yield prefix + key
     if isinstance(value, ConfigDict):
       yield from flat_keys(value, f"{prefix}{key}.")
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
+def nearest_name(name: str, names: Sequence[str]) -> str:
   """The most similar of the names. The last part counts most; `lr` is taken for `learning_rate`."""
 
   def similarity(candidate: str) -> float:
@@ -110,38 +153,58 @@ def nearest(name: str, names: Sequence[str]) -> str:
   return max(names, key=similarity)
 
 
+def _answer(argv: Sequence[str], doc: str | None, groups: Groups) -> bool:
+  """Prints the help page or the version if the command line asks for it, and says whether."""
+  options = set(itertools.takewhile(lambda word: word != "--", argv[1:]))
+  if options & {"-h", "-help", "--help", "-?"}:
+    reporter.info(help_page(doc, groups, _own_flags(argv[0])))
+    return True
+  if options & {"-version", "--version"}:
+    reporter.info(f"mmesid_jax {__version__}")
+    return True
+  return False
+
+
+def _own_flags(program: str) -> list[str]:
+  return [flag.name for flag in flags.FLAGS.get_flags_for_module(program)]
+
+
 def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   # absl reads flags up to the first word that is none, so the subcommand is taken out before
   subcommand = [word for word in argv[1:2] if subcommands and not word.startswith("-")]
   if subcommand and subcommand[0] not in subcommands:
     raise UserError(f"{subcommand[0]}: no such subcommand; expected {' or '.join(subcommands)}")
   argv = [argv[0], *argv[1 + len(subcommand) :]]
-  path = _config_path(argv) if CONFIG in flags.FLAGS else None
-  if path is not None and not os.path.isfile(path.split(":", 1)[0]):
-    raise UserError(f"--{CONFIG}={path}: no such file")
+  _check_values_given(argv)
+  given = _config_given(argv) if CONFIG in flags.FLAGS else None
+  file = None if given is None else config_file(given)
+  if file is not None:
+    argv = _with_config(argv, file)
   try:
     rest = flags.FLAGS(list(argv))
   except UserError:
     raise  # by the config file itself
   except Exception as error:
-    problem, config = error, _load_config(path) if path is not None else None
+    problem, config = error, load_config(file) if file is not None else None
   else:
-    problem, config = None, flags.FLAGS[CONFIG].value if path is not None else None
-  if path is not None and not isinstance(config, ConfigDict):
-    raise UserError(f"--{CONFIG}={path}: get_config() returned no ConfigDict")
+    problem, config = None, flags.FLAGS[CONFIG].value if file is not None else None
+  if file is not None and not isinstance(config, ConfigDict):
+    raise UserError(f"--{CONFIG}={given}: get_config() returned no ConfigDict")
+  _check_values_given(argv)  # again: now the keys of the config are flags too
   if problem is not None:
     # the libraries say what broke inside them; with the config at hand, better can be said
     raise UserError(_explain(problem, argv, config)) from problem
   _check_tuples(argv)
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-  if subcommands and not subcommand:  # after the flags: --help needs none
+  if subcommands and not subcommand:  # after the flags: a mistyped one is named first
     raise UserError(f"the first word must be a subcommand: {' or '.join(subcommands)}")
   return [*rest, *subcommand]
 
 
-def _config_path(argv: Sequence[str]) -> str | None:
-  for argument, following in zip(argv[1:], [*argv[2:], None], strict=True):
+def _config_given(argv: Sequence[str]) -> str | None:
+  """The value of --config on the command line."""
+  for argument, following in itertools.pairwise([*argv[1:], None]):
     if argument == "--":
       break
     name, equals, value = argument.partition("=")
@@ -150,20 +213,27 @@ def _config_path(argv: Sequence[str]) -> str | None:
   return None
 
 
-def _load_config(path: str) -> object:
-  """The config as its file gives it, without overrides. Raises UserError for a broken file."""
-  file, *argument = path.split(":", 1)
-  try:
-    return runpy.run_path(file)["get_config"](*argument)
-  except UserError:
-    raise
-  except SyntaxError as error:
-    raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-  except Exception as error:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    raise UserError(
-      f"--{CONFIG}={path}: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-    ) from error
+def _with_config(argv: Sequence[str], file: str) -> list[str]:
+  """The command line with `file` as the first value of --config."""
+  for place, argument in enumerate(argv[1:], 1):
+    name, equals, _ = argument.partition("=")
+    if name in (f"--{CONFIG}", f"-{CONFIG}"):
+      return [*argv[:place], f"{name}={file}", *argv[place + (1 if equals else 2) :]]
+  return list(argv)
+
+
+def _check_values_given(argv: Sequence[str]) -> None:
+  """Raises UserError for a flag without its value, where absl would take the next flag as one."""
+  for argument, following in itertools.pairwise(argv[1:]):
+    name = argument.lstrip("-")
+    if argument == "--":
+      return
+    if not argument.startswith("-") or name not in flags.FLAGS or flags.FLAGS[name].boolean:
+      continue
+    if re.match(r"-+[a-zA-Z?]|--$", following):  # negative numbers are values
+      raise UserError(
+        f"--{name} needs a value, but {following} follows; a value is written --{name}=VALUE"
+      )
 
 
 def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> str:
@@ -174,17 +244,16 @@ def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -
   keys = list(flat_keys(config)) if config is not None else []
   for key in overrides:
     if re.sub(r"\[\d+\]", "", key) not in keys:
-      return f"--{CONFIG}.{key}: no such key; did you mean {nearest(key, keys)}?"
+      return f"--{CONFIG}.{key}: no such key; did you mean {nearest_name(key, keys)}?"
     if "[" in key and isinstance(error, IndexError):
       return f"--{CONFIG}.{key}: no such place; set the whole of --{CONFIG}.{key.split('[')[0]}"
   if isinstance(error, flags.UnrecognizedFlagError):
     name = error.flagname
     known = [*(n for n in flags.FLAGS if len(n) > 1), *(f"{CONFIG}.{key}" for key in keys)]
-    return f"--{name}: no such flag; did you mean --{nearest(name, known)}?"
+    return f"--{name}: no such flag; did you mean --{nearest_name(name, known)}?"
   message = str(error.args[0] if error.args else error)
-  missing = re.fullmatch(r"flag --(\w+)=None: Flag .* must have a value other than None\.", message)
-  if missing:
-    return f"--{missing[1]} is missing; it must be given"
+  if message.endswith(_REQUIRED):
+    return _missing([f"--{name}" for name in _required() if flags.FLAGS[name].value is None])
   value = re.match(r"flag --([^=]+)=(.*?): ", message, re.DOTALL)
   if value and value[1] in flags.FLAGS:
     parser = flags.FLAGS[value[1]].parser
@@ -193,6 +262,20 @@ def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -
       if isinstance(parser, _PARSERS[kind]):
         return f"--{value[1]}={value[2]}: expected {wanted}"
   return message.removeprefix("flag ").strip() or type(error).__name__
+
+
+def _required() -> list[str]:
+  """The flags that absl itself requires."""
+  return [
+    name
+    for name in flags.FLAGS
+    if any(validator.message.endswith(_REQUIRED) for validator in flags.FLAGS[name].validators)
+  ]
+
+
+def _missing(names: Sequence[str]) -> str:
+  listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+  return f"{listed} {'is missing; it' if len(names) == 1 else 'are missing; they'} must be given"
 
 
 def _check_tuples(argv: Sequence[str]) -> None:
@@ -212,6 +295,8 @@ def _overrides(argv: Sequence[str]) -> list[str]:
   matches = (pattern.match(argument) for argument in argv[1:])
   return [match[1] for match in matches if match]
 
+
+_REQUIRED = "must have a value other than None."  # how absl's message for a missing flag ends
 
 # What is wrong with a place that the user named, rather than with the program.
 _PLACE = (

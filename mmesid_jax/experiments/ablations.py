@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from ml_collections import ConfigDict
 
 from mmesid_jax import pipeline
-from mmesid_jax.config.command_line import nearest
+from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.schema import apply_preset, default_config, flatten, identity
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablation_table
 from mmesid_jax.files import artifact
 from mmesid_jax.reports.test_ranks import MODELS, Ranks, read_ranks, summed_ranks, write_ranks
-from mmesid_jax.stages.workdir import Workdir, keep_compiled, open_workdir
+from mmesid_jax.stages.workdir import Workdir, open_workdir, set_compilation_cache
 
 BASE = "base"  # the variant that all are compared with
 MODEL = MODELS["recommender"]
@@ -54,7 +54,7 @@ def run(
   sums = [name for name in config.sums if name in chosen]
   numbers = [int(s) for s in _chosen(seeds, [*map(str, config.seeds)], "--seeds")]
   plan.check(models, sums, numbers)
-  keep_compiled(config.base, plan.workdir)
+  set_compilation_cache(config.base, plan.workdir)
   failed: dict[str, str] = {}
 
   def attempt(work, name: str, seed: int) -> None:
@@ -119,7 +119,7 @@ def _names(config: ConfigDict) -> list[str]:
 def _chosen(asked: Sequence[str] | None, known: Sequence[str], flag: str) -> list[str]:
   for name in asked or ():
     if name not in known:
-      raise UserError(f"{flag}={name}: no such one; did you mean {nearest(name, known)}?")
+      raise UserError(f"{flag}={name}: no such one; did you mean {nearest_name(name, known)}?")
   return [name for name in known if asked is None or name in asked]
 
 
@@ -151,7 +151,7 @@ class Plan:
     for key in changes:
       if key not in keys:
         raise UserError(
-          f"variant {name}: {key}: no such key; did you mean {nearest(key, [*keys])}?"
+          f"variant {name}: {key}: no such key; did you mean {nearest_name(key, [*keys])}?"
         )
     if preset := changes.get("preset"):
       apply_preset(config, preset)

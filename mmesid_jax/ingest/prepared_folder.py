@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.command_line import nearest
+from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import whole_folder
+from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.ingest import amazon, filters, ingest_report, movielens, statistics, tables
 from mmesid_jax.ingest.catalogue import Catalogue, Item
 from mmesid_jax.ingest.compressed_lines import BadLines, file_format
@@ -53,7 +53,7 @@ def from_dataframe(
   keys = flatten(config)
   for key in settings:
     if key not in keys:
-      raise UserError(f"settings: no key {key!r}; did you mean {nearest(key, [*keys])!r}?")
+      raise UserError(f"settings: no key {key!r}; did you mean {nearest_name(key, [*keys])!r}?")
   try:
     config.update_from_flattened_dict(dict(settings))
   except TypeError as error:
@@ -89,7 +89,7 @@ def _write(
     "steps": counts,
     "dataset": statistics.dataset_statistics(found, catalogue),
   }
-  with whole_folder(output) as folder:
+  with atomic_folder(output) as folder:
     write(folder, found, catalogue)
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     (folder / "statistics.json").write_text(text, encoding="utf-8")
@@ -112,7 +112,7 @@ def _steps(config: ConfigDict, catalogue: Catalogue):
   steps = []
   if config.min_rating > 0:
     name = f"ratings of {config.min_rating:g} and more"
-    steps.append((name, lambda e: e.rating_N >= config.min_rating))
+    steps.append((name, lambda e: e.rating_E >= config.min_rating))
   for field in split_names(config.require):
     having = functools.partial(_having, catalogue=catalogue, field=field)
     steps.append((f"items with {field}", having))
@@ -122,16 +122,16 @@ def _steps(config: ConfigDict, catalogue: Catalogue):
   if max(config.core.user, config.core.item) > 1:
     name = f"core of users with {config.core.user} and items with {config.core.item}"
     sizes = (config.core.user, config.core.item)
-    steps.append((name, lambda e: filters.k_core(e.user_N, e.item_N, *sizes)))
+    steps.append((name, lambda e: filters.k_core(e.user_E, e.item_E, *sizes)))
   if config.min_length > max(config.core.user, 1):
     name = f"users with {config.min_length} and more"
-    steps.append((name, lambda e: np.bincount(e.user_N)[e.user_N] >= config.min_length))
+    steps.append((name, lambda e: np.bincount(e.user_E)[e.user_E] >= config.min_length))
   return steps
 
 
 def _having(events: Events, catalogue: Catalogue, field: str) -> np.ndarray:
-  """Mask [N] of events with items of which the field is known."""
-  return np.array([catalogue[key].has(field) for key in events.item_keys])[events.item_N]
+  """Mask [E] of events with items of which the field is known."""
+  return np.array([catalogue[key].has(field) for key in events.item_keys])[events.item_E]
 
 
 def _events(config: ConfigDict, bad: BadLines) -> Iterator[tuple[str, str, int | None, float]]:

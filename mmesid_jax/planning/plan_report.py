@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.command_line import nearest
+from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.rules import MESH_AXES
 from mmesid_jax.config.schema import check, modalities, split_at
 from mmesid_jax.data import dataset as datasets
@@ -22,11 +22,12 @@ from mmesid_jax.data.packing import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.models import flops
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.mesh import mesh_shape, use_mesh_shape
 from mmesid_jax.planning import memory as footprint
 from mmesid_jax.planning import tpu_compiler
 from mmesid_jax.planning.activations import Activations
 from mmesid_jax.stages import backbone, recommender_stage, sequence_task
-from mmesid_jax.stages.workdir import plain_data_dir, feature_dir
+from mmesid_jax.stages.workdir import feature_dir, plain_data_dir
 from mmesid_jax.training.throughput import DEVICES, Device
 
 FITS = 0.9  # of the memory; the rest is the runtime's, and lost between buffers
@@ -54,7 +55,7 @@ def run(
   be compiled is not for a TPU or libtpu is missing.
   """
   if kind not in DEVICES:
-    near = [name for name in DEVICES if name.startswith(kind)] or [nearest(kind, [*DEVICES])]
+    near = [name for name in DEVICES if name.startswith(kind)] or [nearest_name(kind, [*DEVICES])]
     known = ", ".join(DEVICES)
     raise UserError(f"--plan={kind}: did you mean {' or '.join(near)}? Known: {known}")
   if not 0 < mfu <= 1:
@@ -70,7 +71,7 @@ def run(
   backbone.check_storage(config.recommender)
   dataset, widths = _data(config)
   planner = Planner(config, DEVICES[kind], dataset, widths, mfu, rows_a_device)
-  mesh = sharding.mesh_shape(config.mesh, counts[0])
+  mesh = mesh_shape(config.mesh, counts[0])
   first = planner.plan(mesh)
   print(_assumed(config, kind, dataset, widths, mfu, estimated))
   print(f"\n{first.details()}", flush=True)
@@ -191,7 +192,7 @@ class Planner:
 
   def plan(self, mesh: Mapping[str, int]) -> Plan:
     """Raises UserError where the mesh does not divide what lies on it."""
-    with sharding.use_mesh_shape(mesh):
+    with use_mesh_shape(mesh):
       config = self._scaled()
       c = config.recommender
       sequence_task.check_batch_divides("recommender", c)

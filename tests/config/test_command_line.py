@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mmesid_jax.config.command_line import nearest
+from mmesid_jax.config.command_line import nearest_name
 
 CONFIG = """
 import ml_collections
@@ -22,7 +22,8 @@ PROGRAM = """
 import sys
 from absl import flags
 from ml_collections import config_flags
-from mmesid_jax import cli, errors
+from mmesid_jax import errors
+from mmesid_jax.config import command_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to.", required=True)
@@ -42,7 +43,7 @@ def main(argv):
   print(len(argv), WORKDIR.value, CONFIG.value and CONFIG.value.recommender.steps)
 
 assert "jax" not in sys.modules
-cli.run(main)
+command_line.run_command(main)
 """
 
 
@@ -145,7 +146,8 @@ def test_a_stop_in_main_is_one_line_and_its_status(program, stop, status, label)
 def test_a_reader_that_has_enough_ends_it_without_a_word(tmp_path):
   """As `| head -1` does; more is printed than a pipe holds."""
   code = (
-    "from mmesid_jax import cli\ncli.run(lambda argv: [print('x' * 99) for _ in range(99_999)])"
+    "from mmesid_jax.config.command_line import run_command\n"
+    "run_command(lambda argv: [print('x' * 99) for _ in range(99_999)])"
   )
   with subprocess.Popen(
     [sys.executable, "-c", code],
@@ -186,15 +188,15 @@ def test_help_is_no_error(program):
 )
 def test_nearest(name, expected):
   keys = ("seed", "recommender.learning_rate", "recommender.steps", "recommender.widths")
-  assert nearest(name, (*keys, "collaborative.layers", "collaborative.learning_rate")) == expected
+  assert nearest_name(name, (*keys, "collaborative.layers", "collaborative.learning_rate")) == expected
 
 
 SUBCOMMANDS = """
 from absl import flags
-from mmesid_jax import cli
+from mmesid_jax.config.command_line import run_command
 
 NAME = flags.DEFINE_string("name", None, "Needed.", required=True)
-cli.run(lambda argv: print(argv[1:], NAME.value), subcommands=("encode", "decode"))
+run_command(lambda argv: print(argv[1:], NAME.value), subcommands=("encode", "decode"))
 """
 
 

@@ -1,0 +1,59 @@
+"""Configuration files: `--config=beauty` means configs/beauty.py, in a clone and in a wheel."""
+
+import os
+import pathlib
+import re
+import runpy
+import traceback
+
+from mmesid_jax.errors import UserError
+
+
+def configs_dir() -> pathlib.Path:
+  """The folder of the configurations that come with the package."""
+  package = pathlib.Path(__file__).parents[1]
+  installed = package / "configs"  # a wheel puts them there; a clone has them beside the package
+  return installed if installed.is_dir() else package.parent / "configs"
+
+
+def config_names() -> list[str]:
+  """The names of the configurations that come with the package."""
+  return sorted(file.stem for file in configs_dir().glob("[!_]*.py"))
+
+
+def config_file(config: str) -> str:
+  """The file of a configuration given as NAME, NAME:PRESET, FILE or FILE:PRESET.
+
+  Returns:
+    FILE or FILE:PRESET, as ml_collections expects it. An existing file wins over a name.
+
+  Raises:
+    UserError: No such file; no configuration has the name.
+  """
+  name, colon, preset = config.partition(":")
+  if os.path.isfile(name):
+    return config
+  if not re.fullmatch(r"[\w-]+", name):
+    raise UserError(f"--config={config}: no such file")
+  if name not in (known := config_names()):
+    raise UserError(
+      f"--config={config}: no configuration has this name; known: {', '.join(known)}; "
+      "your own is given by its path"
+    )
+  return f"{configs_dir() / name}.py{colon}{preset}"
+
+
+def load_config(file: str) -> object:
+  """Calls get_config of FILE or FILE:PRESET. Raises UserError for a broken file."""
+  path, *preset = file.split(":", 1)
+  try:
+    return runpy.run_path(path)["get_config"](*preset)
+  except UserError:
+    raise
+  except SyntaxError as error:
+    raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+  except Exception as error:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    raise UserError(
+      f"--config={file}: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+    ) from error
