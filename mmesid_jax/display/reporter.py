@@ -1,10 +1,10 @@
-"""What library code tells the user: lines, warnings, progress. Nothing else in it prints.
+"""Lines, warnings and progress for the user. No other module of the package prints.
 
-Commands print nothing by themselves either. A process that is not the first of its run, and a test,
-calls `mute`.
+All processes of a run but the first one call `mute`; tests may.
 """
 
 import sys
+import time
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -26,13 +26,20 @@ def mute(muted: bool = True) -> None:
 def info(text: str = "") -> None:
   """Prints one or more lines to stdout, above a progress bar if there is one."""
   if not _muted:
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    _print(text, sys.stdout)
 
 
 def warn(text: str) -> None:
   """Prints "warning: text" to stderr."""
-  tqdm.write(f"warning: {text}", file=sys.stderr)
+  _print(f"warning: {text}", sys.stderr)
+
+
+def _print(text: str, file) -> None:
+  if sys.stderr.isatty():
+    tqdm.write(text, file=file)  # takes the bars away and draws them again
+  else:
+    file.write(f"{text}\n")
+  file.flush()
 
 
 def progress(
@@ -45,11 +52,18 @@ def progress(
   leave: bool = False,
   **options,
 ) -> tqdm:
-  """A progress bar on stderr with the remaining time; a whole line every half minute where stderr
-  is no terminal.
+  """A progress bar on stderr with the time left; a line every half minute if stderr is no terminal.
 
-  Use it around an iterable, or as a context manager with `total` and `update(n)`. Nothing is shown
-  of work that takes less than `delay` seconds. Other options are tqdm's.
+  Use it around an iterable, or as a context manager with `total` and `update(n)`.
+
+  Args:
+    iterable: what to go through; None with a context manager.
+    label: the text before the bar.
+    total: number of units; None = len(iterable), where it has one.
+    unit: name of what is counted.
+    delay: seconds before the bar appears, so that short work shows none.
+    leave: whether the bar stays in the terminal at the end.
+    **options: other options of tqdm.
   """
   terminal = sys.stderr.isatty()
   if not terminal:
@@ -68,13 +82,22 @@ def progress(
 
 
 class _Lines(tqdm):
-  """tqdm that ends every state with a newline instead of drawing over the last one."""
+  """A tqdm for files and pipes: a whole line from time to time, and no control characters."""
 
-  @staticmethod
-  def status_printer(file):
-    def print_status(text: str) -> None:
-      if text.strip():
-        file.write(f"{text.strip()}\n")
-        file.flush()
+  def __init__(self, *args, **options):
+    self._shown_at = time.monotonic()
+    super().__init__(*args, **options)
 
-    return print_status
+  def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    """Prints a line unless the last one is less than LINE_SECONDS old; tqdm asks more often."""
+    if time.monotonic() - self._shown_at >= LINE_SECONDS and msg != "":  # "" takes a bar away
+      self._shown_at = time.monotonic()
+      self.fp.write(f"{msg or self}\n")
+      self.fp.flush()
+    return False  # nothing to take away
+
+  def clear(self, nolock: bool = False) -> None:
+    """Nothing: lines stay."""
+
+  def moveto(self, n: int) -> None:
+    """Nothing: there is no cursor."""
