@@ -8,18 +8,24 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/installed
 PARITY := $(VENV)/parity-installed
 QUICKSTART := runs/quickstart
+DOCS := -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 
-.PHONY: quickstart test parity processes gpu format clean
+.PHONY: quickstart test docs parity processes gpu format clean
 .DELETE_ON_ERROR:
 
-quickstart: $(INSTALLED)  ## an invented catalogue, all stages, then recommendations with titles
+quickstart: $(INSTALLED)  ## a synthetic catalogue, all stages, then recommendations with titles
 	$(BIN)/python -m mmesid_jax.train --config=configs/quickstart.py --workdir=$(QUICKSTART)
 	$(BIN)/python -m mmesid_jax.recommend --workdir=$(QUICKSTART) --user=1,2,3 --top_k=3
 
-test: $(INSTALLED)  ## lint, format check, tests that need neither GPU nor other implementations
+test: $(INSTALLED)  ## lint, format check, docs, tests that need neither GPU nor other implementations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python $(DOCS)
 	$(BIN)/python -m pytest -q --numprocesses=2 --dist=loadfile
+
+docs: $(INSTALLED)  ## the documentation site: build/docs/index.html; warnings are errors
+	$(BIN)/python $(DOCS)
+	@echo "built build/docs/index.html"
 
 parity: $(PARITY)  ## the same numbers as PyTorch, transformers and peft
 	$(BIN)/python -m pytest -q -m parity
@@ -42,11 +48,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[test,docs]'
 	touch $@
 
 # torch is pinned for equal numbers. Linux wheels of PyPI carry CUDA; where download size matters, the
 # CPU build does as well: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 $(PARITY): $(INSTALLED)
-	$(PIP) torch==2.13.0 --editable '.[test,parity]'
+	$(PIP) torch==2.13.0 --editable '.[test,docs,parity]'
 	touch $@
