@@ -1,4 +1,4 @@
-"""How a command ends when it does not succeed: one line and an exit status."""
+"""Exceptions that end a command with one line and an exit status, and errors of the disk."""
 
 import contextlib
 import errno
@@ -26,8 +26,7 @@ class Diverged(Stop):
 
 
 class Interrupted(Stop):
-  """SIGINT or SIGTERM, after everything was saved; the same command goes on. Status 75 (try
-  again)."""
+  """SIGINT or SIGTERM, after saving; the same command continues. Status 75 (try again)."""
 
   status = 75
 
@@ -36,10 +35,10 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.
 
 
 def disk_fault(error: BaseException | None) -> str | None:
-  """What the disk refused, as "no space left on device"; None for an error of another kind.
+  """The disk's reason for an error, as "no space left on device"; None for other errors.
 
-  Libraries tell it as their own errors, so the system's words are looked for too, in this error and
-  in those that it came from.
+  Libraries wrap it in errors of their own, so the system's words are looked for too, in this error
+  and in its causes.
   """
   while error is not None:
     for code in _DISK:
@@ -50,8 +49,8 @@ def disk_fault(error: BaseException | None) -> str | None:
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-  """Raises UserError, which names `path`, for what the disk refuses in the block."""
+def report_disk_errors(path: pathlib.Path) -> Iterator[None]:
+  """Turns what the disk refuses in the block into a UserError that names `path`."""
   try:
     yield
   except Exception as error:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset, evaluated_users
+from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, write_whole
+from mmesid_jax.files.atomic import open_atomic
 
 
 class ItemSplit(NamedTuple):
@@ -56,23 +57,24 @@ def write_warm_dataset(
       if len(warm):
         yield f"{user} {' '.join(map(str, warm))}\n".encode()
 
-  write_whole(folder / SEQUENCES, lambda file: file.writelines(lines()))
+  with open_atomic(folder / SEQUENCES) as file:
+    file.writelines(lines())
   if dataset.items_path is None:
     described = [{} for _ in range(dataset.num_items)]
   else:
     json_lines = pathlib.Path(dataset.items_path).read_bytes().splitlines()
     described = [json.loads(line) for line in json_lines]
   warm_items = (described[item - 1] | {"item_id": ids[item].item()} for item in split.warm)
-  write_whole(
-    folder / ITEMS,
-    lambda file: file.writelines(json.dumps(x).encode() + b"\n" for x in warm_items),
-  )
+  with open_atomic(folder / ITEMS) as file:
+    file.writelines(json.dumps(x).encode() + b"\n" for x in warm_items)
   for modality, x_IV in features.items():
     kept_IV = x_IV[np.concatenate([[0], split.warm])]
-    write_whole(folder / f"{modality}.npy", lambda file, x=kept_IV: np.save(file, x))
+    with open_atomic(folder / f"{modality}.npy") as file:
+      np.save(file, kept_IV)
   if dataset.times is not None:
     kept = dataset.times.times[ids[dataset.items] <= len(split.warm)]
-    write_whole(folder / TIMES, lambda file: np.save(file, kept))
+    with open_atomic(folder / TIMES) as file:
+      np.save(file, kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Cases:
   """Q items to be ranked behind what a user had, by the ids of `Split`."""
 
   history: list[np.ndarray]  # the warm items before, oldest first, at least one
-  had_QH: np.ndarray  # int32, all items before, which are no candidates; padded with 0
+  had_QX: np.ndarray  # int32, all items before, which are no candidates; padded with 0
   item_Q: np.ndarray  # int32
 
   def __len__(self) -> int:
@@ -89,15 +91,15 @@ class Cases:
   def where(self, chosen_Q: np.ndarray) -> "Cases":
     """Those of bool [Q]."""
     history = [h for h, chosen in zip(self.history, chosen_Q, strict=True) if chosen]
-    return Cases(history, self.had_QH[chosen_Q], self.item_Q[chosen_Q])
+    return Cases(history, self.had_QX[chosen_Q], self.item_Q[chosen_Q])
 
 
 def make_cases(history: list[np.ndarray], had: list[np.ndarray], item: list[int]) -> Cases:
   """With what users had as a padded table."""
-  had_QH = np.zeros((len(had), max(map(len, had), default=0)), np.int32)
-  for row, items in zip(had_QH, had, strict=True):
+  had_QX = np.zeros((len(had), max(map(len, had), default=0)), np.int32)
+  for row, items in zip(had_QX, had, strict=True):
     row[: len(items)] = items
-  return Cases(history, had_QH, np.array(item, np.int32))
+  return Cases(history, had_QX, np.array(item, np.int32))
 
 
 def cold_cases(dataset: Dataset, split: ItemSplit, left: Dataset) -> tuple[Cases, np.ndarray]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import ITEMS, SEQUENCES, write_whole
+from mmesid_jax.files.atomic import open_atomic
 
 LATENT = 16  # width of the latent vectors
 SPREAD = 0.7  # of the items around their cluster's centre, whose own coordinates have deviation 1
@@ -51,27 +52,30 @@ def write_synthetic(
     )
   rng = np.random.default_rng(seed)
   cluster_I = rng.permutation(np.arange(items) % clusters)  # here index 0 is item id 1
-  z_IL = rng.normal(size=(clusters, LATENT))[cluster_I] + SPREAD * rng.normal(size=(items, LATENT))
-  views = {name: _view(z_IL, width, noise, rng) for name, (width, noise) in VIEWS.items()}
+  z_IW = rng.normal(size=(clusters, LATENT))[cluster_I] + SPREAD * rng.normal(size=(items, LATENT))
+  views = {name: _view(z_IW, width, noise, rng) for name, (width, noise) in VIEWS.items()}
   catalogue = _catalogue(cluster_I, clusters, rng)
-  sequences = _walks(users, cluster_I, z_IL, rng)
+  sequences = _walks(users, cluster_I, z_IW, rng)
 
   lines = (f"{u} {' '.join(map(str, s))}\n" for u, s in enumerate(sequences, start=1))
   path = Path(directory)
   try:
     path.mkdir(parents=True, exist_ok=True)
     for name, x_IV in views.items():
-      write_whole(path / f"{name}.npy", lambda file, x_IV=x_IV: np.save(file, x_IV))
-    write_whole(path / ITEMS, lambda file: file.writelines(_json_line(i) for i in catalogue))
-    write_whole(path / SEQUENCES, lambda file: file.writelines(line.encode() for line in lines))
+      with open_atomic(path / f"{name}.npy") as file:
+        np.save(file, x_IV)
+    with open_atomic(path / ITEMS) as file:
+      file.writelines(_json_line(i) for i in catalogue)
+    with open_atomic(path / SEQUENCES) as file:
+      file.writelines(line.encode() for line in lines)
   except OSError as error:
     raise UserError(f"{path}: cannot write the synthetic dataset ({error.strerror})") from None
 
 
-def _view(z_IL: np.ndarray, width: int, noise: float, rng: np.random.Generator) -> np.ndarray:
+def _view(z_IW: np.ndarray, width: int, noise: float, rng: np.random.Generator) -> np.ndarray:
   """tanh of a random projection, plus noise: float32 [I + 1, width], row 0 zero."""
   projection = rng.normal(size=(LATENT, width)) / np.sqrt(LATENT)
-  x_IV = np.tanh(1.5 * z_IL @ projection) + noise * rng.normal(size=(len(z_IL), width))
+  x_IV = np.tanh(1.5 * z_IW @ projection) + noise * rng.normal(size=(len(z_IW), width))
   return np.concatenate([np.zeros((1, width)), x_IV]).astype(np.float32)
 
 
@@ -103,13 +107,13 @@ def cluster_name(k: int) -> tuple[str, str]:
 
 
 def _walks(
-  users: int, cluster_I: np.ndarray, z_IL: np.ndarray, rng: np.random.Generator
+  users: int, cluster_I: np.ndarray, z_IW: np.ndarray, rng: np.random.Generator
 ) -> list[list[int]]:
   """One list of distinct item ids for every user."""
   items, clusters = len(cluster_I), cluster_I.max() + 1
   popularity_I = 1.0 / rng.permutation(np.arange(1, items + 1)) ** ZIPF
   rotation, _ = np.linalg.qr(rng.normal(size=(LATENT, LATENT)))
-  affinity_II = SHARPNESS * (z_IL @ rotation) @ z_IL.T
+  affinity_II = SHARPNESS * (z_IW @ rotation) @ z_IW.T
   neighbours = np.array([rng.permutation(clusters)[: len(NEIGHBOURS)] for _ in range(clusters)])
   members = [np.flatnonzero(cluster_I == k) for k in range(clusters)]
   shares = np.array(NEIGHBOURS[: neighbours.shape[1]]) / sum(NEIGHBOURS[: neighbours.shape[1]])

@@ -1,84 +1,68 @@
-"""What a stage hands to the next: safetensors files with a JSON header, readable without this
-project."""
+"""Artifacts, which a stage leaves for the next, and other files that only the main process writes.
 
-import contextlib
+An artifact is a safetensors file with a JSON header, and can be read without this project.
+"""
+
 import json
-import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mmesid_jax.errors import UserError, writing
-from mmesid_jax.parallel import processes
+from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import atomic_file
+from mmesid_jax.parallel.processes import main_only
 
 SCHEMA = 1  # raised whenever the tensors of an artifact change their meaning
-# What writes an artifact that no stage of the training does.
+# Artifacts that no training stage writes -> the command that does.
 MAKERS = {"new_items": "mmesid_jax.semantic_ids encode"}
 
 
+@main_only
 def write_artifact(
   path: pathlib.Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]
 ) -> None:
-  """Writes under a temporary name and renames, in the first process only. The header is one JSON
-  object under the key "mmesid"."""
-  if not processes.first():
-    return
+  """Writes tensors and a header, one JSON object under the key "mmesid". Raises UserError."""
   metadata = {"mmesid": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
   contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-  with whole(path) as temporary:
+  with atomic_file(path) as temporary:
     safetensors.numpy.save_file(contiguous, temporary, metadata=metadata)
 
 
-def under(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-  """What stands under names that begin with the prefix, by the rest of its name."""
-  return {k.removeprefix(prefix): x for k, x in named.items() if k.startswith(prefix)}
-
-
+@main_only
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes under a temporary name and renames, in the first process only."""
-  write_bytes(path, text.encode())
+  """Writes a whole file, in the main process only. Raises UserError."""
+  with atomic_file(path) as temporary:
+    temporary.write_bytes(text.encode())
 
 
+@main_only
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Writes under a temporary name and renames, in the first process only."""
-  if not processes.first():
-    return
-  with whole(path) as temporary:
+  """Writes a whole file, in the main process only. Raises UserError."""
+  with atomic_file(path) as temporary:
     temporary.write_bytes(content)
 
 
-@contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """The temporary name, which the file loses for `path` once it is whole and is deleted under
-  otherwise. Raises UserError where the disk refuses it."""
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write beside us
-  with writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      yield temporary
-      with temporary.open("rb") as file:
-        os.fsync(file.fileno())  # a disk over the network may refuse as late as here
-      os.replace(temporary, path)
-    except BaseException:
-      temporary.unlink(missing_ok=True)
-      raise
+def strip_prefix(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+  """The entries whose names begin with the prefix, under the rest of their names."""
+  return {k.removeprefix(prefix): x for k, x in named.items() if k.startswith(prefix)}
 
 
 def read_header(path: pathlib.Path, stage: str) -> dict[str, Any]:
-  """The header of the stage's artifact. Raises UserError for a missing, truncated or foreign
-  file."""
+  """The header of the stage's artifact.
+
+  Raises UserError for a file that is missing, truncated or not this stage's artifact.
+  """
   return _read(path, stage, None)[1]
 
 
 def read_artifact(
   path: pathlib.Path, stage: str, *, prefix: str = ""
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Tensors whose names begin with `prefix`, and the header. Raises UserError as `read_header`
-  does."""
+  """Tensors whose names begin with `prefix`, and the header. Raises as `read_header` does."""
   return _read(path, stage, prefix)
 
 
@@ -95,8 +79,8 @@ def _read(path: pathlib.Path, stage: str, prefix: str | None):
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise UserError(f"{path}: not a whole safetensors file ({error}); {remedy}") from error
   if not isinstance(header, dict) or header.get("stage") != stage:
-    found = header.get("stage") if isinstance(header, dict) else "no mmesid header"
-    raise UserError(f"{path}: not an artifact of the stage {stage} (found: {found}); {remedy}")
+    actual = header.get("stage") if isinstance(header, dict) else "no mmesid header"
+    raise UserError(f"{path}: not an artifact of the stage {stage} (found: {actual}); {remedy}")
   if header.get("schema") != SCHEMA:
     raise UserError(f"{path}: schema {header.get('schema')}, this version reads {SCHEMA}; {remedy}")
   return tensors, header

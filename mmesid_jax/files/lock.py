@@ -1,4 +1,4 @@
-"""One run at a time works in a folder."""
+"""Locks: one run at a time works in a folder, or writes a file."""
 
 import contextlib
 import datetime
@@ -7,53 +7,50 @@ import fcntl
 import os
 import pathlib
 import socket
-import sys
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import IO
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.parallel import processes
 
-# With several processes: a file server may keep the lock of a host that was lost for a while.
+# With several processes: a file server may keep the lock of a lost host for a while.
 PATIENCE_SECONDS = 150
 
-# Of a file system that knows no locks: Lustre or NFS, mounted without.
+# What file systems without locks answer: Lustre or NFS, mounted without.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
-def locked(
+def lock_folder(
   folder: pathlib.Path, *, doing: str = "training", flag: str = "--workdir"
 ) -> Iterator[None]:
-  """Holds folder/lock, which says by whom. The system lets go of it when the process ends, however
-  it ends: a file that was left behind refuses nobody.
+  """Holds the file folder/lock, which says who holds it, while the block runs.
 
-  doing: what a run does in the folder, which the flag names; for messages. Of several processes the
-  first one holds it. Raises UserError where another run does. A file system without locks is warned
-  of on stderr.
+  The system releases the lock when the process ends, however it ends; a file that is left over
+  stops nobody. Of several processes the main one holds it.
+
+  Args:
+    folder: made where there is none.
+    doing: what a run does in the folder, for messages.
+    flag: the flag that names the folder, for messages.
+
+  Raises UserError where another run holds it. Warns where the file system has no locks.
   """
-  if not processes.first():
+  if not processes.is_main():
     yield
     return
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / "lock"
   with path.open("a+") as file:  # "w" would empty what another run wrote
-    try:
-      _take(file, PATIENCE_SECONDS if processes.several() else 0)
-    except BlockingIOError as error:
+    patience = PATIENCE_SECONDS if processes.is_multiprocess() else 0
+    if not try_lock(file, path, f"no other run is {doing} here", seconds=patience):
       file.seek(0)
       holder = file.read().strip() or "another run"
       raise UserError(
         f"{folder}: {holder} is {doing} here; wait until it is done, stop it (it saves first), "
         f"or choose another {flag}"
-      ) from error
-    except OSError as error:
-      if error.errno not in _NO_LOCKS:
-        raise
-      print(
-        f"warning: {path}: {error.strerror}; see to it that no other run is {doing} here",
-        file=sys.stderr,
       )
     file.truncate(0)
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -62,13 +59,22 @@ def locked(
     yield
 
 
-def _take(file: TextIO, seconds: float) -> None:
-  """Raises BlockingIOError where another holds the lock for so long."""
+def try_lock(file: IO, path: pathlib.Path, condition: str, *, seconds: float = 0) -> bool:
+  """Locks an open file; returns False where another process still holds it after `seconds`.
+
+  Where the file system has no locks, warns to make sure that `condition` holds, and returns True.
+  """
   end = time.monotonic() + seconds
   while True:
     try:
-      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return True
     except BlockingIOError:
       if time.monotonic() >= end:
-        raise
+        return False
       time.sleep(1)
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
+      reporter.warn(f"{path}: {error.strerror}; make sure that {condition}")
+      return True

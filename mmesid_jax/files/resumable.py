@@ -1,39 +1,133 @@
-"""A large file that is made part by part, so that a run that was stopped goes on where it was.
+"""Large outputs that are made piece by piece, so that a stopped run continues where it was.
 
-Parts lie in a folder beside the output, OUTPUT.parts, each written under a temporary name and
-renamed; settings.json says what they were made with. The output appears once, whole, from all of
-them, and then the folder is removed.
+A PartialTable grows by rows in one file, a PartFiles by whole files in a folder, OUTPUT.parts.
+Both keep the settings that they were made from and refuse others.
 """
 
 import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from mmesid_jax.errors import UserError
+import numpy as np
+
+from mmesid_jax.display import reporter
+from mmesid_jax.errors import UserError, report_disk_errors
 from mmesid_jax.files import artifact, rows
+from mmesid_jax.files.lock import try_lock
+from mmesid_jax.files.provenance import MADE_FROM, check_made_from, check_same_settings
 
 SETTINGS, LOCK = "settings.json", "lock"
+SYNC_SECONDS = 10  # a kill loses no appended row, a power cut at most the rows of this time
 
 
-class Parts:
-  """The folder of `output`, for `count` parts.
+class PartialTable:
+  """Rows [N, V] in the order in which they are appended, after one line of JSON with the settings.
 
-  settings: whatever decides what the parts hold, as JSON has it. Raises UserError for a folder of
-  other settings, or one that this did not make.
+  A row that a kill cut short is not counted.
+  """
+
+  def __init__(self, file: BinaryIO, path: Path, width: int, dtype: np.dtype):
+    self._file, self._path, self._width, self._dtype = file, path, width, dtype
+    file.seek(0)
+    self._start = len(file.readline())
+    self._synced = time.monotonic()
+
+  def __len__(self) -> int:
+    """The number of whole rows."""
+    return (os.fstat(self._file.fileno()).st_size - self._start) // self._row_bytes
+
+  @property
+  def _row_bytes(self) -> int:
+    return self._width * self._dtype.itemsize
+
+  def append(self, x_BV: np.ndarray) -> None:
+    """Adds rows at the end. Raises UserError where the disk refuses them."""
+    with report_disk_errors(self._path):
+      self._file.write(x_BV.astype(self._dtype).tobytes())
+      self._file.flush()
+      if time.monotonic() - self._synced > SYNC_SECONDS:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+  def truncate(self, rows: int) -> None:
+    """Keeps the first `rows` rows."""
+    self._file.truncate(self._start + rows * self._row_bytes)
+
+  def rows(self) -> np.ndarray:
+    """A memory map of all rows, [N, V]."""
+    shape = (len(self), self._width)
+    return np.memmap(self._path, self._dtype, mode="r", offset=self._start, shape=shape)
+
+
+@contextlib.contextmanager
+def open_partial_table(
+  path: Path, made_from: Mapping[str, Any], width: int, dtype: str, *, overwrite: bool
+) -> Iterator[PartialTable]:
+  """The table at `path`, new or as an earlier run left it; one run at a time holds it.
+
+  Args:
+    path: the file.
+    made_from: the settings that decide the rows.
+    width: V, the number of columns.
+    dtype: the rows' type.
+    overwrite: whether a table that was made from other settings is started again from row 0.
+
+  Raises UserError where another run holds it, and for a table of other settings.
+  """
+  with report_disk_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b")
+  with file:
+    if not try_lock(file, path, "no other run writes it"):
+      raise UserError(f"{path}: another run is writing it; wait until it is done")
+    if not _has_rows(file, path, made_from, overwrite):
+      with report_disk_errors(path):
+        file.truncate(0)
+        file.write(json.dumps({MADE_FROM: dict(made_from)}).encode() + b"\n")
+        file.flush()
+    yield PartialTable(file, path, width, np.dtype(dtype))
+
+
+def _has_rows(file: BinaryIO, path: Path, made_from: Mapping[str, Any], overwrite: bool) -> bool:
+  """Whether the file holds rows of these settings, to be continued."""
+  file.seek(0)
+  line = file.readline()
+  if not line.endswith(b"\n"):  # new, or the run was killed at once
+    return False
+  try:
+    check_made_from(path, line, made_from)
+  except UserError:
+    if not overwrite:
+      raise
+    reporter.info(f"{path}: was made from something else; starting again")
+    return False
+  return True
+
+
+class PartFiles:
+  """The folder OUTPUT.parts with `count` parts; the output is put together from all of them.
+
+  Args:
+    output: the final file, Parquet or JSON lines.
+    count: the number of parts.
+    settings: everything that decides what the parts hold, as JSON gives it back.
+
+  Raises UserError for a folder of other settings, and for one that this class did not make.
   """
 
   def __init__(self, output: Path, count: int, settings: Mapping[str, Any]):
     self.output, self._count = output, count
-    self.folder = folder_of(output)
+    self.folder = parts_folder(output)
     mark = self.folder / SETTINGS
     if mark.is_file():
-      self._check(mark, settings)
+      self._check_settings(mark, settings)
       return
-    if foreign := sorted(f.name for f in self._foreign()):
+    if foreign := sorted(f.name for f in self._foreign_files()):
       raise UserError(
         f"{self.folder}: holds {foreign[0]} and no {SETTINGS}, so it is not known what it is; "
         "move it away, or choose another --output"
@@ -41,45 +135,47 @@ class Parts:
     artifact.write_text(mark, json.dumps(settings, indent=1) + "\n")
 
   def missing(self) -> list[int]:
-    """The parts that are not there yet, from 0."""
+    """The parts that do not exist yet, counted from 0."""
     return [n for n in range(self._count) if not self._part(n).is_file()]
 
   def write(self, n: int, schema: rows.Schema, columns: rows.Columns) -> None:
-    rows.write_table(self._part(n), schema, columns)
+    """Writes part n."""
+    rows.write_rows(self._part(n), schema, columns)
 
   def finish(self) -> None:
-    """Puts the output together from all parts and removes their folder."""
+    """Joins all parts to the output and removes their folder."""
     joined = self.folder / f"joined{self.output.suffix}"  # here it is removed, whatever happens
-    rows.join([self._part(n) for n in range(self._count)], joined)
+    rows.join_row_files([self._part(n) for n in range(self._count)], joined)
     os.replace(joined, self.output)
     for n in range(self._count):
-      self._part(n).unlink()  # the settings last: a kill between leaves a folder that is known
+      self._part(n).unlink()  # the settings go last, so that a killed run can be resumed
     shutil.rmtree(self.folder)
 
   def _part(self, n: int) -> Path:
     return self.folder / f"{n:06}{self.output.suffix}"
 
-  def _foreign(self) -> Iterator[Path]:
+  def _foreign_files(self) -> Iterator[Path]:
     with contextlib.suppress(FileNotFoundError):
       for file in self.folder.iterdir():
-        if file.name != LOCK and not file.name.startswith(SETTINGS):
+        # ".settings.json.*" is left by a run that was killed as it started
+        if file.name != LOCK and not file.name.removeprefix(".").startswith(SETTINGS):
           yield file
 
-  def _check(self, mark: Path, wanted: Mapping[str, Any]) -> None:
+  def _check_settings(self, mark: Path, settings: Mapping[str, Any]) -> None:
     try:
-      found = json.loads(mark.read_text())
+      before = json.loads(mark.read_text())
     except ValueError:
-      found = None
-    if not isinstance(found, dict):
-      raise UserError(f"{mark}: is not as it was written; delete {self.folder} to begin anew")
-    for name in sorted(found.keys() | wanted.keys()):
-      if found.get(name) != wanted.get(name):
-        raise UserError(
-          f"{self.folder}: holds parts of another run: {name} was {found.get(name)}, is now "
-          f"{wanted.get(name)}; finish that one with its own settings, or delete the folder to "
-          "begin anew"
-        )
+      before = None
+    if not isinstance(before, dict):
+      raise UserError(f"{mark}: is not as it was written; delete {self.folder} to start again")
+    check_same_settings(
+      before,
+      settings,
+      label=f"{self.folder}: holds parts of another run",
+      remedy="finish that one with its own settings, or delete the folder to start again",
+    )
 
 
-def folder_of(output: Path) -> Path:
+def parts_folder(output: Path) -> Path:
+  """The folder in which the parts of `output` are kept."""
   return output.with_name(f"{output.name}.parts")

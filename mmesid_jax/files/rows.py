@@ -1,7 +1,7 @@
-"""Tables for other programs: Parquet or JSON lines, by the name of the file.
+"""Writes tables for other programs, Parquet or JSON lines, by the name of the file.
 
-A table is columns by name, a value a row each. JSON lines hold one object a row, Parquet the same
-names with their types; polars writes it, and is imported for Parquet only.
+A table maps column names to lists with one value for each row. JSON lines hold one object for each
+row, Parquet the same names with their types. Parquet needs polars, JSON lines do not.
 """
 
 import os
@@ -13,13 +13,12 @@ from typing import Any
 import msgspec
 
 from mmesid_jax.errors import UserError, disk_fault
-from mmesid_jax.files.artifact import whole
+from mmesid_jax.files.atomic import atomic_file
 
 PARQUET, JSON_LINES = ".parquet", ".jsonl"
-ROW_GROUP = 65_536  # rows that Parquet keeps together, whatever the parts that a file is joined of
+ROW_GROUP = 65_536  # rows that Parquet keeps together, also across the parts of a joined file
 
-# Type of a column -> polars' name of it. Any value of text and any element of a list of texts may
-# be None.
+# Type of a column -> polars' name of it. Texts, and texts in a list, may be None.
 TYPES = {
   int: ("Int64", None),
   str: ("String", None),
@@ -29,11 +28,11 @@ TYPES = {
 }
 
 Schema = Mapping[str, Any]  # name -> one of TYPES
-Columns = Mapping[str, list]  # name -> a value a row, of Python's own types
+Columns = Mapping[str, list]  # name -> a value for each row, of Python's own types
 
 
-def check_output(path: Path) -> None:
-  """Raises UserError for a name of neither format, a folder, or Parquet without polars."""
+def check_rows_file(path: Path) -> None:
+  """Raises UserError for a name of neither format, a folder, and Parquet without polars."""
   if path.suffix not in (PARQUET, JSON_LINES):
     raise UserError(f"--output={path}: expected a name that ends in {PARQUET} or {JSON_LINES}")
   if path.is_dir():
@@ -42,12 +41,14 @@ def check_output(path: Path) -> None:
     _polars(path)
 
 
-def write_table(path: Path, schema: Schema, columns: Columns) -> None:
-  """The schema's columns, in its order. Writes under a temporary name and renames. Raises UserError
-  for a text that is not Unicode, and where the disk refuses the file."""
+def write_rows(path: Path, schema: Schema, columns: Columns) -> None:
+  """Writes the schema's columns, in its order, to a file that appears whole.
+
+  Raises UserError for a text that is not Unicode, and for what the disk refuses.
+  """
   columns = {name: columns[name] for name in schema}
   try:
-    with whole(path) as temporary:
+    with atomic_file(path) as temporary:
       if path.suffix == PARQUET:
         pl = _polars(path)
         types = {name: _polars_type(pl, kind) for name, kind in schema.items()}
@@ -59,11 +60,12 @@ def write_table(path: Path, schema: Schema, columns: Columns) -> None:
     raise UserError(f"{path}: {error.object!r} is no Unicode text ({error.reason})") from error
 
 
-def join(parts: Sequence[Path], path: Path) -> None:
-  """The rows of all parts, in their order, in one file, through bounded memory; written under a
-  temporary name and renamed. The same parts give the same bytes. Raises UserError for a part that
-  is not whole."""
-  with whole(path) as temporary:
+def join_row_files(parts: Sequence[Path], path: Path) -> None:
+  """Writes the rows of all parts, in order, to one file, in bounded memory.
+
+  The same parts give the same bytes. Raises UserError for a part that is not whole.
+  """
+  with atomic_file(path) as temporary:
     if path.suffix == PARQUET:
       pl = _polars(path)
       try:

@@ -3,16 +3,16 @@
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.resumable import Parts
+from mmesid_jax.files.resumable import PartFiles
 
 SETTINGS = {"top_k": 10, "model": "a1", "columns": ["n"]}
 
 
-def begun(tmp_path, settings=SETTINGS) -> Parts:
-  return Parts(tmp_path / "out.jsonl", 3, settings)
+def begun(tmp_path, settings=SETTINGS) -> PartFiles:
+  return PartFiles(tmp_path / "out.jsonl", 3, settings)
 
 
-def write(parts: Parts, n: int) -> None:
+def write(parts: PartFiles, n: int) -> None:
   parts.write(n, {"n": int}, {"n": [10 * n, 10 * n + 1]})
 
 
@@ -33,7 +33,7 @@ def test_what_is_missing_is_made_and_the_folder_goes(tmp_path):
 
 @pytest.mark.parametrize(
   ("changed", "says"),
-  [({"top_k": 20}, "top_k was 10, is now 20"), ({"new items": "b"}, "was None, is now b")],
+  [({"top_k": 20}, "top_k was 10, now 20"), ({"new items": "b"}, "new items was not set, now 'b'")],
 )
 def test_parts_of_other_settings_are_refused_and_stay(tmp_path, changed, says):
   write(begun(tmp_path), 0)

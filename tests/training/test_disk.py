@@ -16,9 +16,9 @@ from commands import run
 from training.test_checkpoint import batches, restored, state
 from training.test_loop import task
 
-from mmesid_jax.data.dataset import write_whole
 from mmesid_jax.errors import Diverged, UserError, disk_fault
 from mmesid_jax.files import artifact
+from mmesid_jax.files.atomic import open_atomic
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.loop import fit
 from mmesid_jax.training.metrics_log import MetricsLog
@@ -150,7 +150,8 @@ def write_bytes(path: pathlib.Path, size: int) -> None:
 
 
 def write_by(path: pathlib.Path, size: int) -> None:
-  write_whole(path, lambda file: file.write(bytes(size)))
+  with open_atomic(path) as file:
+    file.write(bytes(size))
 
 
 @pytest.mark.parametrize("write", [write_artifact, write_bytes, write_by])

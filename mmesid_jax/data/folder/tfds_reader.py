@@ -1,9 +1,7 @@
 """A TensorFlow dataset of `prepare`, read without TensorFlow, back into plain files."""
 
 import contextlib
-import hashlib
 import json
-import shutil
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,9 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from mmesid_jax.data.folder.file_names import ITEMS as ITEMS_FILE
+from mmesid_jax.data.folder.file_names import SEQUENCES, TIMES
+from mmesid_jax.data.folder.file_names import USERS as USERS_FILE
 from mmesid_jax.data.folder.keys import KEY
 from mmesid_jax.data.folder.tfds_examples import (
   ITEMS,
@@ -23,7 +24,10 @@ from mmesid_jax.data.folder.tfds_examples import (
   example_to_user_lines,
 )
 from mmesid_jax.errors import UserError
-from mmesid_jax.files import atomic
+from mmesid_jax.files.atomic import atomic_folder
+from mmesid_jax.files.digest import file_sha256
+from mmesid_jax.files.provenance import is_made_from
+from mmesid_jax.files.readers import read_bytes
 
 INFO = "dataset_info.json"
 DEPTH = 4  # folders between the one that is named and those that hold INFO
@@ -40,15 +44,14 @@ def export_plain_files(directory: Path, folder: Path) -> None:
   or incomplete, and where the disk refuses the files.
   """
   found = {name: find_config_folder(directory, name) for name in (USERS, ITEMS)}
-  made_from = json.dumps({name: _digests(place) for name, place in found.items()}, indent=1)
-  mark = folder / MARK
-  if mark.is_file() and mark.read_text() == made_from:
+  made_from = {name: _digests(place) for name, place in found.items()}
+  if is_made_from(folder / MARK, made_from):
     return
-  with atomic.whole_folder(folder) as temporary:
+  owned = (SEQUENCES, USERS_FILE, ITEMS_FILE, TIMES, MARK)
+  with atomic_folder(folder, replaces=owned) as temporary:
     _write_users(found[USERS], temporary)
     _write_items(found[ITEMS], temporary)
-    (temporary / MARK).write_text(made_from)
-    shutil.rmtree(folder, ignore_errors=True)
+    (temporary / MARK).write_text(json.dumps(made_from, indent=1))
 
 
 def find_config_folder(directory: Path, name: str) -> Path:
@@ -74,24 +77,21 @@ def find_config_folder(directory: Path, name: str) -> Path:
 
 def _info(path: Path) -> dict[str, Any]:
   try:
-    info = json.loads(atomic.read_bytes(path))
+    info = json.loads(read_bytes(path))
   except ValueError as error:
     raise UserError(f"{path}: not JSON ({error})") from None
   return info if isinstance(info, dict) else {}
 
 
 def _digests(place: Path) -> dict[str, str]:
-  found = {}
-  for path in sorted(filter(Path.is_file, place.iterdir())):
-    with path.open("rb") as file:
-      found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-  return found
+  files = sorted(filter(Path.is_file, place.iterdir()))
+  return {path.name: file_sha256(path) for path in files}
 
 
 def _write_users(place: Path, folder: Path) -> None:
   times, timed = array("q"), False
-  with (folder / atomic.SEQUENCES).open("wb") as sequences:
-    with (folder / atomic.USERS).open("wb") as users:
+  with (folder / SEQUENCES).open("wb") as sequences:
+    with (folder / USERS_FILE).open("wb") as users:
       for features in _examples(place, USERS):
         with _whole(place):
           user = {
@@ -106,12 +106,12 @@ def _write_users(place: Path, folder: Path) -> None:
           timed = True
           times.extend(features["times"].int64_list.value)
   if timed:
-    with (folder / atomic.TIMES).open("wb") as file:
+    with (folder / TIMES).open("wb") as file:
       np.save(file, np.frombuffer(times, np.int64))
 
 
 def _write_items(place: Path, folder: Path) -> None:
-  with (folder / atomic.ITEMS).open("wb") as items:
+  with (folder / ITEMS_FILE).open("wb") as items:
     for features in _examples(place, ITEMS):
       with _whole(place):
         texts = {name: features[name].bytes_list.value[0] for name in (KEY, *TEXTS)}
