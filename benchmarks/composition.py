@@ -19,7 +19,7 @@ from absl import flags
 from timing import alternate, environment, write
 
 from mmesid_jax.config import command_line
-from mmesid_jax.config.schema import read_config
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.stages.workdir import open_workdir
 
@@ -117,7 +117,7 @@ def configuration(source: pathlib.Path, seed: int, response: int, targets_per_pi
   r = config.recommender
   r.prompt.response, r.targets_per_piece = response, targets_per_piece
   r.epochs = EPOCHS
-  batches, _ = recommender_stage.training_batches(open_workdir(config, source))
+  batches, _ = recommender_stage.make_batches(config, open_workdir(config, source).dataset)
   r.rows = max(
     round(SHARE.value * with_rows_for(recommender_stage.batch_layout(r), batches.pieces).rows), 1
   )
@@ -143,7 +143,7 @@ def train(
       shutil.copy(source / f"{stage}.safetensors", folder)
   workdir = open_workdir(config, folder)
   print(f"\n{folder.name}: {config.recommender.rows} rows")
-  recommender_stage.run(workdir)
+  recommender_stage.RECOMMENDER.train(workdir)
   layout = evaluation_layout(
     recommender_stage.batch_layout(config.recommender), config.evaluation.targets
   )
@@ -156,7 +156,7 @@ def train(
   curve = [line for line in lines if "valid/nDCG@5" in line]
   run = {
     "rows": config.recommender.rows,
-    "targets": recommender_stage.training_batches(workdir)[1].targets,
+    "targets": recommender_stage.make_batches(config, workdir.dataset)[1].targets,
     "steps": [line["step"] for line in curve],
     "valid nDCG@5": [line["valid/nDCG@5"] for line in curve],
     "valid unmasked nDCG@5": [line["valid/unmasked/nDCG@5"] for line in curve],
@@ -177,9 +177,9 @@ def speeds(source: pathlib.Path) -> dict[str, float]:
   def contestant(response: int, targets_per_piece: int):
     config = configuration(source, 0, response, targets_per_piece)
     workdir = open_workdir(config, source)
-    batches, _ = recommender_stage.training_batches(workdir)
+    batches, _ = recommender_stage.make_batches(config, workdir.dataset)
     graph, params, frozen = nnx.split(recommender_stage.init_model(workdir), nnx.Param, ...)
-    adamw = optimizer.adamw(config.recommender.optimizer, 1000)
+    adamw = optimizer.make_optimizer(config.recommender.optimizer, 1000)
     loss = recommender_stage.recommender_loss(config.recommender, popularity(workdir.dataset))
     step, iterator = make_step(loss, adamw, graph, seed=0), iter(batches)
     state = initial_state(params, adamw)

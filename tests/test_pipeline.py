@@ -15,9 +15,9 @@ from mmesid_jax import pipeline
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files.artifact import read_artifact
-from mmesid_jax.files.lock import locked
+from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.stages import semantic_id_stage
-from mmesid_jax.stages.workdir import open_workdir, reopen
+from mmesid_jax.stages.workdir import open_workdir, reopen_workdir
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
 
@@ -47,7 +47,10 @@ def test_the_evaluation_holds_every_model_in_both_protocols(trained):
   for protocols in found["models"].values():
     assert list(protocols) == ["masked", "unmasked"]
     for metrics in protocols.values():
-      assert {f"{m}@{k}" for m in ("HR", "nDCG", "MRR") for k in (5, 10, 20)} == metrics.keys()
+      coverage = [metrics.pop(f"coverage@{k}") for k in (5, 10, 20)]
+      assert 0 < coverage[0]["mean"] <= coverage[1]["mean"] <= coverage[2]["mean"] <= 1
+      names = ("HR", "nDCG", "MRR", "MAP")
+      assert {f"{m}@{k}" for m in names for k in (5, 10, 20)} == metrics.keys()
       assert all(0 <= v["low"] <= v["mean"] <= v["high"] <= 1 for v in metrics.values())
 
 
@@ -70,15 +73,15 @@ def test_another_experiment_is_refused_by_what_differs(workdir, tiny):
   with pytest.raises(UserError) as caught:
     pipeline.run(tiny(changes={"recommender.mlp_width": 24}), workdir)
   message = str(caught.value)
-  assert "recommender.mlp_width is 16, now 24" in message and "--overwrite" in message
+  assert "recommender.mlp_width was 16, now 24" in message and "--overwrite" in message
   assert artifacts(workdir) == before
 
 
 def test_a_workdir_in_training_is_read_and_not_trained_in(workdir, tiny):
-  with locked(workdir):
+  with lock_folder(workdir):
     with pytest.raises(UserError, match="is training here"):
       pipeline.run(tiny(), workdir)
-    pipeline.evaluate(reopen(workdir), "valid")
+    pipeline.evaluate(reopen_workdir(workdir), "valid")
   pipeline.run(tiny(), workdir)
 
 
@@ -238,7 +241,7 @@ VARIANTS = {
     },
   ),
   "residual k-means": ("best", {"semantic_ids.quantizer.kind": "kmeans"}),
-  "grid": ("best", {"semantic_ids.quantizer.kind": "fsq", "semantic_ids.standardise": False}),
+  "grid": ("best", {"semantic_ids.quantizer.kind": "fsq", "semantic_ids.standardize": False}),
   "bce, no alignment, unmasked": (
     "best",
     {
@@ -328,11 +331,11 @@ def test_average_rate_decides_how_fast_codebooks_move(tiny, tmp_path):
     changes = {"semantic_ids.quantizer.average_rate": rate, "stages": ("semantic_ids",)}
     config = tiny("best", {**changes, "features.collaborative": ""})
     workdir = open_workdir(config, tmp_path / str(rate))
-    start = semantic_id_stage.build(
+    start = semantic_id_stage.init_tables(
       config.semantic_ids, workdir.features(), code_width=config.recommender.width, seed=config.seed
     )
-    semantic_id_stage.run(workdir)
-    found = semantic_id_stage.read(workdir).codebooks
+    semantic_id_stage.SEMANTIC_IDS.train(workdir)
+    found = semantic_id_stage.read_semantic_ids(workdir).codebooks
     books[rate] = [
       np.abs(found[m] - part.quantizer.codebook_LCD[...]).max()
       for m, part in start.model.by_modality.items()

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 
-def level_health(code_N: np.ndarray, codes: int) -> dict[str, float]:
+def level_health(code_E: np.ndarray, codes: int) -> dict[str, float]:
   """One level: share of codes in use, how many are dead, perplexity, Gini coefficient.
 
   perplexity = exp(-sum p log p), at most `codes`. Gini of the codes' counts, dead codes among them:
   0 when all codes have as many items, 1 - 1 / codes when one code has all.
   """
-  count_C = np.bincount(code_N, minlength=codes)
-  p_C = count_C / max(len(code_N), 1)
+  count_C = np.bincount(code_E, minlength=codes)
+  p_C = count_C / max(len(code_E), 1)
   used_C = p_C[p_C > 0]
   rank_C = np.arange(1, codes + 1)
   return {
@@ -24,39 +24,39 @@ def level_health(code_N: np.ndarray, codes: int) -> dict[str, float]:
   }
 
 
-def collisions(code_NL: np.ndarray) -> dict[str, float]:
+def collisions(code_EL: np.ndarray) -> dict[str, float]:
   """collision rate = 1 - distinct IDs / items, and how many items the most shared ID has."""
-  _, count = np.unique(prefix_groups(code_NL)[:, -1], return_counts=True)
-  return {"collision_rate": 1 - len(count) / len(code_NL), "largest_group": int(count.max())}
+  _, count = np.unique(prefix_groups(code_EL)[:, -1], return_counts=True)
+  return {"collision_rate": 1 - len(count) / len(code_EL), "largest_group": int(count.max())}
 
 
-def prefix_groups(code_NL: np.ndarray) -> np.ndarray:
-  """int64 [N, L]: column l numbers the items' first l + 1 codes, from 0 on without gaps; equal
+def prefix_groups(code_EL: np.ndarray) -> np.ndarray:
+  """int64 [E, L]: column l numbers the items' first l + 1 codes, from 0 on without gaps; equal
   numbers for equal codes."""
-  group_N, groups = np.zeros(len(code_NL), np.int64), []
-  for code_N in code_NL.astype(np.int64).T:
-    group_N = np.unique(group_N * (code_N.max() + 1) + code_N, return_inverse=True)[1]
-    groups.append(group_N)
+  group_E, groups = np.zeros(len(code_EL), np.int64), []
+  for code_E in code_EL.astype(np.int64).T:
+    group_E = np.unique(group_E * (code_E.max() + 1) + code_E, return_inverse=True)[1]
+    groups.append(group_E)
   return np.stack(groups, axis=1)
 
 
-def entropy(group_N: np.ndarray) -> float:
+def entropy(group_E: np.ndarray) -> float:
   """Bits of the groups' distribution: log2 of how many equal groups would tell as much."""
-  p = np.unique(group_N, return_counts=True)[1] / len(group_N)
+  p = np.unique(group_E, return_counts=True)[1] / len(group_E)
   return float(-(p * np.log2(p)).sum()) + 0.0  # no -0
 
 
-def purity(group_N: np.ndarray, category_N: np.ndarray) -> float:
+def purity(group_E: np.ndarray, category_E: np.ndarray) -> float:
   """Share of the items whose category is the most frequent one of their group; int arrays from 0
   on."""
-  categories = int(category_N.max()) + 1
-  pair, count = np.unique(group_N * categories + category_N, return_counts=True)
-  largest = np.zeros(int(group_N.max()) + 1, np.int64)
+  categories = int(category_E.max()) + 1
+  pair, count = np.unique(group_E * categories + category_E, return_counts=True)
+  largest = np.zeros(int(group_E.max()) + 1, np.int64)
   np.maximum.at(largest, pair // categories, count)
-  return float(largest.sum() / len(group_N))
+  return float(largest.sum() / len(group_E))
 
 
-def _purities(group_NL: np.ndarray, categories: Sequence[str | None]) -> dict[str, object]:
+def _purities(group_EL: np.ndarray, categories: Sequence[str | None]) -> dict[str, object]:
   """By length of the prefix; {} when no category is known.
 
   Groups of one item are pure whatever they mean, so what the same groups have when they are filled
@@ -66,13 +66,13 @@ def _purities(group_NL: np.ndarray, categories: Sequence[str | None]) -> dict[st
   known = np.array([c is not None for c in categories])
   if not known.any():
     return {}
-  category_N = np.unique([c for c in categories if c is not None], return_inverse=True)[1]
-  shuffled_N = np.random.default_rng(0).permutation(category_N)
-  groups = group_NL[known].T
+  category_E = np.unique([c for c in categories if c is not None], return_inverse=True)[1]
+  shuffled_E = np.random.default_rng(0).permutation(category_E)
+  groups = group_EL[known].T
   return {
-    "purity": [purity(group_N, category_N) for group_N in groups],
-    "purity_by_chance": [purity(group_N, shuffled_N) for group_N in groups],
-    "largest_category": purity(np.zeros_like(category_N), category_N),
+    "purity": [purity(group_E, category_E) for group_E in groups],
+    "purity_by_chance": [purity(group_E, shuffled_E) for group_E in groups],
+    "largest_category": purity(np.zeros_like(category_E), category_E),
   }
 
 
@@ -82,21 +82,21 @@ def health(
   """modality -> {"levels": [of level_health], collisions, "entropy": [...]}, and "joint":
   collisions of all modalities' codes together.
 
-  codes: modality -> int [N, L], items only (no padding row). `entropy` is in bits, by the length of
-  the prefix, 1 to L. categories: of the N items, None where not known; with them also `purity` and
+  codes: modality -> int [E, L], items only (no padding row). `entropy` is in bits, by the length of
+  the prefix, 1 to L. categories: of the E items, None where not known; with them also `purity` and
   `purity_by_chance` by the length of the prefix, and `largest_category`, over the items whose
   category is known. Raises ValueError for another number of categories.
   """
   report = {}
-  for m, code_NL in codes.items():
-    if categories and len(categories) != len(code_NL):
-      raise ValueError(f"{len(categories)} categories of {len(code_NL)} items")
-    group_NL = prefix_groups(code_NL)
+  for m, code_EL in codes.items():
+    if categories and len(categories) != len(code_EL):
+      raise ValueError(f"{len(categories)} categories of {len(code_EL)} items")
+    group_EL = prefix_groups(code_EL)
     report[m] = {
-      "levels": [level_health(level, num_codes) for level in code_NL.T],
-      **collisions(code_NL),
-      "entropy": [entropy(group_N) for group_N in group_NL.T],
-      **(_purities(group_NL, categories) if categories else {}),
+      "levels": [level_health(level, num_codes) for level in code_EL.T],
+      **collisions(code_EL),
+      "entropy": [entropy(group_E) for group_E in group_EL.T],
+      **(_purities(group_EL, categories) if categories else {}),
     }
   return report | {"joint": collisions(np.concatenate(list(codes.values()), axis=1))}
 
@@ -128,13 +128,13 @@ def table(report: Mapping[str, Mapping]) -> str:
   return "\n".join([*lines, about])
 
 
-def residual_norms(z_ND: np.ndarray, code_NL: np.ndarray, book_LCD: np.ndarray) -> list[float]:
+def residual_norms(z_ED: np.ndarray, code_EL: np.ndarray, book_LCD: np.ndarray) -> list[float]:
   """What is left of the encoded vectors z behind level 0 (1.0), 1 .. L: |residual| / |z|, the mean
   over the items."""
-  residual_ND = np.array(z_ND, np.float32)
-  size_N = np.maximum(np.linalg.norm(residual_ND, axis=1), 1e-12)
+  residual_ED = np.array(z_ED, np.float32)
+  size_E = np.maximum(np.linalg.norm(residual_ED, axis=1), 1e-12)
   norms = [1.0]
-  for code_N, book_CD in zip(code_NL.T, book_LCD, strict=True):
-    residual_ND -= book_CD[code_N]
-    norms.append(float((np.linalg.norm(residual_ND, axis=1) / size_N).mean()))
+  for code_E, book_CD in zip(code_EL.T, book_LCD, strict=True):
+    residual_ED -= book_CD[code_E]
+    norms.append(float((np.linalg.norm(residual_ED, axis=1) / size_E).mean()))
   return norms

@@ -32,13 +32,13 @@ def kendall_tau(original_IV: np.ndarray, other_ID: np.ndarray, dataset: Dataset)
   """
   total, tied, pairs, users = 0.0, 0, 0, 0
   widest = max(original_IV.shape[1], other_ID.shape[1])
-  for history_UT, target_U in _histories(dataset, widest):
-    one = _order(original_IV, history_UT, target_U)
-    two = _order(other_ID, history_UT, target_U)
-    agreement_UTT = one * two  # every pair twice
-    n = history_UT.shape[1]
-    total += float((agreement_UTT.sum((1, 2), dtype=np.int64) / (n * (n - 1))).sum())
-    tied += (agreement_UTT.size - np.count_nonzero(agreement_UTT)) - len(target_U) * n
+  for history_UX, target_U in _histories(dataset, widest):
+    one = _order(original_IV, history_UX, target_U)
+    two = _order(other_ID, history_UX, target_U)
+    agreement_UXX = one * two  # every pair twice
+    n = history_UX.shape[1]
+    total += float((agreement_UXX.sum((1, 2), dtype=np.int64) / (n * (n - 1))).sum())
+    tied += (agreement_UXX.size - np.count_nonzero(agreement_UXX)) - len(target_U) * n
     pairs += len(target_U) * n * (n - 1)
     users += len(target_U)
   if not users:
@@ -47,7 +47,7 @@ def kendall_tau(original_IV: np.ndarray, other_ID: np.ndarray, dataset: Dataset)
 
 
 def _histories(dataset: Dataset, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Distinct items before the test target, [U, T], and the targets, [U]; users of one T at once."""
+  """Distinct items before the test target, [U, X], and the targets, [U]; users of one X at once."""
   by_length: dict[int, list[tuple[np.ndarray, int]]] = {}
   place_U = dataset.split.targets["test"]
   for row in evaluated_users(dataset, "test"):
@@ -62,46 +62,46 @@ def _histories(dataset: Dataset, width: int) -> Iterator[tuple[np.ndarray, np.nd
       yield np.stack(histories), np.array(targets)
 
 
-def _order(table_IV: np.ndarray, history_UT: np.ndarray, target_U: np.ndarray) -> np.ndarray:
-  """int8 [U, T, T]: the sign of how much farther from the target item i is than item j."""
+def _order(table_IV: np.ndarray, history_UX: np.ndarray, target_U: np.ndarray) -> np.ndarray:
+  """int8 [U, X, X]: the sign of how much farther from the target item i is than item j."""
   # float64 differences: equal vectors are equally far, to the last bit
-  apart_UTV = table_IV[history_UT].astype(np.float64) - table_IV[target_U][:, None]
-  distance_UT = (apart_UTV**2).sum(-1)
-  return np.sign(distance_UT[:, :, None] - distance_UT[:, None]).astype(np.int8)
+  apart_UXV = table_IV[history_UX].astype(np.float64) - table_IV[target_U][:, None]
+  distance_UX = (apart_UXV**2).sum(-1)
+  return np.sign(distance_UX[:, :, None] - distance_UX[:, None]).astype(np.int8)
 
 
-def spectrum(x_ND: np.ndarray) -> np.ndarray:
+def spectrum(x_ED: np.ndarray) -> np.ndarray:
   """Singular values of the centred rows, largest first, divided by their sum; float64
-  [min(N, D)]."""
-  x_ND = np.asarray(x_ND, np.float64)
-  x_ND = x_ND - x_ND.mean(0)
-  gram = x_ND.T @ x_ND if x_ND.shape[0] >= x_ND.shape[1] else x_ND @ x_ND.T
+  [min(E, D)]."""
+  x_ED = np.asarray(x_ED, np.float64)
+  x_ED = x_ED - x_ED.mean(0)
+  gram = x_ED.T @ x_ED if x_ED.shape[0] >= x_ED.shape[1] else x_ED @ x_ED.T
   values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
   return values / max(values.sum(), 1e-300)
 
 
-def effective_rank(spectrum_K: np.ndarray) -> float:
-  """exp of the entropy of a spectrum: how many directions are filled alike. Between 1 and K; 0 for
+def effective_rank(spectrum_W: np.ndarray) -> float:
+  """exp of the entropy of a spectrum: how many directions are filled alike. Between 1 and W; 0 for
   rows that are all equal. Source: Roy and Vetterli 2007."""
-  p_K = spectrum_K[spectrum_K > 0]
-  return float(np.exp(-(p_K * np.log(p_K)).sum())) if len(p_K) else 0.0
+  p_W = spectrum_W[spectrum_W > 0]
+  return float(np.exp(-(p_W * np.log(p_W)).sum())) if len(p_W) else 0.0
 
 
 class Plane(NamedTuple):
-  """Places of the rows on the two principal axes, [N, 2], and the share of the variance there."""
+  """Places of the rows on the two principal axes, [E, 2], and the share of the variance there."""
 
-  place_N2: np.ndarray
+  place_E2: np.ndarray
   share: float
 
 
-def principal_plane(x_ND: np.ndarray) -> Plane:
+def principal_plane(x_ED: np.ndarray) -> Plane:
   """Rows, centred, on the two directions of their largest variance (PCA); the larger first."""
-  x_ND = np.asarray(x_ND, np.float64)
-  x_ND = x_ND - x_ND.mean(0)
-  variance_D, directions_DD = np.linalg.eigh(x_ND.T @ x_ND)
+  x_ED = np.asarray(x_ED, np.float64)
+  x_ED = x_ED - x_ED.mean(0)
+  variance_D, directions_DD = np.linalg.eigh(x_ED.T @ x_ED)
   largest = directions_DD[:, ::-1][:, :2]
-  place_N2 = np.pad(x_ND @ largest, ((0, 0), (0, 2 - largest.shape[1])))
-  return Plane(place_N2, float(variance_D[-2:].sum() / max(variance_D.sum(), 1e-300)))
+  place_E2 = np.pad(x_ED @ largest, ((0, 0), (0, 2 - largest.shape[1])))
+  return Plane(place_E2, float(variance_D[-2:].sum() / max(variance_D.sum(), 1e-300)))
 
 
 def table(tau: Mapping[str, Mapping], inputs: Mapping[str, Mapping]) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from mmesid_jax.display.table import format_markdown_table
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.ranking import PROTOCOLS, paired, summary, values
+from mmesid_jax.evaluation.metrics import PRINTED, user_values
+from mmesid_jax.evaluation.ranking import PROTOCOLS, paired_difference, summarize_ranks
 from mmesid_jax.files.artifact import write_text
 
 CUTOFFS = (5, 10)
@@ -25,11 +27,11 @@ def metrics(ranks: Ranks, *, resamples: int, seed: int) -> dict[str, dict[str, l
   """protocol -> HR and nDCG at 5 and 10 -> mean, and 95 % bootstrap interval over users."""
 
   def shown(rank_U: np.ndarray) -> dict[str, list[float]]:
-    found = summary(rank_U, CUTOFFS, resamples=resamples, seed=seed)
+    found = summarize_ranks(rank_U, CUTOFFS, resamples=resamples, seed=seed)
     return {
       name: [round(x, 5) for x in value.values()]
       for name, value in found.items()
-      if not name.startswith("MRR")
+      if name.partition("@")[0] in PRINTED
     }
 
   return {protocol: shown(ranks[protocol]) for protocol in PROTOCOLS}
@@ -40,10 +42,10 @@ def gains(ranks: Ranks, reference: Ranks) -> dict[str, dict[str, Any]]:
   bootstrap interval, and the means of GROUPS groups of users, for `pooled`."""
   found = {}
   for protocol in PROTOCOLS:
-    ours, theirs = (values(r[protocol], CUTOFFS) for r in (ranks, reference))
+    ours, theirs = (user_values(r[protocol], CUTOFFS) for r in (ranks, reference))
     for metric in COMPARED:
       difference_U = ours[metric] - theirs[metric]
-      mean, low, high = paired(difference_U)
+      mean, low, high = paired_difference(difference_U)
       groups = [difference_U[g::GROUPS].mean() for g in range(min(GROUPS, len(difference_U)))]
       found[f"{protocol} {metric}"] = {
         "mean": round(mean, 6),
@@ -110,9 +112,9 @@ def table(results: Mapping[str, Mapping[int, Result]], order: Iterable[str]) -> 
 
 
 def _table(results, names: Sequence[str], protocol: str) -> str:
-  rows = [["variant", "seeds"]]
+  header, rows = ["variant", "seeds"], []
   for metric in COMPARED:
-    rows[0] += [metric, "to base"]
+    header += [metric, "to base"]
   for name in names:
     found = results[name]
     row = [name, ", ".join(map(str, found))]
@@ -121,13 +123,7 @@ def _table(results, names: Sequence[str], protocol: str) -> str:
       each = f" ({', '.join(f'{mean:.4f}' for mean in means)})" if len(means) > 1 else ""
       row += [f"{np.mean(means):.4f}{each}", _gain(found.values(), f"{protocol} {metric}")]
     rows.append(row)
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-    for row in rows
-  ]
-  lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-  return "\n".join(lines)
+  return format_markdown_table(header, rows)
 
 
 def _gain(results: Iterable[Result], key: str) -> str:

@@ -13,7 +13,8 @@ from mmesid_jax.evaluation.cold_start_ranks import (
   model_ranks,
   nearest_ranks,
 )
-from mmesid_jax.evaluation.ranking import summary, values
+from mmesid_jax.evaluation.metrics import user_values
+from mmesid_jax.evaluation.ranking import summarize_ranks
 
 WARM, COLD, V = 30, 8, 5
 
@@ -39,7 +40,7 @@ def by_hand(found, score):
   """candidates -> ranks, of scores by case and item."""
   result = {"all items": [], "cold only": []}
   for q in range(len(found)):
-    s, had, target = score(q), set(found.had_QH[q].tolist()), found.item_Q[q]
+    s, had, target = score(q), set(found.had_QX[q].tolist()), found.item_Q[q]
     for name, first in (("all items", 1), ("cold only", WARM + 1)):
       others = [i for i in range(first, WARM + COLD + 1) if i not in had | {target}]
       result[name].append(1 + sum(s[i] >= s[target] for i in others))
@@ -58,7 +59,7 @@ class LastItem(nnx.Module):
     self.x_IV = nnx.Param(jnp.asarray(x_IV))
 
   def hidden(self, batch, key=None):
-    x_XV = self.x_IV[...][batch.item_N[batch.slot_RT]].reshape(-1, V)
+    x_XV = self.x_IV[...][batch.item_E[batch.slot_RT]].reshape(-1, V)
     return jnp.concatenate([jnp.zeros((1, V)), x_XV])[batch.read_Q]
 
   def item_vectors(self):
@@ -111,7 +112,7 @@ def test_chance_is_the_mean_over_random_orders():
     for name, rank_Q in by_hand(found, lambda q: rng.random(WARM + COLD + 1)).items():
       drawn[name] += rank_Q
   for name, metrics in chance(found, WARM, COLD, (3, 5, 50)).items():
-    for metric, x_Q in values(np.array(drawn[name]), (3, 5, 50)).items():
+    for metric, x_Q in user_values(np.array(drawn[name]), (3, 5, 50)).items():
       np.testing.assert_allclose(metrics[metric]["mean"], x_Q.mean(), atol=0.01, err_msg=metric)
   assert chance(found, WARM, COLD, (50,))["cold only"]["HR@50"]["mean"] == 1
 
@@ -120,11 +121,13 @@ def test_the_targets_of_an_item_are_drawn_together():
   """Ten items, hit always or never: a hundred targets say no more than the ten items do."""
   item_Q = np.repeat(np.arange(10), 100)
   rank_Q = np.where(item_Q < 4, 1, 99)
-  of_targets = summary(rank_Q, (5,), resamples=400)["HR@5"]
-  of_items = summary(rank_Q, (5,), resamples=400, group_U=item_Q + 7)["HR@5"]
+  of_targets = summarize_ranks(rank_Q, (5,), resamples=400)["HR@5"]
+  of_items = summarize_ranks(rank_Q, (5,), resamples=400, group_U=item_Q + 7)["HR@5"]
   assert of_items["mean"] == of_targets["mean"] == 0.4
   deviation = np.sqrt(0.4 * 0.6 / 10)
   np.testing.assert_allclose(of_items["high"] - of_items["low"], 3.92 * deviation, rtol=0.15)
   assert of_targets["high"] - of_targets["low"] < 0.08
-  uneven = summary(np.array([1, 9, 9, 9]), (5,), resamples=400, group_U=np.array([3, 1, 1, 1]))
+  uneven = summarize_ranks(
+    np.array([1, 9, 9, 9]), (5,), resamples=400, group_U=np.array([3, 1, 1, 1])
+  )
   assert uneven["HR@5"] == {"mean": 0.25, "low": 0.0, "high": 1.0}

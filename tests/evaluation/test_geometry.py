@@ -105,9 +105,9 @@ def test_principal_plane_is_the_best_two_directions():
   x = np.random.default_rng(6).normal(size=(40, 6)) * [1, 5, 1, 9, 1, 1] + 3
   u, values, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
   plane = principal_plane(x)
-  np.testing.assert_allclose(np.abs(plane.place_N2), np.abs(u[:, :2] * values[:2]), atol=1e-8)
+  np.testing.assert_allclose(np.abs(plane.place_E2), np.abs(u[:, :2] * values[:2]), atol=1e-8)
   assert plane.share == pytest.approx((values[:2] ** 2).sum() / (values**2).sum())
-  assert principal_plane(x[:, :1]).place_N2.shape == (40, 2)
+  assert principal_plane(x[:, :1]).place_E2.shape == (40, 2)
   assert principal_plane(np.ones((4, 3))).share == 0
 
 

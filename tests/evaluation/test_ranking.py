@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.evaluation.ranking import ranks, summary
+from mmesid_jax.evaluation.ranking import summarize_ranks, target_ranks
 
 
 def oracle(score_I, target, history):
@@ -24,7 +24,7 @@ def test_ranks_equal_a_sort_with_ties_and_masks(seed, distinct):
   target_Q = rng.integers(1, 21, 6)
   history_QH = rng.integers(0, 21, (6, 4))
   history_QH[history_QH == target_Q[:, None]] = 0
-  masked_Q, unmasked_Q = ranks(score_QI, target_Q, history_QH)
+  masked_Q, unmasked_Q = target_ranks(score_QI, target_Q, history_QH)
   for q in range(6):
     assert masked_Q[q] == oracle(score_QI[q], target_Q[q], set(history_QH[q].tolist()))
     assert unmasked_Q[q] == oracle(score_QI[q], target_Q[q], set())
@@ -32,20 +32,20 @@ def test_ranks_equal_a_sort_with_ties_and_masks(seed, distinct):
 
 def test_a_target_in_its_own_history_ranks_last_when_masked():
   score_QI = np.array([[0, 9, 1, 2, 3]], np.float32)
-  masked_Q, unmasked_Q = ranks(score_QI, np.array([1]), np.array([[1, 0]]))
+  masked_Q, unmasked_Q = target_ranks(score_QI, np.array([1]), np.array([[1, 0]]))
   assert (int(masked_Q[0]), int(unmasked_Q[0])) == (4, 1)
 
 
 @pytest.mark.parametrize("score", [0.0, np.nan])
 def test_a_scorer_that_says_nothing_gets_nothing(score):
-  masked_Q, unmasked_Q = ranks(
+  masked_Q, unmasked_Q = target_ranks(
     np.full((3, 31), score, np.float32), np.array([1, 15, 30]), np.zeros((3, 2), np.int64)
   )
   assert unmasked_Q.tolist() == masked_Q.tolist() == [30, 30, 30]
 
 
 def test_metrics_by_hand():
-  found = summary(np.array([1, 3, 6]), (5,))
+  found = summarize_ranks(np.array([1, 3, 6]), (5,))
   assert found["HR@5"]["mean"] == pytest.approx(2 / 3)
   assert found["nDCG@5"]["mean"] == pytest.approx((1 + 1 / 2) / 3)  # 1/log2(2), 1/log2(4), 0
   assert found["MRR@5"]["mean"] == pytest.approx((1 + 1 / 3) / 3)
@@ -55,7 +55,7 @@ def test_bootstrap_intervals_hold_the_mean_and_narrow_with_users():
   rng = np.random.default_rng(0)
 
   def interval(users):
-    found = summary(rng.integers(1, 30, users), (10,), resamples=400)["HR@10"]
+    found = summarize_ranks(rng.integers(1, 30, users), (10,), resamples=400)["HR@10"]
     assert found["low"] <= found["mean"] <= found["high"]
     return found["high"] - found["low"]
 

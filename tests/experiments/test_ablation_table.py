@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.ranking import paired
+from mmesid_jax.evaluation.ranking import paired_difference
 from mmesid_jax.experiments import ablation_table
 
 
@@ -42,7 +42,7 @@ def test_seeds_are_pooled_as_a_bootstrap_over_the_same_users_would():
   gains = [ablation_table.gains(*pair)["masked nDCG@5"] for pair in pairs]
   mean, low, high = ablation_table.pooled(gains)
   difference_U = np.mean([ndcg(a["masked"]) - ndcg(b["masked"]) for a, b in pairs], axis=0)
-  exact, *ends = paired(difference_U)
+  exact, *ends = paired_difference(difference_U)
   assert mean == pytest.approx(exact, abs=1e-6) == (low + high) / 2
   assert (high - low) / (ends[1] - ends[0]) == pytest.approx(1, abs=0.35)
   one = np.mean([gain["interval"][1] - gain["interval"][0] for gain in gains])

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mmesid_jax import pipeline
-from mmesid_jax.config.schema import check, flatten
+from mmesid_jax.config.checks import check_values
+from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablations
 from mmesid_jax.reports import test_ranks
 from mmesid_jax.stages import collaborative_stage, recommender_stage
+from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.workdir import reopen_workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,8 +48,8 @@ def counted():
     return wrapped
 
   with pytest.MonkeyPatch.context() as patch:
-    for stage, train in pipeline.RUN.items():
-      patch.setitem(pipeline.RUN, stage, counting(stage, train))
+    for name, stage in STAGES.items():
+      patch.setattr(stage, "train", counting(name, stage.train))
     yield counts
 
 
@@ -103,7 +104,7 @@ def test_a_result_is_small_and_holds_what_the_evaluation_found(done):
   found, where = result(done, "base"), done.path / "base-seed0"
   assert found["changes"] == {} == found["to_base"] and found["seconds"] > 0
   assert found["users"] == 60 and {"jax", "numpy"} <= found["versions"].keys()
-  whole = {s: json.loads((where / test_ranks.file_name(s)).read_text()) for s in ("test", "valid")}
+  whole = {s: json.loads((where / test_ranks.evaluation_file(s)).read_text()) for s in ("test", "valid")}
   for row, model in (("base", "MME-SID"), ("sasrec", "SASRec"), ("popularity", "popularity")):
     for split in whole:
       for protocol, metrics in whole[split]["models"][model].items():
@@ -171,7 +172,7 @@ def test_an_interrupted_run_goes_on_and_what_was_finished_stays(done, config, tm
     raise Interrupted("SIGTERM at step 1 of 5")
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-    patch.setitem(pipeline.RUN, "recommender", stopped)
+    patch.setattr(STAGES["recommender"], "train", stopped)
     ablate(config, path, variants=["no_codes"])
   assert not (path / "results" / "no_codes-seed1.json").exists()
   with counted() as counts:
@@ -235,13 +236,13 @@ def changed(config, **changes) -> ConfigDict:
       ["no_codes"],
       None,
       {"variants": {"no_codes": {"recommender": {"whiten": 3}}}},
-      "no_codes-seed0.json: of another experiment: recommender.whiten is 4, now 3",
+      "no_codes-seed0.json: of another experiment: recommender.whiten was 4, now 3",
     ),
     (
       None,
       None,
       {"base": {"recommender": {"rows": 8}}},
-      "base-seed0.json: of another experiment: recommender.rows is 4, now 8",
+      "base-seed0.json: of another experiment: recommender.rows was 4, now 8",
     ),
   ],
 )
@@ -263,7 +264,7 @@ def test_every_variant_of_the_config_file_changes_what_it_says():
   assert base["seed"] == 1
   for name in config.variants:
     whole = plan.config_of(name, 1)
-    check(whole)
+    check_values(whole)
     different = {k: v for k, v in flatten(whole).items() if v != base[k]}
     if "preset" in different:
       assert different.keys() >= {"recommender.encoder", "semantic_ids.quantizer.commitment"}

@@ -9,7 +9,7 @@ from commands import refused
 from mmesid_jax.errors import UserError
 from mmesid_jax.experiments import cold_start_run
 from mmesid_jax.files.artifact import read_artifact
-from mmesid_jax.files.lock import locked
+from mmesid_jax.files.lock import lock_folder
 
 SPLIT = {"fraction": 0.1, "split_seed": 3}
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_held_out_is_refused_before_anything_is_written(
 
 def test_another_run_is_refused_before_the_data_of_the_first_change(tiny, tmp_path):
   path = tmp_path / "run"
-  with locked(path / cold_start_run.WARM), pytest.raises(UserError, match="is training here"):
+  with lock_folder(path / cold_start_run.WARM), pytest.raises(UserError, match="is training here"):
     start(tiny(), path)
   assert [file.name for file in (path / cold_start_run.WARM).iterdir()] == ["lock"]
   assert not (path / cold_start_run.SPLIT).exists()
