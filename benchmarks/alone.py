@@ -46,13 +46,13 @@ def stacked(groups: Sequence[tuple[int, list[Sample]]], response: int) -> list[B
     sequences = [np.append(history, target) for history, target in samples]
     singles = list(batch_sequences(sequences, layout, [len(history) for history, _ in samples]))
     singles += [Packer(layout).batch()] * (places[T] - len(singles))
-    item_QRT = np.stack([single.item_N[single.slot_RT] for single in singles])
+    item_QRT = np.stack([single.item_E[single.slot_RT] for single in singles])
     item_N, slot = np.unique(np.append(0, item_QRT), return_inverse=True)
     slot_QRT = slot[1:].reshape(item_QRT.shape).astype(np.int32)
     columns = Batch(*map(np.stack, zip(*singles, strict=True)))
-    batches.append((T, columns._replace(item_N=item_N.astype(np.int32), slot_RT=slot_QRT)))
-  items = _most((T, len(b.item_N)) for T, b in batches)
-  return [b._replace(item_N=np.pad(b.item_N, (0, items[T] - len(b.item_N)))) for T, b in batches]
+    batches.append((T, columns._replace(item_E=item_N.astype(np.int32), slot_RT=slot_QRT)))
+  items = _most((T, len(b.item_E)) for T, b in batches)
+  return [b._replace(item_E=np.pad(b.item_E, (0, items[T] - len(b.item_E)))) for T, b in batches]
 
 
 def _most(sizes) -> dict[int, int]:
@@ -65,7 +65,7 @@ def _most(sizes) -> dict[int, int]:
 
 def hidden(model: RecommenderModel, batch: Batch, key: jax.Array | None = None) -> jax.Array:
   """o [Q, D] of a stacked batch."""
-  axes = Batch(*[0] * len(Batch._fields))._replace(item_N=None)
+  axes = Batch(*[0] * len(Batch._fields))._replace(item_E=None)
   keys = None if key is None else jax.random.split(key, len(batch.read_Q))
   return jax.vmap(model.hidden, in_axes=(axes, 0))(batch, keys)[:, 0]
 

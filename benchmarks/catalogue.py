@@ -90,7 +90,7 @@ def prepared(kind: str, items: int, mesh, *, shapes_only: bool = False):
       return sampled_cross_entropy(scorer, target_Q, weight_Q, negative_N, log_expected_N)[0]
     if kind == "chunked":
       return chunked_cross_entropy(scorer, target_Q, weight_Q, CHUNK)[0]
-    return cross_entropy(scorer.all(), target_Q, weight_Q, items)[0]
+    return cross_entropy(scorer.score_all(), target_Q, weight_Q, items)[0]
 
   rows = items + 1 + -(items + 1) % DEVICES
   with jax.set_mesh(mesh):

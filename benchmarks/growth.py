@@ -100,13 +100,13 @@ def items_series() -> Series:
   from mmesid_jax.models.catalogue_scores import Scorer
 
   def full(scorer, target_Q, weight_Q, negative_N):
-    return next_item.cross_entropy(scorer.all(), target_Q, weight_Q)
+    return next_item.cross_entropy(scorer.score_all(), target_Q, weight_Q)
 
   def chunked(scorer, target_Q, weight_Q, negative_N):
     return next_item.chunked_cross_entropy(scorer, target_Q, weight_Q, CHUNK)
 
   def sampled(scorer, target_Q, weight_Q, negative_N):
-    log_expected_N = jnp.full(NEGATIVES, math.log(NEGATIVES / (scorer.items - 1)))
+    log_expected_N = jnp.full(NEGATIVES, math.log(NEGATIVES / (scorer.num_rows - 1)))
     return next_item.sampled_cross_entropy(scorer, target_Q, weight_Q, negative_N, log_expected_N)
 
   def gradient(loss):
@@ -238,8 +238,8 @@ def width_series() -> Series:
   import numpy as np
 
   from mmesid_jax.data.packing import Layout, Packer
-  from mmesid_jax.models.flops import recommender as operations
-  from mmesid_jax.models.flops import useful
+  from mmesid_jax.models.flops import recommender_flops as operations
+  from mmesid_jax.models.flops import useful_work
   from mmesid_jax.models.sequence_recommender import RecommenderModel
 
   rng, rows = np.random.default_rng(0), Layout(rows=8, row_length=128, targets=1024)
@@ -252,7 +252,7 @@ def width_series() -> Series:
     model = recommender(width)
     step, device_batch = loss_gradient(model, RecommenderModel.hidden), jax.device_put(batch)
     (seconds,) = timed({"packed": lambda s=step, b=device_batch: s(b)}).values()
-    rate = operations(model, useful(batch, 1)) / seconds
+    rate = operations(model, useful_work(batch, 1)) / seconds
     found["packed"].append({"x": width, "seconds": seconds, "flops": rate})
   return found
 

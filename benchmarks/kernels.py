@@ -16,11 +16,11 @@ from flax import nnx
 
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.losses.next_item import cross_entropy
-from mmesid_jax.models.fusion import projects_catalogue
+from mmesid_jax.models.fusion import should_project_catalogue
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
+from mmesid_jax.parallel.devices import DEVICES as DATA_SHEETS
 from mmesid_jax.parallel.variables import Frozen, Pretrained
-from mmesid_jax.training import throughput
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 
@@ -40,7 +40,7 @@ class Device(NamedTuple):
 
 def sheet(name: str, single: float, bandwidth: float) -> tuple[float, float, float, float]:
   """The first rates and the memory of a Device."""
-  found = throughput.DEVICES[name]
+  found = DATA_SHEETS[name]
   return found.peak, single, bandwidth, found.memory
 
 
@@ -242,7 +242,7 @@ def scores(step: Step) -> Iterator[Kernel]:
   """All items for every target, float32. Raises ValueError where the catalogue is projected."""
   items, Q = step.model.items, step.layout.targets
   I, D = items.identity_ID.shape  # noqa: E741
-  if projects_catalogue(Q, D):
+  if should_project_catalogue(Q, D):
     raise ValueError(f"{Q} targets, more than the model is wide ({D}): not counted")
   more = {"size": 4, "unit": "single"}
   tables = [(D, True), *((items.feature_IV[m].shape[1], False) for m in items.modalities)]
@@ -300,14 +300,14 @@ def memory(step: Step) -> dict[str, float]:
   c, X, params = step.c, step.tokens, 4 * trained(step.model)
   tables = nnx.state(step.model, nnx.All(Frozen, nnx.Not(Pretrained)))
   # Gradients as wide as the mlp, and weights that are copied.
-  a_layer = ITEMSIZE[c.compute] * (3 * X * c.F + c.weights_a_layer)
+  a_layer = ITEMSIZE[c.compute] * (3 * X * c.F + c.weights_per_layer)
   if c.remat != "none":
     a_layer += step.kept_by_a_layer("none")
   items = step.model.items
   n, width = step.layout.item_places + 1, (len(items.modalities) + len(items.codebook_LCD)) * c.D
   inside = ITEMSIZE[step.compute] * n * (width + width // 2) if items.kind == "mlp" else 0
   return {
-    "weights": c.layers * (stored(c.weights) * c.weights_a_layer + 4 * c.D),
+    "weights": c.layers * (stored(c.weights) * c.weights_per_layer + 4 * c.D),
     "tables": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tables)),
     "trained": params,
     "gradient": params,

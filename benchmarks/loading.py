@@ -58,13 +58,13 @@ def write(directory: pathlib.Path) -> None:
   from flax import nnx
 
   from mmesid_jax.hf.architecture import architecture_json
-  from mmesid_jax.hf.llama_weights import EMBEDDING, expected
+  from mmesid_jax.hf.llama_weights import EMBEDDING, expected_tensors
   from mmesid_jax.hf.safetensors_dir import write_checkpoint
   from mmesid_jax.models.llama import Llama, LlamaConfig
 
   c = LlamaConfig(layers=16, D=2048, F=8192, N=32, K=8, H=64)
   llama = nnx.eval_shape(lambda: Llama(c, rngs=nnx.Rngs(0)))
-  shapes = {key: shape for key, (_, shape) in expected(llama).items()}
+  shapes = {key: shape for key, (_, shape) in expected_tensors(llama).items()}
   rng = np.random.default_rng(0)
 
   def tensors():
@@ -82,7 +82,7 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
   from flax import nnx
 
   from mmesid_jax.hf.architecture import read_architecture
-  from mmesid_jax.hf.llama_weights import load
+  from mmesid_jax.hf.llama_weights import load_weights
   from mmesid_jax.hf.safetensors_dir import Checkpoint
   from mmesid_jax.models.llama import Llama
   from mmesid_jax.parallel.mesh import make_mesh
@@ -92,7 +92,7 @@ def loaded(directory: pathlib.Path, kind: str, sizes: dict[str, int] | None) -> 
   checkpoint, start = Checkpoint(directory), time.monotonic()
   with host_peak() as taken:
     with jax.set_mesh(make_mesh(**(sizes or {}))):
-      load(llama, checkpoint)
+      load_weights(llama, checkpoint)
     jax.block_until_ready(jax.tree.leaves(nnx.state(llama)))
   arrays = sum(x.nbytes for x in jax.tree.leaves(nnx.state(llama)))
   return {

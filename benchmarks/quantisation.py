@@ -13,7 +13,7 @@ import shutil
 from absl import flags
 
 from mmesid_jax.config import command_line
-from mmesid_jax.config.schema import read_config
+from mmesid_jax.config.saved import read_config
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
 OUTPUT = flags.DEFINE_string("output", None, "A new folder for the export, the runs and figures.")
@@ -63,12 +63,12 @@ def storage(checkpoint: pathlib.Path, kind: str) -> dict[str, float]:
 
   from mmesid_jax.hf.architecture import read_architecture
   from mmesid_jax.hf.safetensors_dir import Checkpoint
-  from mmesid_jax.models.layers.weight_quantization import dequantise, quantise
+  from mmesid_jax.models.layers.weight_quantization import dequantize_weight, quantize_weight
 
   def kept(weight):
     if kind in ("int8", "nf4"):
-      codes, scale = quantise(weight, kind)
-      return np.asarray(dequantise(codes, scale, kind)), codes.nbytes + scale.nbytes
+      codes, scale = quantize_weight(weight, kind)
+      return np.asarray(dequantize_weight(codes, scale, kind)), codes.nbytes + scale.nbytes
     stored = weight.astype(kind)
     return np.asarray(stored, np.float32), stored.nbytes
 

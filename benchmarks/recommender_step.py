@@ -143,17 +143,17 @@ def measure(
 
   from mmesid_jax.models import flops
   from mmesid_jax.stages import recommender_stage as stage
-  from mmesid_jax.training.throughput import peak
+  from mmesid_jax.parallel.devices import peak_flops
 
   inputs = draw(size, variant, data, changes)
   contestants = {name: contestant(name, inputs, micro_batch) for name in names}
   rates = timing.alternate({name: c.run for name, c in contestants.items()}, rounds)
   shapes = nnx.eval_shape(lambda: stage.init_recommender(inputs.config, 0, **inputs.tables))
-  most = peak(jax.devices()[0].device_kind)
+  most = peak_flops(jax.devices()[0].device_kind)
   figures = {}
   for name, c in contestants.items():
     rate = statistics.median(rates[name])
-    operations = sum(flops.recommender(shapes, work) for work in c.work) * rate / c.targets
+    operations = sum(flops.recommender_flops(shapes, work) for work in c.work) * rate / c.targets
     figures[name] = {
       "rates": rates[name],
       "targets_per_second": rate,

@@ -138,14 +138,14 @@ def pack(config, dataset) -> Epoch:
   """The batches of the first epoch, as the stage packs them, and of the test users."""
   from mmesid_jax.data.batches import batch_pieces
   from mmesid_jax.data.packing import evaluation_pieces, with_rows_for
-  from mmesid_jax.models.flops import useful
+  from mmesid_jax.models.flops import useful_work
   from mmesid_jax.stages import recommender_stage
   from mmesid_jax.stages.sequence_task import evaluation_layout
 
   c = config.recommender
   batches, counts = recommender_stage.make_batches(config, dataset)
   pieces, layout = batches.pieces, batches.layout
-  work = [useful(packer.batch(), c.prompt.length) for packer in batches.first_epoch()]
+  work = [useful_work(packer.batch(), c.prompt.length) for packer in batches.first_epoch()]
   tested = evaluation_pieces(dataset, layout, "test")
   test_layout = evaluation_layout(recommender_stage.batch_layout(c), config.evaluation.targets)
   test_layout = with_rows_for(test_layout, tested)
@@ -172,7 +172,7 @@ def predicted(step, device, epoch: Epoch) -> dict[str, Any]:
   from mmesid_jax.models import flops
 
   test = dataclasses.replace(step, layout=epoch.test_layout, training=False)
-  asked = sum(flops.recommender(step.model, work) for work in epoch.work) / len(epoch.work)
+  asked = sum(flops.recommender_flops(step.model, work) for work in epoch.work) / len(epoch.work)
   a_step = seconds(step, device)
   return {
     "step": a_step,

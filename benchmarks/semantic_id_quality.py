@@ -34,7 +34,7 @@ VARIANTS = {
   "ours": ("best", {}),
   "ours-mmd": ("best", {"semantic_ids.reconstruction": "mmd"}),
   "ours-both": ("best", {"semantic_ids.reconstruction": "both"}),
-  "ours-unscaled": ("best", {"semantic_ids.standardise": False}),
+  "ours-unscaled": ("best", {"semantic_ids.standardize": False}),
   "ours-by-gradient": ("best", {QUANTIZER + "learning": "gradient"}),
   "ours-no-revival": ("best", {QUANTIZER + "revival": 0.0}),
   "ours-no-alignment": ("best", {"semantic_ids.alignment": "none"}),

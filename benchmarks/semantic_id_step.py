@@ -129,7 +129,7 @@ def contestant(name: str, size: str, data: str | None, budget_gib: float) -> Con
 def configuration(size: str) -> ConfigDict:
   """That of configs/beauty.py; codebooks start random and learn by gradient: no shape changes."""
   config = default_config()
-  config.semantic_ids.standardise = False  # neither is what PyTorch has
+  config.semantic_ids.standardize = False  # neither is what PyTorch has
   config.semantic_ids.quantizer.update(start="random", learning="gradient")
   if size == "toy":
     config.recommender.width = 8

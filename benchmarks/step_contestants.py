@@ -17,14 +17,14 @@ from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.losses.next_item import cross_entropy
-from mmesid_jax.models.flops import Work, useful
-from mmesid_jax.models.fusion import normalised_frequency
+from mmesid_jax.models.flops import Work, useful_work
+from mmesid_jax.models.fusion import normalized_frequency
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Pretrained
 from mmesid_jax.stages import recommender_stage as stage
 from mmesid_jax.stages.backbone import llama_config
 from mmesid_jax.stages.sequence_task import evaluation_layout
-from mmesid_jax.training.optimizer import adamw
+from mmesid_jax.training.optimizer import make_optimizer
 from mmesid_jax.training.step import initial_state, make_step
 
 RELEASED_STEP, RELEASED_MICRO = 16, 2  # samples
@@ -72,14 +72,14 @@ def contestant(name: str, inputs: Inputs, micro_batch: int) -> Contestant:
   way, _, backbone = name.partition("_")
   if way == "packed":
     batches, hidden = inputs.batches, RecommenderModel.hidden
-    work = [useful(batch, inputs.config.prompt.length) for batch in batches]
+    work = [useful_work(batch, inputs.config.prompt.length) for batch in batches]
   else:
     groups, hidden = inputs.by_length(), alone.hidden
     batches = alone.stacked(groups, inputs.config.prompt.response)
     work = [inputs.work(samples) for _, samples in groups]
   if backbone:
     return backbone_alone(inputs, batches, hidden, work)
-  packed_loss = stage.loss(inputs.config, inputs.tables["counts_I"])
+  packed_loss = stage.recommender_loss(inputs.config, inputs.tables["counts_I"])
   return ours(inputs, batches, packed_loss if way == "packed" else alone_loss, work)
 
 
@@ -92,7 +92,7 @@ def alone_loss(model, batch, key):
 def ours(inputs: Inputs, batches: list[Batch], loss: Callable, work: list[Work]) -> Contestant:
   """The step that training takes."""
   graph, params, frozen = nnx.split(built(inputs), nnx.Param, ...)
-  optimizer = adamw(inputs.config.optimizer, steps=1000)
+  optimizer = make_optimizer(inputs.config.optimizer, steps=1000)
   step = make_step(loss, optimizer, graph, seed=0)
   trained, state = _size(params), initial_state(params, optimizer)
 
@@ -133,7 +133,7 @@ def backbone_alone(
 def evaluation(inputs: Inputs) -> Contestant:
   """Ranks of all test items, in the batches that training validates with."""
   model, targets = built(inputs), default_config().evaluation.targets
-  layout = evaluation_layout(stage.layout(inputs.config), targets)
+  layout = evaluation_layout(stage.batch_layout(inputs.config), targets)
   evaluator = Evaluator(inputs.dataset, layout, "test")
 
   def run() -> float:
@@ -145,7 +145,7 @@ def evaluation(inputs: Inputs) -> Contestant:
 
 def built(inputs: Inputs) -> RecommenderModel:
   """Our model; weights that a checkpoint would fill are random."""
-  model = stage.build(inputs.config, 0, **inputs.tables)
+  model = stage.init_recommender(inputs.config, 0, **inputs.tables)
   keys = nnx.Rngs(1).params
   for _, node in nnx.iter_graph(model.backbone):
     if isinstance(node, Pretrained) and node[...].ndim > 2:  # norms' scales, [layers, D], stay 1
@@ -204,7 +204,7 @@ def in_torch(
   with torch.device("cuda" if on_gpu else "cpu"):
     model = TorchRecommender(
       dataclasses.replace(llama_config(c), remat=remat),
-      frequency_I=normalised_frequency(tables.pop("counts_I")),
+      frequency_I=normalized_frequency(tables.pop("counts_I")),
       **tables,
       encoder=c.encoder,
       temperature=c.gate_temperature,

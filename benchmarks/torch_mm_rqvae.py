@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mmesid_jax.losses.semantic_id_loss import ANCHOR
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
-from mmesid_jax.parallel.placement import tensors
+from mmesid_jax.parallel.placement import model_tensors
 
 
 class Autoencoder(nn.Module):
@@ -56,7 +56,7 @@ class MMRQVAE(nn.Module):
 def named_like_torch(ours: nnx.Module | nnx.State) -> dict[str, np.ndarray]:
   """Parameters of our model, or their gradient, by the names and in the layout of the copy's."""
   named = {}
-  for name, x in tensors(ours).items():
+  for name, x in model_tensors(ours).items():
     path, layer, kind = re.fullmatch(r"(.*?)(?:\.layers\.(\d+))?\.(\w+)", name).groups()
     if kind in ("mean_V", "scale"):
       continue  # features are compared as they are
@@ -142,7 +142,7 @@ def loss(
   alignment: str,
   temperature: float,
   reconstruction_weight: float,
-  quantisation_weight: float,
+  quantization_weight: float,
   alignment_weight: float,
 ) -> torch.Tensor:
   """Weighted sum of reconstruction, quantisation and alignment; options as our loss takes them."""
@@ -152,7 +152,7 @@ def loss(
     z_BD = part.encoder(x_BV)
     quantised[m], quantisation = quantise(z_BD, part.codebook_LCD, model.quantizer)
     y_BV = part.decoder(quantised[m])
-    total += quantisation_weight * quantisation
+    total += quantization_weight * quantisation
     if reconstruction in ("mmd", "both"):
       total += reconstruction_weight * mmd(x_BV, y_BV, bandwidths, distances)
     if reconstruction in ("mse", "both"):

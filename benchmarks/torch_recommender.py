@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from mmesid_jax.hf.adapter import PEFT_NAME
 from mmesid_jax.hf.architecture import architecture_json
 from mmesid_jax.hf.llama_weights import TABLE, layer_of, weight_of
-from mmesid_jax.models.fusion import projects_catalogue
+from mmesid_jax.models.fusion import should_project_catalogue
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 
@@ -171,7 +171,7 @@ class TorchRecommender(nn.Module):
 
   def hidden(self, batch: Samples) -> torch.Tensor:
     """o [B, D]: the last hidden state of every sample's last token."""
-    table_XD = torch.cat([self.prompt_PD, self.response_SD, self.items(batch.item_N)])
+    table_XD = torch.cat([self.prompt_PD, self.response_SD, self.items(batch.item_E)])
     x_BTD = F.dropout(F.embedding(batch.source_BT, table_XD), self.item_dropout, self.training)
     hidden_BTD = self.backbone(
       inputs_embeds=x_BTD.to(self.backbone.dtype), attention_mask=batch.mask_BT, use_cache=False
@@ -247,7 +247,7 @@ class Good(Training):
   def scores(self, o_BD: torch.Tensor) -> torch.Tensor:
     items, weight_IS = self.model.items, self.model.gates()
     parts = [(items.project[m], table_IV[1:]) for m, table_IV in items.feature_IV.items()]
-    if projects_catalogue(*o_BD.shape):
+    if should_project_catalogue(*o_BD.shape):
       item_ID = weight_IS[:, :1] * items.identity_ID[1:]
       for s, (project, table_IV) in enumerate(parts, start=1):
         item_ID = item_ID + weight_IS[:, s : s + 1] * project(table_IV)

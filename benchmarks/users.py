@@ -5,8 +5,8 @@ import pathlib
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.data.folder.file_names import SEQUENCES
 from mmesid_jax.data.folder.sequences import read_sequences
-from mmesid_jax.files.atomic import SEQUENCES
 
 USERS, ITEMS = 22_332, 12_086  # of Beauty
 

@@ -7,40 +7,31 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.schema import (
-  LOCATIONS,
-  RUN_KEYS,
-  check,
-  flatten,
-  identity,
-  read_config,
-)
+from mmesid_jax.config.checks import check_values
+from mmesid_jax.config.saved import LOCATIONS, RUN_KEYS, identity, read_config
+from mmesid_jax.config.schema import flatten
 from mmesid_jax.data import split as splits
+from mmesid_jax.display import reporter
+from mmesid_jax.display.duration import format_duration
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import codebook_health, geometry, ranking
 from mmesid_jax.files import artifact
-from mmesid_jax.files.lock import locked
+from mmesid_jax.files.atomic import atomic_file
+from mmesid_jax.files.lock import lock_folder
+from mmesid_jax.files.provenance import check_same_settings
 from mmesid_jax.parallel import processes, sharding
+from mmesid_jax.parallel.mesh import mesh_from_config, use_mesh
 from mmesid_jax.reports import id_report, test_ranks
-from mmesid_jax.stages import (
-  backbone,
-  collaborative_stage,
-  recommender_stage,
-  semantic_id_stage,
-  sequence_task,
-)
+from mmesid_jax.stages import backbone
+from mmesid_jax.stages.registry import STAGES
+from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir, open_workdir
-
-RUN = {
-  "collaborative": collaborative_stage.run,
-  "semantic_ids": semantic_id_stage.run,
-  "recommender": recommender_stage.run,
-}
 
 
 def run(
@@ -50,155 +41,167 @@ def run(
   overwrite: bool = False,
   others: Sequence[pathlib.Path] = (),
 ) -> Workdir:
-  """Trains what is not up to date, then evaluates on test. Everything is checked before anything
-  trains. An artifact that one of the `others`, workdirs too, holds with the fingerprint that it
-  would have here is taken from there.
+  """Trains the stages that are not up to date in the workdir `path`, then evaluates on test.
+
+  Everything is checked before anything trains. An artifact with the right fingerprint in one of the
+  `others`, which are workdirs too, is taken from there instead of trained.
 
   Raises UserError for a configuration out of range, unreadable data, or a workdir that holds
-  another experiment (without `overwrite`, which redoes the stale stages only) or that another run
-  trains in.
+  another experiment (`overwrite` redoes the stages that this concerns) or is in use by another run.
   """
+  start = time.monotonic()
   check_config(config)
-  with sharding.use_mesh(sharding.mesh_from_config(config.mesh)), locked(path):
-    return _run(config, path, overwrite, others)
+  stages = [stage for name, stage in STAGES.items() if name in config.stages]
+  with use_mesh(mesh_from_config(config.mesh)), lock_folder(path):
+    workdir = _open(config, path, stages, overwrite)
+    for number, stage in enumerate(stages, 1):
+      reporter.info(f"\nStage {number} of {len(stages)}: {stage.name} ({stage.summary})")
+      _bring_up_to_date(workdir, stage, others)
+    evaluate(workdir, "test")
+  reporter.info(f"\nDone in {format_duration(time.monotonic() - start)}.")
+  if workdir.artifact("recommender").exists():
+    reporter.info(f"Next: python -m mmesid_jax.recommend --workdir={path} --user=1,2,3")
+  return workdir
 
 
-def _run(
-  config: ConfigDict, path: pathlib.Path, overwrite: bool, others: Sequence[pathlib.Path]
+def _open(
+  config: ConfigDict, path: pathlib.Path, stages: Sequence[Stage], overwrite: bool
 ) -> Workdir:
-  for stage in ("collaborative", "recommender"):
-    if stage in config.stages:
-      sequence_task.check_batch_divides(stage, config[stage])
-  if "recommender" in config.stages:
-    backbone.check_backbone_divides(config.recommender)
+  """The workdir, checked for these stages and without their stale artifacts."""
+  for stage in stages:
+    stage.check(config)
   sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
   _check_identity(config, path, overwrite)
   workdir = processes.main_first("prepare the data", lambda: open_workdir(config, path))
   workdir.check_features()
-  stages = [s for s in RUN if s in config.stages]
-  if "semantic_ids" in stages:
-    semantic_id_stage.check_quantizer(config.semantic_ids, workdir.dataset.num_items)
+  for stage in stages:
+    stage.check_data(workdir)
   stale = _stale(workdir, stages, overwrite)
   processes.barrier("look through the workdir")  # before the first process changes it
   for stage in stale if processes.is_main() else ():
-    shutil.rmtree(workdir.folder(stage), ignore_errors=True)
-    workdir.artifact(stage).unlink(missing_ok=True)
+    shutil.rmtree(workdir.folder(stage.name), ignore_errors=True)
+    workdir.artifact(stage.name).unlink(missing_ok=True)
   _describe(config, path)
   processes.barrier("remove what is stale")
-  users, items = len(workdir.dataset), workdir.dataset.num_items
-  print(f"{path}: {users:,} users, {items:,} items, {len(workdir.dataset.items):,} interactions")
-  if workdir.dataset.times is not None:
-    print(splits.describe_split(workdir.dataset.split, workdir.dataset.times))
-  for stage in stages:
-    if workdir.artifact(stage).exists():
-      print(f"{stage}: up to date")
-      continue
-    if source := _taken(workdir, stage, others):
-      print(f"{stage}: taken from {source}")
-      continue
-    artifact.write_text(_mark(workdir, stage), workdir.fingerprint(stage) + "\n")
-    RUN[stage](workdir)
-    processes.barrier(f"write {stage}")
-    print(f"{stage}: wrote {workdir.artifact(stage)}")
-  evaluate(workdir, "test")
+  dataset = workdir.dataset
+  users, items = len(dataset), dataset.num_items
+  reporter.info(f"{path}: {users:,} users, {items:,} items, {len(dataset.items):,} interactions")
+  if dataset.times is not None:
+    reporter.info(splits.describe_split(dataset.split, dataset.times))
   return workdir
 
 
+def _bring_up_to_date(workdir: Workdir, stage: Stage, others: Sequence[pathlib.Path]) -> None:
+  """Trains the stage unless its artifact is there or in one of the other workdirs."""
+  start = time.monotonic()
+  if workdir.artifact(stage.name).exists():
+    reporter.info(f"{stage.name}: up to date")
+    return
+  if source := _taken(workdir, stage, others):
+    reporter.info(f"{stage.name}: taken from {source}")
+    return
+  artifact.write_text(_mark(workdir, stage), stage.fingerprint(workdir) + "\n")
+  stage.train(workdir)
+  processes.barrier(f"write {stage.name}")
+  seconds = format_duration(time.monotonic() - start)
+  reporter.info(f"{stage.name}: wrote {workdir.artifact(stage.name)} ({seconds})")
+
+
 def check_config(config: ConfigDict) -> None:
-  """Fills in what a checkpoint knows, then checks the whole of it. Raises UserError."""
+  """Fills in what a checkpoint knows, then checks the whole configuration. Raises UserError."""
   backbone.resolve_sizes(config)
-  check(config)
+  check_values(config)
   backbone.check_checkpoint(config)
 
 
 def evaluate(workdir: Workdir, split: str) -> None:
-  """Evaluates, on the mesh of workdir.config, and prints the table."""
-  with sharding.use_mesh(sharding.mesh_from_config(workdir.config.mesh)):
-    result = test_ranks.evaluate(workdir, split)
+  """Ranks the items of "valid" or "test" on the mesh of workdir.config, and prints the table."""
+  with use_mesh(mesh_from_config(workdir.config.mesh)):
+    result = test_ranks.evaluate_models(workdir, split)
   scheme, left_out = workdir.dataset.split.name, result["left_out"]
-  print(
-    f"\n{split} ({scheme}): {result['users']:,} users"
-    + (f" ({left_out:,} left out: no item before the target)" if left_out else "")
-    + ", every item ranked; masked = without the history's items"
+  without_history = f" ({left_out:,} left out: no item before the target)" if left_out else ""
+  reporter.info(
+    f"\n{split} ({scheme}): {result['users']:,} users{without_history}, every item ranked; "
+    "masked = without the history's items"
   )
-  print(ranking.table(result["models"]))
-  print(f"with 95 % intervals: {workdir.path / test_ranks.file_name(split)}")
+  reporter.info(ranking.ranking_table(result["models"]))
+  reporter.info(f"with 95 % intervals: {workdir.path / test_ranks.evaluation_file(split)}")
 
 
 def examine(workdir: Workdir) -> None:
-  """Examines the semantic IDs and prints the tables. Raises UserError."""
+  """Examines the semantic IDs, prints the tables and writes a page. Raises UserError."""
   found = id_report.examine(workdir)
-  print(codebook_health.table(found["health"]))
-  print(f"\n{geometry.table(found['tau'], found['inputs'])}")
-  print(*found["notes"], sep="\n")
-  print(f"with pictures: {workdir.path / id_report.PAGE}; all figures: {id_report.FIGURES}")
+  reporter.info(codebook_health.table(found["health"]))
+  reporter.info(f"\n{geometry.table(found['tau'], found['inputs'])}")
+  reporter.info("\n".join(found["notes"]))
+  reporter.info(f"with pictures: {workdir.path / id_report.PAGE}; all figures: {id_report.FIGURES}")
 
 
 def _check_identity(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> None:
   if overwrite or not (path / "config.json").is_file():
     return
   old, new = identity(read_config(path)), identity(config)
-  different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-  if different:
-    shown = ", ".join(f"{k} is {old.get(k)}, now {new.get(k)}" for k in different[:3])
-    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-    raise UserError(
-      f"{path}: holds another experiment: {shown}{more}; "
-      "choose another --workdir, or --overwrite to redo the stages that this changes"
-    )
+  check_same_settings(
+    old,
+    new,
+    label=f"{path}: holds another experiment",
+    remedy="choose another --workdir, or --overwrite to redo the stages that this changes",
+  )
 
 
-def _mark(workdir: Workdir, stage: str) -> pathlib.Path:
-  """The file that says for which fingerprint the stage's folder was begun."""
-  return workdir.folder(stage) / "fingerprint"
+def _mark(workdir: Workdir, stage: Stage) -> pathlib.Path:
+  """The file that holds the fingerprint under which the stage's folder was begun."""
+  return workdir.folder(stage.name) / "fingerprint"
 
 
-def _stale(workdir: Workdir, stages: list[str], overwrite: bool) -> list[str]:
-  """Stages begun or finished under another fingerprint. Raises UserError where that was not asked
-  for."""
+def _stale(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> list[Stage]:
+  """Stages begun or finished under another fingerprint. Raises UserError without `overwrite`."""
   stale = []
   for stage in stages:
-    found, mark = set(), _mark(workdir, stage)
-    if workdir.artifact(stage).exists():
-      found.add(artifact.read_header(workdir.artifact(stage), stage)["fingerprint"])
+    path, mark, fingerprints = workdir.artifact(stage.name), _mark(workdir, stage), set()
+    if path.exists():
+      fingerprints.add(artifact.read_header(path, stage.name)["fingerprint"])
     elif mark.exists():
-      found.add(mark.read_text().strip())
-    for upstream in workdir.needs(stage):
-      if upstream not in stages and not workdir.artifact(upstream).exists():
+      fingerprints.add(mark.read_text().strip())
+    for upstream in stage.upstream(workdir.config):
+      if upstream not in stages and not workdir.artifact(upstream.name).exists():
         raise UserError(
-          f"{workdir.artifact(upstream)}: no such file; the stage {stage} needs it: "
-          f"add {upstream} to --config.stages"
+          f"{workdir.artifact(upstream.name)}: no such file; the stage {stage.name} needs it: "
+          f"add {upstream.name} to --config.stages"
         )
-    if found - {workdir.fingerprint(stage)}:
+    if fingerprints - {stage.fingerprint(workdir)}:
       if not overwrite:
         raise UserError(
-          f"{workdir.path}: the stage {stage} was made from other data or features; "
+          f"{workdir.path}: the stage {stage.name} was made from other data or features; "
           "--overwrite redoes it"
         )
       stale.append(stage)
   return stale
 
 
-def _taken(workdir: Workdir, stage: str, others: Sequence[pathlib.Path]) -> pathlib.Path | None:
-  """The workdir whose artifact is now ours too, None where none has it: a link to the same bytes,
-  or a copy. Artifacts are replaced and never written into, so neither run can change the other's.
+def _taken(workdir: Workdir, stage: Stage, others: Sequence[pathlib.Path]) -> pathlib.Path | None:
+  """The workdir whose artifact is now ours too, None where none has it.
+
+  It is a link to the same bytes, or a copy. Artifacts are replaced and never written into, so
+  neither run can change the other's.
   """
+  ours = workdir.artifact(stage.name)
   for path in others:
-    source = path / workdir.artifact(stage).name
+    source = path / ours.name
     try:
-      if artifact.read_header(source, stage)["fingerprint"] != workdir.fingerprint(stage):
+      if artifact.read_header(source, stage.name)["fingerprint"] != stage.fingerprint(workdir):
         continue
-    except UserError:  # not finished, or damaged: what is not readable is not taken
+    except UserError:  # unfinished or damaged
       continue
-    if stage == "recommender" and (path / "adapter").is_dir():
-      shutil.copytree(path / "adapter", workdir.path / "adapter", dirs_exist_ok=True)
-    temporary = workdir.artifact(stage).with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-      os.link(source, temporary)
-    except OSError:  # another file system, or one without links
-      shutil.copy(source, temporary)
-    os.replace(temporary, workdir.artifact(stage))
+    for folder in stage.folders:
+      if (path / folder).is_dir():
+        shutil.copytree(path / folder, workdir.path / folder, dirs_exist_ok=True)
+    with atomic_file(ours) as temporary:
+      temporary.unlink()
+      try:
+        os.link(source, temporary)
+      except OSError:  # another file system, or one without links
+        shutil.copy(source, temporary)
     return path
   return None
 

@@ -9,15 +9,16 @@ import pytest
 from flax import nnx
 
 from mmesid_jax import pipeline
-from mmesid_jax.config.rules import MESH_AXES
+from mmesid_jax.config.schema import MESH_AXES
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.packing import Layout, training_pieces
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import place, tensors
-from mmesid_jax.parallel.sharding import make_mesh, mesh_shape, put_batch
+from mmesid_jax.parallel.mesh import make_mesh, mesh_shape
+from mmesid_jax.parallel.placement import model_tensors, place_model
+from mmesid_jax.parallel.sharding import device_put_batch
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import collaborative_stage, recommender_stage, semantic_id_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout
@@ -79,9 +80,9 @@ def opened(tiny, tmp_path_factory):
 
 def recommender_parts(workdir):
   c = workdir.config.recommender
-  model = recommender_stage.drawn(workdir)
-  batches, _ = recommender_stage.training_data(workdir)
-  return model, recommender_stage.loss(c, popularity(workdir.dataset)), next(iter(batches))
+  model = recommender_stage.init_model(workdir)
+  batches, _ = recommender_stage.make_batches(workdir.config, workdir.dataset)
+  return model, recommender_stage.recommender_loss(c, popularity(workdir.dataset)), next(iter(batches))
 
 
 def collaborative_parts(workdir):
@@ -89,20 +90,20 @@ def collaborative_parts(workdir):
   layout = Layout(c.rows, c.row_length, c.targets)
   pieces, _ = training_pieces(dataset, layout, min_history=1)
   batches = PackedBatches(dataset, pieces, layout, seed=0)
-  model = collaborative_stage.build(c, dataset.num_items, 0)
-  return model, collaborative_stage.loss(c, dataset.num_items), next(iter(batches))
+  model = collaborative_stage.init_sasrec(c, dataset.num_items, 0)
+  return model, collaborative_stage.sasrec_loss(c, dataset.num_items), next(iter(batches))
 
 
 def semantic_id_parts(workdir):
   c = workdir.config.semantic_ids
-  tables = semantic_id_stage.build(c, workdir.features(), code_width=16, seed=0)
-  return tables, semantic_id_stage.loss(c), np.random.default_rng(0).permutation(ITEMS)[:32] + 1
+  tables = semantic_id_stage.init_tables(c, workdir.features(), code_width=16, seed=0)
+  return tables, semantic_id_stage.mm_rqvae_loss(c), np.random.default_rng(0).permutation(ITEMS)[:32] + 1
 
 
 def value_and_gradient(model, loss, batch, mesh):
   """The loss, and {name: gradient} of everything that is trained, computed on the mesh."""
   with jax.set_mesh(mesh):
-    place(model)
+    place_model(model)
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
 
     def both(params, frozen, batch):
@@ -112,10 +113,10 @@ def value_and_gradient(model, loss, batch, mesh):
 
       return jax.value_and_grad(total)(params)
 
-    batch = put_batch(batch)
+    batch = device_put_batch(batch)
     compiled = jax.jit(both).lower(params, frozen, batch).compile()
     value, gradient = compiled(params, frozen, batch)
-    return float(value), tensors(nnx.merge(graph, gradient, frozen)), compiled.as_text()
+    return float(value), model_tensors(nnx.merge(graph, gradient, frozen)), compiled.as_text()
 
 
 def compare(parts, expected, mesh) -> str:
@@ -169,12 +170,12 @@ def test_semantic_ids_equal_one_device(opened, choice, meshes):
 
 def test_tables_are_cut_and_come_back_whole(opened):
   model, _, _ = recommender_parts(opened("best"))
-  before = tensors(model)
+  before = model_tensors(model)
   with jax.set_mesh(make_mesh(2, 2, 2)):
-    place(model)
+    place_model(model)
     shard = model.items.identity_ID[...].addressable_shards[0].data
   assert shard.shape == (504 // 4, 8)
-  after = tensors(model)
+  after = model_tensors(model)
   assert before.keys() == after.keys()
   assert all(before[name].tobytes() == after[name].tobytes() for name in before)
 
@@ -183,14 +184,14 @@ def test_a_step_keeps_everything_where_it_lies_and_compiles_once(opened):
   """AdamW's memory beside its parameters, before a step and behind it."""
   model, loss, batch = recommender_parts(opened("best"))
   with jax.set_mesh(make_mesh(2, 2, 2)):
-    place(model)
+    place_model(model)
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
     adam = optax.adam(1e-3)
     state = initial_state(params, adam)
-    places = sharding.of(state)
-    step = make_step(loss, adam, graph, seed=0, where=places)
+    places = sharding.shardings_of(state)
+    step = make_step(loss, adam, graph, seed=0, state_shardings=places)
     for _ in range(2):
-      state, _ = step(state, frozen, put_batch(batch))
+      state, _ = step(state, frozen, device_put_batch(batch))
     identity = next(x for x in jax.tree.leaves(state["optimizer"]) if x.shape == (504, 8))
   assert identity.addressable_shards[0].data.shape == (504 // 4, 8)
   same = jax.tree.map(lambda x, to: x.sharding.is_equivalent_to(to, x.ndim), state, places)
@@ -202,7 +203,7 @@ def test_a_step_keeps_everything_where_it_lies_and_compiles_once(opened):
 def test_ranks_and_recommendations_are_those_of_one_device(opened, mesh):
   workdir = opened("best")
   model, _, _ = recommender_parts(workdir)
-  layout = evaluation_layout(recommender_stage.layout(workdir.config.recommender), 32)
+  layout = evaluation_layout(recommender_stage.batch_layout(workdir.config.recommender), 32)
   histories = [[3, 499, 500], [], [7, 8]]
 
   def found(on):

@@ -18,16 +18,22 @@ from ml_collections import ConfigDict
 
 from mmesid_jax import pipeline
 from mmesid_jax.config.command_line import nearest_name
-from mmesid_jax.config.schema import apply_preset, default_config, flatten, identity
+from mmesid_jax.config.saved import identity
+from mmesid_jax.config.schema import apply_preset, default_config, flatten
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablation_table
 from mmesid_jax.files import artifact
-from mmesid_jax.reports.test_ranks import MODELS, Ranks, read_ranks, summed_ranks, write_ranks
+from mmesid_jax.files.provenance import check_same_settings
+from mmesid_jax.reports.test_ranks import Ranks, read_ranks, summed_ranks, write_ranks
+from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
+from mmesid_jax.stages.recommender_stage import RECOMMENDER
+from mmesid_jax.stages.registry import MODELS
+from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS
 from mmesid_jax.stages.workdir import Workdir, open_workdir, set_compilation_cache
 
 BASE = "base"  # the variant that all are compared with
-MODEL = MODELS["recommender"]
-BESIDE_BASE = {"popularity": "popularity", "sasrec": MODELS["collaborative"]}  # row -> model
+MODEL = RECOMMENDER.model_name
+BESIDE_BASE = {"popularity": "popularity", "sasrec": COLLABORATIVE.model_name}  # row -> model
 SPLITS = ("test", "valid")
 NEXT = "next "  # of a sum's parts: of the next seed
 
@@ -188,12 +194,13 @@ class Plan:
       return False
     result = ablation_table.read_result(file)
     old, new = {**result["config"], **result["changes"]}, self._described(name, seed)
-    if different := sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
-      key = different[0]
-      raise UserError(
-        f"{file}: of another experiment: {key} is {old.get(key, 'the default')}, "
-        f"now {new.get(key, 'the default')}; name another --results, or delete the file"
-      )
+    check_same_settings(
+      old,
+      new,
+      label=f"{file}: of another experiment",
+      remedy="name another --results, or delete the file",
+      missing="the default",
+    )
     return self.reference(seed) is not None if name == BASE else result["to_base"] is not None
 
   def _described(self, name: str, seed: int) -> dict:
@@ -213,7 +220,7 @@ class Plan:
       workdir = pipeline.run(self.config_of(name, seed), folder, others=others)
       pipeline.evaluate(workdir, "valid")
     codes = None
-    if "semantic_ids" in workdir.needs("recommender"):
+    if SEMANTIC_IDS in RECOMMENDER.upstream(workdir.config):
       header = artifact.read_header(workdir.artifact("semantic_ids"), "semantic_ids")
       codes = {
         modality: {

@@ -8,18 +8,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmesid_jax import pipeline
-from mmesid_jax.config.rules import FROM_EVENTS
-from mmesid_jax.config.schema import flatten, modalities, split_at
+from mmesid_jax.config.schema import FROM_EVENTS, flatten, modalities, split_at
 from mmesid_jax.data import held_out_items
 from mmesid_jax.data.dataset import Dataset, prepare_dataset
 from mmesid_jax.data.features import read_features
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import cold_start_ranks, ranking
 from mmesid_jax.files.artifact import write_text
-from mmesid_jax.files.lock import locked
+from mmesid_jax.files.lock import lock_folder
+from mmesid_jax.files.provenance import check_same_settings
 from mmesid_jax.stages import new_item_codes, recommender_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout
-from mmesid_jax.stages.workdir import Workdir, plain_data_dir, open_workdir, feature_dir
+from mmesid_jax.stages.workdir import Workdir, feature_dir, open_workdir, plain_data_dir
 
 SPLIT, RESULT = "cold_split.json", "cold_start.json"
 WHOLE, WARM = "whole_dataset", "warm"  # folders: all data's cache, the files without cold items
@@ -41,7 +41,7 @@ def run(
   tables = feature_dir(config, source)
   features = {m: read_features(tables / config.features[m], dataset.num_items) for m in content}
   split = held_out_items.hold_out_items(dataset.num_items, fraction, split_seed)
-  with locked(path / WARM):
+  with lock_folder(path / WARM):
     _keep_split(dataset, split, fraction, split_seed, path / SPLIT, overwrite)
     held_out_items.write_warm_dataset(dataset, split, features, path / WARM)
     config.data.source, config.data.dir = "files", str(path / WARM)
@@ -73,16 +73,11 @@ def _keep_split(
   made_from = {"fraction": fraction, "split_seed": seed, "dataset": dataset.fingerprint}
   if file.is_file() and not overwrite:
     try:
-      before = json.loads(file.read_text())["made_from"]
-      different = [k for k in made_from if before[k] != made_from[k]]
+      before = dict(json.loads(file.read_text())["made_from"])
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(f"{file}: not a split; delete the folder it is in") from error
-    if different:
-      k = different[0]
-      raise UserError(
-        f"{file}: holds out other items: {k} was {before[k]}, now {made_from[k]}; choose another "
-        "--workdir, or --overwrite"
-      )
+    label, remedy = f"{file}: holds out other items", "choose another --workdir, or --overwrite"
+    check_same_settings(before, made_from, label=label, remedy=remedy)
   ids = {"warm": split.warm.tolist(), "cold": split.cold.tolist()}
   write_text(file, json.dumps({"made_from": made_from, **ids}) + "\n")
 
@@ -127,7 +122,7 @@ def _evaluate(
       result[name] = _judged(config, split, cases, ranks, chosen_Q)
       targets, items = result[name]["targets"], result[name]["items"]
       print(f"\ncold items met {name}: {targets:,} targets, {items:,} items")
-      print(ranking.table(result[name]["models"]))
+      print(ranking.ranking_table(result[name]["models"]))
   write_text(workdir.path / RESULT, json.dumps(result, indent=1) + "\n")
   print(f"with 95 % intervals, over cold items: {workdir.path / RESULT}")
 
@@ -144,7 +139,7 @@ def _judged(
   options = {"resamples": c.resamples, "seed": config.seed, "group_U": chosen.item_Q}
   judged = {
     model: {
-      candidates: ranking.summary(rank_Q[chosen_Q], c.cutoffs, **options)
+      candidates: ranking.summarize_ranks(rank_Q[chosen_Q], c.cutoffs, **options)
       for candidates, rank_Q in found.items()
     }
     for model, found in ranks.items()

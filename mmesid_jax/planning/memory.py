@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import flat_name, place
+from mmesid_jax.parallel.placement import flat_name, place_model
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
 from mmesid_jax.planning.activations import Activations, activations
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
-from mmesid_jax.training.step import initial_shapes
+from mmesid_jax.training.step import initial_state_shapes
 
 
 def shapes(
@@ -44,7 +44,7 @@ def shapes(
 
   def make(features, codes, codebooks):
     drawn = {"features": features, "codes": codes, "codebooks": codebooks}
-    return recommender_stage.build(c, config.seed, **drawn, counts_I=np.ones(rows, np.int64))
+    return recommender_stage.init_recommender(c, config.seed, **drawn, counts_I=np.ones(rows, np.int64))
 
   return nnx.eval_shape(
     make,
@@ -58,16 +58,16 @@ def held(model: RecommenderModel, c: ConfigDict) -> dict[str, int]:
   """Bytes that a device holds between and during steps, by what they are for; c:
   config.recommender. The model, of shapes, is laid out in place. Raises UserError where the mesh
   does not divide it."""
-  place(model)
+  place_model(model)
   params = nnx.state(model, nnx.Param)
-  learner = optimizer.adamw(c.optimizer, 2)  # whose memory does not depend on the number of steps
+  learner = optimizer.make_optimizer(c.optimizer, 2)  # whose memory does not depend on the number of steps
   return {
     "frozen backbone": _bytes(nnx.state(model, Pretrained)),
     "LoRA": _bytes(nnx.state(model, LoRAParam)),
     "other trained parameters": _bytes(nnx.state(model, nnx.All(nnx.Param, nnx.Not(LoRAParam)))),
     # of several microbatches the sum, and that of the one at work
     "gradient": (2 if c.microbatches > 1 else 1) * _bytes(params),
-    "AdamW's moments": _bytes(initial_shapes(params, learner)["optimizer"]),
+    "AdamW's moments": _bytes(initial_state_shapes(params, learner)["optimizer"]),
     "tables": _bytes(nnx.state(model, nnx.All(Frozen, nnx.Not(Pretrained)))),
   }
 
@@ -75,11 +75,11 @@ def held(model: RecommenderModel, c: ConfigDict) -> dict[str, int]:
 def gathered(model: RecommenderModel) -> int:
   """Bytes of weights that fsdp cuts and that are whole while they are used, of a model that `held`
   laid out: a layer's, or those of the item encoder with their gradient, whichever are more."""
-  times = sharding.shards("embed")
+  times = sharding.shard_count("embed")
   a_layer = encoder = 0
   for path, variable in nnx.to_flat_state(nnx.state(model)) if times > 1 else ():
     value = variable.get_value()
-    if "embed" in sharding.axes_of(flat_name(path), value.ndim):
+    if "embed" in sharding.logical_axes(flat_name(path), value.ndim):
       whole = times * _bytes(value)
       if path[0] == "backbone":
         a_layer += whole // model.backbone.config.layers
@@ -98,7 +98,7 @@ def one_device(rows: int, layout: Layout) -> tuple[int, int, Layout]:
     targets=_part(layout.targets, "targets"),
     items=max(items, 1),  # 0 would be as many as tokens
   )
-  return _part(rows, "items"), sharding.shards("heads"), batch
+  return _part(rows, "items"), sharding.shard_count("heads"), batch
 
 
 def traced(
@@ -107,12 +107,12 @@ def traced(
   """Activations of one device: the loss is traced at its own share of items, heads and batch, as
   `one_device` has them, with XLA's attention; the kernels of GPUs and TPUs hold less."""
   model = shapes(config, rows, widths, parts=parts)
-  loss = recommender_stage.loss(config.recommender, np.ones(rows, np.int64))
+  loss = recommender_stage.recommender_loss(config.recommender, np.ones(rows, np.int64))
   return activations(loss, model, Packer(layout).batch())
 
 
 def _part(size: int, axis: str) -> int:
-  return -(-size // sharding.shards(axis))
+  return -(-size // sharding.shard_count(axis))
 
 
 def _bytes(tree) -> int:

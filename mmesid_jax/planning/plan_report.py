@@ -1,4 +1,4 @@
-"""What `train --plan` does: says, from shapes alone, whether the recommender stage of a
+"""What the command `plan` does: says, from shapes alone, whether the recommender stage of a
 configuration fits on a kind of device, how long it would take, and on which meshes."""
 
 import dataclasses
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from mmesid_jax.config.checks import check_values
 from mmesid_jax.config.command_line import nearest_name
-from mmesid_jax.config.rules import MESH_AXES
-from mmesid_jax.config.schema import check, modalities, split_at
+from mmesid_jax.config.schema import MESH_AXES, modalities, split_at
 from mmesid_jax.data import dataset as datasets
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.features import feature_width
@@ -22,13 +22,13 @@ from mmesid_jax.data.packing import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.models import flops
 from mmesid_jax.parallel import sharding
+from mmesid_jax.parallel.devices import DEVICES, Device
 from mmesid_jax.parallel.mesh import mesh_shape, use_mesh_shape
 from mmesid_jax.planning import memory as footprint
 from mmesid_jax.planning import tpu_compiler
 from mmesid_jax.planning.activations import Activations
 from mmesid_jax.stages import backbone, recommender_stage, sequence_task
 from mmesid_jax.stages.workdir import feature_dir, plain_data_dir
-from mmesid_jax.training.throughput import DEVICES, Device
 
 FITS = 0.9  # of the memory; the rest is the runtime's, and lost between buffers
 JAX_TAKES = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
@@ -57,17 +57,17 @@ def run(
   if kind not in DEVICES:
     near = [name for name in DEVICES if name.startswith(kind)] or [nearest_name(kind, [*DEVICES])]
     known = ", ".join(DEVICES)
-    raise UserError(f"--plan={kind}: did you mean {' or '.join(near)}? Known: {known}")
+    raise UserError(f"--device={kind}: did you mean {' or '.join(near)}? Known: {known}")
   if not 0 < mfu <= 1:
-    raise UserError(f"--plan_mfu={mfu}: expected a number in (0, 1]")
+    raise UserError(f"--mfu={mfu}: expected a number in (0, 1]")
   if rows_a_device is not None and rows_a_device < 1:
-    raise UserError(f"--plan_rows_a_device={rows_a_device}: expected a number >= 1")
+    raise UserError(f"--rows_per_device={rows_a_device}: expected a number >= 1")
   counts = [_count(text) for text in devices]
   if compiled:
     tpu_compiler.check(kind)
   jax.config.update("jax_platforms", "cpu")
   estimated = backbone.resolve_sizes(config, estimate=True)
-  check(config)
+  check_values(config)
   backbone.check_storage(config.recommender)
   dataset, widths = _data(config)
   planner = Planner(config, DEVICES[kind], dataset, widths, mfu, rows_a_device)
@@ -93,7 +93,7 @@ def meshes(devices: int) -> Iterator[dict[str, int]]:
 
 def _count(text: str) -> int:
   if not text.isdecimal() or not int(text):
-    raise UserError(f"--plan_devices: {text!r} is not a number of devices >= 1")
+    raise UserError(f"--devices: {text!r} is not a number of devices >= 1")
   return int(text)
 
 
@@ -265,8 +265,8 @@ class Planner:
       model = footprint.shapes(config, self._dataset.num_items + 1, self._widths)
       number = total = 0
       for packer in batches.first_epoch():
-        work = flops.useful(packer.batch(), c.prompt.length)
-        number, total = number + 1, total + flops.recommender(model, work)
+        work = flops.useful_work(packer.batch(), c.prompt.length)
+        number, total = number + 1, total + flops.recommender_flops(model, work)
       pieces, layout = batches.pieces, batches.layout
       tokens = layout.tokens(pieces.stop - pieces.start, pieces.stop - pieces.first_target).sum()
       self._epochs[c.rows] = Epoch(int(tokens), counts.targets, layout, number, total)
@@ -294,7 +294,7 @@ def _assumed(config, kind, dataset, widths, mfu, estimated) -> str:
   lines = [
     f"{kind}: {device.memory / 1e9:.3g} GB = {device.memory / GIB:.1f} GiB, "
     f"{device.peak / 1e12:g} TFLOP/s of dense bf16 by its data sheet. "
-    f"Fits: within {FITS:.0%} of the memory. Time: at an MFU of {mfu:.0%}, assumed (--plan_mfu).",
+    f"Fits: within {FITS:.0%} of the memory. Time: at an MFU of {mfu:.0%}, assumed (--mfu).",
     f"{len(dataset):,} users, {dataset.num_items:,} items, vectors: {vectors}. Llama of {c.layers} "
     f"layers, {c.width} wide, {c.backbone.kind}, kept as "
     f"{'float32' if c.backbone.kind == 'full' else c.backbone.weights}; activations "

@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 from mmesid_jax.data.dataset import Dataset, popularity
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.errors import UserError
-from mmesid_jax.models.layers.attention import preferred
+from mmesid_jax.models.layers.attention import preferred_kernel
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import place
+from mmesid_jax.parallel.mesh import is_partitioned, make_mesh
+from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.planning import memory
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
-from mmesid_jax.training.step import initial_shapes, make_step
+from mmesid_jax.training.step import initial_state_shapes, make_step
 
 SMALLEST = {"v4": (2, 2, 1), "v5e": (2, 2), "v5p": (2, 2, 1), "v6e": (2, 2)}  # a host's chips
 # Else libtpu asks a server of the cloud what machine this is, and one process alone may load it.
@@ -47,9 +48,9 @@ class Compiled(NamedTuple):
 def check(kind: str) -> None:
   """Raises UserError for a kind of device that is no TPU, and without libtpu."""
   if kind not in SMALLEST:
-    raise UserError(f"--plan_compile: {kind} is no TPU; known: {', '.join(SMALLEST)}")
+    raise UserError(f"--compile: {kind} is no TPU; known: {', '.join(SMALLEST)}")
   if importlib.util.find_spec("libtpu") is None:
-    raise UserError("--plan_compile: needs the compiler for TPUs; pip install 'jax[tpu]'")
+    raise UserError("--compile: needs the compiler for TPUs; pip install 'jax[tpu]'")
 
 
 def topology(kind: str, devices: int) -> str:
@@ -67,7 +68,7 @@ def mesh(kind: str, shape: Mapping[str, int]) -> Mesh:
     os.environ.setdefault(name, answer)
   options = {"chip_config_name": "megacore"} if kind == "v4" else {}  # a chip is one device
   found = topologies.get_topology_desc(topology(kind, count), "tpu", **options)
-  return sharding.make_mesh(**shape, devices=found.devices[:count])
+  return make_mesh(**shape, devices=found.devices[:count])
 
 
 def lowered(
@@ -77,24 +78,24 @@ def lowered(
   batches. Raises UserError where the mesh does not divide the model."""
   c = config.recommender
   model = memory.shapes(config, dataset.num_items + 1, widths, attention=c.backbone.attention)
-  place(model)
+  place_model(model)
   graph, params, frozen = nnx.split(model, nnx.Param, ...)
-  learner = optimizer.adamw(c.optimizer, 2)  # the number of steps is a constant of the program
-  state = initial_shapes(params, learner)
+  learner = optimizer.make_optimizer(c.optimizer, 2)  # the number of steps is a constant of the program
+  state = initial_state_shapes(params, learner)
   step = make_step(
-    recommender_stage.loss(c, popularity(dataset)),
+    recommender_stage.recommender_loss(c, popularity(dataset)),
     learner,
     graph,
     config.seed,
     microbatches=c.microbatches,
-    where=sharding.of(state) if sharding.partitioned() else None,
+    state_shardings=sharding.shardings_of(state) if is_partitioned() else None,
   )
   several = (c.microbatches,) if c.microbatches > 1 else ()
 
   def of_batch(x):
     return jax.ShapeDtypeStruct((*several, *x.shape), x.dtype)
 
-  batch = sharding.put_batch(jax.tree.map(of_batch, Packer(layout).batch()))
+  batch = sharding.device_put_batch(jax.tree.map(of_batch, Packer(layout).batch()))
   return step.lower(state, frozen, batch)
 
 
@@ -105,7 +106,7 @@ def compiled(
   c = config.recommender.backbone
   attention = c.attention
   if attention == "auto":
-    attention = preferred("tpu", c.compute, config.recommender.head_width)
+    attention = preferred_kernel("tpu", c.compute, config.recommender.head_width)
   program = lowered(config, dataset, widths, layout)
   try:
     found = program.compile().memory_analysis()

@@ -6,7 +6,7 @@ from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows
 from mmesid_jax.stages import semantic_id_stage
-from mmesid_jax.stages.workdir import reopen
+from mmesid_jax.stages.workdir import reopen_workdir
 
 ITEM = {"item_id": int, "key": str, "title": str}
 
@@ -17,14 +17,14 @@ def run(
   """Columns: item_id; key and title where the data set has them; and of every modality, under its
   name, the codes from the first level to the last. key: the field of items.jsonl that holds the
   keys, None = `key`, if it is there. Raises UserError."""
-  rows.check_output(output)
-  opened = reopen(workdir, data_dir)
-  found = semantic_id_stage.read(opened)
+  rows.check_rows_file(output)
+  opened = reopen_workdir(workdir, data_dir)
+  found = semantic_id_stage.read_semantic_ids(opened)
   num_items = opened.dataset.num_items
   if found.header["num_items"] != num_items:
     raise UserError(
       f"{opened.data_dir}: {num_items:,} items; "
-      f"{opened.artifact(semantic_id_stage.STAGE)} was made for {found.header['num_items']:,}"
+      f"{opened.artifact(semantic_id_stage.SEMANTIC_IDS.name)} was made for {found.header['num_items']:,}"
     )
   titles = opened.dataset.titles()[1:]
   known = {
@@ -37,5 +37,5 @@ def run(
     raise UserError(f"the modality {min(taken)} has the name of another column of {output}")
   schema = {name: kind for name, kind in ITEM.items() if known[name] is not None}
   schema |= dict.fromkeys(codes, list[int])
-  rows.write_table(output, schema, known | codes)
+  rows.write_rows(output, schema, known | codes)
   print(f"{output}: {num_items:,} items, {', '.join(schema)}")

@@ -8,19 +8,19 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mmesid_jax.config.schema import read_config
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.hf.architecture import architecture_json
 from mmesid_jax.hf.llama_weights import EMBEDDING, TABLE, to_hugging_face
-from mmesid_jax.hf.safetensors_dir import Checkpoint, refuse_existing, write_checkpoint
+from mmesid_jax.hf.safetensors_dir import Checkpoint, check_new_directory, write_checkpoint
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import recommender_stage
 
 
 def run(workdir: pathlib.Path, output: pathlib.Path) -> None:
   """Raises UserError for a workdir without a trained recommender, or an output that exists."""
-  refuse_existing(output)
+  check_new_directory(output)
   config = read_config(workdir)
-  write(recommender_stage.restore(workdir, config), config.recommender, output)
+  write(recommender_stage.load_recommender(workdir, config), config.recommender, output)
   print(f"wrote {output}")
 
 

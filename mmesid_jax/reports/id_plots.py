@@ -20,7 +20,7 @@ def of(figures: Mapping[str, Any], planes: Mapping[str, tuple[Plane, np.ndarray]
   pictures = []
   for m, counts in figures["count_LC"].items():
     count_LC = np.array(counts)
-    plane, first_N = planes[m]
+    plane, first_E = planes[m]
     pictures += [
       Picture(
         f"{m}: items of every code, most used first",
@@ -36,7 +36,7 @@ def of(figures: Mapping[str, Any], planes: Mapping[str, tuple[Plane, np.ndarray]
       Picture(
         f"{m}: sums of code vectors in their principal plane ({plane.share:.0%} of the variance), "
         f"the {COLOURED} most used first codes coloured",
-        scatter(plane, first_N),
+        scatter(plane, first_E),
         "Good: many points, not a few that hold all items, and a region for every colour.",
       ),
     ]
@@ -101,23 +101,23 @@ def histogram(count_LC: np.ndarray) -> bytes:
   return png(draw, height=2.8)
 
 
-def scatter(plane: Plane, first_N: np.ndarray) -> bytes:
+def scatter(plane: Plane, first_E: np.ndarray) -> bytes:
   """The items in the plane, coloured by the first code."""
 
   def draw(figure) -> None:
     axis = figure.subplots()
-    shown_N = np.random.default_rng(0).permutation(len(first_N))[:POINTS]
-    place_N2, code_N = plane.place_N2[shown_N], first_N[shown_N]
-    most_used = np.argsort(-np.bincount(first_N), kind="stable")[:COLOURED]
-    other_N = ~np.isin(code_N, most_used)
+    shown_E = np.random.default_rng(0).permutation(len(first_E))[:POINTS]
+    place_E2, code_E = plane.place_E2[shown_E], first_E[shown_E]
+    most_used = np.argsort(-np.bincount(first_E), kind="stable")[:COLOURED]
+    other_E = ~np.isin(code_E, most_used)
     for code, colour in zip(most_used, COLOURS, strict=False):
-      points = place_N2[code_N == code]
-      share = (first_N == code).mean()
+      points = place_E2[code_E == code]
+      share = (first_E == code).mean()
       label = f"code {code}: {share:.1%}"
       axis.scatter(*points.T, s=7, color=colour, linewidths=0, alpha=0.7, label=label)
-    if other_N.any():  # last in the legend, behind the others in the picture
+    if other_E.any():  # last in the legend, behind the others in the picture
       options = {"color": GREY, "linewidths": 0, "label": "others", "zorder": 0.9}
-      axis.scatter(*place_N2[other_N].T, s=7, **options)
+      axis.scatter(*place_E2[other_E].T, s=7, **options)
     axis.set(xlabel="first direction", ylabel="second direction")
     figure.legend(loc="outside right upper", markerscale=2)
 
@@ -145,10 +145,10 @@ def spectra(inputs: Mapping[str, Mapping[str, Mapping]]) -> bytes:
     axes = figure.subplots(1, len(inputs), squeeze=False, sharey=True)[0]
     for axis, (when, parts) in zip(axes, inputs.items(), strict=True):
       for n, (part, one) in enumerate(parts.items()):
-        value_K = np.array(one["spectrum"]) / max(one["spectrum"][0], 1e-300)
-        value_K[value_K < FLOOR] = np.nan
+        value_W = np.array(one["spectrum"]) / max(one["spectrum"][0], 1e-300)
+        value_W[value_W < FLOOR] = np.nan
         label = part if axis is axes[0] else None
-        line(axis, n, np.arange(1, len(value_K) + 1), value_K, label)
+        line(axis, n, np.arange(1, len(value_W) + 1), value_W, label)
       axis.set(yscale="log", xlabel="direction", title=f"{when} training")
     axes[0].set_ylabel("singular value")
     figure.legend(loc="outside right upper")

@@ -21,7 +21,9 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.reports import id_plots
 from mmesid_jax.reports.id_page import page
 from mmesid_jax.stages import recommender_stage, semantic_id_stage
-from mmesid_jax.stages.item_batches import CHUNK, encoded
+from mmesid_jax.stages.item_batches import CHUNK, encode_table
+from mmesid_jax.stages.recommender_stage import RECOMMENDER
+from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS
 from mmesid_jax.stages.workdir import Workdir
 
 FIGURES, PAGE = "semantic_ids.json", "semantic_ids.html"
@@ -42,26 +44,26 @@ def examine(workdir: Workdir) -> dict[str, Any]:
   Raises UserError where the stage's artifact, or what it was made from, is missing or is not the
   workdir's. A recommender that is missing or was trained on other IDs is left out.
   """
-  path, stage = workdir.artifact(semantic_id_stage.STAGE), semantic_id_stage.STAGE
-  header, features = read_header(path, stage), workdir.features()
-  if header["fingerprint"] != workdir.fingerprint(stage):
+  path = workdir.artifact(SEMANTIC_IDS.name)
+  header, features = read_header(path, SEMANTIC_IDS.name), workdir.features()
+  if header["fingerprint"] != SEMANTIC_IDS.fingerprint(workdir):
     raise UserError(
       f"{path}: made from other data, features or settings than {workdir.path} has now; "
       "mmesid_jax.train --overwrite makes it again"
     )
-  ids, notes = semantic_id_stage.read(workdir), []
+  ids, notes = semantic_id_stage.read_semantic_ids(workdir), []
   codes = {m: ids.codes[m][1:] for m in features}
   decoded = {m: _decoded(ids.codes[m], ids.codebooks[m]) for m in features}
   num_codes = next(iter(ids.codebooks.values())).shape[1]
-  encoders = {"before": recommender_stage.drawn(workdir).items, **_trained(workdir, notes)}
+  encoders = {"before": recommender_stage.init_model(workdir).items, **_trained(workdir, notes)}
   figures = {
     "num_items": workdir.dataset.num_items,
     "dataset": workdir.dataset.fingerprint,
     "fingerprint": header["fingerprint"],
     "health": health(codes, num_codes, workdir.dataset.categories()[1:]),
     "count_LC": {
-      m: [np.bincount(code_N, minlength=num_codes).tolist() for code_N in code_NL.T]
-      for m, code_NL in codes.items()
+      m: [np.bincount(code_E, minlength=num_codes).tolist() for code_E in code_EL.T]
+      for m, code_EL in codes.items()
     },
     "residual_norm": _residual_norms(workdir, ids, features),
     "tau": _taus(workdir, features, decoded, encoders, notes),
@@ -77,14 +79,16 @@ def examine(workdir: Workdir) -> dict[str, Any]:
 
 def _trained(workdir: Workdir, notes: list[str]) -> dict[str, ItemEncoder]:
   """{"after": the items of the workdir's recommender}, {} unless it was trained on these IDs."""
-  path, stage = workdir.artifact(recommender_stage.STAGE), recommender_stage.STAGE
+  path = workdir.artifact(RECOMMENDER.name)
   if not path.exists():
     notes.append(f"Nothing of after training: {path.name} is not there.")
-  elif read_header(path, stage)["fingerprint"] != workdir.fingerprint(stage):
+  elif read_header(path, RECOMMENDER.name)["fingerprint"] != RECOMMENDER.fingerprint(workdir):
     notes.append(f"Nothing of after training: {path.name} was trained on other IDs or settings.")
   else:
     return {
-      "after": recommender_stage.restore(workdir.path, workdir.config, pretrained=False).items
+      "after": recommender_stage.load_recommender(
+        workdir.path, workdir.config, pretrained=False
+      ).items
     }
   return {}
 
@@ -97,10 +101,10 @@ def _decoded(code_IL: np.ndarray, book_LCD: np.ndarray) -> np.ndarray:
 def _residual_norms(
   workdir: Workdir, ids: semantic_id_stage.SemanticIDs, features: Tables
 ) -> dict[str, list[float]]:
-  model, norms = semantic_id_stage.restore(workdir.path, workdir.config)[0], {}
+  model, norms = semantic_id_stage.load_mm_rqvae(workdir.path, workdir.config)[0], {}
   for m, part in model.by_modality.items():
-    z_ND = encoded(part, features[m], ids.codebooks[m].shape[-1])
-    norms[m] = residual_norms(z_ND, ids.codes[m][1:], ids.codebooks[m])
+    z_ED = encode_table(part, features[m], ids.codebooks[m].shape[-1])
+    norms[m] = residual_norms(z_ED, ids.codes[m][1:], ids.codebooks[m])
   return norms
 
 
@@ -128,18 +132,18 @@ def _taus(
 def _spectra(items: ItemEncoder, notes: list[str]) -> dict[str, dict[str, Any]]:
   """Of the item tokens and of what they are made of: width, effective rank, spectrum."""
   num_items = len(items.identity_ID[...]) - 1
-  item_N = np.arange(1, num_items + 1)
+  item_E = np.arange(1, num_items + 1)
   if num_items > SPECTRUM_ITEMS:
-    item_N = np.sort(np.random.default_rng(0).permutation(item_N)[:SPECTRUM_ITEMS])
+    item_E = np.sort(np.random.default_rng(0).permutation(item_E)[:SPECTRUM_ITEMS])
     if (note := f"Spectra are of {SPECTRUM_ITEMS:,} items, drawn at random.") not in notes:
       notes.append(note)
   found = {}
   for part, vectors in tqdm(_parts(items).items(), "spectra", delay=3, leave=False):
-    chunks = (item_N[i : i + CHUNK] for i in range(0, len(item_N), CHUNK))
-    x_ND = np.concatenate([vectors(jnp.asarray(item_B)) for item_B in chunks])
-    values = spectrum(x_ND)
+    chunks = (item_E[i : i + CHUNK] for i in range(0, len(item_E), CHUNK))
+    x_ED = np.concatenate([vectors(jnp.asarray(item_B)) for item_B in chunks])
+    values = spectrum(x_ED)
     found[part] = {
-      "width": x_ND.shape[1],
+      "width": x_ED.shape[1],
       "effective_rank": effective_rank(values),
       "spectrum": [float(f"{value:.5g}") for value in values],
     }

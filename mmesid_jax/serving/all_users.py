@@ -1,7 +1,5 @@
 """The best items for every user of a data set, in a file of a row a user."""
 
-import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -10,13 +8,14 @@ from tqdm import tqdm
 
 from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import Interrupted
-from mmesid_jax.files.lock import locked
-from mmesid_jax.files.resumable import Parts, folder_of
+from mmesid_jax.files.digest import file_sha256, json_sha256
+from mmesid_jax.files.lock import lock_folder
+from mmesid_jax.files.resumable import PartFiles, parts_folder
 from mmesid_jax.files.rows import Columns
 from mmesid_jax.serving.recommender import Best, Recommender
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.stages.workdir import Workdir
-from mmesid_jax.training.interrupts import Stopping
+from mmesid_jax.training.interrupts import StopRequest
 
 USERS_A_PART = 4096
 
@@ -58,7 +57,7 @@ def write(
   settings = {
     "top_k": top_k,
     "repeat": repeat,
-    "model": _digest(workdir.artifact(recommender_stage.STAGE)),
+    "model": _digest(workdir.artifact(recommender_stage.RECOMMENDER.name)),
     "only new": only_new,
     "new items": new_items and _digest(pathlib.Path(new_items)),
     "dataset": dataset.fingerprint,
@@ -70,8 +69,8 @@ def write(
   }
   shape = model.shape_for(dataset.lengths)
   starts = range(0, users, USERS_A_PART)
-  with locked(folder_of(output), doing="recommending", flag="--output"), Stopping() as stopping:
-    parts = Parts(output, len(starts), settings)
+  with lock_folder(parts_folder(output), doing="recommending", flag="--output"), StopRequest() as stopping:
+    parts = PartFiles(output, len(starts), settings)
     missing = set(parts.missing())
     with tqdm(total=users, desc="recommend", unit=" users", delay=3, leave=False) as bar:
       for n, start in enumerate(starts):
@@ -80,7 +79,7 @@ def write(
         if n not in missing:
           bar.initial = bar.n = rows.stop  # the rate is that of what is left
           continue
-        if signal := stopping.asked():
+        if signal := stopping.signal_name():
           raise Interrupted(
             f"{signal} at user {start:,} of {users:,}, those before are in {parts.folder}; "
             "run the same command again"
@@ -96,24 +95,23 @@ def write(
 
 def _of_items(best: Best, item_keys: Keys | None) -> Columns:
   """The columns that are lists of recommended items."""
-  left_N = np.isfinite(best.score_NK).sum(1).tolist()
+  left_E = np.isfinite(best.score_EA).sum(1).tolist()
 
-  def cut(x_NK: np.ndarray) -> list[list]:
-    return [row[:left] for row, left in zip(x_NK.tolist(), left_N, strict=True)]
+  def cut(x_EA: np.ndarray) -> list[list]:
+    return [row[:left] for row, left in zip(x_EA.tolist(), left_E, strict=True)]
 
-  ids = cut(best.item_NK)
+  ids = cut(best.item_EA)
   # in decimals that are no longer than float32 needs: JSON would show a double's
-  scores = cut(best.score_NK.astype(str).astype(np.float64))
+  scores = cut(best.score_EA.astype(str).astype(np.float64))
   names = item_keys and [[item_keys[i] for i in row] for row in ids]
   return {"item_ids": ids, "item_keys": names, "scores": scores}
 
 
 def _digest(file: pathlib.Path) -> str:
   """Of the file's bytes, hexadecimal, long enough to tell two apart."""
-  with file.open("rb") as opened:
-    return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+  return file_sha256(file)[:16]
 
 
 def _digest_of(names: Keys) -> str:
   """Of keys, as `_digest`."""
-  return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+  return json_sha256(names)[:16]

@@ -11,7 +11,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows as exports
 from mmesid_jax.serving import all_users
 from mmesid_jax.serving.recommender import Recommendation, Recommender
-from mmesid_jax.stages.workdir import Workdir, reopen
+from mmesid_jax.stages.workdir import Workdir, reopen_workdir
 
 NEWEST_SHOWN = 5
 
@@ -38,7 +38,7 @@ def open_model(
   Raises UserError."""
   if only_new and new_items is None:
     raise UserError("--only_new: name the new items with --new_items=FILE")
-  opened = reopen(workdir, data_dir)
+  opened = reopen_workdir(workdir, data_dir)
   titles = opened.dataset.titles()
   item_keys = keys.kept_item_keys(opened.data_dir, key)
   model = Recommender.load(workdir, titles)
@@ -109,7 +109,7 @@ def run_all_users(
   key: str | None,
 ) -> None:
   """Writes `batch_recommending`'s file. Raises UserError, and Interrupted."""
-  exports.check_output(output)
+  exports.check_rows_file(output)
   opened = open_model(workdir, new_items=new_items, only_new=only_new, data_dir=data_dir, key=key)
   all_users.write(
     opened.workdir,

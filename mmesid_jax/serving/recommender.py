@@ -16,13 +16,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.schema import read_config
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Batch, Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import item_vectors
 from mmesid_jax.models.catalogue_scores import Scorer
-from mmesid_jax.models.fusion import contributions
+from mmesid_jax.models.fusion import score_contributions
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
@@ -44,12 +44,12 @@ class Recommendation:
 
 
 class Best(NamedTuple):
-  """The best K items of N histories, best first. Where fewer than K are left to be recommended,
+  """The best A items of E histories, best first. Where fewer than A are left to be recommended,
   the last scores are -inf and their items mean nothing."""
 
-  item_NK: np.ndarray  # int32
-  score_NK: np.ndarray  # float32
-  part_NKS: np.ndarray | None = None  # float32, summands of the scores by source; if asked for
+  item_EA: np.ndarray  # int32
+  score_EA: np.ndarray  # float32
+  part_EAO: np.ndarray | None = None  # float32, summands of the scores by source; if asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _best(
   state: nnx.State,
   item_ID: jax.Array,
   batch: Batch,
-  history_QH: jax.Array,
+  history_QX: jax.Array,
   offered_2: jax.Array,  # first item that may be recommended, and the one behind the last
   *,
   top_k: int,
@@ -75,17 +75,17 @@ def _best(
 ):
   model = nnx.merge(graph, state)
   o_QD = model.hidden(batch)
-  score_QI = Scorer((o_QD,), (item_ID,)).all()
+  score_QI = Scorer((o_QD,), (item_ID,)).score_all()
   item_I, (first, stop) = jnp.arange(score_QI.shape[1]), offered_2
   offered_I = (item_I >= first) & (item_I < stop)
   score_QI = jnp.where(offered_I, score_QI, -jnp.inf)
   if not repeat:
-    score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], history_QH].set(-jnp.inf)
-  score_QK, item_QK = sharding.top_k(score_QI, top_k)
+    score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], history_QX].set(-jnp.inf)
+  score_QA, item_QA = sharding.top_k(score_QI, top_k)
   if not reasons:
-    return Best(item_QK, score_QK)
-  part_QKS = contributions(model.items, model.gates.weights(), o_QD, item_QK)
-  return Best(item_QK, score_QK, part_QKS)
+    return Best(item_QA, score_QA)
+  part_QAO = score_contributions(model.items, model.gates.weights(), o_QD, item_QA)
+  return Best(item_QA, score_QA, part_QAO)
 
 
 class Recommender:
@@ -131,7 +131,7 @@ class Recommender:
     histories. Returns their ids, which follow the largest so far.
 
     source: a file that `mmesid_jax.semantic_ids encode` wrote, or feature rows by modality
-    ({"text": [N, V]}: one row a new item, none for padding). A modality that is left out, as the
+    ({"text": [E, V]}: one row a new item, none for padding). A modality that is left out, as the
     collaborative one of a new item, is read as the mean of the training items and has no weight in
     the scores; nor has the learned row. titles: of the new items. Raises UserError for what does
     not fit.
@@ -167,7 +167,7 @@ class Recommender:
     return [self._explained(*one) for one in zip(*best, strict=True)]
 
   def shape_for(self, lengths: np.ndarray) -> Shape:
-    """The shape in which `best` answers very many histories of these lengths, int [N], fastest:
+    """The shape in which `best` answers very many histories of these lengths, int [E], fastest:
     batches as large as those of the evaluation."""
     layout = evaluation_layout(self._layout, self._config.evaluation.targets)
     read = np.minimum(lengths, layout.longest_history)
@@ -191,17 +191,17 @@ class Recommender:
       longest = max(map(len, arrays), default=0)
       shape = Shape(self._layout, 1 << max(longest, 1).bit_length())
     newest = [a[-shape.layout.longest_history :] for a in arrays]
-    N, S = len(arrays), len(self._sources)
+    E, sources = len(arrays), len(self._sources)
     best = Best(
-      np.zeros((N, top_k), np.int32),
-      np.zeros((N, top_k), np.float32),
-      np.zeros((N, top_k, S), np.float32) if reasons else None,
+      np.zeros((E, top_k), np.int32),
+      np.zeros((E, top_k), np.float32),
+      np.zeros((E, top_k, sources), np.float32) if reasons else None,
     )
     asked = {"top_k": top_k, "repeat": repeat, "reasons": reasons}
-    for place_P, found in _one_ahead(self._answers(arrays, newest, shape, asked)):
-      for whole_NK, part_QK in zip(best, jax.device_get(found), strict=True):
-        if whole_NK is not None:
-          whole_NK[place_P] = part_QK[: len(place_P)]
+    for place_Q, found in _one_ahead(self._answers(arrays, newest, shape, asked)):
+      for whole_EA, part_QA in zip(best, jax.device_get(found), strict=True):
+        if whole_EA is not None:
+          whole_EA[place_Q] = part_QA[: len(place_Q)]
     return best
 
   def check_top_k(self, top_k: int) -> None:
@@ -214,18 +214,18 @@ class Recommender:
     sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
     first = [len(a) for a in newest]
     for batch in batch_sequences(sequences, shape.layout, first):
-      place_P = batch.piece_Q[batch.weight_Q > 0]  # places in use are the first
-      history_QH = np.zeros((len(batch.weight_Q), shape.history), np.int32)
-      for q, n in enumerate(place_P):
-        history_QH[q, : len(arrays[n])] = arrays[n]
+      place_Q = batch.piece_Q[batch.weight_Q > 0]  # places in use are the first
+      history_QX = np.zeros((len(batch.weight_Q), shape.history), np.int32)
+      for q, n in enumerate(place_Q):
+        history_QX[q, : len(arrays[n])] = arrays[n]
       yield (
-        place_P,
+        place_Q,
         _best(
           self._graph,
           self._state,
           self._item_ID,
           sharding.device_put_batch(batch),
-          history_QH,
+          history_QX,
           np.array([self._offered.start, self._offered.stop], np.int32),
           **asked,
         ),
@@ -241,16 +241,16 @@ class Recommender:
     return array.astype(np.int32)
 
   def _explained(
-    self, item_K: np.ndarray, score_K: np.ndarray, part_KS: np.ndarray
+    self, item_A: np.ndarray, score_A: np.ndarray, part_AO: np.ndarray
   ) -> list[Recommendation]:
     return [
       Recommendation(
         int(item),
         float(score),
-        dict(zip(self._sources, part_S.tolist(), strict=True)),
+        dict(zip(self._sources, part_O.tolist(), strict=True)),
         self._titles[item] if self._titles else None,
       )
-      for item, score, part_S in zip(item_K, score_K, part_KS, strict=True)
+      for item, score, part_O in zip(item_A, score_A, part_AO, strict=True)
       if np.isfinite(score)
     ]
 

@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.hf import adapter, llama_weights, prompt
 from mmesid_jax.hf.architecture import read_architecture
 from mmesid_jax.hf.safetensors_dir import Checkpoint
@@ -19,7 +20,7 @@ from mmesid_jax.models.layers.weight_quantization import BLOCK
 from mmesid_jax.models.llama import Llama, LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import place
+from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.parallel.variables import Frozen, Pretrained
 
 SIZES = {  # key of config.recommender -> field of LlamaConfig
@@ -34,7 +35,7 @@ SIZES = {  # key of config.recommender -> field of LlamaConfig
 }
 
 
-def resolve(config: ConfigDict, *, estimate: bool = False) -> bool:
+def resolve_sizes(config: ConfigDict, *, estimate: bool = False) -> bool:
   """Fills what the checkpoint knows into config.recommender, in place; without one, nothing.
 
   A size that is not 0 must be the checkpoint's; so must prompt.length and prompt.response with a
@@ -53,28 +54,28 @@ def resolve(config: ConfigDict, *, estimate: bool = False) -> bool:
   if estimate and not prompt.has_tokenizer(directory):
     if c.prompt.length:  # as the user says
       return False
-    c.prompt.update(prompt.estimated_lengths(c.prompt.text))
+    c.prompt.update(prompt.estimate_prompt_lengths(c.prompt.text))
     return True
-  tokens = prompt.tokenise(directory, c.prompt.text)
+  tokens = prompt.tokenize_prompt(directory, c.prompt.text)
   counts = {"length": len(tokens.before), "response": len(tokens.behind)}
   _fill(c.prompt, counts, "the tokenizer")
   return False
 
 
-def check(config: ConfigDict) -> None:
+def check_checkpoint(config: ConfigDict) -> None:
   """Whether checkpoint and adapter are what the resolved configuration takes them for; reads their
   headers only. Raises UserError."""
   c = config.recommender
   if not c.backbone.checkpoint:
     return
-  check_blocks(c)
+  check_storage(c)
   llama = nnx.eval_shape(lambda: Llama(llama_config(c), rngs=nnx.Rngs(0)))
   llama_weights.check_keys(llama, Checkpoint(c.backbone.checkpoint))
   if c.lora.start:
-    adapter.check(llama, pathlib.Path(c.lora.start))
+    adapter.check_adapter(llama, pathlib.Path(c.lora.start))
 
 
-def check_blocks(c: ConfigDict) -> None:
+def check_storage(c: ConfigDict) -> None:
   """Whether weights that are kept as codes have whole blocks of them. Raises UserError."""
   if c.backbone.kind != "full" and c.backbone.weights in ("int8", "nf4"):
     for key, width in (("width", c.width), ("mlp_width", c.mlp_width)):
@@ -120,7 +121,7 @@ def llama_config(c: ConfigDict) -> LlamaConfig:
   )
 
 
-def check_divides(c: ConfigDict) -> None:
+def check_backbone_divides(c: ConfigDict) -> None:
   """Raises UserError where the mesh of the context does not divide the sizes of
   config.recommender = c."""
   axes = {"width": "embed", "heads": "heads", "kv_heads": "kv_heads", "mlp_width": "mlp"}
@@ -128,37 +129,37 @@ def check_divides(c: ConfigDict) -> None:
     sharding.check_divides(f"--config.recommender.{key}", c[key], axis)
 
 
-def fill(model: RecommenderModel, c: ConfigDict) -> None:
+def load_backbone(model: RecommenderModel, c: ConfigDict) -> None:
   """Reads what the checkpoint holds into the model: weights, vectors of a prompt text."""
   if not c.backbone.checkpoint:
     return
   checkpoint = Checkpoint(c.backbone.checkpoint)
-  llama_weights.load(model.backbone, checkpoint)
+  llama_weights.load_weights(model.backbone, checkpoint)
   if c.prompt.text:
-    tokens = prompt.tokenise(checkpoint.directory, c.prompt.text)
-    model.prompt_PD.set_value(jnp.asarray(prompt.embeddings(checkpoint, tokens.before)))
+    tokens = prompt.tokenize_prompt(checkpoint.directory, c.prompt.text)
+    model.prompt_PD.set_value(jnp.asarray(prompt.read_embeddings(checkpoint, tokens.before)))
     if tokens.behind:
-      model.response_SD.set_value(jnp.asarray(prompt.embeddings(checkpoint, tokens.behind)))
+      model.response_SD.set_value(jnp.asarray(prompt.read_embeddings(checkpoint, tokens.behind)))
 
 
-def start(model: RecommenderModel, c: ConfigDict) -> None:
+def prepare_backbone(model: RecommenderModel, c: ConfigDict) -> None:
   """Before training: fills the model, reads the adapter to start from, says what is trained."""
-  fill(model, c)
+  load_backbone(model, c)
   if c.backbone.kind == "lora":
     if c.lora.start:
       adapter.read_adapter(model.backbone, pathlib.Path(c.lora.start))
-    print(adapter.describe(model.backbone))
-  place(model)
-  print(memory(model))
+    print(adapter.describe_adapter(model.backbone))
+  place_model(model)
+  print(memory_line(model))
 
 
-def write_adapter(model: RecommenderModel, c: ConfigDict, directory: pathlib.Path) -> None:
+def export_adapter(model: RecommenderModel, c: ConfigDict, directory: pathlib.Path) -> None:
   """The trained LoRA factors for peft; without LoRA nothing."""
   if c.backbone.kind == "lora":
     adapter.write_adapter(model.backbone, directory, base=c.backbone.checkpoint)
 
 
-def memory(model: RecommenderModel) -> str:
+def memory_line(model: RecommenderModel) -> str:
   """What the model takes on every device, by what it is for, in one line."""
   trained = nnx.state(model, nnx.Param)
   frozen = nnx.state(model.backbone, Pretrained)
@@ -176,7 +177,7 @@ def _mib(state: nnx.State, times: int = 1) -> str:
   return f"{times * held / 2**20:,.1f} MiB"
 
 
-def fingerprint(c: ConfigDict) -> dict[str, str]:
+def backbone_fingerprint(c: ConfigDict) -> dict[str, str]:
   """What the stage's artifact depends on outside of the configuration's text; {} = nothing.
 
   Of the checkpoint: sha256 of config.json, tokenizer.json, names, shapes and a row of every tensor,
@@ -194,6 +195,5 @@ def fingerprint(c: ConfigDict) -> dict[str, str]:
     digest.update(np.ascontiguousarray(checkpoint.read(key, slice(0, 1))).tobytes())
   found = {"checkpoint": digest.hexdigest()}
   if c.lora.start:
-    weights = (pathlib.Path(c.lora.start) / adapter.WEIGHTS).read_bytes()
-    found["adapter"] = hashlib.sha256(weights).hexdigest()
+    found["adapter"] = file_sha256(pathlib.Path(c.lora.start) / adapter.WEIGHTS)
   return found

@@ -11,18 +11,22 @@ from ml_collections import ConfigDict
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, training_pieces
 from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.files import artifact
 from mmesid_jax.losses.next_item import binary_cross_entropy, catalogue_cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.sasrec import SASRec
-from mmesid_jax.parallel.placement import loaded, tensors
-from mmesid_jax.stages.sequence_task import evaluation_layout, next_item_task
-from mmesid_jax.stages.workdir import Workdir, key_for
+from mmesid_jax.parallel.placement import load_model, model_tensors
+from mmesid_jax.stages.sequence_task import (
+  check_batch_divides,
+  evaluation_layout,
+  next_item_task,
+)
+from mmesid_jax.stages.stage import Stage
+from mmesid_jax.stages.workdir import Workdir
 
-STAGE = "collaborative"
 
-
-def build(config: ConfigDict, num_items: int, seed: int) -> SASRec:
-  """The model of `config` = config.collaborative, freshly drawn."""
+def init_sasrec(config: ConfigDict, num_items: int, seed: int) -> SASRec:
+  """The model of `config` = config.collaborative, before training."""
   return SASRec(
     num_items,
     D=config.width,
@@ -30,11 +34,11 @@ def build(config: ConfigDict, num_items: int, seed: int) -> SASRec:
     heads=config.heads,
     positions=config.row_length,
     rate=config.dropout,
-    rngs=nnx.Rngs(key_for(seed, STAGE)),
+    rngs=nnx.Rngs(COLLABORATIVE.key(seed)),
   )
 
 
-def loss(config: ConfigDict, num_items: int):
+def sasrec_loss(config: ConfigDict, num_items: int):
   """The loss of a batch by config.loss, as step.Loss; a "bce" negative is any other item, one for
   each target."""
 
@@ -55,41 +59,58 @@ def loss(config: ConfigDict, num_items: int):
   return {"softmax": softmax, "bce": bce}[config.loss]
 
 
-def run(workdir: Workdir) -> None:
-  """Trains, keeps the best on validation, writes the artifact."""
-  config, dataset = workdir.config, workdir.dataset
-  c = config.collaborative
-  layout = Layout(c.rows, c.row_length, c.targets)
-  pieces, counts = training_pieces(dataset, layout, min_history=1)  # SASRec has no empty history
-  task = next_item_task(
-    STAGE,
-    config,
-    c,
-    model=build(c, dataset.num_items, config.seed),
-    loss=loss(c, dataset.num_items),
-    batches=PackedBatches(dataset, pieces, layout, seed=config.seed),
-    counts=counts,
-    evaluator=Evaluator(dataset, evaluation_layout(layout, config.evaluation.targets), "valid"),
-    flops=flops.sasrec,
-    prompt=0,
-  )
-  result = workdir.fit(task)
-  items_ID = tensors(result.model)["item_ID"].copy()
-  items_ID[0] = 0
-  workdir.write(
-    STAGE,
-    {"items": items_ID},
-    result.model,
-    valid={config.evaluation.select: result.best},
-    best_step=result.best_step,
-    cut_users=counts.cut_users,
-  )
+class CollaborativeStage(Stage):
+  """SASRec on the training part of the data."""
+
+  name = "collaborative"
+  summary = "SASRec, for collaborative vectors and as a baseline"
+  config_keys = ("evaluation.select",)
+  model_name = "SASRec"
+  reads_features = False
+
+  def check(self, config: ConfigDict) -> None:
+    check_batch_divides(self.name, config.collaborative)
+
+  def layout(self, config: ConfigDict) -> Layout:
+    c = config.collaborative
+    return Layout(c.rows, c.row_length, c.targets)
+
+  def train(self, workdir: Workdir) -> None:
+    config, dataset = workdir.config, workdir.dataset
+    c, layout = config.collaborative, self.layout(config)
+    pieces, counts = training_pieces(dataset, layout, min_history=1)  # SASRec has no empty history
+    task = next_item_task(
+      self.name,
+      config,
+      c,
+      model=init_sasrec(c, dataset.num_items, config.seed),
+      loss=sasrec_loss(c, dataset.num_items),
+      batches=PackedBatches(dataset, pieces, layout, seed=config.seed),
+      counts=counts,
+      evaluator=Evaluator(dataset, evaluation_layout(layout, config.evaluation.targets), "valid"),
+      flops=flops.sasrec_flops,
+      prompt=0,
+    )
+    result = self.fit(workdir, task)
+    items_ID = model_tensors(result.model)["item_ID"].copy()
+    items_ID[0] = 0
+    self.write(
+      workdir,
+      {"items": items_ID},
+      result.model,
+      valid={config.evaluation.select: result.best},
+      best_step=result.best_step,
+      cut_users=counts.cut_users,
+    )
+
+  def load_model(self, workdir: Workdir) -> SASRec:
+    config, num_items = workdir.config, workdir.dataset.num_items
+    found, _ = self.read(workdir.path)
+    return load_model(
+      lambda: init_sasrec(config.collaborative, num_items, config.seed),
+      artifact.strip_prefix(found, "model."),
+      str(workdir.artifact(self.name)),
+    )
 
 
-def restore(workdir: Workdir) -> SASRec:
-  """The trained model, from the artifact."""
-  config, num_items = workdir.config, workdir.dataset.num_items
-  named, _ = workdir.read_model(STAGE)
-  return loaded(
-    lambda: build(config.collaborative, num_items, config.seed), named, str(workdir.artifact(STAGE))
-  )
+COLLABORATIVE = CollaborativeStage()

@@ -10,24 +10,24 @@ from flax import nnx
 from tqdm import tqdm
 
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
-from mmesid_jax.parallel.sharding import constrain, lookup
+from mmesid_jax.parallel.sharding import constrain, lookup_rows
 from mmesid_jax.parallel.variables import Frozen
 
 DEVICE_TABLE_BYTES = 2 * 2**30  # tables that take more together stay where they are
 CHUNK = 4096  # items encoded at once
 
 
-class Rows(NamedTuple):
+class ItemRows(NamedTuple):
   """A batch that brings its features along: ids [B] and modality -> [B, V]."""
 
   item_B: np.ndarray
   feature_BV: dict[str, np.ndarray]
 
 
-Batch = np.ndarray | jax.Array | Rows  # ids, where the tables are on the device
+ItemBatch = np.ndarray | jax.Array | ItemRows  # ids, where the tables are on the device
 
 
-class Tables(nnx.Module):
+class FeatureTables(nnx.Module):
   """The model, and the feature tables that its batches of item ids read where they fit the
   device, in the type of their files."""
 
@@ -36,12 +36,12 @@ class Tables(nnx.Module):
     resident = features if fit_device(features) else {}
     self.feature_IV = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in resident.items()})
 
-  def features(self, batch: Batch) -> dict[str, jax.Array]:
+  def features(self, batch: ItemBatch) -> dict[str, jax.Array]:
     """modality -> float32 [B, V]."""
-    if isinstance(batch, Rows):
+    if isinstance(batch, ItemRows):
       found = batch.feature_BV
     else:
-      found = {m: lookup(table_IV[...], batch) for m, table_IV in self.feature_IV.items()}
+      found = {m: lookup_rows(table_IV[...], batch) for m, table_IV in self.feature_IV.items()}
     return {m: constrain(x_BV.astype(jnp.float32), "batch", None) for m, x_BV in found.items()}
 
 
@@ -49,27 +49,27 @@ def fit_device(features: Mapping[str, np.ndarray]) -> bool:
   return sum(x.nbytes for x in features.values()) <= DEVICE_TABLE_BYTES
 
 
-def batch_of(features: Mapping[str, np.ndarray], item_B: np.ndarray) -> Batch:
+def make_item_batch(features: Mapping[str, np.ndarray], item_B: np.ndarray) -> ItemBatch:
   """What `Tables.features` takes for these items."""
   if fit_device(features):
     return item_B
-  return Rows(item_B, {m: x_IV[item_B] for m, x_IV in features.items()})
+  return ItemRows(item_B, {m: x_IV[item_B] for m, x_IV in features.items()})
 
 
-def items_of(batch: Batch) -> np.ndarray:
-  return batch.item_B if isinstance(batch, Rows) else batch
+def item_ids(batch: ItemBatch) -> np.ndarray:
+  return batch.item_B if isinstance(batch, ItemRows) else batch
 
 
-def encoded(part: Autoencoder, feature_IV: np.ndarray, width: int) -> np.ndarray:
+def encode_table(part: Autoencoder, feature_IV: np.ndarray, width: int) -> np.ndarray:
   """What the encoder makes of rows 1..I, float32 [I, width]; made in chunks, in place."""
   encode = nnx.jit(lambda part, x_BV: part.encoded(x_BV))
-  z_ND = np.empty((len(feature_IV) - 1, width), np.float32)
-  for rows in chunks(len(z_ND)):
-    z_ND[rows.start - 1 : rows.stop - 1] = encode(part, np.float32(feature_IV[rows]))
-  return z_ND
+  z_ED = np.empty((len(feature_IV) - 1, width), np.float32)
+  for rows in item_chunks(len(z_ED)):
+    z_ED[rows.start - 1 : rows.stop - 1] = encode(part, np.float32(feature_IV[rows]))
+  return z_ED
 
 
-def chunks(num_items: int) -> Iterator[slice]:
+def item_chunks(num_items: int) -> Iterator[slice]:
   """Of ids 1..num_items."""
   for start in tqdm(range(1, num_items + 1, CHUNK), "encode", delay=3, leave=False):
     yield slice(start, min(start + CHUNK, num_items + 1))

@@ -1,6 +1,6 @@
 """New items from a workdir's artifacts: codes from its MM-RQ-VAE, scores from its recommender.
 
-A file of new items holds `codes.<modality>` int32 [N, L] and `features.<modality>` float32 [N, V],
+A file of new items holds `codes.<modality>` int32 [E, L] and `features.<modality>` float32 [E, V],
 the rows that were encoded; its header says which modalities were given.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.schema import read_config
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.data.features import new_features, read_new_features
 from mmesid_jax.data.whitening import Whitening
 from mmesid_jax.errors import UserError
@@ -20,10 +20,12 @@ from mmesid_jax.files import artifact
 from mmesid_jax.models.extend_catalogue import with_new_items
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import item_batches, recommender_stage, semantic_id_stage
+from mmesid_jax.stages.recommender_stage import RECOMMENDER
+from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS
 
 STAGE = "new_items"
 
-# modality -> a file, or an array [N, V]; either has one row a new item and none for padding
+# modality -> a file, or an array [E, V]; either has one row a new item and none for padding
 Sources = Mapping[str, str | os.PathLike | np.ndarray]
 
 
@@ -33,8 +35,8 @@ class NewItems:
   mean of the training items; `given` names the former; quantiser is the fingerprint of what made
   the codes."""
 
-  rows: dict[str, np.ndarray]  # modality -> float32 [N, V]
-  codes: dict[str, np.ndarray]  # modality -> int32 [N, L]
+  rows: dict[str, np.ndarray]  # modality -> float32 [E, V]
+  codes: dict[str, np.ndarray]  # modality -> int32 [E, L]
   given: tuple[str, ...]
   quantiser: str
 
@@ -50,11 +52,11 @@ def encode_new_items(workdir_path: pathlib.Path, config: ConfigDict, sources: So
   """
   model, means, fingerprint = semantic_id_stage.load_mm_rqvae(workdir_path, config)
   given = _read(sources, {m: len(mean_V) for m, mean_V in means.items()})
-  N = len(next(iter(given.values())))
-  rows = {m: given[m] if m in given else np.tile(x_V, (N, 1)) for m, x_V in means.items()}
+  E = len(next(iter(given.values())))
+  rows = {m: given[m] if m in given else np.tile(x_V, (E, 1)) for m, x_V in means.items()}
   padded = {m: np.pad(x, ((1, 0), (0, 0))) for m, x in rows.items()}
   found = semantic_id_stage.encode_catalogue(item_batches.FeatureTables(model, padded), padded)
-  codes = {m: code_NL[1:] for m, code_NL in found.items()}
+  codes = {m: code_EL[1:] for m, code_EL in found.items()}
   return NewItems(rows, codes, tuple(given), fingerprint)
 
 
@@ -88,7 +90,11 @@ def append_new_items(
   from_file, codes = isinstance(source, str | os.PathLike), {}
   name = str(source) if from_file else "new items"
   if from_file or len(model.items.code_IL):
-    new = read_new_items(pathlib.Path(source)) if from_file else encode_new_items(workdir_path, config, source)
+    new = (
+      read_new_items(pathlib.Path(source))
+      if from_file
+      else encode_new_items(workdir_path, config, source)
+    )
     _check_quantiser(model, workdir_path, new, name)
     source, codes = {m: new.rows[m] for m in new.given}, new.codes
   given = _read(source, _widths(model, maps))
@@ -112,9 +118,9 @@ def _check_quantiser(
 ) -> None:
   if not len(model.items.code_IL):
     return  # codes are not read
-  path = workdir_path / f"{recommender_stage.STAGE}.safetensors"
-  upstream = artifact.read_header(path, recommender_stage.STAGE).get("upstream", {})
-  if upstream.get(semantic_id_stage.STAGE) != new.quantiser:
+  path = workdir_path / f"{RECOMMENDER.name}.safetensors"
+  upstream = artifact.read_header(path, RECOMMENDER.name).get("upstream", {})
+  if upstream.get(SEMANTIC_IDS.name) != new.quantiser:
     raise UserError(
       f"{name}: codes of another quantiser than the one that {path} was trained with; encode them "
       "with the semantic_ids.safetensors beside it"
@@ -122,7 +128,7 @@ def _check_quantiser(
 
 
 def _read(sources: Sources, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
-  """modality -> float32 [N, V]. Raises UserError for an unknown modality, a table that does not
+  """modality -> float32 [E, V]. Raises UserError for an unknown modality, a table that does not
   fit, or tables of different lengths."""
   if not sources:
     raise UserError(f"no features of new items; expected some of {', '.join(widths)}")
@@ -154,6 +160,6 @@ def encode_and_write(workdir: pathlib.Path, features: Sequence[str], output: pat
   new = encode_new_items(workdir, read_config(workdir), sources)
   write_new_items(output, new)
   print(f"{output}: {len(new):,} new items")
-  for m, code_NL in new.codes.items():
+  for m, code_EL in new.codes.items():
     source = "" if m in new.given else " (of the training items' mean vector: not given)"
-    print(f"{m}: {len(np.unique(code_NL, axis=0)):,} different IDs{source}")
+    print(f"{m}: {len(np.unique(code_EL, axis=0)):,} different IDs{source}")

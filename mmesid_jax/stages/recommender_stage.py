@@ -19,7 +19,7 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files import artifact
 from mmesid_jax.losses.next_item import catalogue_cross_entropy, sampled_cross_entropy
 from mmesid_jax.models import flops
-from mmesid_jax.models.extend_catalogue import as_new
+from mmesid_jax.models.extend_catalogue import mask_as_new
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.sequence_recommender import RecommenderModel
@@ -35,6 +35,7 @@ from mmesid_jax.stages.sequence_task import (
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir
 from mmesid_jax.training.step import Loss
+
 
 def batch_layout(config: ConfigDict) -> Layout:
   """The batch shape of `config` = config.recommender."""
@@ -65,6 +66,9 @@ def init_recommender(
   gates = FrequencyFusion(
     counts_I, len(features), kind=config.fusion, temperature=config.gate_temperature, rngs=rngs
   )
+  from_checkpoint = ["backbone"] if config.backbone.checkpoint else []
+  if config.prompt.text:
+    from_checkpoint.append("prompt")
   return RecommenderModel(
     items,
     gates,
@@ -72,8 +76,7 @@ def init_recommender(
     P=config.prompt.length,
     S=config.prompt.response,
     item_dropout=config.item_dropout,
-    pretrained=bool(config.backbone.checkpoint),
-    text=bool(config.prompt.text),
+    from_checkpoint=from_checkpoint,
     rngs=rngs,
   )
 
@@ -91,7 +94,7 @@ def recommender_loss(config: ConfigDict, counts_I: np.ndarray) -> Loss:
     if config.as_new:
       key, item_key = jax.random.split(key)
       new_I = jax.random.bernoulli(item_key, config.as_new, (model.num_items + 1,))
-      model = as_new(model, new_I)
+      model = mask_as_new(model, new_I)
     if negatives:
       return _sampled_loss(model, batch, key, negatives), {}
     scorer = model.scorer(model.hidden(batch, key))
@@ -109,22 +112,22 @@ class Negatives:
 
   def __init__(self, number: int, counts_I: np.ndarray):
     self._number, self._counts_I = number, counts_I
-    self._pool_Z = np.repeat(np.arange(1, len(counts_I)), counts_I[1:] + 1).astype(np.int32)
+    self._pool = np.repeat(np.arange(1, len(counts_I)), counts_I[1:] + 1).astype(np.int32)
 
   def sample(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Items int32 [G] and the logarithm of how often each is expected among them, float32 [G]."""
-    place_G = jax.random.randint(key, (self._number,), 0, len(self._pool_Z))
-    item_G = jnp.asarray(self._pool_Z)[place_G]
-    expected_G = self._number * (jnp.asarray(self._counts_I)[item_G] + 1) / len(self._pool_Z)
-    return item_G, jnp.log(expected_G)
+    """Items int32 [E] and the logarithm of how often each is expected among them, float32 [E]."""
+    place_E = jax.random.randint(key, (self._number,), 0, len(self._pool))
+    item_E = jnp.asarray(self._pool)[place_E]
+    expected_E = self._number * (jnp.asarray(self._counts_I)[item_E] + 1) / len(self._pool)
+    return item_E, jnp.log(expected_E)
 
 
 def _sampled_loss(model: RecommenderModel, batch: Batch, key: jax.Array, negatives: Negatives):
   model_key, negative_key = jax.random.split(key)
-  item_G, log_expected_G = negatives.sample(negative_key)
+  item_E, log_expected_E = negatives.sample(negative_key)
   # Few rows of the catalogue are read, so only they are projected.
   scorer = model.scorer(model.hidden(batch, model_key), project=False)
-  return sampled_cross_entropy(scorer, batch.target_Q, batch.weight_Q, item_G, log_expected_G)
+  return sampled_cross_entropy(scorer, batch.target_Q, batch.weight_Q, item_E, log_expected_E)
 
 
 def read_codes(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -143,16 +146,16 @@ def read_codes(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.nd
   return codes, books
 
 
-def rescale_codebooks(book_LCD: np.ndarray, code_NL: np.ndarray, std: float) -> np.ndarray:
+def rescale_codebooks(book_LCD: np.ndarray, code_EL: np.ndarray, std: float) -> np.ndarray:
   """The codebooks shifted and scaled so that the items' sums of codes have mean 0 and `std`.
 
   Distances between items keep their proportions; without it the sums are several times as large as
   the learned rows and the whitened features that they are added to.
   """
   levels = np.arange(len(book_LCD))
-  shift_L1D = np.stack([book_LCD[level][code_NL[:, level]].mean(0) for level in levels])[:, None]
+  shift_L1D = np.stack([book_LCD[level][code_EL[:, level]].mean(0) for level in levels])[:, None]
   centred_LCD = book_LCD - shift_L1D
-  spread = centred_LCD[levels, code_NL].sum(1).std()
+  spread = centred_LCD[levels, code_EL].sum(1).std()
   return (centred_LCD * (std / max(spread, 1e-12))).astype(np.float32)
 
 
@@ -193,7 +196,9 @@ def init_model(workdir: Workdir, maps: Mapping[str, Whitening] | None = None) ->
   )
 
 
-def load_recommender(workdir_path, config: ConfigDict, *, pretrained: bool = True) -> RecommenderModel:
+def load_recommender(
+  workdir_path, config: ConfigDict, *, pretrained: bool = True
+) -> RecommenderModel:
   """The trained model from workdir_path/recommender.safetensors alone: no data set, no other
   artifact. pretrained=False leaves what its checkpoint holds as shapes: enough for its items."""
   path = workdir_path / f"{RECOMMENDER.name}.safetensors"
@@ -277,7 +282,7 @@ class RecommenderStage(Stage):
       batches=batches,
       counts=counts,
       evaluator=Evaluator(dataset, layout, "valid"),
-      flops=flops.recommender,
+      flops=flops.recommender_flops,
       prompt=c.prompt.length,
     )
     result = self.fit(workdir, task)

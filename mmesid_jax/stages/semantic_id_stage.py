@@ -18,17 +18,19 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.batches import item_batches
 from mmesid_jax.data.whitening import covariance, mean_and_deviation, principal_components
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.codebook_health import health, table
 from mmesid_jax.files import artifact
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models import flops
-from mmesid_jax.models.fsq import digits
+from mmesid_jax.models.fsq import coordinate_sizes
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import load_model
 from mmesid_jax.quantize.kmeans import residual_kmeans
+from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
 from mmesid_jax.stages.item_batches import (
   FeatureTables,
   ItemBatch,
@@ -37,12 +39,12 @@ from mmesid_jax.stages.item_batches import (
   item_ids,
   make_item_batch,
 )
-from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task
 from mmesid_jax.training.throughput import Amounts
+
 
 def check_quantizer(config: ConfigDict, num_items: int) -> None:
   """Raises UserError where config.semantic_ids = config asks for more codes than there are items,
@@ -62,23 +64,23 @@ def check_quantizer(config: ConfigDict, num_items: int) -> None:
     )
   if config.quantizer.kind == "fsq":
     try:
-      digits(config.quantizer.codes)
+      coordinate_sizes(config.quantizer.codes)
     except ValueError as error:
       raise UserError(f"--config.semantic_ids.quantizer.codes: {error}") from error
 
 
 def init_tables(
-  config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int, key: jax.Array
+  config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int
 ) -> FeatureTables:
   """Freshly drawn autoencoders whose codebooks start from k-means through the untrained encoders.
 
   Of quantizer.kind "kmeans" the encoders are principal components, and this is all there is.
   """
   widths = {m: x.shape[1] for m, x in features.items()}
-  q, model = config.quantizer, init_mm_rqvae(config, widths, code_width=code_width, key=key)
+  q, model = config.quantizer, init_mm_rqvae(config, widths, code_width=code_width, seed=seed)
   for m, part in model.by_modality.items():
     mean_V, deviation = mean_and_deviation(features[m])
-    if config.standardise:
+    if config.standardize:
       part.mean_V[...] = jnp.asarray(mean_V, jnp.float32)
       part.scale[...] = jnp.float32(deviation)
     if q.kind == "kmeans":
@@ -99,7 +101,9 @@ def init_tables(
   return tables
 
 
-def init_mm_rqvae(config: ConfigDict, widths: Mapping[str, int], *, code_width: int, key: jax.Array) -> MMRQVAE:
+def init_mm_rqvae(
+  config: ConfigDict, widths: Mapping[str, int], *, code_width: int, seed: int
+) -> MMRQVAE:
   """Freshly drawn autoencoders and codebooks; widths: modality -> V."""
   q = config.quantizer
   return MMRQVAE(
@@ -108,7 +112,7 @@ def init_mm_rqvae(config: ConfigDict, widths: Mapping[str, int], *, code_width: 
     D=code_width,
     quantizer=QuantizerConfig(**{name: q[name] for name in QuantizerConfig._fields}),
     grid=q.kind == "fsq",
-    rngs=nnx.Rngs(key),
+    rngs=nnx.Rngs(SEMANTIC_IDS.key(seed)),
   )
 
 
@@ -116,7 +120,7 @@ def _principal(part: Autoencoder, table_IV: np.ndarray, mean_V: np.ndarray, D: i
   """Encoder and decoder become the first D principal components, the rest of D zero."""
   _, directions = principal_components(covariance(table_IV, mean_V), min(len(mean_V), D))
   kernel_VD = np.pad(directions, ((0, 0), (0, D - directions.shape[1]))).astype(np.float32)
-  centre_V = np.asarray(part.standardised(jnp.asarray(mean_V, jnp.float32)))
+  centre_V = np.asarray(part.standardized(jnp.asarray(mean_V, jnp.float32)))
   (encode,), (decode,) = part.encoder.layers, part.decoder.layers
   encode.kernel[...], encode.bias[...] = jnp.asarray(kernel_VD), jnp.asarray(-centre_V @ kernel_VD)
   decode.kernel[...], decode.bias[...] = jnp.asarray(kernel_VD.T), jnp.asarray(centre_V)
@@ -130,7 +134,7 @@ def loss_options(config: ConfigDict) -> dict:
     "alignment",
     "temperature",
     "reconstruction_weight",
-    "quantisation_weight",
+    "quantization_weight",
     "alignment_weight",
   )
   return {name: config[name] for name in names}
@@ -150,9 +154,9 @@ def mm_rqvae_loss(config: ConfigDict):
 
 def mm_rqvae_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
   """AdamW; code vectors take plain steps where config.quantizer has them as moving averages."""
-  adamw = optimizer.adamw(config.optimizer, steps)
+  adamw = optimizer.make_optimizer(config.optimizer, steps)
   if config.quantizer.learning == "average":
-    return optimizer.averaging(adamw, "codebook_LCD", config.quantizer.average_rate)
+    return optimizer.with_moving_averages(adamw, "codebook_LCD", config.quantizer.average_rate)
   return adamw
 
 
@@ -162,7 +166,9 @@ def _encode(tables: FeatureTables, batch: ItemBatch) -> dict[str, jax.Array]:
   return {m: sharding.constrain(code_BL, None, None) for m, code_BL in found.items()}
 
 
-def encode_catalogue(tables: FeatureTables, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def encode_catalogue(
+  tables: FeatureTables, features: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
   """modality -> int32 [I + 1, L] by the nearest code; row 0 is zero."""
   num_items = len(next(iter(features.values()))) - 1
   batches = (make_item_batch(features, np.arange(r.start, r.stop)) for r in item_chunks(num_items))
@@ -215,8 +221,7 @@ class SemanticIDStage(Stage):
     config = workdir.config
     c = config.semantic_ids
     features = workdir.features(mapped=True)
-    key = self.key(config.seed)
-    tables = init_tables(c, features, code_width=config.recommender.width, seed=config.seed, key=key)
+    tables = init_tables(c, features, code_width=config.recommender.width, seed=config.seed)
     best_step = 0
     if c.quantizer.kind != "kmeans":  # which the initialization has trained already
       result = self.fit(workdir, quantizer_task(config, tables, features))
@@ -227,7 +232,7 @@ class SemanticIDStage(Stage):
       c.quantizer.codes,
       workdir.dataset.categories()[1:],
     )
-    print(table(report))
+    reporter.info(table(report))
     books = {m: part.quantizer.codebook_LCD[...] for m, part in tables.model.by_modality.items()}
     self.write(
       workdir,
@@ -252,7 +257,7 @@ def quantizer_task(
   steps_per_epoch = -(-num_items // batch_size)
   steps = steps_per_epoch * c.epochs
   # arrays are counted now: training gives them away
-  work = Amounts(batch_size, flops.mm_rqvae(tables.model, batch_size))
+  work = Amounts(batch_size, flops.mm_rqvae_flops(tables.model, batch_size))
   return Task(
     name=SEMANTIC_IDS.name,
     model=tables,
@@ -261,9 +266,10 @@ def quantizer_task(
       lambda item_B: make_item_batch(features, item_B)
     ),
     steps=steps,
+    steps_per_epoch=steps_per_epoch,
     validate_every=steps_per_epoch * c.validate_every_epochs,
     optimizer=mm_rqvae_optimizer(c, steps),
-    schedule=optimizer.schedule(c.optimizer, steps),
+    schedule=optimizer.learning_rate_schedule(c.optimizer, steps),
     validate=_validation(config, features, batch_size),
     # not the loss: its quantization term is in units of the code space, which grows
     select="negative_reconstruction",
@@ -282,7 +288,7 @@ def _validation(
   c, num_items = config.semantic_ids, len(next(iter(features.values()))) - 1
   batches = -(-num_items // batch_size)
   order = np.random.default_rng(config.seed).permutation(num_items) + 1
-  item_XB = np.resize(order, (batches, batch_size))
+  item_EB = np.resize(order, (batches, batch_size))
   options = loss_options(c)
 
   @nnx.jit
@@ -293,7 +299,7 @@ def _validation(
 
   def validate(tables: FeatureTables) -> dict[str, float]:
     codes = {m: code_IL[1:] for m, code_IL in encode_catalogue(tables, features).items()}
-    losses = [exported_loss(tables, make_item_batch(features, item_B)) for item_B in item_XB]
+    losses = [exported_loss(tables, make_item_batch(features, item_B)) for item_B in item_EB]
     metrics = {name: float(np.mean([one[name] for one in losses])) for name in losses[0]}
     metrics["negative_reconstruction"] = -metrics["reconstruction"]
     for m, of_modality in health(codes, c.quantizer.codes).items():
@@ -314,7 +320,9 @@ def load_mm_rqvae(
   found, header = SEMANTIC_IDS.read(workdir_path)
   means = artifact.strip_prefix(found, "means.")
   if not means:
-    raise UserError(f"{path}: holds no means of the items' vectors; train the stage {SEMANTIC_IDS.name} again")
+    raise UserError(
+      f"{path}: holds no means of the items' vectors; train the stage {SEMANTIC_IDS.name} again"
+    )
   model = load_model(
     lambda: init_mm_rqvae(
       config.semantic_ids,

@@ -1,4 +1,4 @@
-"""What the two next-item stages share: how their batches, validation and schedule become a Task."""
+"""The training task of the stages that predict the next item: SASRec and the recommender."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.packing import Batch, Layout, PieceCounts
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
-from mmesid_jax.models.flops import Work, useful
+from mmesid_jax.models.flops import Work, useful_work
 from mmesid_jax.parallel import sharding
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.loop import Task
@@ -18,11 +19,11 @@ from mmesid_jax.training.throughput import Amounts
 
 
 def evaluation_layout(training: Layout, targets: int) -> Layout:
-  """Rows as in training; one target a user, so a batch has `targets` users at the most."""
+  """The batch shape of evaluation: training rows, at most `targets` users with one target each."""
   return dataclasses.replace(training, targets=targets)
 
 
-def check_divides(stage: str, config: ConfigDict) -> None:
+def check_batch_divides(stage: str, config: ConfigDict) -> None:
   """Raises UserError where the mesh of the context does not divide the stage's batches."""
   sharding.check_divides(f"--config.{stage}.rows", config.rows, "batch")
   sharding.check_divides(f"--config.{stage}.targets", config.targets, "targets")
@@ -41,20 +42,23 @@ def next_item_task(
   flops: Callable[[nnx.Module, Work], float],
   prompt: int,
 ) -> Task:
-  """Says how the users pack. Validates once an epoch, selects by config.evaluation.select; flops
-  counts a step of the model behind so many prompt tokens."""
+  """The Task of a stage: validates once an epoch, selects by config.evaluation.select.
+
+  Prints how the users pack into rows. flops(model, work) counts the operations of a step; `prompt`
+  is the number of prompt tokens before each row.
+  """
   epoch, microbatches = batches.epoch(), stage_config.get("microbatches", 1)
   if not epoch.batches:
     raise UserError(f"{stage}: no user has enough items before the held-out ones to train on")
-  steps_an_epoch = -(-epoch.batches // microbatches)
-  steps = steps_an_epoch * stage_config.epochs
-  print(
+  steps_per_epoch = -(-epoch.batches // microbatches)
+  steps = steps_per_epoch * stage_config.epochs
+  reporter.info(
     f"{stage}: {counts.targets:,} targets of {counts.users:,} users ({counts.cut_users:,} cut), "
     f"{epoch.batches:,} batches an epoch, {epoch.fill:.0%} of their tokens in use"
   )
 
   def amounts(batch: Batch) -> Amounts:
-    work = useful(batch, prompt)
+    work = useful_work(batch, prompt)
     return Amounts(work.targets, flops(model, work), work.tokens, batch.segment_RT.size)
 
   return Task(
@@ -63,9 +67,10 @@ def next_item_task(
     loss=loss,
     batches=batches,
     steps=steps,
-    validate_every=steps_an_epoch,
-    optimizer=optimizer.adamw(stage_config.optimizer, steps),
-    schedule=optimizer.schedule(stage_config.optimizer, steps),
+    steps_per_epoch=steps_per_epoch,
+    validate_every=steps_per_epoch,
+    optimizer=optimizer.make_optimizer(stage_config.optimizer, steps),
+    schedule=optimizer.learning_rate_schedule(stage_config.optimizer, steps),
     validate=lambda trained: evaluator.metrics(trained, config.evaluation.cutoffs),
     select=config.evaluation.select,
     unit="targets",

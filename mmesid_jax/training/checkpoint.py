@@ -6,7 +6,6 @@ another number of processes, or on another mesh.
 """
 
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from mmesid_jax.errors import Stop, UserError, disk_fault
 from mmesid_jax.files.artifact import write_text
+from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.parallel import processes
 
 SUMS = "sha256.json"  # in every checkpoint: file -> digest
@@ -70,7 +70,7 @@ class Checkpoints:
         found = _read(self._steps, step, args)
       except Unreadable as error:
         damaged[step] = error
-        if error.__cause__ is not None and processes.several():
+        if error.__cause__ is not None and processes.is_multiprocess():
           break  # Orbax failed here, and others may have read it
         continue
       self._move_aside(damaged, self._steps.directory / str(step))
@@ -119,7 +119,7 @@ class Checkpoints:
     late = None
     try:
       # What one process alone has met must not make it wait for the others, who wait for it.
-      if error is None or isinstance(error, Stop) or not processes.several():
+      if error is None or isinstance(error, Stop) or not processes.is_multiprocess():
         self.close()
     except Exception as found:  # Orbax raises many kinds for what failed in the background
       late = found
@@ -145,8 +145,8 @@ class Checkpoints:
 
   def _move_aside(self, damaged: dict[int, Exception], used: pathlib.Path) -> None:
     """Out of the way of the next save at the same step."""
-    processes.together("read the checkpoints")
-    for step, error in damaged.items() if processes.first() else ():
+    processes.barrier("read the checkpoints")
+    for step, error in damaged.items() if processes.is_main() else ():
       aside = self.folder / "damaged" / str(step)
       shutil.rmtree(aside, ignore_errors=True)
       aside.parent.mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ class Checkpoints:
         f"warning: {error}; going on from {used}, and what is left of the other is in {aside}",
         file=sys.stderr,
       )
-    processes.together("move what is damaged aside")
+    processes.barrier("move what is damaged aside")
     if damaged:
       self._steps.reload()
 
@@ -207,12 +207,12 @@ def _read(manager: ocp.CheckpointManager, step: int | None, args):
 def _refused(checkpoint: pathlib.Path) -> str | None:
   """What `changed` says, or why it cannot; the first process reads the files, for all."""
   reason = None
-  if processes.first():
+  if processes.is_main():
     try:
       reason = changed(checkpoint)
     except Exception as error:  # of a damaged list of digests, or a file that cannot be read
       reason = _first_line(error)
-  refused = processes.first_says(reason is not None)
+  refused = processes.broadcast(reason is not None)
   return (reason or "process 0 says why") if refused else None
 
 
@@ -227,7 +227,7 @@ def _write_sums(directory: pathlib.Path) -> None:
   (checkpoint,) = directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*")
   # not those beside the items: Orbax writes one of them again, and restoring reads none
   files = sorted(file for file in checkpoint.glob("*/**/*") if file.is_file())
-  sums = {str(file.relative_to(checkpoint)): _digest(file) for file in files}
+  sums = {str(file.relative_to(checkpoint)): file_sha256(file) for file in files}
   write_text(checkpoint / SUMS, json.dumps(sums, indent=1) + "\n")
 
 
@@ -238,11 +238,6 @@ def changed(checkpoint: pathlib.Path) -> str | None:
   for name, digest in json.loads((checkpoint / SUMS).read_text()).items():
     if not (checkpoint / name).is_file():
       return f"{name} is missing"
-    if _digest(checkpoint / name) != digest:
+    if file_sha256(checkpoint / name) != digest:
       return f"{name} is not as it was written"
   return None
-
-
-def _digest(file: pathlib.Path) -> str:
-  with file.open("rb") as opened:
-    return hashlib.file_digest(opened, "sha256").hexdigest()

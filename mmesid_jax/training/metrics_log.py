@@ -1,14 +1,11 @@
-"""Where numbers go while a stage trains: metrics.jsonl, TensorBoard event files and a progress
-bar."""
+"""The log of a stage's training: metrics.jsonl and TensorBoard event files."""
 
 import json
-import os
 import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import tqdm
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
@@ -21,12 +18,12 @@ class MetricsLog:
   """Appends {"step": ..., name: value} lines to folder/metrics.jsonl and the same to
   folder/tensorboard.
 
-  On resume, lines behind `step` are dropped: the run comes by there again. Only the first process
-  writes.
+  On resume, lines after `step` are dropped, since the run repeats those steps. Only the first
+  process writes.
   """
 
   def __init__(self, folder: pathlib.Path, step: int):
-    self._writes = processes.first()
+    self._writes = processes.is_main()
     if not self._writes:
       return
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,23 +57,8 @@ class MetricsLog:
 
 
 def _step(line: str) -> float:
-  """The step of a log line; a line that a crash cut short counts as too late."""
+  """The step of a log line; infinite for a line that a crash cut short."""
   try:
     return json.loads(line)["step"]
   except (ValueError, KeyError):
     return float("inf")
-
-
-def progress(name: str, step: int, steps: int) -> tqdm.tqdm:
-  """A bar with ETA on stderr; in a log file it prints a line every half minute instead of
-  redrawing."""
-  return tqdm.tqdm(
-    desc=name,
-    initial=step,
-    total=steps,
-    unit="step",
-    mininterval=0.5 if os.isatty(2) else 30,
-    dynamic_ncols=True,
-    smoothing=0.05,
-    disable=not processes.first(),
-  )

@@ -1,5 +1,8 @@
-"""AdamW with warm-up, cosine decay, clipping and weight decay on what is multiplied only; and
-plain steps for what is a moving average."""
+"""Optimizers of optax, with warm-up, decay, clipping, and weight decay of matrices and tables only.
+
+To add an optimizer, add its optax name to `config.schema.OPTIMIZERS`: that is all, if its function
+takes a learning rate, `b2`, `weight_decay` and `mask`.
+"""
 
 import jax
 import optax
@@ -7,7 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 
-def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
   """Linear warm-up from 0 to config.learning_rate, then cosine ("cosine") or flat ("constant")."""
   warmup = min(config.warmup_steps, steps - 1)
   if config.schedule == "constant" and not warmup:
@@ -17,7 +20,7 @@ def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
   return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
 
 
-def decayed(params: nnx.State) -> nnx.State:
+def decay_mask(params: nnx.State) -> nnx.State:
   """True for weights and tables, False for norms' scales and biases."""
 
   def rule(path, _):
@@ -26,18 +29,21 @@ def decayed(params: nnx.State) -> nnx.State:
   return jax.tree_util.tree_map_with_path(rule, params)
 
 
-def adamw(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-  """config: learning_rate, schedule, warmup_steps, weight_decay, clip (0 = no clipping), b2."""
+def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+  """The optimizer of a stage, for that many steps; config: the section `optimizer` of the stage."""
   clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
   return optax.chain(
     clip,
-    optax.adamw(
-      schedule(config, steps), b2=config.b2, weight_decay=config.weight_decay, mask=decayed
+    getattr(optax, config.kind)(
+      learning_rate_schedule(config, steps),
+      b2=config.b2,
+      weight_decay=config.weight_decay,
+      mask=decay_mask,
     ),
   )
 
 
-def averaging(
+def with_moving_averages(
   others: optax.GradientTransformation, name: str, rate: float
 ) -> optax.GradientTransformation:
   """Plain steps of `rate` for the parameters of that name, `others` for the rest."""

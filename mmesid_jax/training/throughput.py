@@ -1,51 +1,20 @@
-"""What the accelerator gets done: work a second, floating-point operations, memory."""
+"""What the accelerator gets done: work per second, floating-point operations, memory."""
 
 import collections
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
 
-from mmesid_jax.parallel import sharding
-
-
-class Device(NamedTuple):
-  """By the maker's data sheet. peak: dense bf16 operations a second; memory: bytes, of a TPU what
-  its compiler lets programs take; kinds: what jax's device_kind holds, in lower case; maker: "gpu"
-  (NVIDIA) or "tpu"."""
-
-  peak: float
-  memory: float
-  kinds: tuple[str, ...]
-  maker: str = "gpu"
-
-
-# One whose kind begins another's stands behind it.
-DEVICES: Mapping[str, Device] = {
-  "a100-40g": Device(312e12, 40e9, ("a100-sxm4-40gb", "a100-pcie-40gb")),
-  "a100-80g": Device(312e12, 80e9, ("a100",)),
-  "h100-pcie": Device(756.5e12, 80e9, ("h100 pcie",)),
-  "h100-nvl": Device(835.5e12, 94e9, ("h100 nvl",)),
-  "h100": Device(989.4e12, 80e9, ("h100",)),  # SXM
-  "h200": Device(989.4e12, 141e9, ("h200",)),
-  "b200": Device(2250e12, 180e9, ("b200",)),
-  "v4": Device(275e12, 30.75 * 2**30, ("tpu v4",), "tpu"),
-  "v5e": Device(197e12, 15.75 * 2**30, ("tpu v5 lite", "tpu v5e"), "tpu"),
-  "v5p": Device(459e12, 95.74 * 2**30, ("tpu v5",), "tpu"),
-  "v6e": Device(918e12, 31.25 * 2**30, ("tpu v6",), "tpu"),
-}
-
-
-def peak(device_kind: str) -> float | None:
-  """Dense bf16 operations a second of what jax calls so, None for a device not listed."""
-  kind = device_kind.lower()
-  return next((d.peak for d in DEVICES.values() if any(k in kind for k in d.kinds)), None)
+from mmesid_jax.parallel.devices import peak_flops
+from mmesid_jax.parallel.mesh import device_count
 
 
 class Amounts(NamedTuple):
-  """What one step gets done: targets or items, model operations, and, of stages that read rows,
-  real tokens and the places that there were for them."""
+  """What one step gets done: targets or items, model operations, and in stages that read rows the
+  real tokens and the places for them."""
 
   work: float
   flops: float
@@ -58,59 +27,71 @@ class Amounts(NamedTuple):
 
 
 class Throughput:
-  """Rates over the steps that the device has finished, whatever the host has sent ahead."""
+  """Rates over the steps that the device has finished, however many the host has sent ahead."""
 
   def __init__(self, unit: str):
     self.unit = unit
-    alone = peak(jax.devices()[0].device_kind)
-    self._peak = None if alone is None else alone * sharding.devices()
-    self._running: collections.deque[tuple[jax.Array, Amounts]] = collections.deque()
-    self._seconds, self._total = 0.0, Amounts(0, 0)
-    self.restart()
+    peak = peak_flops(jax.devices()[0].device_kind)
+    self._peak = None if peak is None else peak * device_count()
+    self._running: collections.deque[tuple[jax.Array, Amounts, int]] = collections.deque()
+    self._seconds, self._total, self._steps = 0.0, Amounts(0, 0), 0
+    self._start_clock()
 
-  def restart(self) -> None:
-    """Starts the clock. Nothing may be running: what was, counts as not timed."""
-    self._running.clear()
-    self._since = time.monotonic()
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Leaves the block out of the rates. Steps that run when it begins are not timed."""
+    try:
+      yield
+    finally:
+      self._start_clock()
 
-  def started(self, output: jax.Array, amounts: Amounts) -> None:
-    """A step was sent to the device; `output` is there once it is done."""
-    self._running.append((output, amounts))
+  def started(self, output: jax.Array, amounts: Amounts, steps: int = 1) -> None:
+    """Steps were sent to the device; `output` is ready once they are done."""
+    self._running.append((output, amounts, steps))
 
   def read(self) -> dict[str, float]:
     """Rates since the last reading; {} when no step has finished."""
     finished = []
     while self._running and self._running[0][0].is_ready():
-      finished.append(self._running.popleft()[1])
+      finished.append(self._running.popleft())
     if not finished:
       return {}
     now = time.monotonic()
     seconds, self._since = now - self._since, now
-    done = Amounts.sum(finished)
+    amounts = Amounts.sum(of_steps for _, of_steps, _ in finished)
     self._seconds += seconds
-    self._total = Amounts.sum([self._total, done])
-    return self._rates(done, seconds)
+    self._steps += sum(steps for _, _, steps in finished)
+    self._total = Amounts.sum([self._total, amounts])
+    return self._rates(amounts, seconds)
 
   def overall(self) -> dict[str, float]:
-    """Rates over everything read so far, pauses left out."""
+    """Rates over everything read so far, without pauses."""
     return self._rates(self._total, self._seconds) if self._seconds else {}
 
-  def _rates(self, done: Amounts, seconds: float) -> dict[str, float]:
-    rates = {f"{self.unit}_per_second": done.work / seconds}
-    if done.places:
-      rates |= {"tokens_per_second": done.tokens / seconds, "row_fill": done.tokens / done.places}
-    rates["tflops_per_second"] = done.flops / seconds / 1e12
+  def seconds_per_step(self) -> float | None:
+    """Mean over everything read so far, without pauses; None before the first reading."""
+    return self._seconds / self._steps if self._steps else None
+
+  def _start_clock(self) -> None:
+    self._running.clear()
+    self._since = time.monotonic()
+
+  def _rates(self, amounts: Amounts, seconds: float) -> dict[str, float]:
+    rates = {f"{self.unit}_per_second": amounts.work / seconds}
+    if amounts.places:
+      rates["tokens_per_second"] = amounts.tokens / seconds
+      rates["row_fill"] = amounts.tokens / amounts.places
+    rates["tflops_per_second"] = amounts.flops / seconds / 1e12
     if self._peak:
-      rates["mfu"] = done.flops / seconds / self._peak
-    # What a device with memory of its own tells; a CPU does not.
-    if memory := jax.local_devices()[0].memory_stats():
+      rates["mfu"] = amounts.flops / seconds / self._peak
+    if memory := jax.local_devices()[0].memory_stats():  # None on a CPU
       rates["peak_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
     return rates
 
 
-def describe(rates: dict[str, float]) -> str:
+def describe_rates(rates: dict[str, float]) -> str:
   """Rates in one short line."""
-  forms = {
+  formats = {
     "targets_per_second": "{:,.0f} targets/s",
     "items_per_second": "{:,.0f} items/s",
     "tokens_per_second": "{:,.0f} tokens/s",
@@ -119,4 +100,4 @@ def describe(rates: dict[str, float]) -> str:
     "mfu": "MFU {:.1%}",
     "peak_memory_gib": "{:.1f} GiB at most",
   }
-  return ", ".join(form.format(rates[name]) for name, form in forms.items() if name in rates)
+  return ", ".join(text.format(rates[name]) for name, text in formats.items() if name in rates)

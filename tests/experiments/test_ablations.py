@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from mmesid_jax.config.checks import check_values
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.batches import batch_sequences
+from mmesid_jax.data.packing import Layout
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablations
 from mmesid_jax.reports import test_ranks
-from mmesid_jax.stages import collaborative_stage, recommender_stage
+from mmesid_jax.stages import recommender_stage
 from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.workdir import reopen_workdir
 
@@ -104,7 +105,9 @@ def test_a_result_is_small_and_holds_what_the_evaluation_found(done):
   found, where = result(done, "base"), done.path / "base-seed0"
   assert found["changes"] == {} == found["to_base"] and found["seconds"] > 0
   assert found["users"] == 60 and {"jax", "numpy"} <= found["versions"].keys()
-  whole = {s: json.loads((where / test_ranks.evaluation_file(s)).read_text()) for s in ("test", "valid")}
+  whole = {
+    s: json.loads((where / test_ranks.evaluation_file(s)).read_text()) for s in ("test", "valid")
+  }
   for row, model in (("base", "MME-SID"), ("sasrec", "SASRec"), ("popularity", "popularity")):
     for split in whole:
       for protocol, metrics in whole[split]["models"][model].items():
@@ -139,10 +142,10 @@ def alone(model, layout, sequence) -> np.ndarray:
 def test_a_sum_ranks_by_the_sum_of_log_probabilities(done, config):
   here, there = (reopen_workdir(done.path / f"base-seed{seed}") for seed in (0, 1))
   c, r = config.base.collaborative, config.base.recommender
-  plain = test_ranks.Layout(1, c.row_length, 1)
-  mine = collaborative_stage.load_sasrec(here), plain
-  theirs = collaborative_stage.load_sasrec(there), plain
-  full = recommender_stage.load_recommender(here.path, here.config), test_ranks.Layout(1, r.row_length, 1)
+  plain = Layout(1, c.row_length, 1)
+  mine = STAGES["collaborative"].load_model(here), plain
+  theirs = STAGES["collaborative"].load_model(there), plain
+  full = recommender_stage.load_recommender(here.path, here.config), Layout(1, r.row_length, 1)
   for name, parts in (("with_sasrec", (full, mine)), ("two_sasrecs", (mine, theirs))):
     ranks = test_ranks.read_ranks(done.path / f"{name}-seed0", "test", name)
     for user in range(0, 60, 12):

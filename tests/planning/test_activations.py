@@ -51,7 +51,7 @@ def loss(model, batch, key):
 def held_by_xla(model: RecommenderModel, batch: Batch) -> int:
   """Bytes of the compiled step beside its arguments and results."""
   graph, params, frozen = nnx.split(model, nnx.Param, ...)
-  learner = optimizer.adamw(default_config().recommender.optimizer, 100)
+  learner = optimizer.make_optimizer(default_config().recommender.optimizer, 100)
   state = jax.eval_shape(lambda params: initial_state(params, learner), params)
   step = make_step(loss, learner, graph, 0)
   return step.lower(state, frozen, batch).compile().memory_analysis().temp_size_in_bytes

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.config.rules import MESH_AXES
+from mmesid_jax.config.schema import MESH_AXES
 from mmesid_jax.data.packing import Layout, Packer
 from mmesid_jax.errors import UserError
-from mmesid_jax.parallel.placement import place
-from mmesid_jax.parallel.sharding import make_mesh, of, put_batch, without_devices
+from mmesid_jax.parallel.mesh import make_mesh, use_mesh_shape
+from mmesid_jax.parallel.placement import place_model
+from mmesid_jax.parallel.sharding import device_put_batch, shardings_of
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
 from mmesid_jax.planning import memory
 from mmesid_jax.stages import recommender_stage
@@ -44,7 +45,7 @@ def really_made(config):
   """The model with arrays."""
   c, rng, q = config.recommender, np.random.default_rng(0), config.semantic_ids.quantizer
   coded = WIDTHS if c.codes != "none" else {}
-  return recommender_stage.build(
+  return recommender_stage.init_recommender(
     c,
     0,
     features={m: rng.normal(size=(ITEMS + 1, V)).astype(np.float32) for m, V in WIDTHS.items()},
@@ -58,9 +59,9 @@ def really_held(config, mesh) -> dict[str, int]:
   """Of that model, placed and with its optimizer's memory, on the first device."""
   c, model = config.recommender, really_made(config)
   with jax.set_mesh(mesh):
-    place(model)
+    place_model(model)
     params = nnx.state(model, nnx.Param)
-    state = initial_state(params, optimizer.adamw(c.optimizer, 100))
+    state = initial_state(params, optimizer.make_optimizer(c.optimizer, 100))
 
   def size(tree) -> int:
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
@@ -79,7 +80,7 @@ def really_held(config, mesh) -> dict[str, int]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_are_those_that_a_device_holds(tiny, kind, shape):
   config = configured(tiny, kind)
-  with without_devices(dict(zip(MESH_AXES, shape, strict=True))):
+  with use_mesh_shape(dict(zip(MESH_AXES, shape, strict=True))):
     found = memory.held(memory.shapes(config, ITEMS + 1, WIDTHS), config.recommender)
   assert found == really_held(config, make_mesh(*shape))
 
@@ -88,20 +89,20 @@ def test_a_device_of_a_mesh_holds_a_fifth_around_what_xla_says(tiny):
   """Its share of rows, heads, targets and items, and the weights that it gathers."""
   config = tiny("best", {f"recommender.{k}": v for k, v in DEEP.items()})
   c, layout, shape = config.recommender, Layout(32, 96, 256, 2, 900), (2, 2, 2)
-  with without_devices(dict(zip(MESH_AXES, shape, strict=True))):
+  with use_mesh_shape(dict(zip(MESH_AXES, shape, strict=True))):
     shapes = memory.shapes(config, ITEMS + 1, WIDTHS)
     ours = memory.held(shapes, c)["gradient"] + memory.gathered(shapes)
     one = memory.one_device(ITEMS + 1, layout)
   ours += sum(memory.traced(config, WIDTHS, *one))
   with jax.set_mesh(make_mesh(*shape)):
     model = really_made(config)
-    place(model)
+    place_model(model)
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
-    learner = optimizer.adamw(c.optimizer, 100)
+    learner = optimizer.make_optimizer(c.optimizer, 100)
     state = initial_state(params, learner)
-    loss = recommender_stage.loss(c, np.ones(ITEMS + 1, int))
-    step = make_step(loss, learner, graph, 0, where=of(state))
-    lowered = step.lower(state, frozen, put_batch(Packer(layout).batch()))
+    loss = recommender_stage.recommender_loss(c, np.ones(ITEMS + 1, int))
+    step = make_step(loss, learner, graph, 0, state_shardings=shardings_of(state))
+    lowered = step.lower(state, frozen, device_put_batch(Packer(layout).batch()))
   assert ours == pytest.approx(lowered.compile().memory_analysis().temp_size_in_bytes, rel=0.2)
 
 
@@ -114,7 +115,7 @@ def test_what_fsdp_cuts_is_whole_a_layer_at_a_time(tiny):
     (1, "mlp", 0),
   ):
     config.recommender.encoder = encoder
-    with without_devices({"data": 1, "fsdp": fsdp, "tensor": 1}):
+    with use_mesh_shape({"data": 1, "fsdp": fsdp, "tensor": 1}):
       model = memory.shapes(config, ITEMS + 1, WIDTHS)
       memory.held(model, config.recommender)
       assert memory.gathered(model) == expected
@@ -124,7 +125,7 @@ def test_a_mesh_that_does_not_divide_is_refused_as_in_training(tiny):
   config = configured(tiny, "full")
   model = memory.shapes(config, ITEMS + 1, WIDTHS)
   with (
-    without_devices({"data": 1, "fsdp": 1, "tensor": 16}),
+    use_mesh_shape({"data": 1, "fsdp": 1, "tensor": 16}),
     pytest.raises(UserError, match=r"axis kv_heads=8 does not divide by mesh.tensor = 16"),
   ):
     memory.held(model, config.recommender)

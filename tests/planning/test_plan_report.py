@@ -1,4 +1,4 @@
-"""train --plan: what it prints, and that it needs and leaves nothing."""
+"""The command plan: what it prints, and that it needs and leaves nothing."""
 
 import json
 import pathlib
@@ -10,12 +10,12 @@ import pytest
 import safetensors.numpy
 from commands import refused, run
 
-from mmesid_jax.config.schema import PROMPTS
+from mmesid_jax.config.presets import PROMPTS
 from mmesid_jax.data.dataset import prepare_dataset, read_dataset
 from mmesid_jax.data.features import feature_width
 from mmesid_jax.errors import UserError
-from mmesid_jax.hf.prompt import estimated_lengths
-from mmesid_jax.parallel import sharding
+from mmesid_jax.hf.prompt import estimate_prompt_lengths
+from mmesid_jax.parallel.mesh import device_count, make_mesh
 from mmesid_jax.planning import plan_report, tpu_compiler
 from mmesid_jax.stages import recommender_stage
 
@@ -127,11 +127,11 @@ def test_what_the_compiler_says_stands_beside_the_prediction(tiny, monkeypatch, 
   asked = []
 
   def compiled(config, dataset, widths, layout):
-    asked.append((sharding.device_count(), config.recommender.rows, layout.rows))
+    asked.append((device_count(), config.recommender.rows, layout.rows))
     return said
 
   monkeypatch.setattr(tpu_compiler, "check", lambda kind: None)
-  monkeypatch.setattr(tpu_compiler, "mesh", lambda kind, shape: sharding.make_mesh(**shape))
+  monkeypatch.setattr(tpu_compiler, "mesh", lambda kind, shape: make_mesh(**shape))
   monkeypatch.setattr(tpu_compiler, "compiled", compiled)
   config = tiny("best", {"mesh.fsdp": 4})
   options = {"devices": ("4",), "mfu": 0.4, "rows_a_device": 2, "compiled": True}
@@ -146,10 +146,10 @@ def test_what_the_compiler_says_stands_beside_the_prediction(tiny, monkeypatch, 
 
 def test_mistakes_are_one_line(llama3, tmp_path):
   for options, said in (
-    ({"kind": "a100"}, "--plan=a100: did you mean a100-40g or a100-80g?"),
-    ({"devices": ("8", "x")}, "--plan_devices: 'x' is not"),
-    ({"mfu": 40}, "--plan_mfu=40: expected"),
-    ({"rows_a_device": 0}, "--plan_rows_a_device=0: expected"),
+    ({"kind": "a100"}, "--device=a100: did you mean a100-40g or a100-80g?"),
+    ({"devices": ("8", "x")}, "--devices: 'x' is not"),
+    ({"mfu": 40}, "--mfu=40: expected"),
+    ({"rows_a_device": 0}, "--rows_per_device=0: expected"),
     ({"devices": ("16",)}, "rows=8 does not divide by mesh.data * mesh.fsdp = 16"),
   ):
     with pytest.raises(UserError, match=re.escape(said)):
@@ -164,23 +164,23 @@ def test_mistakes_are_one_line(llama3, tmp_path):
 
 def test_from_the_command_line(llama3, tmp_path):
   plan = f"--config={CONFIG}", f"--config.data.dir={llama3.data.dir}"
-  assert "--workdir is missing" in refused("train", *plan)
-  assert "did you mean h200" in refused("train", *plan, "--plan=h20")
-  assert "h200 is no TPU" in refused("train", *plan, "--plan=h200", "--plan_compile")
+  assert "--device is missing" in refused("plan", *plan)
+  assert "did you mean h200" in refused("plan", *plan, "--device=h20")
+  assert "h200 is no TPU" in refused("plan", *plan, "--device=h200", "--compile")
   folder = llama3.recommender.backbone.checkpoint
   status, out, err = run(
-    *("train", *plan, f"--config.recommender.backbone.checkpoint={folder}"),
-    *("--plan=a100-40g", "--plan_devices=1,2", "--plan_mfu=0.3"),
+    *("plan", *plan, f"--config.recommender.backbone.checkpoint={folder}"),
+    *("--device=a100-40g", "--devices=1,2", "--mfu=0.3"),
   )
   assert status == 0, err
   assert "fits: yes" in out and "MFU of 30%" in out
 
 
 def test_a_prompt_is_estimated_by_its_words():
-  assert estimated_lengths(PROMPTS["paper"]) == {"length": 34, "response": 5}  # the true counts
-  assert estimated_lengths("Buy 12 things: {items}") == {"length": 5, "response": 0}
+  assert estimate_prompt_lengths(PROMPTS["paper"]) == {"length": 34, "response": 5}  # the true counts
+  assert estimate_prompt_lengths("Buy 12 things: {items}") == {"length": 5, "response": 0}
   with pytest.raises(UserError, match="once"):
-    estimated_lengths("no items")
+    estimate_prompt_lengths("no items")
 
 
 def test_a_data_set_is_read_as_it_would_be_prepared(trained, tmp_path):

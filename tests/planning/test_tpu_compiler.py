@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.config.rules import MESH_AXES
+from mmesid_jax.config.schema import MESH_AXES
 from mmesid_jax.data.dataset import popularity, read_dataset
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
+from mmesid_jax.parallel.mesh import make_mesh
 from mmesid_jax.parallel.placement import place_model
-from mmesid_jax.parallel.sharding import make_mesh, shardings_of, device_put_batch
+from mmesid_jax.parallel.sharding import device_put_batch, shardings_of
 from mmesid_jax.planning import tpu_compiler
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
@@ -61,10 +62,10 @@ def test_it_is_the_step_that_training_has(tiny, dataset, shape, microbatches):
     found = tpu_compiler.lowered(config, dataset, WIDTHS, layout).as_text()
     place_model(model)
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
-    learner = optimizer.adamw(c.optimizer, 2)
+    learner = optimizer.make_optimizer(c.optimizer, 2)
     state = initial_state(params, learner)
     loss = recommender_stage.recommender_loss(c, popularity(dataset))
-    options = {"microbatches": microbatches, "where": shardings_of(state)}
+    options = {"microbatches": microbatches, "state_shardings": shardings_of(state)}
     step = make_step(loss, learner, graph, config.seed, **options)
     batch = Packer(layout).batch()
     if microbatches > 1:

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from commands import refused, run, start
 
-from mmesid_jax.config.schema import read_config
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.reports import code_export
@@ -134,8 +134,8 @@ def test_all_users_get_what_each_gets_alone(workdir, tmp_path, suffix, monkeypat
 def test_new_items_are_recommended_to_all_users_without_a_key(workdir, tmp_path):
   text = np.load(workdir / "synthetic" / "text.npy", allow_pickle=False)
   file = tmp_path / "new.safetensors"
-  new_item_codes.write(
-    file, new_item_codes.encode(workdir, read_config(workdir), {"text": text[[4, 6]]})
+  new_item_codes.write_new_items(
+    file, new_item_codes.encode_new_items(workdir, read_config(workdir), {"text": text[[4, 6]]})
   )
   give_keys(workdir)
   output = tmp_path / "recs.parquet"
@@ -166,9 +166,9 @@ def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_pa
   with pytest.raises(KeyboardInterrupt):
     everyone(workdir, output)
   for changes, says in (
-    ({"top_k": 6}, "top_k was 5, is now 6"),
-    ({"repeat": True}, "repeat was False, is now True"),
-    ({"key": "title"}, "columns was .* is now .*item_keys"),
+    ({"top_k": 6}, "top_k was 5, now 6"),
+    ({"repeat": True}, "repeat was False, now True"),
+    ({"key": "title"}, "columns was .* now .*item_keys"),
   ):
     with pytest.raises(UserError, match=says):
       everyone(workdir, output, **changes)
@@ -211,7 +211,7 @@ def test_finished_parts_are_not_made_again(workdir, tmp_path, monkeypatch):
     return best(model, given, *options, **more)
 
   monkeypatch.setattr(Recommender, "best", counted)
-  monkeypatch.setattr(all_users.Stopping, "asked", lambda self: next(asks, None))
+  monkeypatch.setattr(all_users.StopRequest, "signal_name", lambda self: next(asks, None))
   with pytest.raises(Interrupted, match="SIGTERM at user 50 of 60, .* run the same command again"):
     everyone(workdir, output)
   assert asked == [25, 25] and not output.exists()
@@ -249,7 +249,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(workdir, tmp_path):
     assert count <= len(list(parts.glob("0*.parquet"))) <= 5 and not output.exists()
   assert "stopped: SIGTERM at user" in err and "run the same command again" in err
   line = refused(*command[:3], "--top_k=6", f"--output={output}")
-  assert f"{parts}: holds parts of another run: top_k was 5, is now 6" in line
+  assert f"{parts}: holds parts of another run: top_k was 5, now 6" in line
   status, _, err = run(*command, f"--output={output}")
   assert status == 0, err
   assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
@@ -305,7 +305,7 @@ def test_mistakes_of_recommend_are_one_line(workdir, tmp_path):
   output = f"--output={tmp_path}/recs.parquet"
   line = refused(*recommend, "--all_users", output, "--user=1")
   assert "expected one of --history, " in line and "found --user and --all_users" in line
-  assert "found none" in refused(*recommend)
+  assert "one of --history, " in refused(*recommend)
   assert "--all_users and --output=FILE belong together" in refused(*recommend, "--all_users")
   assert "--all_users and --output=FILE belong together" in refused(*recommend, "--user=1", output)
   line = refused(*recommend, "--all_users", f"--output={tmp_path}/recs.csv")

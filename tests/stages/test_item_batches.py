@@ -13,7 +13,7 @@ from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.stages import item_batches
-from mmesid_jax.stages.item_batches import Rows, Tables, batch_of, items_of
+from mmesid_jax.stages.item_batches import FeatureTables, ItemRows, item_ids, make_item_batch
 
 
 def text_only(trained, tiny, folder: pathlib.Path, text: np.ndarray, **changes):
@@ -50,11 +50,11 @@ def test_what_a_batch_holds(monkeypatch):
   model = MMRQVAE({"text": 3}, rngs=item_batches.nnx.Rngs(0), **size)
   item_B = np.array([3, 1])
   expected = np.float32(features["text"][item_B])
-  for limit, kind in ((24, np.ndarray), (23, Rows)):
+  for limit, kind in ((24, np.ndarray), (23, ItemRows)):
     monkeypatch.setattr(item_batches, "DEVICE_TABLE_BYTES", limit)
-    batch, held = batch_of(features, item_B), Tables(model, features)
+    batch, held = make_item_batch(features, item_B), FeatureTables(model, features)
     assert isinstance(batch, kind) and len(held.feature_IV) == (kind is np.ndarray)
-    np.testing.assert_array_equal(items_of(batch), item_B)
+    np.testing.assert_array_equal(item_ids(batch), item_B)
     found = held.features(batch)["text"]
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)

@@ -8,7 +8,7 @@ import pytest
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.stages import semantic_id_stage
-from mmesid_jax.stages.workdir import reopen
+from mmesid_jax.stages.workdir import reopen_workdir
 
 V, D, ITEMS = 6, 8, 30
 
@@ -22,30 +22,30 @@ def features():
 
 def built(tiny, features, changes=()):
   config = tiny("best", {f"semantic_ids.{k}": v for k, v in dict(changes).items()})
-  return semantic_id_stage.build(config.semantic_ids, features, code_width=D, seed=0).model
+  return semantic_id_stage.init_tables(config.semantic_ids, features, code_width=D, seed=0).model
 
 
-def test_features_are_standardised_by_mean_and_one_deviation(tiny, features):
+def test_features_are_standardized_by_mean_and_one_deviation(tiny, features):
   x = np.float64(features["text"][1:])
   part = built(tiny, features).by_modality["text"]
   np.testing.assert_allclose(part.mean_V[...], x.mean(0), rtol=1e-5)
   np.testing.assert_allclose(part.scale[...], (x - x.mean(0)).std(), rtol=1e-5)
-  as_they_are = built(tiny, features, {"standardise": False}).by_modality["text"]
-  np.testing.assert_array_equal(as_they_are.standardised(x), np.float32(x))
+  as_they_are = built(tiny, features, {"standardize": False}).by_modality["text"]
+  np.testing.assert_array_equal(as_they_are.standardized(x), np.float32(x))
 
 
-@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("standardize", [True, False])
 def test_principal_components_keep_distances_and_decode_to_the_features(
-  tiny, features, standardise
+  tiny, features, standardize
 ):
-  changes = {"quantizer.kind": "kmeans", "standardise": standardise}
+  changes = {"quantizer.kind": "kmeans", "standardize": standardize}
   part = built(tiny, features, changes).by_modality["text"]
   x = jnp.asarray(features["text"][1:])
   z, scale = np.asarray(part.encoded(x)), float(part.scale[...])
   apart = np.linalg.norm(z[:, None] - z, axis=2) * scale
   expected = np.linalg.norm(np.asarray(x)[:, None] - np.asarray(x), axis=2)
   np.testing.assert_allclose(apart, expected, rtol=1e-3, atol=1e-3)
-  np.testing.assert_allclose(part.decoder(z), part.standardised(x), rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(part.decoder(z), part.standardized(x), rtol=1e-3, atol=1e-4)
 
 
 def test_the_step_that_reconstructs_best_is_kept(trained):
@@ -56,7 +56,7 @@ def test_the_step_that_reconstructs_best_is_kept(trained):
     if "valid/reconstruction" in line
   }
   assert len(by_step) > 1
-  header = semantic_id_stage.read(reopen(trained)).header
+  header = semantic_id_stage.read_semantic_ids(reopen_workdir(trained)).header
   assert header["best_step"] == min(by_step, key=by_step.get)
 
 
@@ -70,4 +70,4 @@ def test_the_step_that_reconstructs_best_is_kept(trained):
 def test_what_cannot_be_quantised_is_refused(tiny, changes, message):
   config = tiny("best", {f"semantic_ids.quantizer.{k}": v for k, v in changes.items()})
   with pytest.raises(UserError, match=message):
-    semantic_id_stage.check(config.semantic_ids, 40)
+    semantic_id_stage.check_quantizer(config.semantic_ids, 40)

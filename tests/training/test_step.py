@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mmesid_jax.training.step import initial_state, make_step, several
+from mmesid_jax.training.step import initial_state, make_multi_step, make_step
 
 
 class Line(nnx.Module):
@@ -93,7 +93,7 @@ def test_several_steps_at_once_are_those_steps(counts):
     losses.append(metrics["loss"])
 
   one, ours, frozen = prepared()
-  run, done, found = several(one, 3), 0, []
+  run, done, found = make_multi_step(one, 3), 0, []
   for count in counts:
     places = np.minimum(np.arange(done, done + 3), sum(counts) - 1)  # what is unused is repeated
     ours, metrics = run(ours, frozen, tuple(a[places] for a in stacked), count)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from mmesid_jax.parallel.devices import DEVICES, peak_flops
 from mmesid_jax.training import throughput
-from mmesid_jax.training.throughput import Amounts, Throughput, describe, peak
+from mmesid_jax.training.throughput import Amounts, Throughput, describe_rates
 
 
 class Output:
@@ -44,21 +45,21 @@ def test_only_finished_steps_count(clock):
 
 def test_pauses_do_not_count(clock):
   rates = Throughput("items")
-  clock[0] = 100.0  # a validation
-  rates.restart()
+  with rates.paused():
+    clock[0] = 100.0  # a validation
   rates.started(Output(ready=True), Amounts(work=6, flops=0))
   clock[0] = 103.0
   assert rates.read()["items_per_second"] == 2
 
 
 def test_the_share_of_the_peak(clock, monkeypatch):
-  monkeypatch.setattr(throughput, "peak", lambda kind: 1e13)
+  monkeypatch.setattr(throughput, "peak_flops", lambda kind: 1e13)
   rates = Throughput("targets")
   rates.started(Output(ready=True), Amounts(work=1, flops=8e12))
   clock[0] = 2.0
   found = rates.read()
   assert found["mfu"] == pytest.approx(0.4)
-  assert describe(found) == "0 targets/s, 4 TFLOP/s, MFU 40.0%"
+  assert describe_rates(found) == "0 targets/s, 4 TFLOP/s, MFU 40.0%"
 
 
 @pytest.mark.parametrize(
@@ -68,14 +69,14 @@ def test_the_share_of_the_peak(clock, monkeypatch):
    ("TPU v5", 459), ("TPU v4", 275), ("TPU v6 lite", 918)],
 )  # fmt: skip
 def test_peaks(kind, tflops):
-  assert peak(kind) == tflops * 1e12
+  assert peak_flops(kind) == tflops * 1e12
 
 
 def test_every_device_is_found_by_its_own_kinds():
-  for name, device in throughput.DEVICES.items():
+  for name, device in DEVICES.items():
     for kind in device.kinds:
-      assert peak(kind.upper()) == device.peak, name
+      assert peak_flops(kind.upper()) == device.peak, name
 
 
 def test_an_unknown_device_has_no_peak():
-  assert peak("cpu") is None
+  assert peak_flops("cpu") is None

@@ -21,6 +21,7 @@ from mmesid_jax.ingest import prepared_folder
 from mmesid_jax.ingest.catalogue import Catalogue, Item
 from mmesid_jax.ingest.events import collect_events
 from mmesid_jax.ingest.writing import write
+from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.workdir import open_workdir
 
 PLAIN = ("sequences.txt", "users.jsonl", "items.jsonl", "times.npy")
@@ -164,7 +165,7 @@ def test_lines_of_any_text_come_back(key, texts, lists):
     ("users.jsonl", b'{"user_id": 1,', b'{"user_id":1,', "sequences.txt:1: holds"),
     ("users.jsonl", b'{"user_id": 1,', b'\n{"user_id": 1,', "users.jsonl: 13 lines"),
     ("times.npy", b"<i8", b"<f8", "expected int64"),
-    ("times.npy", b"\x93NUMPY", b"something", "not a readable .npy file"),
+    ("times.npy", b"\x93NUMPY", b"something", "not a plain .npy table"),
   ],
 )
 def test_what_prepare_would_not_have_written_is_refused(whole, tmp_path, name, old, new, told):
@@ -233,7 +234,7 @@ def test_the_dataset_is_found_or_one_line_says_what_is_missing(copy, tmp_path):
     tfds_reader.find_config_folder(tmp_path, "users")
   info = users / "dataset_info.json"
   info.write_text(info.read_text().replace('"version": "1.0.0"', '"version": "2.0.0"'))
-  with pytest.raises(UserError, match=r"version 2\.0\.0; this one reads 1\.x"):
+  with pytest.raises(UserError, match=r"version 2\.0\.0; expected 1\.x"):
     tfds_reader.find_config_folder(copy, "users")
   info.write_text("{")
   with pytest.raises(UserError, match="dataset_info.json: not JSON"):
@@ -266,7 +267,7 @@ def test_every_stage_takes_it_for_the_plain_files(whole, tiny, tmp_path):
   configs = both_ways(whole, tiny, tmp_path)
   files, tfds = (open_workdir(config, tmp_path / k) for k, config in configs.items())
   for stage in ("collaborative", "semantic_ids", "recommender"):
-    assert files.fingerprint(stage) == tfds.fingerprint(stage)
+    assert STAGES[stage].fingerprint(files) == STAGES[stage].fingerprint(tfds)
   for name in ("items.npy", "offsets.npy", "users.npy"):
     assert filecmp.cmp(tmp_path / "files/dataset" / name, tmp_path / "tfds/dataset" / name, False)
   assert any(tfds.dataset.titles()) and tfds.dataset.titles() == files.dataset.titles()

@@ -1,0 +1,129 @@
+"""A stage of the pipeline: it trains one model and writes one artifact."""
+
+import hashlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mmesid_jax.config.saved import identity
+from mmesid_jax.data.packing import Layout
+from mmesid_jax.evaluation.evaluator import SequenceModel
+from mmesid_jax.files import artifact
+from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.parallel.placement import model_tensors
+from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.training.loop import Result, Task, fit
+
+
+class Stage:
+  """What the pipeline, evaluation and planning know of a stage; a subclass says the rest.
+
+  `name` names its section of the configuration, its artifact and its folder in the workdir.
+  `config_keys`: keys outside of its own section that its artifact depends on. `model_name`: its row
+  in tables of results, None for a stage whose model ranks no items.
+  """
+
+  name: ClassVar[str]
+  summary: ClassVar[str]  # for the line "Stage 1 of 3: ..."
+  config_keys: ClassVar[tuple[str, ...]] = ()
+  model_name: ClassVar[str | None] = None
+  reads_features: ClassVar[bool] = True  # whether its artifact depends on the feature tables
+  folders: ClassVar[tuple[str, ...]] = ()  # what it writes beside its artifact
+
+  def upstream(self, config: ConfigDict) -> tuple["Stage", ...]:
+    """The stages whose artifacts this one reads under `config`."""
+    return ()
+
+  def check(self, config: ConfigDict) -> None:
+    """Raises UserError where the mesh of the context does not divide the stage's sizes."""
+
+  def check_data(self, workdir: Workdir) -> None:
+    """Raises UserError where the stage's configuration does not fit the data set."""
+
+  def train(self, workdir: Workdir) -> None:
+    """Trains, keeps the best parameters, writes the artifact. Raises what `loop.fit` raises."""
+    raise NotImplementedError
+
+  def layout(self, config: ConfigDict) -> Layout:
+    """The batch shape of training, for a stage with a `model_name`."""
+    raise NotImplementedError
+
+  def load_model(self, workdir: Workdir) -> SequenceModel:
+    """The trained model, from the artifact, for a stage with a `model_name`."""
+    raise NotImplementedError
+
+  def further_inputs(self, config: ConfigDict) -> dict[str, str]:
+    """Digests of files, other than data and features, that the artifact depends on."""
+    return {}
+
+  def fingerprint(self, workdir: Workdir) -> str:
+    """sha256 of everything that the artifact depends on: data, features, configuration, upstream
+    artifacts and `further_inputs`."""
+    config = workdir.config
+    keys = ("seed", f"{self.name}.", *self.config_keys)
+    parts = {
+      "schema": artifact.SCHEMA,
+      "stage": self.name,
+      "dataset": workdir.dataset.fingerprint,
+      "config": {k: v for k, v in identity(config).items() if k.startswith(keys)},
+      "upstream": self._upstream_fingerprints(workdir),
+      **self.further_inputs(config),
+    }
+    if self.reads_features:
+      parts["features"] = workdir.feature_digests()
+    return json_sha256(parts)
+
+  def fit(self, workdir: Workdir, task: Task) -> Result:
+    """Trains `task` in the stage's folder, as the run keys say. Raises as `loop.fit` does."""
+    run = workdir.config.run
+    return fit(
+      task,
+      workdir.folder(self.name),
+      log_every=run.log_every,
+      save_every=run.save_every,
+      save_minutes=run.save_minutes,
+      keep=run.keep,
+      profile_steps=workdir.config.profile.steps,
+      steps_at_once=run.steps_at_once[self.name],
+    )
+
+  def write(
+    self,
+    workdir: Workdir,
+    named: Mapping[str, np.ndarray],
+    model: nnx.Module | None,
+    **header: Any,
+  ) -> None:
+    """Writes the artifact: named tensors, the model's own under "model.", and the header."""
+    of_model = {} if model is None else model_tensors(model)
+    artifact.write_artifact(
+      workdir.artifact(self.name),
+      {**named, **{f"model.{name}": x for name, x in of_model.items()}},
+      {
+        "stage": self.name,
+        "fingerprint": self.fingerprint(workdir),
+        "dataset": workdir.dataset.fingerprint,
+        "upstream": self._upstream_fingerprints(workdir),
+        "num_items": workdir.dataset.num_items,
+        "shapes": {name: list(x.shape) for name, x in named.items()},
+        **header,
+      },
+    )
+
+  def read(self, path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and header of the artifact in the workdir `path`. Raises UserError."""
+    return artifact.read_artifact(path / f"{self.name}.safetensors", self.name)
+
+  def key(self, seed: int) -> jax.Array:
+    """The random key that the parameters start from. It depends on the stage's name alone, so a new
+    stage leaves the others' as they are."""
+    digest = hashlib.sha256(self.name.encode()).digest()
+    return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
+
+  def _upstream_fingerprints(self, workdir: Workdir) -> dict[str, str]:
+    return {s.name: s.fingerprint(workdir) for s in self.upstream(workdir.config)}
