@@ -1,30 +1,32 @@
-"""Turns the texts or images of a dataset's items into a feature table, by a Hugging Face encoder:
+"""Turns texts or images of items into vectors, with a Hugging Face encoder.
 
+Examples:
   python -m mmesid_jax.encode --data=DIR --modality=text --model=MODEL_DIR
   python -m mmesid_jax.encode --data=DIR --modality=visual --model=MODEL_DIR --images=DIR/images
 
-DIR holds items.jsonl, as mmesid_jax.prepare writes it; DIR/text.npy or DIR/visual.npy is written,
-row i for item i, row 0 zero, and beside it text.json with what it was made from. MODEL_DIR is on
-this disk (`hf download NAME --local-dir MODEL_DIR`), its weights safetensors; nothing is downloaded
-and no code that lies beside them is run. PyTorch and Pillow: pip install "mmesid_jax[encode]".
+DIR holds items.jsonl, as the command prepare writes it. DIR/text.npy or DIR/visual.npy is written:
+row i for item i, row 0 zeros, and beside it text.json with what it was made from. MODEL_DIR is a
+local folder (`hf download NAME --local-dir MODEL_DIR`) with weights in safetensors; nothing is
+downloaded, and no code that comes with them is run. Needs PyTorch and Pillow: pip install
+"mmesid_jax[encode]".
 
-The same command goes on where it was killed, from DIR/text.npy.partial; on the same machine the
-table is equal, byte by byte, to that of a run without interruption.
+The same command continues a run that was killed, from DIR/text.npy.partial; on the same machine the
+table has the same bytes as that of an uninterrupted run.
 
-Texts are what --template makes of an item's fields. Models: sentence encoders (MiniLM, E5, BGE:
+Texts are made from an item's fields by --template. Models: sentence encoders (MiniLM, E5, BGE:
 --pooling=cls; decoders: --pooling=last), the text towers of CLIP and SigLIP. Images: their vision
-towers, or plain encoders (ViT, DINOv2). An image is the file that the manifest of mmesid_jax.fetch
+towers, or plain encoders (ViT, DINOv2). An image is the file that the manifest of fetch_images
 names, or KEY.jpg (.png, ...), or the path under `images` of items.jsonl.
 
-Items without text or image, and images that are broken, get the mean row of the others
-(--missing=mean) or zeros (--missing=zero). They cannot be dropped here, where ids are given
-already; mmesid_jax.prepare with require=title,image keeps only items that have them.
+Items without text or image, and broken images, get the mean row of the others (--missing=mean) or
+zeros (--missing=zero). They cannot be dropped here, where items have ids already; the command
+prepare with --config.require=title,image keeps only items that have them.
 
 LLM2CLIP, as MME-SID uses it (1280 wide; titles through its Llama-3-8B tower, images through its
-ViT-L/14-336, not normalised), cannot be loaded here: both of its models need Python code that comes
+ViT-L/14-336, not normalized), cannot be loaded here: both of its models need Python code that comes
 with them. Encode with that code instead (microsoft/LLM2CLIP-Openai-L-14-336 for images;
 microsoft/LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned in llm2vec's LLM2Vec, then `get_text_features`
-of the first for texts), save vectors and keys, and join them by key with mmesid_jax.vectors.
+of the first for texts), save vectors and keys, and join them by key with the command vectors.
 """
 
 import pathlib
@@ -35,84 +37,97 @@ from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 DATA = flags.DEFINE_string("data", None, "Folder with items.jsonl.")
-MODALITY = flags.DEFINE_enum("modality", None, ["text", "visual"], "What is encoded.")
-MODEL = flags.DEFINE_string("model", None, "Hugging Face directory on this disk.")
-OUTPUT = flags.DEFINE_string("output", None, "The .npy file; DATA/MODALITY.npy when not given.")
+MODALITY = flags.DEFINE_string(
+  "modality", None, "Name of the table: text, visual, or another name."
+)
+MODEL = flags.DEFINE_string("model", None, "Folder of a Hugging Face model.")
+OUTPUT = flags.DEFINE_string("output", None, "The .npy file, if not DATA/MODALITY.npy.")
 TEMPLATE = flags.DEFINE_string(
   "template",
   "Title: {title}. Brand: {brand}. Categories: {categories}",
-  "Text of an item; a field that it lacks is left out with the text before it.",
+  "Text of an item; a missing field is left out together with the text before it.",
 )
 MAX_LENGTH = flags.DEFINE_integer(
-  "max_length", None, "Tokens of a text; what the model can read when not given.", lower_bound=8
+  "max_length", None, "Tokens of a text, if less than the model can read.", lower_bound=8
 )
-IMAGES = flags.DEFINE_string("images", None, "Folder of images, for --modality=visual.")
+IMAGES = flags.DEFINE_string(
+  "images", None, "Folder of images, which are encoded instead of texts."
+)
 KEY = flags.DEFINE_string("key", "key", "Field of items.jsonl that names images.")
 POOLING = flags.DEFINE_enum(
   "pooling",
   None,
   ["mean", "cls", "last", "pooler"],
-  "Of token vectors; text mean, visual pooler when not given.",
+  "How token vectors become one; if not given, mean for texts, pooler for images.",
 )
-NORMALISE = flags.DEFINE_bool("normalise", True, "Give every vector length 1.")
-MISSING = flags.DEFINE_enum("missing", "mean", ["mean", "zero"], "Row of an item with nothing.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the table.")
+NORMALIZE = flags.DEFINE_bool("normalize", True, "Give every vector length 1.")
+flags.DEFINE_alias("normalise", "normalize")  # as it was called before
+MISSING = flags.DEFINE_enum(
+  "missing", "mean", ["mean", "zero"], "The vector of an item without text or image."
+)
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the numbers.")
 BATCH = flags.DEFINE_integer("batch", 64, "Items that are encoded at once.", lower_bound=1)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a table made from something else.")
 flags.mark_flags_as_required(["data", "modality", "model"])
+GROUPS = {
+  "Required": "data=DIR modality=NAME model=DIR",
+  "Text": "template=TEXT max_length",
+  "Images": "images=DIR key=FIELD",
+  "Vectors": "pooling normalize missing",
+  "Output": "output=FILE dtype batch overwrite",
+}
 
-OF_TEXT, OF_VISUAL = ("template", "max_length"), ("images", "key")
-POOLINGS = {"text": ("mean", "cls", "last"), "visual": ("pooler", "cls", "mean")}
+TEXT_FLAGS, IMAGE_FLAGS = ("template", "max_length"), ("images", "key")
+TEXT_POOLINGS, IMAGE_POOLINGS = ("mean", "cls", "last"), ("pooler", "cls", "mean")
 
 
 def main(argv: list[str]) -> None:
   del argv
-  _check()
-  from mmesid_jax.features import encode_items
+  _check_flags()
+  from mmesid_jax.features.encode_items import EncodeSettings, encode_items
 
   data = pathlib.Path(DATA.value)
-  table = {
-    "pooling": POOLING.value,
-    "batch": BATCH.value,
-    "output": pathlib.Path(OUTPUT.value or data / f"{MODALITY.value}.npy"),
-    "normalise": NORMALISE.value,
-    "missing": MISSING.value,
-    "dtype": DTYPE.value,
-    "overwrite": OVERWRITE.value,
-  }
-  if MODALITY.value == "text":
-    encode_items.text(
-      data,
-      pathlib.Path(MODEL.value),
+  encode_items(
+    EncodeSettings(
+      data=data,
+      modality=MODALITY.value,
+      model=pathlib.Path(MODEL.value),
+      output=pathlib.Path(OUTPUT.value or data / f"{MODALITY.value}.npy"),
+      images=None if IMAGES.value is None else pathlib.Path(IMAGES.value),
+      key=KEY.value,
       template=TEMPLATE.value,
       max_length=MAX_LENGTH.value,
-      **table,
+      pooling=POOLING.value,
+      normalize=NORMALIZE.value,
+      missing=MISSING.value,
+      dtype=DTYPE.value,
+      batch=BATCH.value,
+      overwrite=OVERWRITE.value,
     )
-  else:
-    encode_items.visual(
-      data,
-      pathlib.Path(MODEL.value),
-      images=pathlib.Path(IMAGES.value),
-      key=KEY.value,
-      **table,
-    )
+  )
 
 
-def _check() -> None:
+def _check_flags() -> None:
   """Raises UserError for flags that do not fit each other."""
-  for name in OF_VISUAL if MODALITY.value == "text" else OF_TEXT:
-    if flags.FLAGS[name].present:
-      raise UserError(f"--{name}: not with --modality={MODALITY.value}")
-  if MODALITY.value == "visual" and IMAGES.value is None:
+  modality = MODALITY.value
+  if not modality.isidentifier():
+    raise UserError(f"--modality={modality}: expected a name of letters, digits and _")
+  if modality == "visual" and IMAGES.value is None:
     raise UserError("--images is missing; --modality=visual reads the items' images from a folder")
-  if POOLING.value not in (None, *POOLINGS[MODALITY.value]):
+  if modality == "text" and IMAGES.value is not None:
+    raise UserError("--images: not with --modality=text, which encodes texts")
+  kind = "texts" if IMAGES.value is None else "images"
+  for name in IMAGE_FLAGS if kind == "texts" else TEXT_FLAGS:
+    if flags.FLAGS[name].present:
+      raise UserError(f"--{name}: not with {kind}, which --modality={modality} encodes here")
+  poolings = TEXT_POOLINGS if kind == "texts" else IMAGE_POOLINGS
+  if POOLING.value not in (None, *poolings):
     raise UserError(
-      f"--pooling={POOLING.value}: not with --modality={MODALITY.value}; expected one of "
-      f"{', '.join(POOLINGS[MODALITY.value])}"
+      f"--pooling={POOLING.value}: not with {kind}; expected one of {', '.join(poolings)}"
     )
   if OUTPUT.value is not None and not OUTPUT.value.endswith(".npy"):
     raise UserError(f"--output={OUTPUT.value}: expected a file that ends in .npy")
 
 
 if __name__ == "__main__":
-  command_line.run_command(main)
+  command_line.run_command(main, groups=GROUPS)

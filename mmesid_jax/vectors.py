@@ -1,12 +1,14 @@
-"""Brings your own item vectors into a data set's order, by key: python -m mmesid_jax.vectors join
---data=DIR --vectors=FILE --output=DIR/text.npy
+"""Puts your own item vectors into the order of a data set, or converts PyTorch files.
 
-FILE is .parquet (a column of keys and one of lists, or many of numbers), .safetensors with one
-vector a key, or a table, .npy or .safetensors, with --keys=FILE. --vectors (and --keys) may be
-given several times. Row i of the output belongs to item i, row 0 is zeros.
+Examples:
+  python -m mmesid_jax.vectors join --data=DIR --vectors=mine.parquet --output=DIR/text.npy
+  python -m mmesid_jax.vectors convert --input=x.pt --output=x.npy
 
-What PyTorch or pickle saved becomes a table first, without being unpickled:
-python -m mmesid_jax.vectors convert --input=x.pt --output=x.npy
+join: --vectors is .parquet (a column of keys and one of lists, or many of numbers), .safetensors
+with one vector per key, or a table, .npy or .safetensors, with --keys=FILE. Row i of the output
+belongs to item i, row 0 is zeros.
+
+convert: makes a table from what PyTorch or pickle saved, without unpickling it.
 """
 
 import pathlib
@@ -16,32 +18,39 @@ from absl import flags
 from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
-DATA = flags.DEFINE_string("data", None, "join: a prepared data set, a folder with items.jsonl.")
-VECTORS = flags.DEFINE_multi_string("vectors", None, "join: .parquet, .npy or .safetensors.")
+DATA = flags.DEFINE_string("data", None, "A prepared data set: a folder with items.jsonl.")
+VECTORS = flags.DEFINE_multi_string("vectors", None, "Vectors: .parquet, .npy or .safetensors.")
 KEYS = flags.DEFINE_multi_string(
-  "keys", None, "join: whose rows these are: text with a key a line, .json list, or .npy."
+  "keys", None, "Keys of the rows: text with a key a line, a .json list, or .npy."
 )
-KEY = flags.DEFINE_enum("key", "key", ["key", "asin"], "join: what items.jsonl calls the key.")
-KEY_COLUMN = flags.DEFINE_string("key_column", None, "join: the column of keys of a .parquet.")
+KEY = flags.DEFINE_enum("key", "key", ["key", "asin"], "Field of items.jsonl that holds the key.")
+KEY_COLUMN = flags.DEFINE_string("key_column", None, "Column of a .parquet that holds the keys.")
 VECTOR_COLUMNS = flags.DEFINE_list(
-  "vector_columns", None, "join: the column or columns of vectors of a .parquet; `text_*` too."
+  "vector_columns", None, "Columns of a .parquet that hold the vectors; `text_*` works too."
 )
 DTYPE = flags.DEFINE_enum(
-  "dtype", "float16", ["float16", "float32", "bfloat16"], "join: numbers of the output."
+  "dtype", "float16", ["float16", "float32", "bfloat16"], "Type of the numbers written."
 )
 MISSING = flags.DEFINE_enum(
-  "missing", "error", ["error", "zero", "mean"], "join: what items without a vector get."
+  "missing", "error", ["error", "zero", "mean"], "What items without a vector get."
 )
-INPUT = flags.DEFINE_string("input", None, "convert: .pt, .pth, .bin or .pkl.")
-NAME = flags.DEFINE_string("name", None, "convert: which tensor, where there are several.")
+INPUT = flags.DEFINE_string("input", None, "The file to convert: .pt, .pth, .bin or .pkl.")
+NAME = flags.DEFINE_string("name", None, "The tensor to take, where there are several.")
 OUTPUT = flags.DEFINE_string(
-  "output", None, "The table to be written: .npy, or .safetensors, which bfloat16 needs."
+  "output", None, "The table to write: .npy, or .safetensors, which bfloat16 needs."
 )
 
 REQUIRED = {"join": ("data", "vectors", "output"), "convert": ("input", "output")}
 OPTIONAL = {
   "join": ("keys", "key", "key_column", "vector_columns", "dtype", "missing"),
   "convert": ("name",),
+}
+GROUPS = {
+  "join and convert, required": "output=FILE",
+  "join, required": "data=DIR vectors=FILE",
+  "join": "keys=FILE key key_column=COLUMN vector_columns=COLUMNS dtype missing",
+  "convert, required": "input=FILE",
+  "convert": "name=TENSOR",
 }
 
 
@@ -70,9 +79,7 @@ def main(argv: list[str]) -> None:
 
 def _check_flags(subcommand: str) -> None:
   """Raises UserError for a flag that is missing, and one that only the other subcommand has."""
-  for name in REQUIRED[subcommand]:
-    if not flags.FLAGS[name].value:
-      raise UserError(f"--{name} is missing; {subcommand} needs it")
+  command_line.require_flags(*REQUIRED[subcommand])
   known = REQUIRED[subcommand] + OPTIONAL[subcommand]
   for name in {name for names in (REQUIRED, OPTIONAL) for s in names for name in names[s]}:
     if flags.FLAGS[name].present and name not in known:
@@ -80,4 +87,4 @@ def _check_flags(subcommand: str) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run_command(main, subcommands=tuple(REQUIRED))
+  command_line.run_command(main, groups=GROUPS, subcommands=tuple(REQUIRED))

@@ -1,160 +1,176 @@
-"""What the command `encode` does: vectors of the items' texts or images, as a feature table."""
+"""The command `encode`: turns the texts or images of all items into a feature table."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from mmesid_jax.data.folder.items import read_objects
+from mmesid_jax.data.folder.file_names import ITEMS
+from mmesid_jax.data.folder.items import read_item_objects
 from mmesid_jax.data.folder.keys import item_keys
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, UserError
-from mmesid_jax.features.hf_encoder import digest_directory, digest_json, import_extra
+from mmesid_jax.features.hf_encoder import import_extra, model_sha256
 from mmesid_jax.features.image_encoder import BrokenImage, ImageEncoder, read_image
 from mmesid_jax.features.image_files import item_image_files
 from mmesid_jax.features.item_template import item_texts
 from mmesid_jax.features.missing_rows import is_table_up_to_date, write_filled_table, write_record
 from mmesid_jax.features.text_encoder import TextEncoder
-from mmesid_jax.files.atomic import ITEMS
-from mmesid_jax.files.partial_table import PartialTable, partial_table
+from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.files.resumable import PartialTable, open_partial_table
 
-SHOWN = 3  # broken images that are named
+MAX_NAMED = 3  # broken images that a message names
 
 
-def text(
-  data: pathlib.Path,
-  model: pathlib.Path,
-  *,
-  template: str,
-  pooling: str | None,
-  max_length: int | None,
-  batch: int,
-  **table: Any,
-) -> None:
-  """Encodes what the template makes of every item. `table`: as of `_make`. Raises UserError."""
-  texts = item_texts(read_objects(data / ITEMS), template)
-  given = [i for i, text in enumerate(texts, start=1) if text is not None]
-  if not given:
-    raise UserError(f"{data}: no item has text for --template={template}")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+  """The settings of one feature table, as the command's flags give them."""
+
+  data: pathlib.Path  # folder with items.jsonl
+  modality: str  # its name, for the record and the messages
+  model: pathlib.Path  # Hugging Face directory
+  output: pathlib.Path  # .npy
+  images: pathlib.Path | None = None  # folder of images; None: encode texts
+  key: str = "key"  # images: the field of items.jsonl that names them
+  template: str = "{title}"  # texts: see item_template
+  max_length: int | None = None  # texts: tokens; None: as many as the model can read
+  pooling: str | None = None  # of token vectors; None: the encoder's default
+  normalize: bool = True  # give every vector length 1
+  missing: str = "mean"  # row of an item without text or image: "mean" or "zero"
+  dtype: str = "float32"
+  batch: int = 64  # items that are encoded at once
+  overwrite: bool = False  # replace a table that was made from something else
+
+
+def encode_items(settings: EncodeSettings) -> None:
+  """Writes the feature table; continues an interrupted run. Raises UserError and Interrupted."""
+  if settings.images is None:
+    _encode_texts(settings)
+  else:
+    _encode_images(settings, settings.images)
+
+
+def _encode_texts(settings: EncodeSettings) -> None:
+  texts = item_texts(read_item_objects(settings.data / ITEMS), settings.template)
+  item_ids = [i for i, text in enumerate(texts, start=1) if text is not None]
+  if not item_ids:
+    raise UserError(f"{settings.data}: no item has text for --template={settings.template}")
   encoder = TextEncoder(
-    model,
-    [texts[i - 1] for i in given],
-    pooling=pooling,
-    max_length=max_length,
-    batch=batch,
+    settings.model,
+    [texts[i - 1] for i in item_ids],
+    pooling=settings.pooling,
+    max_length=settings.max_length,
+    batch=settings.batch,
   )
-  made_from = {"modality": "text", "template": template}
-  _make(encoder, given, len(texts), made_from, model=model, **table)
-  if encoder.at_limit:
-    print(f"{encoder.at_limit:,} texts reach {encoder.limit} tokens; what is behind them is cut")
+  made_from = {"modality": settings.modality, "template": settings.template}
+  _write_features(encoder, item_ids, len(texts), made_from, settings)
+  if encoder.num_at_limit:
+    reporter.info(
+      f"{encoder.num_at_limit:,} texts reach {encoder.max_tokens} tokens; the rest of them is cut"
+    )
 
 
-def visual(
-  data: pathlib.Path,
-  model: pathlib.Path,
-  *,
-  images: pathlib.Path,
-  key: str,
-  pooling: str | None,
-  batch: int,
-  **table: Any,
-) -> None:
-  """Encodes the image of every item. `table`: as of `_make`. Raises UserError."""
-  files = item_image_files(images, item_keys(data, key), read_objects(data / ITEMS))
-  given = [i for i, file in enumerate(files, start=1) if file is not None]
-  if not given:
-    raise UserError(f"{images}: no item's image is here; expected KEY.jpg, or a manifest of them")
-  encoder = ImageEncoder(model, [files[i - 1] for i in given], pooling=pooling, batch=batch)
-  broken = _make(encoder, given, len(files), {"modality": "visual"}, model=model, **table)
+def _encode_images(settings: EncodeSettings, folder: pathlib.Path) -> None:
+  keys = item_keys(settings.data, settings.key)
+  files = item_image_files(folder, keys, read_item_objects(settings.data / ITEMS))
+  item_ids = [i for i, file in enumerate(files, start=1) if file is not None]
+  if not item_ids:
+    raise UserError(f"{folder}: holds no item's image; expected KEY.jpg, or a manifest of images")
+  encoder = ImageEncoder(
+    settings.model,
+    [files[i - 1] for i in item_ids],
+    pooling=settings.pooling,
+    batch=settings.batch,
+  )
+  made_from = {"modality": settings.modality}
+  broken = _write_features(encoder, item_ids, len(files), made_from, settings)
   if broken:
-    reasons = _reasons([files[i - 1] for i in broken[:SHOWN]])
-    if len(broken) == len(given):
-      raise UserError(f"{images}: all {len(broken):,} images are broken: {reasons}")
-    print(f"{len(broken):,} images are broken: {reasons}")
+    reasons = _broken_reasons([files[i - 1] for i in broken[:MAX_NAMED]])
+    if len(broken) == len(item_ids):
+      raise UserError(f"{folder}: all {len(broken):,} images are broken: {reasons}")
+    reporter.info(f"{len(broken):,} images are broken: {reasons}")
 
 
-def _make(
+def _write_features(
   encoder: TextEncoder | ImageEncoder,
-  given: list[int],
+  item_ids: list[int],
   num_items: int,
   made_from: dict[str, Any],
-  *,
-  model: pathlib.Path,
-  output: pathlib.Path,
-  normalise: bool,
-  missing: str,
-  dtype: str,
-  overwrite: bool,
+  settings: EncodeSettings,
 ) -> list[int]:
-  """Writes the table and what it was made from, going on from what an earlier run left.
+  """Writes the table and the record of what it was made from; continues an interrupted run.
 
-  given: the items that the encoder encodes; returns those that turned out broken.
+  `item_ids`: the items of the encoder's texts or images. Returns the items whose images are broken.
+  If all are, no table is written.
   """
+  output, dtype = settings.output, settings.dtype
   made_from |= encoder.made_from | {
-    "model": digest_directory(model),
-    "normalise": normalise,
-    "missing": missing,
+    "model": model_sha256(settings.model),
+    "normalize": settings.normalize,
+    "missing": settings.missing,
     "dtype": dtype,
-    "items": digest_json([num_items, given]),
+    "items": json_sha256([num_items, item_ids]),
     "device": encoder.device,
     **{name: import_extra(name).__version__ for name in ("torch", "transformers")},
   }
+  overwrite = settings.overwrite
   partial = output.with_name(f"{output.name}.partial")
   if not partial.exists() and is_table_up_to_date(output, made_from, overwrite=overwrite):
-    print(f"{output}: up to date")
+    reporter.info(f"{output}: up to date")
     return []
-  with partial_table(partial, made_from, encoder.width, dtype, overwrite=overwrite) as table:
-    _fill(table, encoder, normalise, dtype, partial)
-    rows_NV = table.rows()
-    items_N = np.array(given)[encoder.order]
-    broken = sorted(items_N[np.isnan(rows_NV[:, 0])].tolist())
-    if len(broken) == len(given):
-      return broken  # told by the caller, who knows why
-    lacking = write_filled_table(output, rows_NV, items_N, num_items, missing)
-    counts = {"num_items": num_items, "missing": lacking, "broken": len(broken)}
-    write_record(output, {"made_from": made_from, "model": str(model), **counts})
+  with open_partial_table(partial, made_from, encoder.width, dtype, overwrite=overwrite) as table:
+    _encode_remaining(table, encoder, settings, partial)
+    rows_EV = table.rows()
+    items_E = np.array(item_ids)[encoder.order]
+    broken = sorted(items_E[np.isnan(rows_EV[:, 0])].tolist())
+    if len(broken) == len(item_ids):
+      return broken
+    num_missing = write_filled_table(output, rows_EV, items_E, num_items, settings.missing)
+    counts = {"num_items": num_items, "missing": num_missing, "broken": len(broken)}
+    write_record(output, {"made_from": made_from, "model": str(settings.model), **counts})
     partial.unlink()
-  had = {"mean": "the mean of the others", "zero": "zeros"}[missing]
-  without = f"; {lacking:,} without {made_from['modality']} have {had}" if lacking else ""
-  print(f"{output}: {num_items:,} items, {encoder.width} wide, {dtype}{without}")
+  filling = {"mean": "the mean of the others", "zero": "zeros"}[settings.missing]
+  without = f"; {num_missing:,} without {settings.modality} have {filling}" if num_missing else ""
+  reporter.info(f"{output}: {num_items:,} items, {encoder.width} wide, {dtype}{without}")
   return broken
 
 
-def _fill(
+def _encode_remaining(
   table: PartialTable,
   encoder: TextEncoder | ImageEncoder,
-  normalise: bool,
-  dtype: str,
+  settings: EncodeSettings,
   path: pathlib.Path,
 ) -> None:
-  """Appends the rows that are not there yet. Whole batches only, each of the same items in every
-  run: their company decides the last bits of vectors."""
+  """Appends the rows that the table lacks.
+
+  Every run encodes the same whole batches, because the other items of a batch can change the last
+  bits of a vector.
+  """
   total = len(encoder.order)
   done = len(table) if len(table) >= total else len(table) // encoder.batch * encoder.batch
   table.truncate(min(done, total))
   if done:
-    print(f"{path}: {done:,} of {total:,} items are encoded; going on")
-  work_N = encoder.work  # longest first: items would tell less of the time that is left
-  with tqdm(
-    total=int(work_N.sum()),
-    initial=int(work_N[:done].sum()),
-    desc="encode",
+    reporter.info(f"{path}: {done:,} of {total:,} items are encoded; continuing")
+  work_E = encoder.work  # longest texts first, so a count of items would mislead about the time
+  with reporter.progress(
+    label="encode",
+    total=int(work_E.sum()),
+    initial=int(work_E[:done].sum()),
     unit=encoder.unit,
     unit_scale=True,
-    delay=3,
-    leave=False,
   ) as bar:
     try:
       for x_BV in encoder.batches(done):
-        if normalise:
+        if settings.normalize:
           x_BV = x_BV / np.maximum(np.linalg.norm(x_BV, axis=1, keepdims=True), 1e-12)
         with np.errstate(over="ignore"):
-          x_BV = x_BV.astype(dtype)
+          x_BV = x_BV.astype(settings.dtype)
         if np.isinf(x_BV).any():
-          raise UserError(f"--dtype={dtype}: cannot hold these vectors; take float32")
+          raise UserError(f"--dtype={settings.dtype}: cannot hold these vectors; take float32")
         table.append(x_BV)
-        bar.update(int(work_N[len(table) - len(x_BV) : len(table)].sum()))
+        bar.update(int(work_E[len(table) - len(x_BV) : len(table)].sum()))
     except KeyboardInterrupt:
       raise Interrupted(
         f"SIGINT with {len(table):,} of {total:,} items encoded, kept in {path}; run the same "
@@ -162,12 +178,12 @@ def _fill(
       ) from None
 
 
-def _reasons(files: Iterable[pathlib.Path]) -> str:
-  """Why the first of these images are broken."""
-  found = []
+def _broken_reasons(files: Iterable[pathlib.Path]) -> str:
+  """Returns the names of these images and why each cannot be read."""
+  reasons = []
   for file in files:
     try:
       read_image(file)
     except BrokenImage as error:
-      found.append(f"{file.name} ({error})")
-  return ", ".join(found)
+      reasons.append(f"{file.name} ({error})")
+  return ", ".join(reasons)

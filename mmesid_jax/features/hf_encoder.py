@@ -1,50 +1,55 @@
-"""Encoders of a local Hugging Face directory: safetensors only, and no code that comes with it."""
+"""Runs an encoder from a local Hugging Face directory: safetensors only, and none of its code."""
 
 import contextlib
-import hashlib
 import importlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.digest import file_sha256, json_sha256
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 
 
 def import_extra(name: str) -> ModuleType:
-  """A library of the extra `encode`. Raises UserError where it is not installed."""
+  """Imports a library of the extra `encode`. Raises UserError if it is not installed."""
   try:
     return importlib.import_module(name)
   except ImportError as error:
     if error.name != name.split(".")[0]:
-      raise  # installed, and broken
+      raise  # installed, but broken
     raise UserError(
-      f'{name} is not installed, which encodes: pip install "mmesid_jax[encode]"'
+      f'{name} is not installed, and encoding needs it: pip install "mmesid_jax[encode]"'
     ) from None
 
 
 class HFEncoder:
   """A model that turns a batch into vectors, in bfloat16 on a GPU, in float32 on the CPU.
 
-  What gives vectors of its own for texts or images (CLIP, SigLIP: `get_text_features`,
-  `get_image_features`) is asked for them. Of any other model the last hidden states are pooled:
-  their `mean` over the tokens that are no padding, the first one (`cls`), the `last` one that is
-  no padding, or the model's own `pooler`.
+  A model with its own vectors for texts or images (CLIP, SigLIP: `get_text_features`,
+  `get_image_features`) returns those. For any other model the last hidden states are pooled: the
+  `mean` over the tokens without padding, the first token (`cls`), the `last` token that is not
+  padding, or the model's own `pooler`.
   """
 
   def __init__(self, directory: Path, *, features: str, pooling: str | None, default: str):
-    """features: the method of a model with vectors of its own; default: the pooling of others.
+    """Loads the model.
 
-    Raises UserError for a directory that is missing, holds pickles, needs code of its own or is not
-    of one piece, and for a pooling that the model has not.
+    Args:
+      directory: config.json and safetensors.
+      features: the method of models with their own vectors.
+      pooling: for other models; None for `default`.
+      default: the pooling when none is given.
+
+    Raises UserError for a directory that is missing, incomplete, holds pickles or needs its own
+    code, and for a pooling that the model does not have.
     """
     torch = import_extra("torch")
-    Checkpoint(directory)  # what is missing, cut short or pickled is told here
+    Checkpoint(directory)  # raises for missing, incomplete and pickled files
     self.directory = directory
     self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -67,39 +72,43 @@ class HFEncoder:
     self._model = model.eval().to(self.device)
 
   def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """float32 [B, V] of what the tokenizer or image processor made. Raises UserError where the
-    GPU's memory is too small, or a vector is not finite."""
+    """Returns float32 [B, V] for the output of the tokenizer or image processor.
+
+    Raises UserError if the GPU's memory is too small or a vector is not finite.
+    """
     import torch
 
-    given = {name: self._tensor(torch.from_numpy(x)) for name, x in inputs.items()}
+    tensors = {name: self._to_device(torch.from_numpy(x)) for name, x in inputs.items()}
     try:
       with torch.inference_mode():
-        x_BV = self._vectors(given).flatten(1).float().cpu().numpy()
+        x_BV = self._vectors(tensors).flatten(1).float().cpu().numpy()
     except torch.OutOfMemoryError:
       raise UserError(
         "the GPU's memory is too small for this batch; try a smaller --batch"
       ) from None
     if not np.isfinite(x_BV).all():
-      raise UserError(f"{self.directory}: makes vectors that hold NaN or infinity")
+      raise UserError(f"{self.directory}: its vectors hold NaN or infinity")
     return x_BV
 
-  def _tensor(self, x):
+  def _to_device(self, x):
     return x.to(self.device, self._model.dtype if x.is_floating_point() else x.dtype)
 
-  def _vectors(self, given):
+  def _vectors(self, tensors):
     if self._features is not None:
-      found = self._features(**given)
-      return getattr(found, "pooler_output", found)  # a tensor, before transformers 5
-    output = self._model(**given)
+      output = self._features(**tensors)
+      return getattr(output, "pooler_output", output)  # a tensor before transformers 5
+    output = self._model(**tensors)
     if self.pooling == "pooler":
       if getattr(output, "pooler_output", None) is None:
         raise UserError(f"--pooling=pooler: {self.directory} has none; try --pooling=cls")
       return output.pooler_output
-    return pool_tokens(output.last_hidden_state.float(), given.get("attention_mask"), self.pooling)
+    return pool_tokens(
+      output.last_hidden_state.float(), tensors.get("attention_mask"), self.pooling
+    )
 
 
 def pool_tokens(x_BTD, mask_BT, pooling: str):
-  """[B, D] of hidden states, of tokens that are no padding; without a mask none is."""
+  """Returns [B, D] from hidden states, without padding tokens; no mask means no padding."""
   import torch
 
   if mask_BT is None:
@@ -114,26 +123,26 @@ def pool_tokens(x_BTD, mask_BT, pooling: str):
 
 
 def _require_all_weights(directory: Path, report: Mapping[str, Any], pooling: str) -> None:
-  """transformers fills what a checkpoint lacks with random numbers."""
-  lacking = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+  """Raises UserError for missing weights, which transformers would fill with random numbers."""
+  missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
   if pooling != "pooler":
-    lacking = {name for name in lacking if not name.startswith("pooler.")}
-  elif any(name.startswith("pooler.") for name in lacking):
-    raise UserError(f"--pooling=pooler: {directory} holds no weights of it; try --pooling=cls")
-  if lacking:
+    missing = {name for name in missing if not name.startswith("pooler.")}
+  elif any(name.startswith("pooler.") for name in missing):
+    raise UserError(f"--pooling=pooler: {directory} holds no weights for it; try --pooling=cls")
+  if missing:
     raise UserError(
-      f"{directory}: holds no weights for {sorted(lacking)[0]} ({len(lacking)} such tensors); its "
-      "config.json is of another model"
+      f"{directory}: holds no weights for {sorted(missing)[0]} ({len(missing)} such tensors); its "
+      "config.json belongs to another model"
     )
 
 
-# Nothing is downloaded, and no code is run that lies beside the weights.
+# Nothing is downloaded, and no code next to the weights is run.
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
 
 @contextlib.contextmanager
 def explain_load_errors(directory: Path, part: str) -> Iterator[None]:
-  """Raises UserError for what transformers says of a directory whose `part` does not load."""
+  """Raises UserError for any error of transformers while it loads a `part` of the directory."""
   logging = import_extra("transformers").utils.logging
   logging.set_verbosity_error()
   logging.disable_progress_bar()
@@ -141,27 +150,21 @@ def explain_load_errors(directory: Path, part: str) -> Iterator[None]:
     yield
   except UserError:
     raise
-  except Exception as error:  # many kinds, for files that are damaged or of another model
+  except Exception as error:  # many types, for damaged files and those of another model
     if "trust_remote_code" in str(error):
       raise UserError(
-        f"{directory}: needs code of its own, which is not run here; export its vectors with that "
+        f"{directory}: needs its own code, which is not run here; export its vectors with that "
         "code and read them with mmesid_jax.vectors"
       ) from error
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
     raise UserError(f"{directory}: its {part} does not load ({reason})") from error
 
 
-def digest_directory(directory: Path) -> str:
-  """Hex sha256 over names and bytes of the files that decide the vectors."""
+def model_sha256(directory: Path) -> str:
+  """Returns the hex sha256 over names and bytes of the files that determine the vectors."""
   suffixes = (".json", ".txt", ".model", ".safetensors")
   files = sorted(file for file in directory.iterdir() if file.suffix in suffixes)
   digests = {}
-  for path in tqdm(files, f"reading {directory}", delay=3, leave=False):
-    with path.open("rb") as file:
-      digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-  return digest_json(digests)
-
-
-def digest_json(value: Any) -> str:
-  """Hex sha256 of its JSON."""
-  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+  for path in reporter.progress(files, f"read {directory}", unit="files"):
+    digests[path.name] = file_sha256(path)
+  return json_sha256(digests)

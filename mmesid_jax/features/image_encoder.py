@@ -1,4 +1,4 @@
-"""Vectors of images, by the vision tower of CLIP or SigLIP or by a plain vision encoder."""
+"""Encodes images with the vision tower of CLIP or SigLIP, or with a plain vision encoder."""
 
 import os
 import warnings
@@ -12,23 +12,26 @@ import numpy as np
 from mmesid_jax.features.hf_encoder import (
   LOCAL_ONLY,
   HFEncoder,
-  digest_json,
   explain_load_errors,
   import_extra,
 )
+from mmesid_jax.files.digest import json_sha256
 
-# What browsers show; formats beyond, such as EPS, start programs of their own.
+# The formats that browsers show; others, such as EPS, make Pillow start other programs.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-MAX_ASPECT_RATIO = 100  # of the sides: an encoder enlarges the short one
+MAX_ASPECT_RATIO = 100  # long side / short side: an encoder enlarges the short one
 
 
 class BrokenImage(Exception):
-  """An image that cannot be read, and why."""
+  """An image cannot be read; the message says why."""
 
 
 def read_image(path: Path):
-  """The image, RGB, upright. Raises Broken for a file that is missing, cut short, no image, of more
-  pixels than PIL.Image.MAX_IMAGE_PIXELS, or a mere line."""
+  """Returns the image in RGB and upright, as its EXIF data say.
+
+  Raises BrokenImage for a file that is missing, cut short or not an image, for more pixels than
+  PIL.Image.MAX_IMAGE_PIXELS, and for a shape that is almost a line.
+  """
   image_module, operations = import_extra("PIL.Image"), import_extra("PIL.ImageOps")
   try:
     with image_module.open(path, formats=FORMATS) as image:
@@ -40,19 +43,22 @@ def read_image(path: Path):
       return operations.exif_transpose(image).convert("RGB")
   except BrokenImage:
     raise
-  except Exception as error:  # decoders raise many kinds for files that are damaged
+  except Exception as error:  # decoders raise many types for damaged files
     reason = str(error).replace(repr(str(path)), "").strip() or type(error).__name__
     raise BrokenImage(" ".join(reason.split())[:120]) from error
 
 
 class ImageEncoder:
-  """Encodes image files in their order; threads decode the next batch meanwhile."""
+  """Encodes image files in their order, while threads decode the next batch.
+
+  Attributes as in TextEncoder; the unit of `work` is one image.
+  """
 
   def __init__(
     self, directory: Path, files: Sequence[Path], *, pooling: str | None = None, batch: int
   ):
-    """Raises UserError as Pretrained does."""
-    # between once and twice MAX_IMAGE_PIXELS PIL only warns; read_image refuses that itself
+    """Loads the model. Raises UserError as HFEncoder does."""
+    # Pillow only warns up to twice MAX_IMAGE_PIXELS; read_image refuses those images
     warnings.filterwarnings("ignore", category=import_extra("PIL.Image").DecompressionBombWarning)
     self._model = HFEncoder(
       directory, features="get_image_features", pooling=pooling, default="pooler"
@@ -64,7 +70,7 @@ class ImageEncoder:
         directory, backend="pil", **LOCAL_ONLY
       )
       blank = import_extra("PIL.Image").new("RGB", (64, 64))
-      self.width = self._model(self._processed(blank)).shape[1]
+      self.width = self._model(self._process(blank)).shape[1]
     self._files, self.batch = files, batch
     self.order = np.arange(len(files))
     self.work, self.unit = np.ones(len(files), int), "images"
@@ -73,45 +79,49 @@ class ImageEncoder:
     self.made_from: dict[str, Any] = {
       "pooling": self._model.pooling,
       "batch": batch,
-      "images": digest_json(stats),
+      "images": json_sha256(stats),
     }
 
   def batches(self, start: int) -> Iterator[np.ndarray]:
-    """float32 [B, V] each, from file `start` on, a multiple of the batch; a row of NaN for an image
-    that is broken."""
+    """Yields float32 [B, V] from file `start` on, which is a multiple of the batch size.
+
+    A broken image has a row of NaN.
+    """
     starts = range(start, len(self._files), self.batch)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-      coming = self._submitted(pool, start)
+      following = self._submit(pool, start)
       for at in starts:
-        now, coming = coming, self._submitted(pool, at + self.batch)
-        yield self._encoded([future.result() for future in now])
+        current, following = following, self._submit(pool, at + self.batch)
+        yield self._encode([future.result() for future in current])
 
-  def _submitted(self, pool: ThreadPoolExecutor, at: int) -> list[Future]:
+  def _submit(self, pool: ThreadPoolExecutor, at: int) -> list[Future]:
     return [pool.submit(self._inputs, file) for file in self._files[at : at + self.batch]]
 
   def _inputs(self, file: Path) -> dict[str, np.ndarray] | None:
-    """What the processor makes of an image file; None where that is broken."""
+    """Returns the model's inputs for an image file; None if it is broken."""
     try:
-      return self._processed(read_image(file))
+      return self._process(read_image(file))
     except BrokenImage:
       return None
 
-  def _processed(self, image) -> dict[str, np.ndarray]:
+  def _process(self, image) -> dict[str, np.ndarray]:
     return dict(self._processor(images=image, return_tensors="np"))
 
-  def _encoded(self, inputs: Sequence[dict[str, np.ndarray] | None]) -> np.ndarray:
+  def _encode(self, inputs: Sequence[dict[str, np.ndarray] | None]) -> np.ndarray:
     x_BV = np.full((len(inputs), self.width), np.nan, np.float32)
-    whole = [i for i, x in enumerate(inputs) if x is not None]
-    if whole:
-      names = inputs[whole[0]]
-      x_BV[whole] = self._model({n: np.concatenate([inputs[i][n] for i in whole]) for n in names})
+    readable = [i for i, x in enumerate(inputs) if x is not None]
+    if readable:
+      names = inputs[readable[0]]
+      x_BV[readable] = self._model(
+        {name: np.concatenate([inputs[i][name] for i in readable]) for name in names}
+      )
     return x_BV
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:
-  """(0, 0) for a file that is not there: a broken image as others."""
+  """Returns bytes and modification time in ns; (0, 0) for a missing file, a broken image."""
   try:
-    found = file.stat()
+    status = file.stat()
   except OSError:
     return 0, 0
-  return found.st_size, found.st_mtime_ns
+  return status.st_size, status.st_mtime_ns

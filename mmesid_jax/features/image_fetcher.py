@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from mmesid_jax.data.folder.items import read_objects
+from mmesid_jax.data.folder.file_names import ITEMS
+from mmesid_jax.data.folder.items import read_item_objects
 from mmesid_jax.data.folder.keys import item_keys
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, UserError, report_disk_errors
@@ -22,7 +23,7 @@ from mmesid_jax.features.image_files import (
   is_url,
   read_image_manifest,
 )
-from mmesid_jax.files.atomic import ITEMS, write_whole
+from mmesid_jax.files.atomic import open_atomic
 
 THREADS = 16  # the number of slow servers that do not hold up the others
 GIVE_UP = 20  # images without an answer, when no image was ever fetched
@@ -55,7 +56,7 @@ def fetch_images(
 
   Raises UserError, also when no server answers.
   """
-  items_by_key = zip(item_keys(data, key), read_objects(data / ITEMS), strict=True)
+  items_by_key = zip(item_keys(data, key), read_item_objects(data / ITEMS), strict=True)
   images = {item_key: first_image(item) for item_key, item in items_by_key}
   wanted = [WantedImage(k, url) for k, url in images.items() if url is not None and is_url(url)]
   with report_disk_errors(output):
@@ -111,7 +112,8 @@ def _fetch_missing(
           unreached += not result.reached
         else:
           name = file_stem(wanted.key) + image_suffix(result[:16])
-          write_whole(output / name, lambda file, body=result: file.write(body))
+          with open_atomic(output / name) as file:
+            file.write(result)
           entry |= {"file": name, "status": OK}
         manifest.write(json.dumps(entry).encode() + b"\n")
         manifest.flush()

@@ -1,4 +1,4 @@
-"""The text of an item, written from its fields."""
+"""Makes the text of an item from its fields."""
 
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -6,16 +6,17 @@ from typing import Any
 
 from mmesid_jax.errors import UserError
 
-DEFAULT_SEPARATOR = ", "  # names of a list
+DEFAULT_SEPARATOR = ", "  # between the entries of a list
 
 
 class ItemTemplate:
-  """Writes "{title}. {brand}. {categories}" of an item's fields.
+  """Fills a template such as "{title}. {brand}. {categories}" with an item's fields.
 
-  A list becomes its names with ", " between them; "{categories: > }" puts " > " there instead. A
-  field that an item lacks is left out with the text before it; where that leaves the text to begin
-  with punctuation or space, that goes too. Raises UserError for braces that do not match, and for
-  a template without a field.
+  The entries of a list are joined by ", "; "{categories: > }" joins them by " > ". A field that an
+  item lacks is left out together with the text before it. If the result then begins with
+  punctuation or space, that is removed too.
+
+  Raises UserError for braces that do not match, and for a template without a field.
   """
 
   def __init__(self, template: str):
@@ -23,15 +24,15 @@ class ItemTemplate:
       parsed = list(string.Formatter().parse(template))
     except ValueError as error:
       raise UserError(f"--template={template}: {error}") from None
-    self._fields, self._end = [], ""  # (text before it, name, text between names of a list)
-    for text, name, between, conversion in parsed:
+    self._fields, self._end = [], ""  # (text before it, name, separator)
+    for text, name, separator, conversion in parsed:
       self._end += text
       if name is None:  # a literal brace
         continue
       if not name or conversion:
         self._fields.clear()
         break
-      self._fields.append((self._end, name, between or DEFAULT_SEPARATOR))
+      self._fields.append((self._end, name, separator or DEFAULT_SEPARATOR))
       self._end = ""
     if not self._fields:
       raise UserError(
@@ -41,33 +42,41 @@ class ItemTemplate:
 
   @property
   def fields(self) -> tuple[str, ...]:
+    """The names of the fields, in the order of the template."""
     return tuple(name for _, name, _ in self._fields)
 
   def __call__(self, item: Mapping[str, Any]) -> str | None:
-    """The text; None for an item that has none of the fields."""
-    written = ""
-    for position, (before, name, between) in enumerate(self._fields):
-      if value := between.join(_field_texts(item.get(name))):
-        opens = position > 0 and not written
-        written += before.lstrip(string.punctuation + string.whitespace) if opens else before
-        written += value
-    return written + self._end if written else None
+    """Returns the text; None for an item that has none of the fields."""
+    result = ""
+    for position, (before, name, separator) in enumerate(self._fields):
+      if value := separator.join(_field_texts(item.get(name))):
+        all_missing_before = position > 0 and not result
+        if all_missing_before:
+          before = before.lstrip(string.punctuation + string.whitespace)
+        result += before + value
+    return result + self._end if result else None
 
 
 def item_texts(items: Sequence[Mapping[str, Any]], template: str) -> list[str | None]:
-  """Of every item, [I]. Raises UserError as Template does, and for a field that no item names."""
-  write = ItemTemplate(template)
+  """Returns the text of every item, [I]; None for an item that has none of the fields.
+
+  Raises UserError as ItemTemplate does, and for a field that no item has.
+  """
+  fill = ItemTemplate(template)
   known = set().union(*items)
-  for name in write.fields:
+  for name in fill.fields:
     if name not in known:
       raise UserError(
         f"--template={template}: no item has a field {name!r} ({', '.join(sorted(known))})"
       )
-  return [write(item) for item in items]
+  return [fill(item) for item in items]
 
 
 def _field_texts(value: Any) -> Iterator[str]:
-  """The texts in a field: of text or a number one, of a list those of its parts; nothing blank."""
+  """Yields the texts in a field: one for a text or number, those of every entry for a list.
+
+  Blank texts are skipped.
+  """
   if isinstance(value, str | int | float):
     if text := str(value).strip():
       yield text

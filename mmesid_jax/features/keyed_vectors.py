@@ -1,5 +1,4 @@
-"""Vectors and the keys they belong to, as users keep them: .npy, .safetensors (Parquet is in
-data.parquet)."""
+"""Reads vectors and their keys from .npy and .safetensors (parquet_vectors: from Parquet)."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,26 +10,27 @@ import safetensors
 
 from mmesid_jax.data.features import read_table
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import read_bytes
+from mmesid_jax.files.readers import read_bytes
 
-CHUNK_BYTES = 32 * 2**20  # of vectors that are read at once
+CHUNK_BYTES = 32 * 2**20  # read at once
 
 
 class KeyedVectors(NamedTuple):
-  """N vectors of one width and their keys, in the order of the file."""
+  """E vectors of one width and their keys, in the order of the file."""
 
   path: Path
-  keys: list[str]  # [N]; integers as text
+  keys: list[str]  # [E]; integers as text
   width: int
-  chunks: Callable[[], Iterator[np.ndarray]]  # [n, width] each, numbers of any type
+  chunks: Callable[[], Iterator[np.ndarray]]  # [rows, width] each, numbers of any type
 
 
 def read_keyed_table(path: Path, keys_path: Path) -> KeyedVectors:
-  """A table of .npy, or the only one of .safetensors, whose keys stand in another file in the order
-  of its rows. With one row more than keys, row 0 is taken for padding if it is all zeros.
+  """Reads a table from .npy, or .safetensors with one tensor, and the keys of its rows.
+
+  If there is one more row than keys and row 0 is all zeros, row 0 is taken for padding.
 
   Raises UserError for files that are missing, damaged or of another kind, a table that is not 2-d,
-  and another number of keys than of rows.
+  and a number of rows that differs from the number of keys.
   """
   table, keys = read_table(path), read_keys(keys_path)
   if table.ndim != 2 or not table.size:
@@ -50,8 +50,10 @@ def _table_chunks(table: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def read_tensor_per_key(path: Path) -> KeyedVectors:
-  """.safetensors whose tensors are vectors, named by their keys. Raises UserError for a file that
-  is missing, damaged, or holds anything else."""
+  """Reads .safetensors whose tensors are vectors and whose names are the keys.
+
+  Raises UserError for a file that is missing, damaged, or holds anything else.
+  """
   try:
     file = safetensors.safe_open(path, framework="numpy")
     keys = list(file.keys())
@@ -59,7 +61,9 @@ def read_tensor_per_key(path: Path) -> KeyedVectors:
   except (OSError, safetensors.SafetensorError) as error:
     raise UserError(f"{path}: not a readable .safetensors file ({error})") from None
   if len(keys) == 1 and len(shapes[0]) == 2:
-    raise UserError(f"{path}: holds a table; --keys=FILE must say whose rows these are")
+    raise UserError(
+      f"{path}: holds a table without keys; give them with --keys=FILE, one for every row"
+    )
   width = _common_width(path, keys, shapes)
 
   def chunks() -> Iterator[np.ndarray]:
@@ -71,11 +75,12 @@ def read_tensor_per_key(path: Path) -> KeyedVectors:
 
 
 def _common_width(path: Path, keys: list[str], shapes: list[list[int]]) -> int:
+  """Returns the width of all tensors. Raises UserError unless all are vectors of one width."""
   for key, shape in zip(keys, shapes, strict=True):
     if len(shape) != 1 or shape != shapes[0] or not shape[0]:
       raise UserError(
-        f"{path}: tensor {key!r} has the shape {shape}; expected a vector like all others, of the "
-        "shape [width]"
+        f"{path}: tensor {key!r} has the shape {shape}; expected a vector, "
+        "[width], as wide as all others"
       )
   if not keys:
     raise UserError(f"{path}: holds no tensors")
@@ -83,30 +88,42 @@ def _common_width(path: Path, keys: list[str], shapes: list[list[int]]) -> int:
 
 
 def read_keys(path: Path) -> list[str]:
-  """Keys of a file: .npy of text or integers, .json with a list of them, or text with one a line.
-  Raises UserError for a file that is missing, empty or holds anything else."""
+  """Reads keys from .npy of text or integers, .json with a list of them, or text, one per line.
+
+  Raises UserError for a file that is missing, empty or holds anything else.
+  """
   if path.suffix == ".npy":
-    keys = read_table(path)
-    if keys.ndim != 1 or keys.dtype.kind not in "iuUS":
-      raise UserError(
-        f"{path}: {keys.dtype} of shape {list(keys.shape)}; expected a list of text or integers"
-      )
-    try:
-      keys = np.char.decode(keys, "utf-8") if keys.dtype.kind == "S" else keys
-    except UnicodeDecodeError as error:
-      raise UserError(f"{path}: a key is not UTF-8 ({error})") from None
-    found = [str(key) for key in keys.tolist()]
+    keys = _npy_keys(path)
   elif path.suffix == ".json":
-    found = _json_keys(path)
+    keys = _json_keys(path)
   else:
-    try:
-      found = read_bytes(path).decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-      raise UserError(f"{path}: is not text; expected one key a line") from None
-    found = [key.removesuffix("\r") for key in (found if found[-1] else found[:-1])]
-  if not found:
+    keys = _text_keys(path)
+  if not keys:
     raise UserError(f"{path}: is empty; expected one key for every vector")
-  return found
+  return keys
+
+
+def _npy_keys(path: Path) -> list[str]:
+  keys = read_table(path)
+  if keys.ndim != 1 or keys.dtype.kind not in "iuUS":
+    raise UserError(
+      f"{path}: {keys.dtype} of shape {list(keys.shape)}; expected a list of text or integers"
+    )
+  try:
+    keys = np.char.decode(keys, "utf-8") if keys.dtype.kind == "S" else keys
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}: a key is not UTF-8 ({error})") from None
+  return [str(key) for key in keys.tolist()]
+
+
+def _text_keys(path: Path) -> list[str]:
+  try:
+    lines = read_bytes(path).decode("utf-8-sig").split("\n")
+  except UnicodeDecodeError:
+    raise UserError(f"{path}: is not text; expected one key per line") from None
+  if not lines[-1]:
+    lines.pop()
+  return [line.removesuffix("\r") for line in lines]
 
 
 def _json_keys(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A feature table, and beside it what it was made from."""
+"""Writes a feature table, fills its missing rows, and records what it was made from."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,64 +8,73 @@ from typing import Any
 import numpy as np
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import read_bytes, write_whole
-from mmesid_jax.files.feature_table import creating
-from mmesid_jax.files.partial_table import check_made_from
+from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.files.feature_table import create_table
+from mmesid_jax.files.provenance import check_made_from
+from mmesid_jax.files.readers import read_bytes
 
 CHUNK_ROWS = 65536  # rows in memory at once
 
 
 def write_filled_table(
-  path: Path, rows_NV: np.ndarray, items_N: np.ndarray, num_items: int, missing: str
+  path: Path, rows_EV: np.ndarray, items_E: np.ndarray, num_items: int, missing: str
 ) -> int:
-  """Writes [I + 1, V] in the rows' type, row 0 zero; row n of `rows_NV` is of item `items_N[n]`.
+  """Writes the table [I + 1, V]; returns the number of items without a row.
 
-  An item without a row, or with one of NaN, has zeros where `missing` is "zero", the mean of the
-  others' rows where it is "mean". Returns how many such items there are. Raises UserError where the
-  disk refuses it.
+  Args:
+    path: .npy.
+    rows_EV: rows in any order; their type is that of the table. A row of NaN counts as missing.
+    items_E: the item of each row.
+    num_items: I; row 0, for padding, is zeros.
+    missing: what an item without a row gets: "zero", or "mean" of the others' rows.
+
+  Raises UserError if the disk refuses it.
   """
   place_I = np.full(num_items + 1, -1)
-  place_I[items_N] = np.arange(len(items_N))
-  filling_V, lacking = np.zeros(rows_NV.shape[1], rows_NV.dtype), 0
-  total_V = np.zeros(rows_NV.shape[1])
-  for _, x_BV, lacks_B in _chunks_by_item(rows_NV, place_I):
-    total_V += x_BV.sum(0, dtype=np.float64, where=~lacks_B[:, None])
-    lacking += int(lacks_B.sum())
-  if missing == "mean" and lacking < num_items:
-    filling_V = (total_V / (num_items - lacking)).astype(rows_NV.dtype)
+  place_I[items_E] = np.arange(len(items_E))
+  filling_V, num_missing = np.zeros(rows_EV.shape[1], rows_EV.dtype), 0
+  sum_V = np.zeros(rows_EV.shape[1])
+  for _, x_BV, missing_B in _chunks_by_item(rows_EV, place_I):
+    sum_V += x_BV.sum(0, dtype=np.float64, where=~missing_B[:, None])
+    num_missing += int(missing_B.sum())
+  if missing == "mean" and num_missing < num_items:
+    filling_V = (sum_V / (num_items - num_missing)).astype(rows_EV.dtype)
 
-  with creating(path, (num_items + 1, rows_NV.shape[1]), rows_NV.dtype) as table_IV:
-    for items_B, x_BV, lacks_B in _chunks_by_item(rows_NV, place_I):
-      x_BV[lacks_B] = filling_V
+  with create_table(path, (num_items + 1, rows_EV.shape[1]), rows_EV.dtype) as table_IV:
+    for items_B, x_BV, missing_B in _chunks_by_item(rows_EV, place_I):
+      x_BV[missing_B] = filling_V
       table_IV[items_B] = x_BV
-  return lacking
+  return num_missing
 
 
 def _chunks_by_item(
-  rows_NV: np.ndarray, place_I: np.ndarray
+  rows_EV: np.ndarray, place_I: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-  """Items 1..I chunk by chunk: which they are, their rows [B, V], and which of these are missing,
-  [B]."""
+  """Yields items 1..I in chunks: their slice, rows [B, V], and whether each row is missing [B]."""
   for at in range(1, len(place_I), CHUNK_ROWS):
     items_B = slice(at, at + CHUNK_ROWS)
     place_B = place_I[items_B]
-    x_BV = rows_NV[place_B]  # a copy; of place -1 the last row, which counts as missing
+    x_BV = rows_EV[place_B]  # a copy; place -1 reads the last row, but counts as missing
     yield items_B, x_BV, (place_B < 0) | np.isnan(x_BV[:, 0])
 
 
 def record_path(table: Path) -> Path:
+  """Returns the path of the JSON record next to the table."""
   return table.with_suffix(".json")
 
 
 def write_record(table: Path, record: Mapping[str, Any]) -> None:
-  """What the table was made from, and what came of it, as JSON beside it."""
+  """Writes what the table was made from, and counts of its rows, as JSON next to it."""
   text = json.dumps(record, indent=1) + "\n"
-  write_whole(record_path(table), lambda file: file.write(text.encode()))
+  with open_atomic(record_path(table)) as file:
+    file.write(text.encode())
 
 
 def is_table_up_to_date(table: Path, made_from: Mapping[str, Any], *, overwrite: bool) -> bool:
-  """Whether there is a table made from this. Raises UserError where there is one made from
-  something else, unless `overwrite`."""
+  """Returns whether the table exists and was made from this.
+
+  Raises UserError for a table that was made from something else, unless `overwrite`.
+  """
   if not table.exists():
     return False
   record = record_path(table)

@@ -1,5 +1,4 @@
-"""Vectors and their keys from Parquet: a column of keys, and a column of vectors or one column for
-every place of the vector."""
+"""Reads vectors from Parquet: a column of keys, and a column of lists or many of numbers."""
 
 import contextlib
 import fnmatch
@@ -18,14 +17,19 @@ TEXT_TYPES = (polars.String, polars.Categorical, polars.Enum)
 def read_parquet_vectors(
   path: Path, *, key_column: str | None = None, vector_columns: list[str] | None = None
 ) -> KeyedVectors:
-  """Vectors of a Parquet file, which is read piece by piece; the keys are text or integers.
+  """Opens a Parquet file, whose vectors are then read in chunks.
 
-  Without a name the key is the only column of text, or where there is none the only one of
-  integers. Vectors are the only column of lists of numbers, or where there is none all columns of
-  floats, in the order of the file. `vector_columns` may hold patterns such as `text_*`. Raises
-  UserError for a file that is missing or damaged, columns that do not exist, that may be meant in
-  several ways or hold something else, and a key that is missing; the chunks raise it for vectors of
-  another width than the first's and for missing numbers.
+  Args:
+    path: the file.
+    key_column: the column of keys, text or integers. None: the only column of text, or if there is
+      none the only one of integers.
+    vector_columns: one column of lists, or columns of numbers; patterns such as `text_*` too. None:
+      the only column of lists of numbers, or if there is none all columns of floats, in the order
+      of the file.
+
+  Raises UserError for a file that is missing or damaged, a missing key, and columns that do not
+  exist, are ambiguous or hold something else. The chunks raise it for vectors that are not as wide
+  as the first and for missing numbers.
   """
   if not path.is_file():
     raise UserError(f"{path}: no such file")
@@ -66,7 +70,7 @@ def read_parquet_vectors(
 
 
 def _stack_lists(path: Path, column, width: int, start: int) -> np.ndarray:
-  """[rows, width] of a column of lists. `start`: the row of the file with which it begins."""
+  """Returns [rows, width] from a column of lists, which begins at row `start` of the file."""
   where = f"{path}: column {column.name!r}, row"
   lists = _as_lists(column)
   widths = lists.list.len().fill_null(0)
@@ -81,10 +85,12 @@ def _stack_lists(path: Path, column, width: int, start: int) -> np.ndarray:
 
 
 def _as_lists(column: polars.Series) -> polars.Series:
-  return column.cast(polars.List(column.dtype.inner))  # arrays are lists of one length
+  """Returns a column of lists or arrays (lists of one length) as lists."""
+  return column.cast(polars.List(column.dtype.inner))
 
 
 def _key_column(path: Path, schema, named: str | None) -> str:
+  """Returns the name of the column of keys. Raises UserError if it is missing or ambiguous."""
   text = [name for name, kind in schema.items() if kind in TEXT_TYPES]
   integers = [name for name, kind in schema.items() if kind.is_integer()]
   if named is None:
@@ -103,7 +109,7 @@ def _key_column(path: Path, schema, named: str | None) -> str:
 
 
 def _vector_columns(path: Path, schema, key: str, named: list[str] | None) -> list[str]:
-  """One column of lists of numbers, or one or more of numbers."""
+  """Returns the names of one column of lists of numbers, or of one or more of numbers."""
   lists = [name for name, kind in schema.items() if _is_list_of_numbers(kind)]
   if named is None:
     columns = lists or [name for name, kind in schema.items() if kind.is_float()]
@@ -136,6 +142,7 @@ def _is_list_of_numbers(kind) -> bool:
 
 
 def _join_names(names) -> str:
+  """Returns the first names, for a message."""
   names = list(names)
   more = f" and {len(names) - 8} more" if len(names) > 8 else ""
   return (", ".join(names[:8]) or "none") + more
@@ -143,7 +150,7 @@ def _join_names(names) -> str:
 
 @contextlib.contextmanager
 def _explain_read_errors(path: Path):
-  """Raises UserError for what polars says of a file that it cannot read."""
+  """Raises UserError for the errors of polars about a file that it cannot read."""
   try:
     yield
   except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:

@@ -1,5 +1,6 @@
-"""The flags of the command `encode`; what it makes is tested beside torch, in parity/."""
+"""The flags of the command `encode`; its vectors are tested in tests/parity/test_encoders.py."""
 
+import pytest
 from commands import refused
 
 DATA, MODEL = "--data=nowhere", "--model=nowhere"
@@ -14,3 +15,18 @@ def test_flags_that_do_not_fit_are_refused():
   assert "--pooling=pooler: not with" in refused("encode", *TEXT, "--pooling=pooler")
   assert "ends in .npy" in refused("encode", *TEXT, "--output=x.safetensors")
   assert "nowhere/items.jsonl: no such file" in refused("encode", *TEXT)
+
+
+@pytest.mark.parametrize("more", [(), ("--images=x", "--pooling=cls")])
+def test_a_modality_may_have_any_name(more):
+  line = refused("encode", DATA, MODEL, "--modality=audio_2", *more)
+  assert "nowhere/items.jsonl: no such file" in line  # the flags were accepted
+  assert "expected a name of letters" in refused("encode", DATA, MODEL, "--modality=a/b", *more)
+
+
+def test_images_decide_what_a_modality_of_any_name_encodes():
+  cover = (DATA, MODEL, "--modality=cover")
+  assert "--template: not with images" in refused(
+    "encode", *cover, "--images=x", "--template={title}"
+  )
+  assert "--key: not with texts" in refused("encode", *cover, "--key=asin")

@@ -49,7 +49,7 @@ def test_manifest_then_name_then_path_in_items(tmp_path):
   names = [path and path.name for path in item_image_files(tmp_path, keys, items)]
   assert names == ["other.jpg", "b.PNG", None, "shots-1.webp", "fetched.jpg", None]
   (tmp_path / "b.gif").write_bytes(b"")
-  with pytest.raises(UserError, match="b.PNG and b.gif are of one item"):
+  with pytest.raises(UserError, match="b.PNG and b.gif belong to one item"):
     item_image_files(tmp_path, keys, items)
   with pytest.raises(UserError, match="no such folder"):
     item_image_files(tmp_path / "nowhere", keys, items)

@@ -13,14 +13,14 @@ from mmesid_jax.features.missing_rows import (
   write_filled_table,
   write_record,
 )
-from mmesid_jax.files.partial_table import partial_table
+from mmesid_jax.files.resumable import open_partial_table
 
 MADE_FROM = {"model": "abc", "batch": 2}
 X = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
 
 
 def opened(path, made_from=MADE_FROM, *, overwrite=False):
-  return partial_table(path, made_from, 3, "float32", overwrite=overwrite)
+  return open_partial_table(path, made_from, 3, "float32", overwrite=overwrite)
 
 
 def test_rows_survive_and_one_that_was_cut_short_does_not_count(tmp_path):
@@ -80,7 +80,7 @@ def test_one_run_at_a_time(tmp_path):
 def test_rows_find_their_items_and_the_others_what_the_policy_says(
   tmp_path, missing, chunk, monkeypatch
 ):
-  monkeypatch.setattr("mmesid_jax.features.missing_rows.CHUNK", chunk)
+  monkeypatch.setattr("mmesid_jax.features.missing_rows.CHUNK_ROWS", chunk)
   rows = X.copy()
   rows[1] = np.nan  # a broken image, of item 5
   path = tmp_path / "x.npy"

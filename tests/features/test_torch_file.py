@@ -1,5 +1,8 @@
-"""What PyTorch or pickle saved, read without unpickling: real pickles by Python's own writer, and
-files as torch.save lays them out. tests/parity/test_torch_files.py has those that torch wrote."""
+"""Files of PyTorch or pickle are read without unpickling.
+
+Here are pickles by Python's own writer, and files in the layout of torch.save.
+tests/parity/test_torch_files.py has files that torch wrote.
+"""
 
 import collections
 import os
@@ -175,11 +178,14 @@ REFUSED = {
   "an object": (pickles.whole(b"(cos\nsystem\no"), "os.system"),
   "an instance": (pickles.whole(b"(S'x'\nios\nsystem\n"), "the instruction INST"),
   "a registered extension": (pickles.whole(b"\x82\x01"), "the instruction EXT1"),
-  "a call of what is no global": (pickles.whole(pickles.value("os") + b")R"), "a GlobalName is expected"),
+  "a call of what is no global": (
+    pickles.whole(pickles.value("os") + b")R"),
+    "a GlobalName is exp",
+  ),
   "a global by another's name": (pickles.whole(b"c\nnumpy.dtype\n"), ".numpy.dtype, which"),
   "objects": (pickle.dumps(np.array([{}, None])), "type 'O8'"),
   "text": (pickle.dumps(np.array(["a", "b"])), "type 'U1'"),
-  "a key that is a tuple": (pickle.dumps({(1, 2): X}), "a dict with such a key, tuple"),
+  "a key that is a tuple": (pickle.dumps({(1, 2): X}), "a dict with a key of type tuple"),
   "a set": (pickle.dumps({1, 2}), "the instruction EMPTY_SET"),
   "true and false": (pickle.dumps(X > 0), "bool of shape [4, 3]; expected numbers"),
   "three dimensions": (pickle.dumps(X[None]), "[1, 4, 3]"),
@@ -196,11 +202,11 @@ REFUSED = {
   "another kind of file": (b"\x93NUMPY\x01\x00", "at byte 0"),
   "cut off": (pickle.dumps(X)[:-9], "not read, at byte"),
   "two pickles": (pickle.dumps(X) + pickle.dumps(X), "more follows its first pickle"),
-  "no numbers": (pickles.whole(TORCH), "without the numbers"),
+  "no numbers": (pickles.whole(TORCH), "without its numbers"),
   "cut off in its numbers": (pickles.older(TORCH, {"0": X})[:-1], "cut off at byte"),
-  "other numbers": (pickles.older(TORCH, {"1": X}), "other numbers than it lists"),
+  "other numbers": (pickles.older(TORCH, {"1": X}), "other storages than it lists"),
   "fewer numbers": (pickles.older(TORCH, {"0": X[1:]}), "cut off at byte"),
-  "a zip of another kind": (b"PK\3\4" + bytes(50), "not a whole file of PyTorch's"),
+  "a zip of another kind": (b"PK\3\4" + bytes(50), "not a complete file of PyTorch"),
 }
 
 
@@ -225,7 +231,7 @@ def test_a_zip_file_is_read_only_as_torch_writes_it(tmp_path):
   at = content.index(X.tobytes())
   damaged = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
   assert "archive/data/0 is damaged" in refused(tmp_path, damaged)
-  assert "not a whole file" in refused(tmp_path, content[:-30])
+  assert "not a complete file" in refused(tmp_path, content[:-30])
   pickles.zipped(path, TORCH, {"0": X.tobytes()}, order="big")
   assert "another byte order" in refused(tmp_path, path.read_bytes())
 

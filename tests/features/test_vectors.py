@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from mmesid_jax.data.features import open_features
 from mmesid_jax.errors import UserError
-from mmesid_jax.features import vectoring
-from mmesid_jax.files.feature_table import creating
+from mmesid_jax.features.join_by_key import join_vectors
+from mmesid_jax.files.feature_table import create_table
 
 BEAUTY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "beauty"
 KEYS = ["B03", "17", "b 1", "é", "5"]
@@ -40,7 +40,7 @@ def join(data, vectors, **changed):
   settings |= {"dtype": "float32", "missing": "error"}
   output = changed.pop("output", data / "out.npy")
   vectors = vectors if isinstance(vectors, list) else [vectors]
-  vectoring.join(data, vectors, output, **settings | changed)
+  join_vectors(data, vectors, output, **settings | changed)
   if output.suffix == ".npy":
     return np.load(output, allow_pickle=False)
   return load_file(output)["vectors"]
@@ -103,7 +103,7 @@ def test_every_item_gets_the_vector_of_its_key(data, kind, capsys):
   assert table.dtype == np.float32
   out = capsys.readouterr().out
   assert "[6, 3] float32, vectors of 5 of 5 items" in out
-  assert "2 keys are of no item ('other', 'more'): left out" in out or "('more', 'other')" in out
+  assert "2 keys belong to no item ('other', 'more'): left out" in out or "('more', 'other')" in out
 
 
 @given(
@@ -125,7 +125,7 @@ def test_against_a_dict(tmp_path_factory, catalogue, first, missing):
   paths = [data / f"{n}.parquet" for n in range(len(parts))]
   known = [vectors[key] for key in catalogue if key in vectors]
   if not known:
-    return says("is of an item", data, paths, missing=missing)
+    return says("belongs to an item", data, paths, missing=missing)
   table = join(data, paths, missing=missing)
   other = np.mean(known, axis=0, dtype=np.float64) if missing == "mean" else np.zeros(2)
   expected = [np.zeros(2), *(vectors.get(key, other) for key in catalogue)]
@@ -193,7 +193,7 @@ def test_mistakes_in_tables_with_keys(data):
   for keys, x_NV, text in (
     (KEYS[:4], X, "5 rows, but"),
     ([*KEYS[:4], KEYS[0]], X, "key 'B03' has two vectors, row 0 of"),
-    (["x", "y", "z", "v", "w"], X, "none of the keys, such as 'x', 'y', 'z', ..., is of an item"),
+    (["x", "y", "z", "v", "w"], X, "its keys, such as 'x', 'y', 'z', ..., belongs to an item"),
     (KEYS, X[0], "a table of shape [3]; expected [items, width]"),
     (KEYS, X.astype(complex), "values of type complex128; expected numbers"),
     (KEYS, np.where(X == X[2, 1], np.nan, X), "row 2, key 'b 1', holds NaN or infinity"),
@@ -227,7 +227,7 @@ def test_mistakes_in_tables_with_keys(data):
   np.save(data / "keys.npy", np.array(KEYS, object), allow_pickle=True)
   says("it holds python objects", data, path, keys=[data / "keys.npy"])
   says("no such file", data, path, keys=[data / "none.txt"])
-  says("--keys=FILE must say whose rows", data, path)
+  says("give them with --keys=FILE", data, path)
   says("first convert", data, data / "x.pt")
   says("no text under 'asin'", data, path, keys=keys, key="asin")
   says("--key_column is for .parquet", data, path, key_column="a")
@@ -274,7 +274,7 @@ def test_mistakes_in_safetensors(data):
   save_file({"a": X[0], "b": X[1, :2].copy()}, path)
   says("tensor 'b' has the shape [2]", data, path)
   save_file({"a": X}, path)
-  says("--keys=FILE must say whose rows", data, path)
+  says("give them with --keys=FILE", data, path)
   path.write_bytes(b"x")
   says("not a readable .safetensors file", data, path)
 
@@ -282,7 +282,7 @@ def test_mistakes_in_safetensors(data):
 def test_a_table_is_there_whole_or_not_at_all(tmp_path):
   path = tmp_path / "x.npy"
   np.save(path, X)
-  with pytest.raises(RuntimeError), creating(path, (5, 3), np.dtype("f4")) as table:
+  with pytest.raises(RuntimeError), create_table(path, (5, 3), np.dtype("f4")) as table:
     table[:] = 1
     raise RuntimeError
   np.testing.assert_array_equal(np.load(path), X)
@@ -304,7 +304,7 @@ def test_the_commands(data, tmp_path):
   assert "--missing: not a flag of convert" in refused(
     "vectors", "convert", f"--input={saved}", f"--output={table}", "--missing=zero"
   )
-  assert "--input is missing; convert needs it" in refused("vectors", "convert")
+  assert "--input and --output are missing; they must be given" in refused("vectors", "convert")
   assert "subcommand" in refused("vectors")
   saved.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
   line = refused("vectors", "convert", f"--input={saved}", f"--output={table}")

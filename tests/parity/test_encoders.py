@@ -1,4 +1,4 @@
-"""Vectors of `encode` against transformers asked for one text or image at a time."""
+"""Vectors of `encode` equal those of transformers for one text or image at a time."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 from commands import run, start
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features import encode_items
+from mmesid_jax.features.encode_items import EncodeSettings, encode_items
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -46,16 +46,14 @@ def write_items(folder, count, *, without=()):
 
 
 def text(data, model, **changes):
-  """What the command calls; most tests call it here, because to import torch takes long."""
-  options = dict(pooling=None, batch=64, normalise=True, missing="mean", dtype="float32")
-  own = dict(template="{title}", max_length=None, output=data / "text.npy", overwrite=False)
-  encode_items.text(data, model, **{**options, **own, **changes})
+  """Encodes as the command does, in this process, because importing torch takes long."""
+  own = {"modality": "text", "output": data / "text.npy"}
+  encode_items(EncodeSettings(data=data, model=model, **{**own, **changes}))
 
 
 def visual(data, model, **changes):
-  options = dict(pooling=None, batch=4, normalise=True, missing="mean", dtype="float32")
-  own = dict(images=data / "images", key="key", output=data / "visual.npy", overwrite=False)
-  encode_items.visual(data, model, **{**options, **own, **changes})
+  own = {"modality": "visual", "images": data / "images", "output": data / "visual.npy", "batch": 4}
+  encode_items(EncodeSettings(data=data, model=model, **{**own, **changes}))
 
 
 def seeded(model_class, config):
@@ -104,7 +102,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(mini_lm, tmp_path, monkeypatch, 
     text(tmp_path, mini_lm, **same, pooling="cls")
   status, out, err = run("encode", *command)
   assert status == 0, err
-  assert "items are encoded; going on" in out
+  assert "items are encoded; continuing" in out
   assert (tmp_path / "text.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
   assert not partial.exists()
   text(tmp_path, mini_lm, **same)
@@ -127,7 +125,7 @@ def test_towers_give_vectors_of_their_own(mini_lm, tmp_path, kind, capsys):
   tokenizer.save_pretrained(tmp_path / "model")
   model.save_pretrained(tmp_path / "model")
   items = write_items(tmp_path, 20)
-  text(tmp_path, tmp_path / "model", batch=4, normalise=False)
+  text(tmp_path, tmp_path / "model", batch=4, normalize=False)
   assert "texts reach 20 tokens" in capsys.readouterr().out
   found = np.load(tmp_path / "text.npy", allow_pickle=False)
   for item in items:
@@ -197,7 +195,7 @@ def test_images_are_encoded_as_if_each_were_alone_and_broken_ones_told(clip, tmp
 def test_no_image_or_only_broken_ones_are_refused(clip, tmp_path):
   write_items(tmp_path, 2)
   (tmp_path / "images").mkdir()
-  with pytest.raises(UserError, match="no item's image is here"):
+  with pytest.raises(UserError, match="holds no item's image"):
     visual(tmp_path, clip)
   (tmp_path / "images" / "K2.jpg").write_text("no image")
   with pytest.raises(UserError, match="all 1 images are broken: K2.jpg .cannot identify image"):
@@ -213,7 +211,7 @@ def test_plain_vision_encoders_pool(tmp_path, pooling):
   processor.save_pretrained(tmp_path / "model")
   write_items(tmp_path, 12)
   files = write_images(tmp_path / "images")
-  visual(tmp_path, tmp_path / "model", pooling=pooling, normalise=False)
+  visual(tmp_path, tmp_path / "model", pooling=pooling, normalize=False)
   found = np.load(tmp_path / "visual.npy", allow_pickle=False)
   for i, file in enumerate(files, 1):
     pixels = np.asarray(image_module.open(file).convert("RGB"))
@@ -225,7 +223,7 @@ def test_plain_vision_encoders_pool(tmp_path, pooling):
   if pooling == "pooler":  # without weights of it transformers would take random ones
     bare = transformers.ViTModel(model.config, add_pooling_layer=False)
     bare.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="holds no weights of it; try --pooling=cls"):
+    with pytest.raises(UserError, match="holds no weights for it; try --pooling=cls"):
       visual(tmp_path, tmp_path / "model", overwrite=True)
 
 

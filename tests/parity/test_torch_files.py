@@ -56,7 +56,7 @@ def same(read_NV: np.ndarray, tensor) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_type(read, dtype):
-  same(read(numbers(dtype)).x_NV, numbers(dtype))
+  same(read(numbers(dtype)).x_EV, numbers(dtype))
 
 
 VIEWS = {
@@ -71,19 +71,19 @@ VIEWS = {
 @pytest.mark.parametrize("kind", VIEWS)
 def test_views_of_a_storage(read, kind):
   view = VIEWS[kind](numbers())
-  same(read({"model": {"items": [view]}}).x_NV, view)
+  same(read({"model": {"items": [view]}}).x_EV, view)
 
 
 def test_what_models_and_runs_leave(read):
   embedding = torch.nn.Embedding.from_pretrained(numbers())
-  same(read(embedding.state_dict()).x_NV, numbers())
-  same(read(torch.nn.Parameter(numbers())).x_NV, numbers())
+  same(read(embedding.state_dict()).x_EV, numbers())
+  same(read(torch.nn.Parameter(numbers())).x_EV, numbers())
   model = torch.nn.Sequential(collections.OrderedDict(items=embedding, head=torch.nn.Linear(4, 2)))
   optimizer = torch.optim.Adam(model.head.parameters())
   model.head(numbers()).sum().backward()
   optimizer.step()
   run = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
-  same(read(run, "model.items.weight").x_NV, numbers())
+  same(read(run, "model.items.weight").x_EV, numbers())
   with pytest.raises(UserError, match=r"model\.items\.weight \[5, 4\], model\.head\.weight \[2, 4"):
     read(run)
 
@@ -94,7 +94,7 @@ def test_vectors_by_key(read):
   read_NV, read_keys = read(dict(zip(keys, rows, strict=True)))
   same(read_NV, rows)
   assert read_keys == keys
-  same(read(list(rows)).x_NV, rows)
+  same(read(list(rows)).x_EV, rows)
 
 
 def test_whole_modules_are_refused(read):

@@ -1,5 +1,4 @@
-"""Arrays and tensors before their numbers are looked at: where these stand, and how they are laid
-out."""
+"""Arrays and tensors of a pickle before they are read: where their numbers are, and the layout."""
 
 import dataclasses
 import math
@@ -9,14 +8,14 @@ import numpy as np
 
 @dataclasses.dataclass(slots=True)
 class PickledDtype:
-  """A type of numpy's; its byte order follows after it."""
+  """A numpy type, mutable because its byte order follows later in the pickle."""
 
   numpy: np.dtype
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredNumbers:
-  """Numbers that stand elsewhere in a file of PyTorch's, under a key."""
+  """Numbers that are stored outside the pickle, in a file of PyTorch, under a key."""
 
   dtype: np.dtype
   key: str
@@ -25,15 +24,15 @@ class StoredNumbers:
 
 @dataclasses.dataclass(slots=True)
 class NestedNumbers:
-  """Numbers as a whole file of PyTorch's within the pickle."""
+  """Numbers as a complete file of PyTorch inside the pickle."""
 
   file: bytes
-  opened: tuple[np.dtype, memoryview] | None = None  # type and content, once the file was read
+  opened: tuple[np.dtype, memoryview] | None = None  # type and content, once the file is read
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InlineNumbers:
-  """Numbers in the pickle itself."""
+  """Numbers as bytes in the pickle."""
 
   dtype: PickledDtype
   content: bytes | bytearray
@@ -41,7 +40,7 @@ class InlineNumbers:
 
 @dataclasses.dataclass(slots=True)
 class PickledTensor:
-  """An array or tensor: where its numbers stand; shape, strides and offset count numbers."""
+  """An array or tensor; shape, strides and offset count numbers, not bytes."""
 
   numbers: StoredNumbers | NestedNumbers | InlineNumbers | None = (
     None  # None: announced, its content follows
@@ -51,14 +50,18 @@ class PickledTensor:
   offset: int = 0
 
   def view(self, dtype: np.dtype, content) -> np.ndarray:
-    """The array over these bytes, not copied. Raises ValueError where one of its numbers stands
-    outside them, and where it repeats numbers so that it holds more than there are."""
-    count, asked = len(content) // dtype.itemsize, math.prod(self.shape)
+    """Returns an array over these bytes, without a copy.
+
+    Raises ValueError if a number is outside of them, and if the array repeats numbers so that it
+    holds more than there are.
+    """
+    available, size = len(content) // dtype.itemsize, math.prod(self.shape)
     steps = zip(self.shape, self.strides, strict=True)
-    last = self.offset + sum((length - 1) * stride for length, stride in steps)  # of any size: int
-    if asked > count or (asked and last >= count):
-      raise ValueError(f"a shape of {list(self.shape)} from {count} numbers")
-    if not asked:
+    # Python's integers do not overflow
+    last = self.offset + sum((length - 1) * stride for length, stride in steps)
+    if size > available or (size and last >= available):
+      raise ValueError(f"a shape of {list(self.shape)} from {available} numbers")
+    if not size:
       return np.empty(self.shape, dtype)
     strides = tuple(stride * dtype.itemsize for stride in self.strides)
     return np.ndarray(self.shape, dtype, content, self.offset * dtype.itemsize, strides)

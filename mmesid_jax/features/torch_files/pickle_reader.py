@@ -1,16 +1,17 @@
-"""Arrays and tensors in a pickle, read without unpickling it.
+"""Reads arrays and tensors from a pickle without unpickling it.
 
-A pickle is a program, and Python's own reader runs it: one that somebody sends can do anything.
-Here its instructions are only listed, by pickletools, and the few that build numbers, text, lists,
-dicts, arrays of numpy and tensors of PyTorch are followed. A global is never imported: its name is
-a label, `GLOBALS` are all that are taken, and `_call` holds all that is done for one. Everything
+A pickle is a program, and Python's own reader runs it: a pickle from a stranger can do anything.
+Here pickletools only lists its instructions, and the few that build numbers, text, lists, dicts,
+numpy arrays and PyTorch tensors are followed. A global is never imported: its name is only a label,
+only those in `GLOBALS` are accepted, and `_call` holds everything that is done for them. Everything
 else is refused.
 
-Memory and time are bounded by the size of the file: there are no more than MAX_INSTRUCTIONS, each
-adds no more than it takes from the file and an empty container, what copies spends a budget of the
+Memory and time are bounded by the size of the file: there are at most MAX_INSTRUCTIONS, each adds
+at most the bytes that it takes from the file and an empty container, copies use up a budget of the
 file's size, and an array is a view that may not hold more numbers than there are.
 """
 
+import contextlib
 import dataclasses
 import pickletools
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.features.torch_files.arrays import (
   InlineNumbers,
@@ -30,6 +31,7 @@ from mmesid_jax.features.torch_files.arrays import (
 )
 
 MAX_INSTRUCTIONS = 50_000_000  # about 70 bytes each at worst
+MIN_PROGRESS_BYTES = 2**20  # a file may hold a million small pickles: no bar for each
 MAX_KEY, MAX_NUMBER = 1000, 2**48  # characters of a dict's key; a size, stride or offset
 NUMPY_TYPES = {"b1", *(f"{kind}{n}" for kind in "iu" for n in (1, 2, 4, 8)), "f2", "f4", "f8"}
 STORAGES = {
@@ -44,7 +46,7 @@ STORAGES = {
   "torch.DoubleStorage": np.dtype("<f8"),
   "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
 }
-GLOBALS = {  # numpy 1 says numpy.core where numpy 2 says numpy._core; here both are the latter
+GLOBALS = {  # the names of numpy 2; numpy.core of numpy 1 is read as numpy._core
   "_codecs.encode",
   "collections.OrderedDict",
   "numpy.dtype",
@@ -57,17 +59,17 @@ GLOBALS = {  # numpy 1 says numpy.core where numpy 2 says numpy._core; here both
   "torch.storage._load_from_bytes",
   *STORAGES,
 }
-LITERALS = {  # instructions whose argument is the value
+LITERALS = {  # instructions that push their argument
   *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
   *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-  *("STRING", "BINSTRING", "SHORT_BINSTRING"),  # Python 2; pickletools makes text of them
+  *("STRING", "BINSTRING", "SHORT_BINSTRING"),  # Python 2; pickletools decodes them to text
   *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GlobalName:
-  """A global, by its name."""
+  """A global, of which only the name is used."""
 
   text: str
 
@@ -75,11 +77,18 @@ class GlobalName:
 def read_pickle(
   stream: BinaryIO, size: int, source: object
 ) -> tuple[object, dict[str, StoredNumbers]]:
-  """The value of the pickle that begins here, and all numbers elsewhere that it asks for, by key.
+  """Reads the pickle that begins at the stream's position, up to its end.
 
-  The value is made of None, bool, int, float, str, bytes, lists, tuples, dicts with keys of text or
-  int, and Tensor. `size`: bytes of the stream, which is read up to the pickle's end. Raises
-  UserError, which names `source` and the byte, for everything else.
+  Args:
+    stream: a binary file.
+    size: bytes of the stream.
+    source: the file's name for messages.
+
+  Returns:
+    The value, made of None, bool, int, float, str, bytes, lists, tuples, dicts with text or int as
+    keys, and PickledTensor; and the storages outside the pickle that it refers to, by key.
+
+  Raises UserError, which names `source` and the byte, for everything else.
   """
   machine, position = _PickleMachine(size), stream.tell()
   try:
@@ -87,7 +96,7 @@ def read_pickle(
       position = at
       machine.follow(name, argument)
   except IndexError:
-    reason = "takes a value that is not there"
+    reason = "takes a value that does not exist"
   except KeyError as error:
     reason = f"no value was kept under {error.args[0]}"
   except (ValueError, TypeError, OverflowError) as error:
@@ -98,26 +107,22 @@ def read_pickle(
 
 
 def _iter_instructions(stream: BinaryIO, size: int) -> Iterator[tuple[str, object, int]]:
-  bar = tqdm(
-    desc="reading",
-    total=size,
-    unit="B",
-    unit_scale=True,
-    delay=3,
-    leave=False,
-    disable=size < 2**20,  # there may be a million of these
-  )
-  with bar:
+  """Yields name, argument and byte of every instruction."""
+  bar, last = contextlib.nullcontext(), stream.tell()
+  if size >= MIN_PROGRESS_BYTES:
+    bar = reporter.progress(label="read", total=size, unit="B", unit_scale=True)
+  with bar as progress:
     for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
       if count == MAX_INSTRUCTIONS:
         raise ValueError(f"more than {count} instructions; save arrays, not lists of numbers")
-      if not count % 2**16:
-        bar.update(position - bar.n)
+      if progress is not None and not count % 2**16:
+        progress.update(position - last)
+        last = position
       yield opcode.name, argument, position
 
 
 class _PickleMachine:
-  """The pickle machine: a stack, the heights that were marked in it, and a memo."""
+  """The state of a pickle program: a stack, the marked heights in it, and a memo."""
 
   def __init__(self, budget: int):
     self.stack: list = []
@@ -128,7 +133,7 @@ class _PickleMachine:
     self.budget = budget  # bytes that may still be copied
 
   def follow(self, name: str, argument) -> None:
-    """One instruction."""
+    """Executes one instruction."""
     stack = self.stack
     match name:
       case _ if name in LITERALS:
@@ -146,59 +151,59 @@ class _PickleMachine:
       case "EMPTY_TUPLE":
         stack.append(())
       case "TUPLE":
-        stack.append(tuple(self._marked()))
+        stack.append(tuple(self._pop_to_mark()))
       case "TUPLE1" | "TUPLE2" | "TUPLE3":
-        stack.append(tuple(self._top(int(name[-1]))))
+        stack.append(tuple(self._pop(int(name[-1]))))
       case "EMPTY_LIST":
         stack.append([])
       case "LIST":
-        stack.append(self._marked())
+        stack.append(self._pop_to_mark())
       case "APPEND" | "APPENDS":
-        values = self._top(1) if name == "APPEND" else self._marked()
+        values = self._pop(1) if name == "APPEND" else self._pop_to_mark()
         _require_type(list, stack[-1]).extend(values)
       case "EMPTY_DICT":
         stack.append({})
       case "DICT":
-        pairs = self._marked()
+        pairs = self._pop_to_mark()
         stack.append(_fill_dict({}, pairs))
       case "SETITEM" | "SETITEMS":
-        pairs = self._top(2) if name == "SETITEM" else self._marked()
+        pairs = self._pop(2) if name == "SETITEM" else self._pop_to_mark()
         _fill_dict(_require_type(dict, stack[-1]), pairs)
       case "GLOBAL":
         stack.append(_allowed_global(argument.replace(" ", ".", 1)))
       case "STACK_GLOBAL":
-        stack.append(_allowed_global(".".join(_require_type(str, part) for part in self._top(2))))
+        stack.append(_allowed_global(".".join(_require_type(str, part) for part in self._pop(2))))
       case "REDUCE":
-        function, arguments = self._top(2)
+        function, arguments = self._pop(2)
         stack.append(
           self._call(_require_type(GlobalName, function).text, _require_type(tuple, arguments))
         )
       case "BUILD":
-        (state,) = self._top(1)
+        (state,) = self._pop(1)
         self._build(stack[-1], state)
       case "BINPERSID":
         stack.append(self._stored(stack.pop()))
       case "PROTO" | "FRAME" | "STOP":
         if name == "STOP" and (self.marks or len(stack) != 1):
-          raise ValueError("ends with other than one value")
+          raise ValueError("does not end with exactly one value")
       case _:
         raise ValueError(f"the instruction {name}, which no array needs")
 
-  def _top(self, count: int) -> list:
+  def _pop(self, count: int) -> list:
     if len(self.stack) < count:
       raise IndexError
     values = self.stack[-count:]
     del self.stack[-count:]
     return values
 
-  def _marked(self) -> list:
+  def _pop_to_mark(self) -> list:
     height = self.marks.pop()
     values = self.stack[height:]
     del self.stack[height:]
     return values
 
   def _call(self, name: str, arguments: tuple) -> object:
-    """What stands for the result of calling a global: all that is ever done for one."""
+    """Returns what replaces the result of calling a global; nothing else is ever done for one."""
     match name, arguments:
       case "_codecs.encode", (str(text), "latin1" | "latin-1"):
         return self._bytes(text)
@@ -220,7 +225,7 @@ class _PickleMachine:
       ):
         return _inline_array(dtype, shape, order, self._bytes(content))
       case "torch.storage._load_from_bytes", (bytes(file),):
-        return self.enclosed.setdefault(id(file), NestedNumbers(file))  # so that it is read once
+        return self.enclosed.setdefault(id(file), NestedNumbers(file))  # to read it once
       case (
         "torch._utils._rebuild_tensor_v2",
         (StoredNumbers() | NestedNumbers() as numbers, offset, shape, strides, *_),
@@ -233,23 +238,23 @@ class _PickleMachine:
         )
       case "torch._utils._rebuild_parameter", (PickledTensor() as tensor, *_):
         return tensor
-    raise ValueError(f"{name} with arguments that no array gives it")
+    raise ValueError(f"{name} with arguments that no array has")
 
   def _build(self, target: object, state: object) -> None:
-    """What follows after an object was announced."""
+    """Sets the state of an object that was created earlier."""
     match target, state:
       case PickledTensor(numbers=None), (int(), shape, PickledDtype() as dtype, fortran, content):
         array = _inline_array(dtype, shape, "F" if fortran else "C", self._bytes(content))
         target.numbers, target.shape, target.strides = array.numbers, array.shape, array.strides
       case PickledDtype(), (int(), "<" | ">" | "|" | "=" as order, *_):
         target.numpy = target.numpy.newbyteorder(order)
-      case dict(), dict():  # attributes of an OrderedDict: versions of a state dict's modules
+      case dict(), dict():  # attributes of an OrderedDict: the versions in a state dict
         pass
       case _:
         raise ValueError(f"sets the state of a {type(target).__name__}")
 
-  def _stored(self, said: object) -> StoredNumbers:
-    match said:
+  def _stored(self, reference: object) -> StoredNumbers:
+    match reference:
       case ("storage", GlobalName(kind), str(key), str(), size) | (
         "storage",
         GlobalName(kind),
@@ -262,10 +267,10 @@ class _PickleMachine:
         stored = StoredNumbers(STORAGES[kind], key, size)
         self.stored.setdefault(key, stored)
         return stored
-    raise ValueError("a reference that is no storage of PyTorch's")
+    raise ValueError("a reference that is not a storage of PyTorch")
 
   def _bytes(self, content: object) -> bytes | bytearray:
-    """Bytes, also those that Python 2 or protocols 0 to 2 wrote as text."""
+    """Returns bytes, also those that Python 2 or protocols 0 to 2 wrote as text."""
     if isinstance(content, str):
       self.budget -= len(content)
       if self.budget < 0:
@@ -288,7 +293,7 @@ def _inline_array(
 ) -> PickledTensor:
   shape = _require_sizes(shape)
   if order not in ("C", "F"):
-    raise ValueError("an array of another order of axes; save a contiguous one")
+    raise ValueError("an array with another order of axes; save a contiguous one")
   ordered = range(len(shape)) if order == "F" else reversed(range(len(shape)))
   strides, step = [0] * len(shape), 1
   for axis in ordered:
@@ -299,8 +304,8 @@ def _inline_array(
 
 
 def _require_sizes(values: object, count: int | None = None) -> tuple[int, ...]:
-  fine = isinstance(values, tuple) and len(values) <= 32 and count in (None, len(values))
-  if not fine or not all(isinstance(n, int) and 0 <= n < MAX_NUMBER for n in values):
+  valid = isinstance(values, tuple) and len(values) <= 32 and count in (None, len(values))
+  if not valid or not all(isinstance(n, int) and 0 <= n < MAX_NUMBER for n in values):
     raise ValueError("a size, stride or offset that no array has")
   return values
 
@@ -309,9 +314,9 @@ def _fill_dict(target: dict, pairs: list) -> dict:
   for key, value in zip(pairs[::2], pairs[1::2], strict=True):
     short_text = isinstance(key, str) and len(key) <= MAX_KEY
     if not short_text and not (isinstance(key, int) and abs(key) < 2**60):
-      # more would be hashed anew at every use, or in many steps
+      # others would be hashed again at every use, or in many steps
       kind = type(key).__name__
-      raise ValueError(f"a dict with such a key, {kind}; read are short text and integers")
+      raise ValueError(f"a dict with a key of type {kind}; only short text and integers are read")
     target[key] = value
   return target
 

@@ -1,5 +1,7 @@
-"""Files that PyTorch or pickle wrote, as arrays: the zip format of torch.save, the one before it,
-and plain pickles. Nothing is unpickled (see data.pickled)."""
+"""Opens files of PyTorch or pickle: both formats of torch.save, and plain pickles.
+
+Nothing is unpickled (see pickle_reader).
+"""
 
 import io
 import mmap
@@ -20,23 +22,20 @@ from mmesid_jax.features.torch_files.arrays import (
 )
 from mmesid_jax.features.torch_files.pickle_reader import read_pickle
 
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # with which torch.save began a file before 1.6
-MAX_DEPTH = 16  # of containers in one another
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # at the start of files of torch.save before 1.6
+MAX_DEPTH = 16  # of nested containers
 
 
 class TorchFile(NamedTuple):
-  """What a file holds, values as `read_pickle` gives them."""
+  """The content of a file; its values are those of `read_pickle`."""
 
   path: Path
   size: int  # of the file, in bytes
   value: object
-  content: Callable[
-    [StoredNumbers], memoryview | bytes
-  ]  # of numbers that are stored beside the pickle
+  content: Callable[[StoredNumbers], memoryview | bytes]  # numbers outside the pickle
 
   def array(self, tensor: PickledTensor) -> np.ndarray:
-    """The tensor's numbers, not copied. Raises UserError where they are not all
-    there."""
+    """Returns the tensor's numbers, without a copy. Raises UserError if some are missing."""
     try:
       match tensor.numbers:
         case InlineNumbers(dtype, content):
@@ -51,14 +50,20 @@ class TorchFile(NamedTuple):
     raise UserError(f"{self.path}: damaged: an array without its numbers")
 
   def named(self) -> Iterator[tuple[str, object]]:
-    """Tensors and containers in its dicts, lists and tuples, by name: the keys and places that lead
-    there, joined by dots. What is in a container that stands in several places is named once."""
+    """Yields the tensors and containers in its dicts, lists and tuples, with their names.
+
+    A name is the keys and places that lead there, joined by dots. The content of a container that
+    is in several places is yielded once.
+    """
     return _named_values(self.path, self.value, "", set(), 0)
 
 
 def open_torch_file(path: Path) -> TorchFile:
-  """Opens a file by what it holds, whatever its name. Raises UserError for one that is missing,
-  damaged, or holds more than numbers, text and containers of them."""
+  """Opens a file; its content decides the format, not its name.
+
+  Raises UserError for a file that is missing, damaged, or holds anything other than numbers, text
+  and containers of them.
+  """
   try:
     with path.open("rb") as file:
       content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -74,14 +79,14 @@ def open_torch_file(path: Path) -> TorchFile:
 
 
 def _open_zip(path: Path, content: memoryview) -> TorchFile:
-  """A file of torch.save: data.pkl, and under data/ the numbers."""
+  """Opens a zip file of torch.save: data.pkl, and the numbers under data/."""
   archive = _ZipArchive(path, content)
   roots = [name.removesuffix("data.pkl") for name in archive.members if name.endswith("/data.pkl")]
   if len(roots) != 1:
-    raise UserError(f"{path}: a zip file with {len(roots)} data.pkl; those of PyTorch have one")
+    raise UserError(f"{path}: a zip file with {len(roots)} data.pkl; files of PyTorch have one")
   (root,) = roots
   if f"{root}byteorder" in archive.members and archive.read(f"{root}byteorder") != b"little":
-    raise UserError(f"{path}: was written on a machine of another byte order")
+    raise UserError(f"{path}: was written on a machine with another byte order")
   pickled = archive.read(f"{root}data.pkl")
   value, _ = read_pickle(io.BytesIO(pickled), len(pickled), path)
   return TorchFile(
@@ -90,20 +95,20 @@ def _open_zip(path: Path, content: memoryview) -> TorchFile:
 
 
 class _ZipArchive:
-  """The members of a zip file, which PyTorch does not compress: views of the file."""
+  """The members of a zip file as views of the file, since PyTorch does not compress them."""
 
   def __init__(self, path: Path, content: memoryview):
     self.path, self.content = path, content
     self.views: dict[str, memoryview] = {}
-    self.unread = len(content)  # bytes: members that overlap could be read without end
+    self.unread = len(content)  # bytes: a limit, because members may overlap
     try:
       with zipfile.ZipFile(path) as file:
         self.members = {member.filename: member for member in file.infolist()}
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-      raise UserError(f"{path}: not a whole file of PyTorch's ({error})") from None
+      raise UserError(f"{path}: not a complete file of PyTorch ({error})") from None
 
   def read(self, name: str) -> memoryview:
-    """Raises UserError for a member that is missing, damaged or compressed."""
+    """Returns the bytes of a member. Raises UserError if it is missing, damaged or compressed."""
     if name not in self.views:
       self.views[name] = self._view(name)
     return self.views[name]
@@ -112,8 +117,8 @@ class _ZipArchive:
     member = self.members.get(name)
     if member is None or member.compress_type != zipfile.ZIP_STORED:
       reason = "compressed" if member else "missing"
-      raise UserError(f"{self.path}: {name[:80]} is {reason}; not as PyTorch writes it")
-    begin = member.header_offset + 30  # a header, which ends with the lengths of what follows it
+      raise UserError(f"{self.path}: {name[:80]} is {reason}; PyTorch does not write that")
+    begin = member.header_offset + 30  # the header ends with the lengths of two more fields
     for at in (begin - 4, begin - 2):  # name, extra field
       begin += int.from_bytes(self.content[at : at + 2], "little")
     view = self.content[begin:][: member.file_size]
@@ -124,24 +129,27 @@ class _ZipArchive:
 
 
 def _open_pickle(path: Path, stream: BinaryIO, content: memoryview) -> TorchFile:
-  """A plain pickle, or a file of the older torch.save: magic number, version, machine, value, keys
-  of the numbers, and then under each key how many there are and the numbers."""
+  """Opens a plain pickle, or a file of torch.save before 1.6.
+
+  The latter holds a magic number, version, machine, value, the keys of the storages, and then for
+  each key the number of numbers and the numbers.
+  """
   size = len(content)
   value, stored = read_pickle(stream, size, path)
   if value != MAGIC:
     if stored:
-      raise UserError(f"{path}: a pickle of PyTorch's without the numbers; copy the whole file")
+      raise UserError(f"{path}: a pickle of PyTorch without its numbers; copy the whole file")
     if stream.tell() < size:
       raise UserError(f"{path}: more follows its first pickle, which ends at byte {stream.tell()}")
     return TorchFile(path, size, value, bytes)
   version, machine = (read_pickle(stream, size, path)[0] for _ in range(2))
   if version != PROTOCOL or not isinstance(machine, dict) or not machine.get("little_endian"):
-    raise UserError(f"{path}: of another version of torch.save or of a machine of another kind")
+    raise UserError(f"{path}: from another version of torch.save or another kind of machine")
   value, stored = read_pickle(stream, size, path)
   keys, _ = read_pickle(stream, size, path)
   texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
   if not texts or set(keys) != stored.keys():
-    raise UserError(f"{path}: damaged: its tensors are of other numbers than it lists")
+    raise UserError(f"{path}: damaged: its tensors use other storages than it lists")
   at, contents = stream.tell(), {}
   for key in keys:
     numbers = stored[key]
@@ -153,7 +161,7 @@ def _open_pickle(path: Path, stream: BinaryIO, content: memoryview) -> TorchFile
 
 
 def _read_nested(path: Path, file: bytes) -> tuple[np.dtype, memoryview]:
-  """Type and content of the one storage that a file within a pickle holds."""
+  """Returns type and content of the one storage in a file inside a pickle."""
   inner = _open_pickle(path, io.BytesIO(file), memoryview(file))
   if not isinstance(inner.value, StoredNumbers):
     raise UserError(f"{path}: damaged: a tensor without its numbers")
@@ -162,7 +170,7 @@ def _read_nested(path: Path, file: bytes) -> tuple[np.dtype, memoryview]:
 
 def _named_values(path: Path, value: object, prefix: str, seen: set[int], depth: int):
   if depth > MAX_DEPTH:
-    raise UserError(f"{path}: containers stand in one another more than {MAX_DEPTH} deep")
+    raise UserError(f"{path}: its containers are nested more than {MAX_DEPTH} deep")
   if id(value) in seen:
     return
   seen.add(id(value))
@@ -173,7 +181,7 @@ def _named_values(path: Path, value: object, prefix: str, seen: set[int], depth:
 
 
 def container_entries(value: object) -> list[tuple[object, object]]:
-  """What stands in a dict, list or tuple, with its key or place; nothing for other values."""
+  """Returns the entries of a dict, list or tuple with their keys or places; else nothing."""
   if isinstance(value, dict):
     return list(value.items())
   return list(enumerate(value)) if isinstance(value, list | tuple) else []
