@@ -31,7 +31,7 @@ def test_features_are_standardized_by_mean_and_one_deviation(tiny, features):
   np.testing.assert_allclose(part.mean_V[...], x.mean(0), rtol=1e-5)
   np.testing.assert_allclose(part.scale[...], (x - x.mean(0)).std(), rtol=1e-5)
   as_they_are = built(tiny, features, {"standardize": False}).by_modality["text"]
-  np.testing.assert_array_equal(as_they_are.standardized(x), np.float32(x))
+  np.testing.assert_array_equal(as_they_are.standardize(x), np.float32(x))
 
 
 @pytest.mark.parametrize("standardize", [True, False])
@@ -41,11 +41,11 @@ def test_principal_components_keep_distances_and_decode_to_the_features(
   changes = {"quantizer.kind": "kmeans", "standardize": standardize}
   part = built(tiny, features, changes).by_modality["text"]
   x = jnp.asarray(features["text"][1:])
-  z, scale = np.asarray(part.encoded(x)), float(part.scale[...])
+  z, scale = np.asarray(part.encode(x)), float(part.scale[...])
   apart = np.linalg.norm(z[:, None] - z, axis=2) * scale
   expected = np.linalg.norm(np.asarray(x)[:, None] - np.asarray(x), axis=2)
   np.testing.assert_allclose(apart, expected, rtol=1e-3, atol=1e-3)
-  np.testing.assert_allclose(part.decoder(z), part.standardized(x), rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(part.decoder(z), part.standardize(x), rtol=1e-3, atol=1e-4)
 
 
 def test_the_step_that_reconstructs_best_is_kept(trained):

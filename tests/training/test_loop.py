@@ -80,9 +80,7 @@ def compiled_programs():
     if active and event == "/jax/core/compile/backend_compile_duration":
       names.append(options["fun_name"])
 
-  jax.monitoring.register_event_duration_secs_listener(
-    listen
-  )
+  jax.monitoring.register_event_duration_secs_listener(listen)
   yield names
   active.clear()
 

@@ -1,11 +1,13 @@
 """What the optimizers do to which parameters."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
-from mmesid_jax.config.schema import default_config
+from mmesid_jax.config.schema import OPTIMIZERS, default_config
 from mmesid_jax.training import optimizer
 
 
@@ -23,3 +25,48 @@ def test_moving_averages_take_plain_steps_beside_adamw():
   expected, _ = adamw.update(nnx.State({"kernel": gradient["kernel"]}), adamw.init(alone), alone)
   np.testing.assert_allclose(update["kernel"][...], expected["kernel"][...])
   assert optax.tree.norm(expected) > 0
+
+
+# One step of each kind on gradient g from parameters p, by its paper: rate and decay are l and d.
+# Adam's first step is g / (|g| + eps), bias corrected; Lion's is the sign of (1 - b1) g.
+FIRST_STEPS = {
+  "adamw": lambda p, g, l, d: p - l * (g / (np.abs(g) + 1e-8) + d * p),
+  "lion": lambda p, g, l, d: p - l * (np.sign(g) + d * p),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_kind_takes_the_step_of_its_formula(kind):
+  config = default_config().recommender.optimizer
+  config.update(kind=kind, learning_rate=0.01, weight_decay=0.3, clip=0.0)
+  config.update(schedule="constant", warmup_steps=0)
+  params = nnx.State({name: nnx.Param(jnp.array([2.0, -3.0])) for name in ("kernel", "bias")})
+  gradient = jax.tree.map(lambda p: 0.5 * p - 0.2, params)
+  ours = optimizer.make_optimizer(config, 10)
+  update, state = ours.update(gradient, ours.init(params), params)
+  stepped = optax.apply_updates(params, update)
+  p, g = np.array([2.0, -3.0]), np.array([0.8, -1.7])
+  expected = FIRST_STEPS[kind](p, g, 0.01, 0.3)
+  np.testing.assert_allclose(stepped["kernel"][...], expected, rtol=1e-6)
+  expected = FIRST_STEPS[kind](p, g, 0.01, 0.0)  # biases do not decay
+  np.testing.assert_allclose(stepped["bias"][...], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_later_steps_are_those_of_optax(kind):
+  config = default_config().recommender.optimizer
+  config.update(kind=kind, clip=0.5, weight_decay=0.1, b2=0.9, warmup_steps=2)
+  params = nnx.State({"kernel": nnx.Param(jnp.array([2.0, -3.0, 0.1]))})
+  ours = optimizer.make_optimizer(config, 6)
+  schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, 2, 6)
+  theirs = optax.chain(
+    optax.clip_by_global_norm(0.5),
+    getattr(optax, kind)(schedule, b2=0.9, weight_decay=0.1, mask=optimizer.decay_mask),
+  )
+  states = [ours.init(params), theirs.init(params)]
+  for n in range(4):
+    gradient = jax.tree.map(lambda p: jnp.cos(n + p), params)
+    mine, states[0] = ours.update(gradient, states[0], params)
+    other, states[1] = theirs.update(gradient, states[1], params)
+    np.testing.assert_array_equal(mine["kernel"][...], other["kernel"][...])
+    params = optax.apply_updates(params, mine)

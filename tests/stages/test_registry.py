@@ -1,0 +1,63 @@
+"""The stages, and what their artifacts depend on."""
+
+import jax
+import numpy as np
+import pytest
+
+from mmesid_jax.config.schema import default_config
+from mmesid_jax.stages.registry import MODELS, STAGES
+from mmesid_jax.stages.stage import Stage
+from mmesid_jax.stages.workdir import open_workdir
+
+
+def test_the_configuration_names_the_same_stages_in_the_same_order():
+  config = default_config()
+  assert tuple(config.stages) == tuple(STAGES)
+  assert all(name in config for name in STAGES)
+  assert set(config.run.steps_at_once) == set(STAGES)
+
+
+def test_a_stage_comes_after_those_that_it_reads():
+  names = [*STAGES]
+  for name, stage in STAGES.items():
+    for upstream in stage.upstream(default_config()):
+      assert names.index(upstream.name) < names.index(name)
+
+
+def test_every_model_has_a_name_of_its_own_in_the_tables():
+  names = [stage.model_name for stage in MODELS.values()]
+  assert len({*names, "popularity"}) == len(names) + 1
+
+
+def test_the_random_key_depends_on_the_name_of_the_stage_alone():
+  """A new stage, wherever it stands, leaves the seeds of the others as they are."""
+
+  class NewStage(Stage):
+    name = "gru4rec"
+
+  keys = [np.asarray(jax.random.key_data(s.key(3))) for s in (*STAGES.values(), NewStage())]
+  assert len({key.tobytes() for key in keys}) == len(STAGES) + 1
+  renamed = type("Renamed", (Stage,), {"name": "collaborative"})()
+  np.testing.assert_array_equal(jax.random.key_data(renamed.key(3)), keys[0])
+
+
+# key -> stages whose artifacts depend on it
+DEPENDS = {
+  "evaluation.select": ("HR@5", {"collaborative", "recommender"}),
+  "semantic_ids.epochs": (1, {"semantic_ids", "recommender"}),
+  "recommender.width": (16, {"semantic_ids", "recommender"}),
+  "recommender.epochs": (1, {"recommender"}),
+  "seed": (1, {"collaborative", "semantic_ids", "recommender"}),
+  "run.log_every": (1, set()),
+}
+
+
+@pytest.mark.parametrize("key", DEPENDS)
+def test_a_key_changes_the_fingerprints_of_the_stages_that_depend_on_it(key, tiny, tmp_path):
+  """Vectors of the collaborative stage are not used, so a change of it ends there."""
+  value, expected = DEPENDS[key]
+  own = {"features.collaborative": ""}
+  before = open_workdir(tiny(changes=own), tmp_path)
+  after = open_workdir(tiny(changes={**own, key: value}), tmp_path)
+  changed = {n for n, s in STAGES.items() if s.fingerprint(before) != s.fingerprint(after)}
+  assert changed == expected
