@@ -11,8 +11,6 @@ from typing import BinaryIO
 
 from mmesid_jax.errors import UserError, report_disk_errors
 
-_FOREIGN_SHOWN = 3
-
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -45,20 +43,18 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, *, replaces: tuple[str, ...] = ()) -> Iterator[Path]:
-  """A temporary folder to fill, which takes the place of `folder` when the block ends.
+  """A temporary folder to fill, which becomes `folder` when the block ends.
 
   Args:
-    folder: may exist and be empty; a link to a folder is followed.
-    replaces: names of files that a folder may hold which was written before. Such a folder is
-      removed, but only after the new one has its name.
+    folder: a link is followed. It may exist and be empty.
+    replaces: names of the files that an earlier call wrote. With them `folder` may also hold files:
+      those of these names are removed once the new folder has its name, others are moved there.
 
   When the block raises, the temporary folder is removed and `folder` stays as it was. Raises
-  UserError for a folder that holds other files, before the block and after it, and for what the
-  disk refuses.
+  UserError for a folder that holds files without `replaces`, and for what the disk refuses.
   """
   folder = folder.resolve()
-  _check_replaceable(folder, replaces)
-  temporary, old = _temporary_name(folder), _temporary_name(folder)
+  temporary = _temporary_name(folder)
   with report_disk_errors(folder):
     temporary.mkdir(parents=True)
     mode = temporary.stat().st_mode
@@ -66,20 +62,30 @@ def atomic_folder(folder: Path, *, replaces: tuple[str, ...] = ()) -> Iterator[P
       yield temporary
       for file in filter(Path.is_file, temporary.rglob("*")):
         _finish_file(file, mode)
-      _check_replaceable(folder, replaces)
-      if folder.is_dir() and any(folder.iterdir()):
-        os.replace(folder, old)  # a folder that holds files cannot be replaced in one step
-        try:
-          os.replace(temporary, folder)
-        except BaseException:
-          os.replace(old, folder)
-          raise
-        shutil.rmtree(old, ignore_errors=True)
-      else:
+      if not folder.is_dir() or not any(folder.iterdir()):
         os.replace(temporary, folder)
+      elif replaces:
+        _swap_folders(temporary, folder, replaces)
+      else:
+        raise UserError(f"{folder}: exists by now; did another run write it?")
     except BaseException:
       shutil.rmtree(temporary, ignore_errors=True)
       raise
+
+
+def _swap_folders(new: Path, folder: Path, replaces: tuple[str, ...]) -> None:
+  """Renames `new` to `folder`, and moves the old one's other files into it."""
+  old = _temporary_name(folder)
+  os.replace(folder, old)  # no call replaces a folder that holds files
+  try:
+    os.replace(new, folder)
+  except BaseException:
+    os.replace(old, folder)
+    raise
+  for file in old.iterdir():
+    if file.name not in replaces and not (folder / file.name).exists():
+      os.replace(file, folder / file.name)
+  shutil.rmtree(old, ignore_errors=True)
 
 
 def _temporary_name(path: Path) -> Path:
@@ -98,17 +104,3 @@ def _finish_file(path: Path, mode: int) -> None:
   present = stat.S_IMODE(path.stat().st_mode)
   if (wanted := present | (mode & 0o666)) != present:
     path.chmod(wanted)
-
-
-def _check_replaceable(folder: Path, replaces: tuple[str, ...]) -> None:
-  """Raises UserError for a folder that holds files of other names, and for a file."""
-  if folder.exists() and not folder.is_dir():
-    raise UserError(f"{folder}: is a file; expected the name of a folder")
-  present = sorted(f.name for f in folder.iterdir()) if folder.is_dir() else []
-  if present and not replaces:
-    raise UserError(f"{folder}: exists by now; did another run write it?")
-  if foreign := [name for name in present if name not in replaces]:
-    names = ", ".join(foreign[:_FOREIGN_SHOWN])
-    raise UserError(
-      f"{folder}: also holds {names}, which would be lost; move that away, or name another folder"
-    )

@@ -1,10 +1,8 @@
-"""LoRA factors as a PEFT directory, out and in: what PyTorch users load with `peft`."""
+"""Writes and reads LoRA factors as a PEFT directory, which PyTorch users load with `peft`."""
 
 import json
 import math
-import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 
 import jax
@@ -13,35 +11,42 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mmesid_jax.errors import UserError, writing
+from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.hf.llama_weights import TABLE, layer_of
 from mmesid_jax.models.llama import Llama
-from mmesid_jax.parallel import processes
+from mmesid_jax.parallel.processes import main_only
 from mmesid_jax.parallel.variables import LoRAParam
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
-# our projection -> Hugging Face's name of it
+# our name of a projection -> Hugging Face's
 PEFT_NAME = {e.path.split(".")[-1]: e.key.split(".")[-2] for e in TABLE if "norm" not in e.path}
 
 
-def describe(llama: Llama) -> str:
-  """How many projections are adapted, and with how many parameters."""
+def describe_adapter(llama: Llama) -> str:
+  """One line with the number of adapted projections and of their parameters."""
   factors = list(_factors(llama))
   projections = sum(len(keys) for _, keys in factors) // 2
   size = sum(factor[...].size for factor, _ in factors)
   return f"LoRA: matched {projections:,} projections, {size / 1e6:.2f} M parameters"
 
 
+@main_only
 def write_adapter(llama: Llama, directory: pathlib.Path, *, base: str) -> None:
-  """adapter_config.json and adapter_model.safetensors; replaces an adapter that is there.
+  """Writes adapter_config.json and adapter_model.safetensors, in the main process only.
 
-  base: name or path of the checkpoint, as peft is to load it. The first process alone writes.
+  An adapter that is there stays until the new one is complete; other files in the directory stay.
+
+  Args:
+    llama: a backbone with LoRA factors.
+    directory: where the two files go.
+    base: name or path of the base checkpoint, from which peft is to load it.
+
+  Raises UserError where the disk refuses the files.
   """
-  if not processes.first():
-    return
   c = llama.config.lora
   named = {}
   for factor, keys in _factors(llama):
@@ -60,33 +65,28 @@ def write_adapter(llama: Llama, directory: pathlib.Path, *, base: str) -> None:
     "fan_in_fan_out": False,
     "inference_mode": True,
   }
-  temporary = directory.with_name(directory.name + ".tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  with writing(directory):
-    temporary.mkdir(parents=True)
+  with atomic_folder(directory, replaces=(CONFIG, WEIGHTS)) as temporary:
     safetensors.numpy.save_file(named, temporary / WEIGHTS, metadata={"format": "pt"})
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(temporary, directory)
 
 
 def read_adapter(llama: Llama, directory: pathlib.Path) -> None:
   """Sets the LoRA factors from a PEFT directory of the same rank, scale and targets.
 
-  Raises UserError for files that are missing or damaged, an adapter of another kind, rank or scale,
-  or of a base with other sizes.
+  Raises UserError for files that are missing or damaged, for an adapter of another kind, rank or
+  scale, and for one of a base with other sizes.
   """
-  check(llama, directory)
+  check_adapter(llama, directory)
   with _open(directory) as file:
     for factor, keys in _factors(llama):
       value = np.empty(factor.shape, np.float32)
-      for key, place in zip(keys, value, strict=True):
-        place[...] = file.get_tensor(key).T.reshape(place.shape)
+      for key, layer in zip(keys, value, strict=True):
+        layer[...] = file.get_tensor(key).T.reshape(layer.shape)
       factor.set_value(jnp.asarray(value))
 
 
-def check(llama: Llama, directory: pathlib.Path) -> None:
-  """Whether `read_adapter` will do: adapter_config.json, names and shapes. Raises UserError."""
+def check_adapter(llama: Llama, directory: pathlib.Path) -> None:
+  """Raises UserError where `read_adapter` would, from the configuration, names and shapes only."""
   _check_config(llama, directory)
   wanted = {key: factor.shape for factor, keys in _factors(llama) for key in keys}
   with _open(directory) as file:
@@ -97,10 +97,10 @@ def check(llama: Llama, directory: pathlib.Path) -> None:
       )
     for key, (_, d_in, *d_out) in wanted.items():
       shape = (math.prod(d_out), d_in)
-      found = tuple(file.get_slice(key).get_shape())
-      if found != shape:
+      actual = tuple(file.get_slice(key).get_shape())
+      if actual != shape:
         raise UserError(
-          f"{directory / WEIGHTS}: {key} has shape {found}, this base and rank want {shape}"
+          f"{directory / WEIGHTS}: {key} has shape {actual}, this base and rank want {shape}"
         )
 
 
@@ -115,7 +115,7 @@ def _open(directory: pathlib.Path):
 
 
 def _factors(llama: Llama) -> Iterator[tuple[LoRAParam, list[str]]]:
-  """Every factor [layer, d_in, *d_out], and the keys of its layers in PEFT's file [d_out, d_in]."""
+  """Yields each factor [layer, d_in, *d_out] and its layers' keys in PEFT's file, [d_out, d_in]."""
   for entry in TABLE:
     if (lora := getattr(layer_of(llama, entry), "lora", None)) is not None:
       module = PREFIX + entry.key.removesuffix(".weight")

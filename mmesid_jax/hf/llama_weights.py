@@ -17,10 +17,11 @@ from tqdm import tqdm
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.models.layers.projection import Projection
-from mmesid_jax.models.layers.weight_quantization import BLOCK, Quantised, quantise
+from mmesid_jax.models.layers.weight_quantization import BLOCK, QuantizedWeight, quantize_weight
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import check_divides
+from mmesid_jax.parallel.mesh import is_partitioned
+from mmesid_jax.parallel.placement import check_shape_divides
 
 EMBEDDING = "model.embed_tokens.weight"
 IGNORED = (EMBEDDING, "lm_head.weight")  # the prompt's rows are read apart; nothing reads logits
@@ -56,13 +57,13 @@ def layer_of(llama: Llama, entry: Entry) -> nnx.Module:
   return module
 
 
-def weight_of(layer: nnx.Module) -> nnx.Variable | Quantised:
+def weight_of(layer: nnx.Module) -> nnx.Variable | QuantizedWeight:
   return layer.weight if isinstance(layer, Projection) else layer.scale
 
 
-def _shape(weight: nnx.Variable | Quantised) -> tuple[int, ...]:
+def _shape(weight: nnx.Variable | QuantizedWeight) -> tuple[int, ...]:
   """[layer, in, *out] of the weight itself, however it is stored."""
-  if isinstance(weight, Quantised):
+  if isinstance(weight, QuantizedWeight):
     layers, blocks, *out = weight.scale.shape
     return (layers, blocks * BLOCK, *out)
   return weight.shape
@@ -73,7 +74,7 @@ def _hf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
   return (math.prod(shape[1:]), shape[0]) if len(shape) > 1 else shape
 
 
-def expected(llama: Llama) -> dict[str, tuple[str, tuple[int, ...]]]:
+def expected_tensors(llama: Llama) -> dict[str, tuple[str, tuple[int, ...]]]:
   """Hugging Face's key -> the path that it fills, and the shape that it must have."""
   wanted: dict[str, tuple[str, tuple[int, ...]]] = {FINAL_NORM: ("norm", llama.norm.scale.shape)}
   for entry in TABLE:
@@ -86,7 +87,7 @@ def expected(llama: Llama) -> dict[str, tuple[str, tuple[int, ...]]]:
 def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
   """Every tensor of the checkpoint is used once or on the ignore list, every weight is filled, all
   shapes agree. Reads headers only. Raises UserError that names both sides."""
-  layers, wanted = llama.config.layers, expected(llama)
+  layers, wanted = llama.config.layers, expected_tensors(llama)
   found = set(checkpoint.keys())
   if missing := sorted(wanted.keys() - found):
     raise UserError(
@@ -110,7 +111,7 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
       )
 
 
-def load(llama: Llama, checkpoint: Checkpoint) -> None:
+def load_weights(llama: Llama, checkpoint: Checkpoint) -> None:
   """Fills every weight of the backbone (LoRA apart), each device reading its own slices only.
 
   Slices that several devices hold are read once; the host keeps one device's slice of one stacked
@@ -121,7 +122,7 @@ def load(llama: Llama, checkpoint: Checkpoint) -> None:
   _place(llama.norm.scale, "norm.scale", lambda *_: checkpoint.read(FINAL_NORM))
   for entry in tqdm(TABLE, f"reading {checkpoint.directory}", delay=3, leave=False):
     weight = weight_of(layer_of(llama, entry))
-    if isinstance(weight, Quantised):
+    if isinstance(weight, QuantizedWeight):
       _load_quantised(weight, checkpoint, entry)
     else:
       _load_dense(weight, checkpoint, entry)
@@ -131,13 +132,13 @@ def _place(variable: nnx.Variable, path: str, read) -> None:
   """Fills the variable at `path` with read(*bounds) for every shard; bounds that are equal are read
   once."""
   shape = variable.shape
-  if not sharding.partitioned():
+  if not is_partitioned():
     variable.set_value(jnp.asarray(read(*((0, n) for n in shape)), variable.dtype))
     return
   name = f"backbone.{path}"
-  axes = sharding.axes_of(name, len(shape))
-  check_divides(name, shape, axes)
-  where = sharding.sharding(axes)
+  axes = sharding.logical_axes(name, len(shape))
+  check_shape_divides(name, shape, axes)
+  where = sharding.named_sharding(axes)
   holders: dict[tuple, list[jax.Device]] = {}
   for device, index in where.addressable_devices_indices_map(shape).items():
     bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
@@ -170,7 +171,7 @@ def _load_dense(weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry) -> N
   _place(weight, f"blocks.{entry.path}.{part}", read)
 
 
-def _load_quantised(weight: Quantised, checkpoint: Checkpoint, entry: Entry) -> None:
+def _load_quantised(weight: QuantizedWeight, checkpoint: Checkpoint, entry: Entry) -> None:
   shape = _shape(weight)
   per_code = shape[1] // weight.codes.shape[1]  # input rows that share a code byte
   scales: dict[tuple, np.ndarray] = {}
@@ -185,7 +186,7 @@ def _load_quantised(weight: Quantised, checkpoint: Checkpoint, entry: Entry) -> 
     codes, scale = None, []
     for i in range(*layers):
       slab = _slab(checkpoint, entry, i, shape, rows, *out)
-      layer_codes, layer_scale = jax.device_get(quantise(slab, weight.kind))
+      layer_codes, layer_scale = jax.device_get(quantize_weight(slab, weight.kind))
       if codes is None:
         codes = np.empty((layers[1] - layers[0], *layer_codes.shape), layer_codes.dtype)
       codes[i - layers[0]] = layer_codes
@@ -210,7 +211,7 @@ def to_hugging_face(
     for entry in TABLE:
       layer, key = layer_of(llama, entry), entry.key.format(i)
       weight = weight_of(layer)
-      if not isinstance(weight, Quantised):
+      if not isinstance(weight, QuantizedWeight):
         array = np.asarray(jax.device_get(weight[...][i]))
         array = array.reshape(len(array), -1).T if array.ndim > 1 else array
       elif source is not None:

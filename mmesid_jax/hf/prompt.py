@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from mmesid_jax.config.schema import ITEMS
+from mmesid_jax.config.presets import ITEMS
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.llama_weights import EMBEDDING
 from mmesid_jax.hf.safetensors_dir import Checkpoint
@@ -20,7 +20,7 @@ class Prompt:
   behind: tuple[int, ...]
 
 
-def tokenise(directory: pathlib.Path, template: str) -> Prompt:
+def tokenize_prompt(directory: pathlib.Path, template: str) -> Prompt:
   """The literal template, no special tokens added, no chat template applied.
 
   Raises UserError for a template without exactly one {items} or with nothing before it, and for a
@@ -50,7 +50,7 @@ def has_tokenizer(directory: pathlib.Path) -> bool:
   return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
 
-def estimated_lengths(template: str) -> dict[str, int]:
+def estimate_prompt_lengths(template: str) -> dict[str, int]:
   """About how many tokens Llama 3's tokenizer makes of the template, for want of its files:
   "length" before the items, "response" behind them; every special token, word, number and run of
   punctuation is one. Of config.PROMPTS["paper"], 34 and 5, it is the true count. Raises UserError
@@ -69,7 +69,7 @@ def _check(template: str) -> None:
     )
 
 
-def embeddings(checkpoint: Checkpoint, tokens: tuple[int, ...]) -> np.ndarray:
+def read_embeddings(checkpoint: Checkpoint, tokens: tuple[int, ...]) -> np.ndarray:
   """float32 [tokens, D]; only these rows of the table are read. Raises UserError."""
   if EMBEDDING not in checkpoint.keys():
     raise UserError(f"{checkpoint.directory}: {EMBEDDING} is missing, which the prompt needs")

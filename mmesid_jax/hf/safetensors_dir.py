@@ -1,4 +1,4 @@
-"""A Hugging Face directory's tensors, read slice by slice, and written in shards."""
+"""Reads a Hugging Face directory's tensors slice by slice, and writes them in shards."""
 
 import json
 import os
@@ -11,40 +11,44 @@ import safetensors
 import safetensors.numpy
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import atomic_folder
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHARD_BYTES = 4 << 30
+SMALL_FILES = (".json", ".txt", ".jinja", ".model")  # suffixes of what goes along
 
 
 class Checkpoint:
   """The safetensors of a directory: one file, or shards with an index.
 
-  Opening reads headers only and checks that every file is whole. `bytes_read` counts what `read`
-  has handed out. Raises UserError for a directory that holds no safetensors, a shard that is
-  missing or cut short, or a tensor that the index puts into the wrong file.
+  Opening reads headers only and checks that every file is whole. `bytes_read` is the number of
+  bytes that `read` has returned. Raises UserError for a directory without safetensors, a shard that
+  is missing or cut short, and a tensor that the index puts into the wrong file.
   """
 
   def __init__(self, directory: str | os.PathLike):
     self.directory = pathlib.Path(directory)
     self.bytes_read = 0
     self._files = {name: self._open(name) for name in self._names()}
-    found = {key: file for file in self._files.values() for key in file.keys()}  # noqa: SIM118
-    self._check_index(found)
-    self._slices = {key: file.get_slice(key) for key, file in found.items()}
+    file_of = {key: file for file in self._files.values() for key in file.keys()}  # noqa: SIM118
+    self._check_index(file_of)
+    self._slices = {key: file.get_slice(key) for key, file in file_of.items()}
 
   def keys(self) -> list[str]:
+    """The names of all tensors."""
     return list(self._slices)
 
   def shape(self, key: str) -> tuple[int, ...]:
     return tuple(self._slices[key].get_shape())
 
   def is_float(self, key: str) -> bool:
+    """Whether the tensor holds 16- or 32-bit floats."""
     return self._slices[key].get_dtype() in ("F32", "F16", "BF16")
 
   def read(self, key: str, *index: slice) -> np.ndarray:
-    """The slice of the tensor, or all of it, in the dtype of the file."""
+    """The slice of the tensor, or all of it, in the file's dtype."""
     array = self._slices[key][index or ...]
     self.bytes_read += array.nbytes
     return array
@@ -86,16 +90,16 @@ class Checkpoint:
         f"{file}: not a whole safetensors file ({error}); download it again"
       ) from error
 
-  def _check_index(self, found: dict) -> None:
+  def _check_index(self, file_of: dict) -> None:
     if SINGLE in self._files:
       return
     for key, name in self._index().items():
-      if found.get(key) is not self._files[name]:
+      if file_of.get(key) is not self._files[name]:
         raise UserError(f"{self.directory / name}: does not hold {key}, but {INDEX} says so")
 
 
-def refuse_existing(directory: pathlib.Path) -> None:
-  """Nothing that is there is written over. Raises UserError."""
+def check_new_directory(directory: pathlib.Path) -> None:
+  """Raises UserError for a directory that exists: nothing is written over."""
   if directory.exists():
     raise UserError(f"{directory}: exists already; name a new directory")
 
@@ -109,48 +113,50 @@ def write_checkpoint(
 ) -> None:
   """Writes a new directory that transformers loads: config.json and shards of at most 4 GiB.
 
-  Tensors are taken one by one, so memory holds a shard and never the model. From `copy_from` come
-  the tokenizer's and other small files. The directory appears whole or not at all. Raises UserError
-  when it exists.
-  """
-  refuse_existing(directory)
-  temporary = directory.with_name(directory.name + ".tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  places: dict[str, int] = {}
-  shard: dict[str, np.ndarray] = {}
-  total, files = 0, 0
+  Args:
+    directory: must not exist; it appears whole or not at all.
+    tensors: key and tensor, taken one by one, so that memory holds one shard and never the model.
+    config: the content of config.json.
+    copy_from: a directory whose tokenizer and other small files are copied.
 
-  def flush():
-    nonlocal shard, files
-    safetensors.numpy.save_file(shard, temporary / f"part-{files:05d}", metadata={"format": "pt"})
-    places.update(dict.fromkeys(shard, files))
-    shard, files = {}, files + 1
+  Raises UserError where the directory exists, and for what the disk refuses.
+  """
+  check_new_directory(directory)
+  with atomic_folder(directory) as temporary:
+    _write_shards(temporary, tensors)
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for file in sorted(copy_from.glob("*")) if copy_from is not None else ():
+      if file.suffix in SMALL_FILES and file.name not in (INDEX, "config.json"):
+        shutil.copy(file, temporary / file.name)
+
+
+def _write_shards(directory: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+  """Writes one file of tensors, or shards with their index."""
+  shard_of: dict[str, int] = {}
+  shard: dict[str, np.ndarray] = {}
+  total, count = 0, 0
+
+  def write_shard():
+    nonlocal shard, count
+    safetensors.numpy.save_file(shard, directory / f"part-{count:05d}", metadata={"format": "pt"})
+    shard_of.update(dict.fromkeys(shard, count))
+    shard, count = {}, count + 1
 
   for key, array in tensors:
     if shard and sum(x.nbytes for x in shard.values()) + array.nbytes > SHARD_BYTES:
-      flush()
+      write_shard()
     shard[key] = np.ascontiguousarray(array)
     total += array.nbytes
-  flush()
-  names = [SINGLE if files == 1 else _shard_name(i, files) for i in range(files)]
+  write_shard()
+  names = [SINGLE if count == 1 else _shard_name(i, count) for i in range(count)]
   for i, name in enumerate(names):
-    (temporary / f"part-{i:05d}").rename(temporary / name)
-  if files > 1:
+    (directory / f"part-{i:05d}").rename(directory / name)
+  if count > 1:
     index = {
       "metadata": {"total_size": total},
-      "weight_map": {key: names[i] for key, i in places.items()},
+      "weight_map": {key: names[i] for key, i in shard_of.items()},
     }
-    (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-  (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-  if copy_from is not None:
-    for file in sorted(copy_from.glob("*")):
-      if file.suffix in (".json", ".txt", ".jinja", ".model") and file.name not in (
-        INDEX,
-        "config.json",
-      ):
-        shutil.copy(file, temporary / file.name)
-  os.replace(temporary, directory)
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _shard_name(index: int, count: int) -> str:

@@ -1,7 +1,10 @@
 """Adapters: what is written is read again, and one that does not fit is refused in one line."""
 
 import dataclasses
+import errno
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,7 +12,14 @@ import safetensors.numpy
 from flax import nnx
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.hf.adapter import CONFIG, WEIGHTS, check, describe, read_adapter, write_adapter
+from mmesid_jax.hf.adapter import (
+  CONFIG,
+  WEIGHTS,
+  check_adapter,
+  describe_adapter,
+  read_adapter,
+  write_adapter,
+)
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import Llama, LlamaConfig
 from mmesid_jax.parallel.variables import LoRAParam
@@ -81,10 +91,38 @@ def test_one_that_finds_no_space_leaves_the_first(written, monkeypatch):
   read_adapter(adapted(), written)
 
 
+def test_one_that_cannot_get_its_name_leaves_the_first(written, monkeypatch):
+  real = os.replace
+
+  def refuse_new(source, target):
+    if pathlib.Path(target) == written and not (pathlib.Path(source) / "first").exists():
+      raise OSError(errno.EIO, os.strerror(errno.EIO))
+    real(source, target)
+
+  (written / "first").touch()
+  monkeypatch.setattr(os, "replace", refuse_new)
+  with pytest.raises(UserError, match=f"^{written}: input/output error$"):
+    write_adapter(adapted(seed=1), written, base="base")
+  monkeypatch.undo()
+  assert sorted(p.name for p in written.parent.iterdir()) == ["adapter"]
+  llama = adapted(seed=2)
+  read_adapter(llama, written)
+  for name, x in factors(adapted()).items():
+    np.testing.assert_array_equal(x, factors(llama)[name])
+
+
+def test_other_files_in_its_folder_stay(written):
+  (written / "README.md").write_text("notes")
+  write_adapter(adapted(seed=1), written, base="base")
+  assert (written / "README.md").read_text() == "notes"
+  read_adapter(adapted(), written)
+  assert sorted(p.name for p in written.parent.iterdir()) == ["adapter"]
+
+
 def test_it_says_how_many_projections_are_adapted():
   size = 2 * 4 * ((16 + 32) + (32 + 16) + (24 + 16))  # layers * rank * (in + out)
   says = f"LoRA: matched 6 projections, {size / 1e6:.2f} M parameters"
-  assert describe(adapted()) == says
+  assert describe_adapter(adapted()) == says
 
 
 @pytest.mark.parametrize(
@@ -104,7 +142,7 @@ def test_it_says_how_many_projections_are_adapted():
 def test_an_adapter_of_another_kind_is_refused_by_its_field(written, fields, message):
   edit(written, **fields)
   with pytest.raises(UserError, match=f"{CONFIG}: {message}"):
-    check(adapted(), written)
+    check_adapter(adapted(), written)
 
 
 def test_fields_that_peft_leaves_out_have_its_defaults(written):
@@ -112,7 +150,7 @@ def test_fields_that_peft_leaves_out_have_its_defaults(written):
   (written / CONFIG).write_text(
     json.dumps({k: v for k, v in config.items() if k not in ("use_rslora", "bias")})
   )
-  check(adapted(), written)
+  check_adapter(adapted(), written)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +164,13 @@ def test_fields_that_peft_leaves_out_have_its_defaults(written):
 def test_weights_that_do_not_fit_are_named(written, change, message):
   rewrite(written, change)
   with pytest.raises(UserError, match=message):
-    check(adapted(), written)
+    check_adapter(adapted(), written)
 
 
 @pytest.mark.parametrize("changes", [{"layers": 3}, {"F": 32}, {"D": 32}])
 def test_an_adapter_of_another_base_is_refused(written, changes):
   with pytest.raises(UserError, match=WEIGHTS):
-    check(adapted(**changes), written)
+    check_adapter(adapted(**changes), written)
 
 
 @pytest.mark.parametrize(
@@ -148,5 +186,5 @@ def test_an_adapter_of_another_base_is_refused(written, changes):
 def test_damage_is_told_in_one_line(written, damage, message):
   damage(written)
   with pytest.raises(UserError, match=message) as caught:
-    check(adapted(), written)
+    check_adapter(adapted(), written)
   assert "\n" not in str(caught.value)

@@ -10,11 +10,18 @@ from checkpoints import write_tiny_checkpoint
 from flax import nnx
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.hf.llama_weights import IGNORED, TABLE, layer_of, load, to_hugging_face, weight_of
+from mmesid_jax.hf.llama_weights import (
+  IGNORED,
+  TABLE,
+  layer_of,
+  load_weights,
+  to_hugging_face,
+  weight_of,
+)
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.models.layers.weight_quantization import BLOCK
 from mmesid_jax.models.llama import Llama
-from mmesid_jax.parallel.sharding import make_mesh
+from mmesid_jax.parallel.mesh import make_mesh
 from mmesid_jax.parallel.variables import Pretrained
 
 SIZES = {"layers": 3, "D": 512, "F": 1024, "N": 8, "K": 4, "H": 64}
@@ -33,7 +40,7 @@ def loaded(base, weights="bfloat16", mesh=None):
   llama = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0)))
   checkpoint = Checkpoint(directory)
   with jax.set_mesh(mesh or make_mesh()):
-    load(llama, checkpoint)
+    load_weights(llama, checkpoint)
   return llama, checkpoint
 
 

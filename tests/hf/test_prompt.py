@@ -7,10 +7,10 @@ import pytest
 import safetensors.numpy
 from checkpoints import SPECIAL, write_tiny_checkpoint
 
-from mmesid_jax.config.schema import PROMPTS
+from mmesid_jax.config.presets import PROMPTS
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.llama_weights import EMBEDDING
-from mmesid_jax.hf.prompt import embeddings, tokenise
+from mmesid_jax.hf.prompt import read_embeddings, tokenize_prompt
 from mmesid_jax.hf.safetensors_dir import SINGLE, Checkpoint
 
 BEGIN, START, STOP, EOT = range(256, 260)  # ids of SPECIAL: they follow the bytes
@@ -39,7 +39,7 @@ def spelled(directory, tokens) -> list:
 
 
 def test_the_prompt_of_the_paper_token_by_token(base):
-  prompt = tokenise(base, PROMPTS["paper"])
+  prompt = tokenize_prompt(base, PROMPTS["paper"])
   assert spelled(base, prompt.before) == [
     *(BEGIN, START, "system", STOP),
     *("\n\nYou are a helpful AI assistant for recommendations", EOT),
@@ -50,21 +50,21 @@ def test_the_prompt_of_the_paper_token_by_token(base):
 
 
 def test_the_prompt_of_the_released_code_has_lost_its_beginning(base):
-  prompt = tokenise(base, PROMPTS["released_code"])
+  prompt = tokenize_prompt(base, PROMPTS["released_code"])
   assert spelled(base, prompt.before) == [
     BEGIN,
     "{ Given the user's purchase history, predict next possible item to be purchased. ",
   ]
-  assert prompt.behind == tokenise(base, PROMPTS["paper"]).behind
+  assert prompt.behind == tokenize_prompt(base, PROMPTS["paper"]).behind
 
 
 def test_nothing_is_added_to_the_literal_text(base):
-  assert spelled(base, tokenise(base, "a {items}").before) == ["a "]
-  assert tokenise(base, "a {items}").behind == ()
+  assert spelled(base, tokenize_prompt(base, "a {items}").before) == ["a "]
+  assert tokenize_prompt(base, "a {items}").behind == ()
 
 
 def test_special_tokens_of_the_tokenizer_stay_one_token(base):
-  assert tokenise(base, "".join(SPECIAL) + "{items}").before == (BEGIN, START, STOP, EOT)
+  assert tokenize_prompt(base, "".join(SPECIAL) + "{items}").before == (BEGIN, START, STOP, EOT)
 
 
 @pytest.mark.parametrize(
@@ -72,30 +72,30 @@ def test_special_tokens_of_the_tokenizer_stay_one_token(base):
 )
 def test_a_text_without_one_place_for_items_is_refused(base, text):
   with pytest.raises(UserError, match="prompt.text=.*expected text, {items} once"):
-    tokenise(base, text)
+    tokenize_prompt(base, text)
 
 
 def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path):
   with pytest.raises(UserError, match="neither tokenizer.json nor tokenizer.model; copy"):
-    tokenise(tmp_path, PROMPTS["paper"])
+    tokenize_prompt(tmp_path, PROMPTS["paper"])
 
 
 def test_a_damaged_tokenizer_is_one_line(tmp_path):
   (tmp_path / "tokenizer.json").write_text("{")
   with pytest.raises(UserError, match="its tokenizer does not load") as caught:
-    tokenise(tmp_path, PROMPTS["paper"])
+    tokenize_prompt(tmp_path, PROMPTS["paper"])
   assert "\n" not in str(caught.value)
 
 
 def test_only_the_rows_of_the_prompt_are_read(base):
   checkpoint = Checkpoint(base)
   table = safetensors.numpy.load_file(base / SINGLE)[EMBEDDING]
-  found = embeddings(checkpoint, (7, 259, 7))
+  found = read_embeddings(checkpoint, (7, 259, 7))
   np.testing.assert_array_equal(found, table[[7, 259, 7]].astype(np.float32))
   assert checkpoint.bytes_read == 3 * table[0].nbytes
-  assert embeddings(checkpoint, ()).shape == (0, table.shape[1])
+  assert read_embeddings(checkpoint, ()).shape == (0, table.shape[1])
 
 
 def test_a_tokenizer_of_another_checkpoint_is_refused(base):
   with pytest.raises(UserError, match="token 260, the table has 260 rows"):
-    embeddings(Checkpoint(base), (1, 260))
+    read_embeddings(Checkpoint(base), (1, 260))

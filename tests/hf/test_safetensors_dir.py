@@ -136,3 +136,23 @@ def test_an_export_never_lands_in_a_directory_that_is_there(tmp_path):
   with pytest.raises(UserError, match="out: exists already"):
     write_checkpoint(tmp_path / "out", [], {})
   assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path):
+  def tensors():
+    yield "a", np.zeros(3, np.float32)
+    raise RuntimeError("the source is damaged")
+
+  with pytest.raises(RuntimeError, match="the source is damaged"):
+    write_checkpoint(tmp_path / "out", tensors(), {})
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_an_export_in_one_line(tmp_path, monkeypatch):
+  def save_file(*arguments, **options):
+    raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+  monkeypatch.setattr(safetensors.numpy, "save_file", save_file)
+  with pytest.raises(UserError, match=f"^{tmp_path / 'out'}: no space left on device$"):
+    write_checkpoint(tmp_path / "out", [("a", np.zeros(3, np.float32))], {})
+  assert not list(tmp_path.iterdir())
