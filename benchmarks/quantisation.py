@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
   from mmesid_jax.reports import export_backbone
 
   workdir, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
-  export_backbone.run(workdir, output / "backbone")
+  export_backbone.export_backbone(workdir, output / "backbone")
   rows = {kind: {**storage(output / "backbone", kind)} for kind in KINDS}
   for kind in KINDS:
     rows[kind] |= trained(workdir, output, kind)

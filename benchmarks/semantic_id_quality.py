@@ -73,7 +73,7 @@ def examined(name: str, output: pathlib.Path) -> dict:
     key, _, value = change.partition("=")
     config.update_from_flattened_dict({key: json.loads(value)})
   workdir = pipeline.run(config, output / name, others=[output / n for n in VARIANTS if n != name])
-  figures = id_report.examine(workdir)
+  figures = id_report.examine_semantic_ids(workdir)
   health, tau = figures["health"], figures["tau"]
   return {
     m: {

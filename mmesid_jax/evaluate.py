@@ -1,8 +1,11 @@
-"""Ranks the held-out items again: python -m mmesid_jax.evaluate --workdir=DIR
-[--split=valid|test]
+"""Ranks the held-out items with a trained model, or examines its semantic IDs.
 
---stage=semantic_ids says instead whether the semantic IDs are any good, and trains nothing: tables
-of the codebooks' health and of the vectors' geometry, semantic_ids.json and semantic_ids.html.
+Examples:
+  python -m mmesid_jax.evaluate --workdir=runs/quickstart --split=valid
+  python -m mmesid_jax.evaluate --workdir=runs/quickstart --stage=semantic_ids
+
+The second one trains nothing: it prints how healthy the codebooks are and how well codes keep the
+vectors' geometry, and writes semantic_ids.json and the page semantic_ids.html.
 """
 
 import pathlib
@@ -12,23 +15,28 @@ from absl import flags
 from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A folder that mmesid_jax.train wrote.")
+WORKDIR = flags.DEFINE_string("workdir", None, "A folder that the command train wrote.")
 STAGE = flags.DEFINE_enum(
-  "stage", "recommender", ["recommender", "semantic_ids"], "What is evaluated."
+  "stage", "recommender", ["recommender", "semantic_ids"], "The stage to evaluate."
 )
-SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which held-out item is ranked.")
+SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "The held-out items to rank.")
 MESH = flags.DEFINE_list(
   "mesh", None, "Devices on the axes data, fsdp, tensor (-1 = the rest), if not as in training."
 )
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
 command_line.define_process_flags()
 flags.mark_flag_as_required("workdir")
+GROUPS = {
+  "Required": "workdir=DIR",
+  "What to evaluate": "stage split",
+  "Where": "data_dir=DIR mesh",
+} | command_line.PROCESS_GROUP
 
 
 def main(argv: list[str]) -> None:
   del argv
   from mmesid_jax import pipeline
-  from mmesid_jax.config.schema import read_config
+  from mmesid_jax.config.saved import read_config
   from mmesid_jax.parallel import processes
   from mmesid_jax.stages.workdir import reopen_workdir
 
@@ -47,4 +55,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run_command(main)
+  command_line.run_command(main, groups=GROUPS)

@@ -130,9 +130,9 @@ def evaluate(workdir: Workdir, split: str) -> None:
 
 def examine(workdir: Workdir) -> None:
   """Examines the semantic IDs, prints the tables and writes a page. Raises UserError."""
-  found = id_report.examine(workdir)
-  reporter.info(codebook_health.table(found["health"]))
-  reporter.info(f"\n{geometry.table(found['tau'], found['inputs'])}")
+  found = id_report.examine_semantic_ids(workdir)
+  reporter.info(codebook_health.codebook_table(found["health"]))
+  reporter.info(f"\n{geometry.geometry_table(found['tau'], found['inputs'])}")
   reporter.info("\n".join(found["notes"]))
   reporter.info(f"with pictures: {workdir.path / id_report.PAGE}; all figures: {id_report.FIGURES}")
 

@@ -1,7 +1,11 @@
-"""Trains the stages of a configuration: python -m mmesid_jax.train --config=configs/x.py
---workdir=DIR
+"""Trains the stages of a configuration; models, checkpoints and logs go to a folder.
 
-With --plan=KIND instead says whether the recommender fits on such devices, and how long it takes.
+Examples:
+  python -m mmesid_jax.train --config=quickstart --workdir=runs/quickstart
+  python -m mmesid_jax.train --config=beauty:paper --config.data.dir=DIR --workdir=runs/paper
+  python -m mmesid_jax.train --config=beauty --explain=recommender.prompt
+
+The same command continues a run that was stopped, and skips stages that are finished.
 """
 
 import pathlib
@@ -9,31 +13,31 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mmesid_jax.config import command_line
-from mmesid_jax.errors import UserError
+from mmesid_jax.config import command_line, default_config
+from mmesid_jax.config.explain import explain
+from mmesid_jax.display import reporter
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for artifacts, checkpoints and logs.")
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Configuration: a name, as in configs/, or a file.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for models, checkpoints and logs.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Redo stages that another configuration made.")
-PLAN = flags.DEFINE_string("plan", None, "Kind of device, h200 say: train nothing, say what fits.")
-DEVICES = flags.DEFINE_list("plan_devices", "1,8,64,256", "Numbers of devices to plan for.")
-MFU = flags.DEFINE_float("plan_mfu", 0.4, "Share of the peak that the plan's times stand on.")
-COMPILE = flags.DEFINE_bool("plan_compile", False, "Also ask the compiler for TPUs: minutes.")
-ROWS = flags.DEFINE_integer("plan_rows_a_device", None, "Rows grow with the devices sharing them.")
+EXPLAIN = flags.DEFINE_string("explain", None, "Explain all keys, or those under KEY; no training.")
+flags.FLAGS["explain"].boolean = True  # its value may be left out
 command_line.define_process_flags()
-flags.mark_flags_as_required(["config"])
+GROUPS = {
+  "Required": "config=NAME[:PRESET] workdir=DIR",
+  "Optional": "overwrite explain",
+} | command_line.PROCESS_GROUP
 
 
 def main(argv: list[str]) -> None:
   del argv
-  if PLAN.value is not None:
-    from mmesid_jax.planning import plan_report
-
-    options = {"devices": DEVICES.value, "mfu": MFU.value, "rows_a_device": ROWS.value}
-    plan_report.run(CONFIG.value, PLAN.value, **options, compiled=COMPILE.value)
+  if EXPLAIN.value not in (None, "false"):
+    prefix = "" if EXPLAIN.value == "true" else EXPLAIN.value
+    reporter.info(explain(CONFIG.value or default_config(), prefix))
     return
-  if WORKDIR.value is None:
-    raise UserError("--workdir is missing; it must be given, but for --plan")
+  command_line.require_flags("config", "workdir")
   from mmesid_jax import pipeline  # after parsing: a wrong flag is refused before JAX is loaded
   from mmesid_jax.parallel import processes
 
@@ -43,4 +47,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run_command(main)
+  command_line.run_command(main, groups=GROUPS)

@@ -11,7 +11,7 @@ import safetensors.numpy
 from commands import refused, run
 
 from mmesid_jax import pipeline
-from mmesid_jax.config.schema import read_config
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.serving import answer as recommending
@@ -29,7 +29,7 @@ def vectors(workdir) -> dict[str, np.ndarray]:
 
 
 def encoded(workdir, sources):
-  return new_item_codes.encode(workdir, read_config(workdir), sources)
+  return new_item_codes.encode_new_items(workdir, read_config(workdir), sources)
 
 
 def test_items_of_training_get_their_codes_again(trained, tmp_path):
@@ -66,7 +66,7 @@ def test_what_is_not_known_is_the_mean_and_has_the_code_nearest_to_it(trained):
 
 def test_new_items_are_recommended_and_read_and_the_others_stay(trained, tmp_path):
   text = vectors(trained)["text"]
-  new_item_codes.write(tmp_path / "new.safetensors", encoded(trained, {"text": text[[4, 6]]}))
+  new_item_codes.write_new_items(tmp_path / "new.safetensors", encoded(trained, {"text": text[[4, 6]]}))
   model, plain = (Recommender.load(trained, ["", *map(str, range(1, 41))]) for _ in range(2))
   assert model.add_items(tmp_path / "new.safetensors", titles=["a", "b"]) == range(41, 43)
   assert plain.add_items({"text": text[[4, 6]]}) == range(41, 43)  # the same from rows
@@ -114,7 +114,7 @@ def test_rows_are_whitened_as_in_training(trained):
   config = read_config(trained)
   model = new_item_codes.recommender_stage.restore(trained, config)
   given = {m: x[[4, 6]] for m, x in vectors(trained).items()}
-  extended = new_item_codes.extended(model, trained, config, given)
+  extended = new_item_codes.append_new_items(model, trained, config, given)
   for m in given:
     table = np.asarray(extended.items.feature_IV[m][...])
     assert table.shape == (43, 8)
@@ -171,15 +171,15 @@ def test_files_that_do_not_fit_are_refused(workdir, tmp_path):
   with pytest.raises(UserError, match=r"not an artifact of the stage new_items .*encode"):
     model.add_items(workdir / "recommender.safetensors")
   new = encoded(workdir, {"text": vectors(workdir)["text"][:2]})
-  new_item_codes.write(file, dataclasses.replace(new, quantiser="other"))
+  new_item_codes.write_new_items(file, dataclasses.replace(new, quantiser="other"))
   with pytest.raises(UserError, match=r"new.safetensors: codes of another quantiser"):
     model.add_items(file)
-  new_item_codes.write(
+  new_item_codes.write_new_items(
     file, dataclasses.replace(new, codes={m: x + 4 for m, x in new.codes.items()})
   )
   with pytest.raises(UserError, match=r"new.safetensors: do not fit .*expected 0 to 3"):
     model.add_items(file)
-  new_item_codes.write(file, new)
+  new_item_codes.write_new_items(file, new)
   with pytest.raises(UserError, match="1 titles of 2 new items"):
     model.add_items(file, titles=["a"])
   assert model.num_items == 40
@@ -215,7 +215,7 @@ def test_features_are_given_once_by_modality(trained, tmp_path, features, says):
 
 
 def test_new_items_are_named_in_the_list(trained, tmp_path, capsys):
-  new_item_codes.write(
+  new_item_codes.write_new_items(
     tmp_path / "x.safetensors", encoded(trained, {"text": vectors(trained)["text"]})
   )
   recommending.run(

@@ -14,14 +14,14 @@ from checkpoints import write_tiny_checkpoint
 from conftest import TINY
 
 from mmesid_jax import pipeline
-from mmesid_jax.config.schema import read_config
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
 from mmesid_jax.hf.safetensors_dir import SINGLE, Checkpoint
 from mmesid_jax.reports import export_backbone
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import recommender_stage
-from mmesid_jax.stages.workdir import reopen
+from mmesid_jax.stages.workdir import reopen_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 FROM_CHECKPOINT = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width")
@@ -65,7 +65,7 @@ def workdir(first, tmp_path):
 
 def restored(path):
   config = read_config(path)
-  return recommender_stage.restore(path, config)
+  return recommender_stage.load_recommender(path, config)
 
 
 def test_sizes_and_prompt_come_from_the_checkpoint(first, base):
@@ -111,7 +111,7 @@ def test_it_recommends_and_evaluates_from_the_workdir(workdir, capsys):
   answer = Recommender.load(workdir).recommend([[3, 5], []], top_k=4)
   assert [len(a) for a in answer] == [4, 4]
   table = json.loads((workdir / "evaluation.json").read_text())["models"]["MME-SID"]
-  pipeline.evaluate(reopen(workdir), "test")
+  pipeline.evaluate(reopen_workdir(workdir), "test")
   again = json.loads((workdir / "evaluation.json").read_text())["models"]["MME-SID"]
   assert again == table
 
@@ -136,7 +136,7 @@ def test_the_checkpoint_may_move_but_not_change(workdir, base, tmp_path, capsys)
 def test_a_quantised_base_trains_and_answers(first, base, weights, tmp_path, capsys):
   workdir = pathlib.Path(shutil.copytree(first[0], tmp_path / weights))
   config = llama3(base, **{"backbone.weights": weights})
-  with pytest.raises(UserError, match=f"backbone.weights is bfloat16, now {weights}"):
+  with pytest.raises(UserError, match=f"backbone.weights was 'bfloat16', now '{weights}'"):
     pipeline.run(config, workdir)
   pipeline.run(config, workdir, overwrite=True)
   size = {"int8": "1.0", "nf4": "0.5"}[weights]
@@ -199,7 +199,7 @@ def test_the_presets_take_their_own_prompt(base):
 
 def test_the_merged_backbone_differs_by_its_adapter_and_nothing_else(workdir, base, tmp_path):
   output = tmp_path / "merged"
-  export_backbone.run(workdir, output)
+  export_backbone.export_backbone(workdir, output)
   merged, source = Checkpoint(output), Checkpoint(base)
   adapter = safetensors.numpy.load_file(workdir / "adapter/adapter_model.safetensors")
   assert sorted(merged.keys()) == sorted(source.keys())
@@ -214,11 +214,11 @@ def test_the_merged_backbone_differs_by_its_adapter_and_nothing_else(workdir, ba
   ours, theirs = (json.loads((d / "config.json").read_text()) for d in (output, base))
   assert ours == theirs
   with pytest.raises(UserError, match="merged: exists already"):
-    export_backbone.run(workdir, output)
+    export_backbone.export_backbone(workdir, output)
 
 
 def test_a_backbone_from_scratch_becomes_a_checkpoint(trained, tmp_path):
-  export_backbone.run(trained, tmp_path / "scratch")
+  export_backbone.export_backbone(trained, tmp_path / "scratch")
   model = restored(trained)
   found = Checkpoint(tmp_path / "scratch")
   np.testing.assert_array_equal(found.read("model.embed_tokens.weight"), model.prompt_PD[...])

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from mmesid_jax import __version__
 from mmesid_jax.config.help_page import Groups, help_page
 from mmesid_jax.config.named_configs import config_file, load_config
+from mmesid_jax.config.schema import add_modalities
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, Stop, UserError
 
@@ -121,7 +122,7 @@ def process_environment() -> dict[str, str]:
 def _leave_others(status: int) -> None:
   """Ends this process at once if it is one of several: a regular exit would wait for the others."""
   if processes := sys.modules.get("mmesid_jax.parallel.processes"):
-    processes.leave(status)
+    processes.exit_at_once(status)
 
 
 def _unraisable(found) -> None:
@@ -166,7 +167,9 @@ def _answer(argv: Sequence[str], doc: str | None, groups: Groups) -> bool:
 
 
 def _own_flags(program: str) -> list[str]:
-  return [flag.name for flag in flags.FLAGS.get_flags_for_module(program)]
+  """The flags that the program itself defines, without old names of others."""
+  own = flags.FLAGS.get_flags_for_module(program)
+  return [flag.name for flag in own if not flag.help.startswith("Alias for ")]
 
 
 def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
@@ -180,12 +183,14 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   file = None if given is None else config_file(given)
   if file is not None:
     argv = _with_config(argv, file)
+    _accept_modalities(argv)
   try:
     rest = flags.FLAGS(list(argv))
   except UserError:
     raise  # by the config file itself
   except Exception as error:
     problem, config = error, load_config(file) if file is not None else None
+    add_modalities(config, _overrides(argv))
   else:
     problem, config = None, flags.FLAGS[CONFIG].value if file is not None else None
   if file is not None and not isinstance(config, ConfigDict):
@@ -195,6 +200,7 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
     # the libraries say what broke inside them; with the config at hand, better can be said
     raise UserError(_explain(problem, argv, config)) from problem
   _check_tuples(argv)
+  _check_preset(argv)
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
   if subcommands and not subcommand:  # after the flags: a mistyped one is named first
@@ -220,6 +226,18 @@ def _with_config(argv: Sequence[str], file: str) -> list[str]:
     if name in (f"--{CONFIG}", f"-{CONFIG}"):
       return [*argv[:place], f"{name}={file}", *argv[place + (1 if equals else 2) :]]
   return list(argv)
+
+
+def _accept_modalities(argv: Sequence[str]) -> None:
+  """Makes the config file's parser add the modalities that the command line names."""
+  parser = flags.FLAGS[CONFIG].parser
+
+  def parse(file: str) -> object:
+    config = type(parser).parse(parser, file)
+    add_modalities(config, _overrides(argv))
+    return config
+
+  parser.parse = parse
 
 
 def _check_values_given(argv: Sequence[str]) -> None:
@@ -287,6 +305,16 @@ def _check_tuples(argv: Sequence[str]) -> None:
       if not all(type(x) is kind or (kind is float and type(x) is int) for x in flag.value):
         like = ",".join(map(str, flag.default))
         raise UserError(f"--{CONFIG}.{key}: expected values of type {kind.__name__}, as in {like}")
+
+
+def _check_preset(argv: Sequence[str]) -> None:
+  """Raises UserError where the command line sets the name of the preset, which changes no key."""
+  for key in _overrides(argv):
+    if key in ("preset", "base.preset"):
+      raise UserError(
+        f"--{CONFIG}.{key} cannot be set; choose the preset with the file, as in "
+        f"--{CONFIG}=configs/beauty.py:paper"
+      )
 
 
 def _overrides(argv: Sequence[str]) -> list[str]:

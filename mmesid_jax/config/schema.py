@@ -1,231 +1,358 @@
-"""What a configuration holds, the three presets, and the check before anything heavy starts."""
+"""Every key of a configuration: its default, the values it may have, and what it means.
 
-import difflib
-import json
-import pathlib
-from collections.abc import Mapping
-from typing import Any
+To add a key, add a row to KEYS. Defaults, checks, `train --explain` and the documentation's page of
+keys follow from it. Keys are read as config.section.name, and set by --config.section.name=value.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.rules import FROM_EVENTS, PRESETS, RULES, RULES_BY_LAST_NAME, STAGES
+from mmesid_jax.config.presets import PRESETS
+from mmesid_jax.config.rules import (
+  Rule,
+  above_zero,
+  at_least,
+  fraction,
+  list_of,
+  one_of,
+  some_of,
+  true_or_false,
+  words,
+)
 from mmesid_jax.errors import UserError
 
-RUN_KEYS = ("run", "mesh", "profile", "stages")  # may differ between two runs of one workdir
-# Where things are may differ too: what they hold is compared by fingerprint.
-LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
-
-# Keys that came later: a workdir without them was made as their defaults say.
-LATER_KEYS = {
-  "data": ("split", "split_at"),
-  "semantic_ids": ("bandwidths",),
-  "recommender": ("as_new",),
-}
-
-ITEMS = "{items}"  # where the history's tokens stand in a prompt text
-_TASK = "Given the user's purchase history, predict next possible item to be purchased."
-_END = f" {ITEMS} <|eot_id|><|start_header_id|>assistant<|end_header_id|>"
-PROMPTS = {
-  # What the authors document.
-  "paper": (
-    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
-    "You are a helpful AI assistant for recommendations<|eot_id|>"
-    f"<|start_header_id|>user<|end_header_id|>\n\n{_TASK}{_END}"
-  ),
-  # What their code tokenises: the beginning is overwritten.
-  "released_code": f"<|begin_of_text|>{{ {_TASK}{_END}",
-}
+STAGES = ("collaborative", "semantic_ids", "recommender")
+FROM_EVENTS = "collaborative"  # the modality that an item has only once somebody has met it
+PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
+MESH_AXES = ("data", "fsdp", "tensor")
+ATTENTIONS = ("auto", "xla", "cudnn", "splash")
+# Functions of optax that take a learning rate, b2, weight_decay and mask: a name here is enough.
+OPTIMIZERS = ("adamw", "lion")
 
 
-def optimizer(learning_rate: float, weight_decay: float, **changes: Any) -> dict[str, Any]:
-  """AdamW's keys; schedule is "cosine" or "constant", clip 0 = no clipping by global norm."""
-  return {
-    "learning_rate": learning_rate,
-    "weight_decay": weight_decay,
-    "schedule": "cosine",
-    "warmup_steps": 100,
-    "clip": 1.0,
-    "b2": 0.999,
-    **changes,
+class Key(NamedTuple):
+  """A row of the table of keys; the meaning is one line of at most 100 characters."""
+
+  default: Any
+  rule: Rule
+  meaning: str
+
+
+def optimizer_keys(
+  section: str, learning_rate: float, weight_decay: float, schedule: str, warmup_steps: int
+) -> dict[str, Key]:
+  """The rows of a stage's optimizer."""
+  # fmt: off
+  rows = {
+    "kind": Key("adamw", one_of(*OPTIMIZERS),
+      "Optimizer; lion wants a learning rate 3 to 10 times lower than adamw's, and b2 = 0.99."),
+    "learning_rate": Key(learning_rate, above_zero(),
+      "Highest learning rate, reached after the warm-up."),
+    "schedule": Key(schedule, one_of("cosine", "constant"),
+      "Learning rate after the warm-up: down to 0 along a cosine, or constant."),
+    "warmup_steps": Key(warmup_steps, at_least(0),
+      "Steps in which the learning rate rises from 0 in a straight line."),
+    "weight_decay": Key(weight_decay, at_least(0),
+      "Weight decay of matrices and tables; biases and scales of norms have none."),
+    "clip": Key(1.0, at_least(0),
+      "Largest global norm of the gradients, longer ones are scaled down; 0 = no clipping."),
+    "b2": Key(0.999, Rule(lambda x: 0 < x < 1, "a number in (0, 1)"),
+      "Decay rate of the average of squared gradients (adamw) or of the momentum (lion)."),
   }
+  # fmt: on
+  return {f"{section}.optimizer.{name}": row for name, row in rows.items()}
+
+
+def batch_keys(
+  section: str, rows: int, row_length: int, targets: int, epochs: int
+) -> dict[str, Key]:
+  """The rows of the batches of a stage that reads histories."""
+  # fmt: off
+  found = {
+    "rows": Key(rows, at_least(1),
+      "Rows of a batch; the histories of several users are packed into a row."),
+    "row_length": Key(row_length, at_least(2),
+      "Tokens of a row; the history of a user who has more is cut into pieces."),
+    "targets": Key(targets, at_least(1),
+      "Places for targets, the items to predict, in a batch."),
+    "epochs": Key(epochs, at_least(1),
+      "Passes over the training data."),
+  }
+  # fmt: on
+  return {f"{section}.{name}": row for name, row in found.items()}
+
+
+# fmt: off
+FEATURE_TABLE = Key("", words("a file in data.dir, or empty"),
+  "Table of vectors of this modality, one row for each item; empty = no such modality.")
+
+KEYS: Mapping[str, Key] = {
+  "preset": Key("best", one_of(*PRESETS),
+    "Named set of choices, chosen together with the file: --config=configs/beauty.py:paper."),
+  "seed": Key(0, at_least(0),
+    "Seed of all random numbers: initial parameters, order of the batches, dropout."),
+  "stages": Key(STAGES, some_of(*STAGES),
+    "Stages to train; the workdir must already hold the artifacts of those that are left out."),
+
+  "data.source": Key("files", one_of("files", "synthetic", "tfds"),
+    "Plain files in data.dir, a synthetic catalogue, or a TensorFlow dataset in that folder."),
+  "data.dir": Key("", words("a folder"),
+    "Folder of the dataset: sequences.txt, perhaps items.jsonl, times.npy and feature tables."),
+  "data.split": Key("leave_one_out", one_of("leave_one_out", "temporal"),
+    "Test item: a user's last one, or the first one after a point in time (needs times.npy)."),
+  "data.split_at": Key(
+    (0.8, 0.9),
+    Rule(lambda x: len(x) == 2 and 0 < x[0] < x[1] < 1,
+      "two shares of all interactions, 0 < first < second < 1"),
+    "Temporal split: shares of all interactions that are before validation and before test."),
+  "data.synthetic.num_users": Key(2000, at_least(1),
+    "Users of the synthetic catalogue."),
+  "data.synthetic.num_items": Key(600, at_least(2),
+    "Items of the synthetic catalogue."),
+  "data.synthetic.num_clusters": Key(24, at_least(1),
+    "Clusters of similar items in the synthetic catalogue."),
+  "data.synthetic.seed": Key(0, at_least(0),
+    "Seed of the synthetic catalogue."),
+
+  f"features.{FROM_EVENTS}": Key("stage", words("stage, a file in data.dir, or empty"),
+    "Vectors of how items are used: from our collaborative stage, from a table, or none (empty)."),
+  "features.text": FEATURE_TABLE._replace(
+    meaning="Table of text vectors, one row for each item; empty = no such modality."),
+  "features.visual": FEATURE_TABLE._replace(
+    meaning="Table of image vectors, one row for each item; empty = no such modality."),
+
+  "collaborative.width": Key(128, at_least(1),
+    "Width of SASRec: of its item vectors and hidden states."),
+  "collaborative.layers": Key(2, at_least(1),
+    "Number of transformer layers."),
+  "collaborative.heads": Key(2, at_least(1),
+    "Attention heads of a layer; must divide the width."),
+  "collaborative.dropout": Key(0.5, fraction(),
+    "Share of activations that are set to 0 in training."),
+  "collaborative.loss": Key("softmax", one_of("softmax", "bce"),
+    "Softmax over all items, or cross-entropy with one sampled negative (the published baseline)."),
+  **batch_keys("collaborative", rows=32, row_length=64, targets=2048, epochs=14),
+  **optimizer_keys("collaborative", 3e-3, 0.0, "cosine", warmup_steps=100),
+
+  "semantic_ids.hidden": Key((512, 512), list_of(lambda n: n >= 1, "a non-empty tuple of widths"),
+    "Widths of the hidden layers of an encoder; its decoder has them in reverse order."),
+  "semantic_ids.standardize": Key(True, true_or_false(),
+    "Center every feature table and divide it by one number, its standard deviation."),
+  "semantic_ids.quantizer.kind": Key("rqvae", one_of("rqvae", "kmeans", "fsq"),
+    "Codes by trained codebooks, by residual k-means of principal components, or by a fixed grid."),
+  "semantic_ids.quantizer.levels": Key(4, at_least(1),
+    "Codes of an item in each modality, from coarse to fine."),
+  "semantic_ids.quantizer.codes": Key(256, at_least(2),
+    "Codes to choose from at each level; at most the number of items."),
+  "semantic_ids.quantizer.start": Key("balanced", one_of("balanced", "plain", "random"),
+    "Start of the codebooks: k-means with equal clusters, plain k-means, or random vectors."),
+  "semantic_ids.quantizer.learning": Key("average", one_of("average", "gradient"),
+    "Code vectors follow moving averages of their items, or gradients as in the paper."),
+  "semantic_ids.quantizer.average_rate": Key(0.1, Rule(lambda x: 0 < x <= 1, "a number in (0, 1]"),
+    "Step size of the moving averages."),
+  "semantic_ids.quantizer.revival": Key(1.0, Rule(lambda x: 0 <= x <= 1, "a number in [0, 1]"),
+    "Speed at which unused codes move towards items, as a share of average_rate."),
+  "semantic_ids.quantizer.commitment": Key(0.25, at_least(0),
+    "Weight of the loss that pulls an item's encoding towards its codes."),
+  "semantic_ids.quantizer.sinkhorn_epsilon": Key(0.003, at_least(0),
+    "Sinkhorn's temperature at the last level, in training only; 0 = the nearest code there too."),
+  "semantic_ids.quantizer.sinkhorn_iterations": Key(50, at_least(1),
+    "Iterations of Sinkhorn's algorithm."),
+  "semantic_ids.reconstruction": Key("mse", one_of("mmd", "mse", "both"),
+    "Loss: maximum mean discrepancy (the paper's), mean squared error, or the sum of the two."),
+  "semantic_ids.bandwidths": Key(
+    (0.5,), list_of(lambda x: x > 0, "a non-empty tuple of numbers > 0"),
+    "Variance of each Gaussian kernel of MMD, in units of the mean squared distance."),
+  "semantic_ids.alignment": Key("info_nce", one_of("info_nce", "mmd", "none"),
+    "Loss that makes the decoded modalities of an item agree: InfoNCE, MMD, or none."),
+  "semantic_ids.temperature": Key(0.1, above_zero(),
+    "Temperature of InfoNCE."),
+  "semantic_ids.reconstruction_weight": Key(3.0, at_least(0),
+    "Weight of the reconstruction loss."),
+  "semantic_ids.quantization_weight": Key(1.0, at_least(0),
+    "Weight of the quantization loss."),
+  "semantic_ids.alignment_weight": Key(0.01, at_least(0),
+    "Weight of the alignment loss."),
+  "semantic_ids.batch": Key(1024, at_least(2),
+    "Items of a batch; all items where there are fewer."),
+  "semantic_ids.epochs": Key(20, at_least(1),
+    "Passes over all items."),
+  "semantic_ids.validate_every_epochs": Key(5, at_least(1),
+    "Epochs between validations; the parameters that reconstruct best are kept."),
+  **optimizer_keys("semantic_ids", 2e-4, 1e-4, "constant", warmup_steps=0),
+
+  "recommender.backbone.kind": Key("full", one_of("full", "lora", "frozen"),
+    "Train all weights of the backbone, LoRA adapters of frozen weights, or nothing of it."),
+  "recommender.backbone.checkpoint": Key("", words("a folder, or empty"),
+    "Hugging Face directory with pretrained weights; empty = from scratch, with the sizes below."),
+  "recommender.backbone.weights": Key("bfloat16", one_of("float32", "bfloat16", "int8", "nf4"),
+    "How frozen weights are stored."),
+  "recommender.backbone.compute": Key("float32", one_of("float32", "bfloat16"),
+    "Number format of activations."),
+  "recommender.backbone.remat": Key("none", one_of("none", "products", "layers"),
+    "Computed again backward: nothing, all but projections, or whole layers (a third slower)."),
+  "recommender.backbone.attention": Key("auto", one_of(*ATTENTIONS),
+    "Attention kernel: what suits the device, XLA's, cuDNN's (NVIDIA), or Splash (TPU)."),
+  "recommender.backbone.unroll": Key(1, at_least(1),
+    "Layers that are compiled as one piece; more may run faster, and takes longer to compile."),
+  "recommender.lora.rank": Key(8, at_least(1),
+    "Rank of the adapters."),
+  "recommender.lora.alpha": Key(16.0, above_zero(),
+    "Scale of the adapters: their output is multiplied by alpha / rank."),
+  "recommender.lora.rslora": Key(False, true_or_false(),
+    "Multiply by alpha / sqrt(rank) instead (rank-stabilized LoRA)."),
+  "recommender.lora.dropout": Key(0.05, fraction(),
+    "Share of the adapters' inputs that are set to 0 in training."),
+  "recommender.lora.targets": Key(("gate", "up", "down"), some_of(*PROJECTIONS),
+    "Projections of a layer that get an adapter."),
+  "recommender.lora.start": Key("", words("a folder, or empty"),
+    "PEFT directory with the adapters to start from; empty = new adapters."),
+  "recommender.width": Key(128, at_least(1),
+    "Width of the backbone. With a checkpoint this and the next sizes are 0, or the checkpoint's."),
+  "recommender.layers": Key(2, at_least(1),
+    "Number of transformer layers."),
+  "recommender.heads": Key(2, at_least(1),
+    "Attention heads of a layer."),
+  "recommender.kv_heads": Key(2, at_least(1),
+    "Heads of keys and values; must divide the number of heads."),
+  "recommender.head_width": Key(64, at_least(1),
+    "Width of a head; even, for rotary positions."),
+  "recommender.mlp_width": Key(256, at_least(1),
+    "Hidden width of a layer's MLP."),
+  "recommender.rope_theta": Key(500_000.0, above_zero(),
+    "Base of the rotary positions."),
+  "recommender.norm_eps": Key(1e-5, above_zero(),
+    "Epsilon of RMSNorm."),
+  "recommender.dropout": Key(0.5, fraction(),
+    "Share of activations of the backbone that are set to 0 in training."),
+  "recommender.item_dropout": Key(0.5, fraction(),
+    "Share of the entries of item vectors that are set to 0 in training."),
+  "recommender.prompt.text": Key("", words("text that contains {items}, or empty"),
+    "Prompt for a checkpoint's tokenizer, with {items} for the history; empty = learned vectors."),
+  "recommender.prompt.length": Key(1, at_least(1),
+    "Learned vectors before the history; 0 with a text, which sets it to its number of tokens."),
+  "recommender.prompt.response": Key(0, at_least(0),
+    "Learned tokens before each target; 0 = read at the last item, or as many as the text has."),
+  "recommender.encoder": Key("tied", one_of("tied", "untied", "mlp"),
+    "Items are read by the projections that score them, by separate ones, or by the paper's MLP."),
+  "recommender.codes": Key("codebooks", one_of("codebooks", "random", "frozen", "none"),
+    "Code tables: the codebooks at first, random at first, the frozen codebooks, or no tables."),
+  "recommender.fusion": Key("sum", one_of("frequency", "sum"),
+    "Weights of the sources of a score: by an item's popularity (the paper's), or 1 for each."),
+  "recommender.gate_temperature": Key(1.0, above_zero(),
+    "Temperature of the softmax that gives the weights of fusion=frequency."),
+  "recommender.whiten": Key(128, at_least(0),
+    "Principal directions kept of each feature table, whitened; 0 = tables and codes as they are."),
+  "recommender.whiten_std": Key(0.04, above_zero(),
+    "Standard deviation of whitened tables and, with them, of code tables."),
+  "recommender.targets_per_user": Key(0, at_least(0),
+    "Train on only this many of the last targets of a user; 0 = on all."),
+  "recommender.targets_per_piece": Key(0, at_least(0),
+    "Targets of a user that share a history in a batch; 0 = all of them, 1 = shuffled samples."),
+  "recommender.softmax_chunk": Key(0, at_least(0),
+    "Items whose scores are held at a time; 0 = as many as 1 GiB holds. The result is the same."),
+  "recommender.negatives": Key(0, at_least(0),
+    "Sampled items that the softmax is over; 0 = all items, exact."),
+  "recommender.as_new": Key(0.0, fraction(),
+    "Share of items that a step treats as new, known by their content alone."),
+  "recommender.microbatches": Key(1, at_least(1),
+    "Batches whose gradients are added up for one step of the optimizer."),
+  **batch_keys("recommender", rows=16, row_length=128, targets=2048, epochs=8),
+  **optimizer_keys("recommender", 3e-3, 0.0, "cosine", warmup_steps=100),
+
+  "evaluation.cutoffs": Key(
+    (5, 10, 20), list_of(lambda k: k >= 1, "a non-empty tuple of ranks >= 1"),
+    "Ranks at which metrics are cut, as in nDCG@10."),
+  "evaluation.select": Key("nDCG@10", words("a metric at a cutoff, perhaps after unmasked/"),
+    "Metric that selects the best epoch on validation; history masked, or with unmasked/ before."),
+  "evaluation.targets": Key(256, at_least(1),
+    "Users that are ranked in one batch."),
+  "evaluation.resamples": Key(1000, at_least(0),
+    "Bootstrap samples of the 95 % intervals; 0 = no intervals."),
+
+  "run.log_every": Key(20, at_least(1),
+    "Steps between two entries of the log."),
+  "run.save_every": Key(200, at_least(1),
+    "Steps between two checkpoints."),
+  "run.save_minutes": Key(10.0, at_least(0),
+    "Minutes after which a checkpoint is written in any case; 0 = by steps only."),
+  "run.keep": Key(2, at_least(1),
+    "Checkpoints that are kept, the newest; the older ones are for a damaged newest one."),
+  **{
+    f"run.steps_at_once.{stage}": Key(steps, at_least(1),
+      "Steps that go to the device in one call; more than 1 where the call itself takes longer.")
+    for stage, steps in zip(STAGES, (1, 8, 1), strict=True)
+  },
+  "run.compilation_cache": Key(True, true_or_false(),
+    "Keep slow compilations in the workdir, or where JAX_COMPILATION_CACHE_DIR says."),
+  "run.heartbeat_seconds": Key(30, at_least(5),
+    "Silence after which one of several processes counts as lost."),
+
+  **{
+    f"mesh.{axis}": Key(default, Rule(lambda n: n == -1 or n >= 1, "-1 or a number >= 1"), meaning)
+    for axis, default, meaning in zip(MESH_AXES, (1, -1, 1), (
+      "Devices that share the rows of a batch, each with all weights; -1 = those that are left.",
+      "Devices that share rows of a batch, weights and item tables; -1 = those that are left.",
+      "Devices that share the weights and item tables of the same rows; -1 = those that are left.",
+    ), strict=True)
+  },
+
+  "profile.steps": Key(0, at_least(0),
+    "Steps of each stage that are traced for a profiler, once it has settled; 0 = none."),
+}
+# fmt: on
+
+
+def key_row(key: str) -> Key | None:
+  """The table's row of a key; of features.NAME, which may have any name, that of a feature table.
+
+  None for a key that does not exist.
+  """
+  is_feature_table = re.fullmatch(r"features\.[a-z]\w*", key)
+  return KEYS.get(key) or (FEATURE_TABLE if is_feature_table else None)
 
 
 def default_config(preset: str = "best") -> ConfigDict:
-  """Every key there is, at laptop sizes. A preset sets choices, never sizes. Raises UserError."""
-  config = ConfigDict(
-    {
-      "preset": preset,
-      "seed": 0,
-      "stages": STAGES,
-      "data": {
-        # data.dir holds sequences.txt; "tfds": or, there or below, a TensorFlow dataset of prepare;
-        # "synthetic": made from data.synthetic
-        "source": "files",
-        "dir": "",
-        # a user's last item is tested, the one before validates; "temporal": the first item from
-        # two times on, by times.npy, and only what is before both trains
-        "split": "leave_one_out",
-        "split_at": (0.8, 0.9),  # the two times have so large shares of all interactions before
-        "synthetic": {"num_users": 2000, "num_items": 600, "num_clusters": 24, "seed": 0},
-      },
-      # modality -> file in data.dir; "stage" = vectors of our own collaborative stage; "" = absent
-      "features": {"collaborative": "stage", "text": "", "visual": ""},
-      "collaborative": {
-        "width": 128,
-        "layers": 2,
-        "heads": 2,
-        "dropout": 0.5,
-        "loss": "softmax",  # over all items; "bce": one sampled negative, the published baseline
-        "rows": 32,
-        "row_length": 64,
-        "targets": 2048,
-        "epochs": 14,
-        "optimizer": optimizer(3e-3, 0.0),
-      },
-      "semantic_ids": {
-        "hidden": (512, 512),
-        # every table centred and divided by one number, its standard deviation
-        "standardise": True,
-        "quantizer": {
-          # "rqvae": codebooks trained with the autoencoder; "kmeans": residual k-means of the
-          # principal components, no training; "fsq": cells of a grid
-          "kind": "rqvae",
-          "levels": 4,
-          "codes": 256,
-          # k-means that the codebooks start from; "plain" or "random" otherwise
-          "start": "balanced",
-          "learning": "average",  # code vectors are moving averages; "gradient": by AdamW (paper)
-          "average_rate": 0.1,
-          "revival": 1.0,  # how fast unused codes are drawn to items, as a share of average_rate
-          "commitment": 0.25,
-          "sinkhorn_epsilon": 0.003,  # of the last level in training; 0 = nearest code there too
-          "sinkhorn_iterations": 50,
-        },
-        "reconstruction": "mse",  # "mmd" (paper), or "both"
-        # of MMD's kernels, Gaussians: the variance of each, in mean squared distances
-        "bandwidths": (0.5,),
-        "alignment": "info_nce",  # or "mmd", "none"
-        "temperature": 0.1,
-        "reconstruction_weight": 3.0,
-        "quantisation_weight": 1.0,
-        "alignment_weight": 0.01,
-        "batch": 1024,
-        "epochs": 20,
-        "validate_every_epochs": 5,
-        "optimizer": optimizer(2e-4, 1e-4, schedule="constant", warmup_steps=0),
-      },
-      "recommender": {
-        "backbone": {
-          "kind": "full",  # all weights trained; "lora": frozen with LoRA; "frozen"
-          "checkpoint": "",  # a Hugging Face directory; "" = from scratch, of the sizes below
-          "weights": "bfloat16",  # how frozen ones are kept: or "float32", "int8", "nf4"
-          "compute": "float32",  # of activations; or "bfloat16"
-          # activations are kept; "products": only what projections give, little is computed again;
-          # "layers": only what enters a layer, all is: a third slower
-          "remat": "none",
-          "attention": "auto",  # what suits the device; or "xla", "cudnn" (NVIDIA), "splash" (TPU)
-          "unroll": 1,  # layers compiled as one piece: more may be faster and compiles longer
-        },
-        "lora": {
-          "rank": 8,
-          "alpha": 16.0,
-          "rslora": False,
-          "dropout": 0.05,
-          "targets": ("gate", "up", "down"),  # or "q", "k", "v", "out"
-          "start": "",  # a PEFT directory to start from
-        },
-        # With a checkpoint, a size of 0 is the checkpoint's, and any other must be equal to it.
-        "width": 128,
-        "layers": 2,
-        "heads": 2,
-        "kv_heads": 2,
-        "head_width": 64,
-        "mlp_width": 256,
-        "rope_theta": 500_000.0,
-        "norm_eps": 1e-5,
-        "dropout": 0.5,
-        "item_dropout": 0.5,
-        "prompt": {
-          # With a checkpoint: text with {items}, cut by its tokenizer; then length and response
-          # are 0, and become its numbers of tokens.
-          "text": "",
-          "length": 1,  # learned prompt vectors
-          "response": 0,  # learned tokens behind every target; 0 = read at the token before it
-        },
-        # item token: "tied" = learned row + projected features (both score too) + codes;
-        # "untied": features read through other projections than they score; "mlp": the paper's
-        "encoder": "tied",
-        # what code tables start from; or "random"; "frozen" = the codebooks, not trained; "none"
-        "codes": "codebooks",
-        # "sum": every source of a score weighs 1; "frequency": weights by an item's popularity, the
-        # paper's fusion, by a softmax of this temperature
-        "fusion": "sum",
-        "gate_temperature": 1.0,
-        # principal directions kept of every feature table, whitened to whiten_std, and code tables
-        # scaled to the same; 0 = both as they are
-        "whiten": 128,
-        "whiten_std": 0.04,
-        "targets_per_user": 0,  # only the last so many training targets; 0 = all
-        # of a user that stay together in a batch, sharing their history; 0 = all, 1 = none do
-        "targets_per_piece": 0,
-        # the softmax is over all items; their scores are held for so many at a time (0 = for all
-        # that 1 GiB takes), or it is over so many sampled items (0 = exact)
-        "softmax_chunk": 0,
-        "negatives": 0,
-        # share of the items that a step reads and scores by content alone, as it will new ones
-        "as_new": 0.0,
-        "rows": 16,
-        "row_length": 128,
-        "targets": 2048,
-        "microbatches": 1,  # batches whose gradients are added up for one step
-        "epochs": 8,
-        "optimizer": optimizer(3e-3, 0.0),
-      },
-      "evaluation": {
-        "cutoffs": (5, 10, 20),
-        "select": "nDCG@10",  # on validation, history masked; "unmasked/nDCG@10" for the other
-        "targets": 256,
-        "resamples": 1000,
-      },
-      "run": {
-        "log_every": 20,
-        # a checkpoint every so many steps, or minutes after the last (0 = by steps only)
-        "save_every": 200,
-        "save_minutes": 10.0,
-        "keep": 2,  # how many are kept, for one that is damaged
-        # steps that go to the device in one call, for those shorter than the call itself
-        "steps_at_once": {"collaborative": 1, "semantic_ids": 8, "recommender": 1},
-        # what is slow to compile is kept in the workdir, or where JAX_COMPILATION_CACHE_DIR says
-        "compilation_cache": True,
-        "heartbeat_seconds": 30,  # with several processes: silence after which one counts as lost
-      },
-      # Devices on every axis; -1 on one of them = all that the others leave. Rows of a batch are
-      # cut by data and fsdp, weights by fsdp and tensor, tables of items by fsdp and tensor.
-      "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
-      "profile": {"steps": 0},  # steps a stage that are traced, once it has settled
-    }
-  )
+  """Every key with its default, at laptop sizes, changed by the preset. Raises UserError."""
+  nested: dict[str, Any] = {}
+  for key, row in KEYS.items():
+    *sections, name = key.split(".")
+    section = nested
+    for part in sections:
+      section = section.setdefault(part, {})
+    section[name] = row.default
+  config = ConfigDict(nested)
   apply_preset(config, preset)
   return config
 
 
 def apply_preset(config: ConfigDict, preset: str) -> None:
-  """Sets the choices in which the paper, its released code and our best differ. Raises
-  UserError."""
+  """Sets the choices in which the preset differs from the defaults; never sizes.
+
+  Raises UserError for an unknown preset.
+  """
   if preset not in PRESETS:
     raise UserError(f"preset {preset!r}: expected one of {', '.join(PRESETS)}")
-  if preset == "best":
-    return  # the defaults
-  r, s = config.recommender, config.semantic_ids
-  r.encoder, r.codes, r.fusion, r.gate_temperature = "mlp", "codebooks", "frequency", 1e-3
-  r.whiten, r.prompt.response, r.targets_per_user = 0, 4, 50
-  r.optimizer.weight_decay = 0.0
-  s.reconstruction, s.alignment = "mmd", "info_nce"
-  s.standardise, s.quantizer.learning = False, "gradient"
-  s.quantizer.start, s.quantizer.commitment = "balanced", 0.01
-  if preset == "released_code":
-    # An earlier commit aligns by MMD; its commitment weight is the alignment weight by accident.
-    s.alignment, s.quantizer.commitment = "mmd", s.alignment_weight
+  config.preset = preset
+  config.update_from_flattened_dict(PRESETS[preset])
+
+
+def add_modalities(config: object, keys: Sequence[str]) -> None:
+  """Adds features.NAME, empty, for those of the keys that name a modality the config lacks.
+
+  In a configuration of ablations it is base.features.NAME. Other sections take no new names.
+  """
+  base = config.get("base") if isinstance(config, ConfigDict) else None
+  for prefix, holder in (("features.", config), ("base.features.", base)):
+    features = holder.get("features") if isinstance(holder, ConfigDict) else None
+    for name in (key.removeprefix(prefix) for key in keys if key.startswith(prefix)):
+      is_name = re.fullmatch(r"[a-z]\w*", name) and not hasattr(ConfigDict, name)
+      if isinstance(features, ConfigDict) and is_name and name not in features:
+        with features.unlocked():
+          features[name] = FEATURE_TABLE.default
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -239,116 +366,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def check(config: ConfigDict) -> None:
-  """Raises UserError for the first value out of range, or for values that do not fit each other."""
-  _check_checkpoint(config.recommender)  # without one, sizes of 0 would be blamed instead
-  flat = flatten(config)
-  for key, value in flat.items():
-    rule = RULES.get(key) or RULES_BY_LAST_NAME.get(key.rsplit(".", 1)[-1])
-    if rule and not rule[0](value):
-      raise UserError(f"--config.{key}={value!r}: expected {rule[1]}")
-  if config.data.source != "synthetic" and not config.data.dir:
-    what = "the TensorFlow dataset" if config.data.source == "tfds" else "sequences.txt"
-    raise UserError(f"--config.data.dir is not set: name the folder that holds {what}")
-  if config.data.source == "synthetic" and config.data.split == "temporal":
-    raise UserError(
-      "--config.data.split=temporal: the synthetic catalogue has no times; take leave_one_out"
-    )
-  if not modalities(config):
-    raise UserError("--config.features: every modality is empty; name at least one feature table")
-  if config.recommender.as_new and modalities(config) == (FROM_EVENTS,):
-    raise UserError(
-      f"--config.recommender.as_new={config.recommender.as_new}: new items need content; name a "
-      "table, such as --config.features.text"
-    )
-  _check_sizes(config)
-  select = config.evaluation.select.removeprefix("unmasked/")
-  known = [f"{m}@{k}" for m in ("HR", "nDCG", "MRR") for k in config.evaluation.cutoffs]
-  if select not in known:
-    by_small_letters = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(select.lower(), by_small_letters, 1, cutoff=0)
-    raise UserError(
-      f"--config.evaluation.select={config.evaluation.select}: no such metric at these cutoffs; "
-      f"did you mean {by_small_letters[near[0]]}?"
-    )
-
-
-def _check_checkpoint(r: ConfigDict) -> None:
-  if r.backbone.checkpoint:
-    return
-  if r.backbone.kind in ("lora", "frozen"):
-    raise UserError(
-      f"--config.recommender.backbone.kind={r.backbone.kind}: keeps pretrained weights; name "
-      "their directory with --config.recommender.backbone.checkpoint"
-    )
-  if r.prompt.text:
-    raise UserError(
-      "--config.recommender.prompt.text: text is cut by a checkpoint's tokenizer; name its "
-      "directory with --config.recommender.backbone.checkpoint, or leave the text empty"
-    )
-
-
-def _check_sizes(config: ConfigDict) -> None:
-  c, r = config.collaborative, config.recommender
-  if c.width % c.heads:
-    raise UserError(
-      f"--config.collaborative.heads={c.heads}: does not divide collaborative.width={c.width}"
-    )
-  if r.heads % r.kv_heads:
-    raise UserError(
-      f"--config.recommender.kv_heads={r.kv_heads}: does not divide recommender.heads={r.heads}"
-    )
-  if r.head_width % 2:
-    raise UserError(
-      f"--config.recommender.head_width={r.head_width}: rotary positions need it even"
-    )
-  if r.row_length <= r.prompt.response:
-    raise UserError(
-      f"--config.recommender.row_length={r.row_length}: must be above "
-      f"prompt.response={r.prompt.response}"
-    )
-
-
-def read_config(workdir: pathlib.Path) -> ConfigDict:
-  """The configuration that workdir/config.json holds. Raises UserError for none, or another
-  version's."""
-  file = workdir / "config.json"
-  if not file.is_file():
-    raise UserError(f"{file}: no such file; name a folder that mmesid_jax.train wrote")
-  try:
-    config = ConfigDict(json.loads(file.read_text()))
-  except (ValueError, AttributeError) as error:
-    raise UserError(
-      f"{file}: not a JSON object ({error}); delete it and run mmesid_jax.train again"
-    ) from error
-  for section in ("run", "mesh", "profile"):  # what may differ may also be missing
-    config[section] = {**default_config()[section].to_dict(), **config.get(section, {})}
-  for section, names in LATER_KEYS.items():
-    defaults = {name: default_config()[section][name] for name in names}
-    config[section] = {**defaults, **config.get(section, {})}
-  different = flatten(config).keys() ^ flatten(default_config()).keys()
-  if different := sorted(k for k in different if not k.startswith("features.")):
-    raise UserError(
-      f"{file}: written by another version of mmesid_jax: {different[0]} is on one side only"
-    )
-  return config
-
-
 def modalities(config: ConfigDict) -> tuple[str, ...]:
   """The modalities that have a source, in the order of the configuration."""
   return tuple(m for m, source in config.features.items() if source)
 
 
 def split_at(config: ConfigDict) -> tuple[float, float] | None:
-  """Where a temporal split cuts, as `data.dataset.prepare` takes it; None = leave-one-out."""
+  """The shares of interactions at which a temporal split cuts; None = leave-one-out."""
   return tuple(config.data.split_at) if config.data.split == "temporal" else None
-
-
-def identity(config: ConfigDict) -> dict[str, Any]:
-  """The flat keys that two runs of one workdir must share."""
-  flat = flatten(json.loads(config.to_json_best_effort()))
-  return {
-    key: value
-    for key, value in flat.items()
-    if key.split(".")[0] not in RUN_KEYS and key not in LOCATIONS
-  }

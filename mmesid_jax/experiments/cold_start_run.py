@@ -91,7 +91,7 @@ def _evaluate(
   if not len(cases):
     raise UserError("no user meets a held-out item behind another one; try a larger --fraction")
   order = np.concatenate([[0], split.warm, split.cold])
-  content_IV = cold_start_ranks.content({m: x_IV[order] for m, x_IV in features.items()})
+  content_IV = cold_start_ranks.content_vectors({m: x_IV[order] for m, x_IV in features.items()})
   by_last = cold_start_ranks.choose_last(
     content_IV[: warm + 1], held_out_items.valid_cases(workdir.dataset)
   )
@@ -144,7 +144,7 @@ def _judged(
     }
     for model, found in ranks.items()
   }
-  chance = cold_start_ranks.chance(chosen, len(split.warm), len(split.cold), c.cutoffs)
+  chance = cold_start_ranks.chance_metrics(chosen, len(split.warm), len(split.cold), c.cutoffs)
   return {
     "targets": len(chosen),
     "items": len(np.unique(chosen.item_Q)),

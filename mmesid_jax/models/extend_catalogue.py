@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.config.rules import FROM_EVENTS
+from mmesid_jax.config.schema import FROM_EVENTS
 from mmesid_jax.models.item_encoder import NO_CODE
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Frozen
@@ -16,10 +16,10 @@ from mmesid_jax.parallel.variables import Frozen
 def with_new_items(
   model: RecommenderModel, features: Mapping[str, np.ndarray], codes: Mapping[str, np.ndarray]
 ) -> RecommenderModel:
-  """A model whose items I + 1 .. I + N are new; what it shares with `model` is not copied.
+  """A model whose items I + 1 .. I + E are new; what it shares with `model` is not copied.
 
-  features: [N, V] of one modality or more, in the space of the model's own tables; codes: int32
-  [N, L] of those of them that the model reads codes of (others are not read). Nothing was learned
+  features: [E, V] of one modality or more, in the space of the model's own tables; codes: int32
+  [E, L] of those of them that the model reads codes of (others are not read). Nothing was learned
   of a new item, so its learned row is 0 and has no weight in the fusion. A modality that is not
   given has no weight and no codes either, and is read as the mean of the trained items' vectors.
   The fusion takes a new item for as rare as the rarest trained one. Scores of the trained items
@@ -27,40 +27,40 @@ def with_new_items(
   """
   items, gates = model.items, model.gates
   _check(model, features, codes)
-  N = len(next(iter(features.values())))
+  E = len(next(iter(features.values())))
   I = len(items.identity_ID[...])  # noqa: E741
-  known_IS = np.ones((I, gates.sources), bool)
-  if gates.known_IS is not None:
-    known_IS = np.asarray(gates.known_IS[...])
-  trained_I = known_IS[:, 0] & (np.arange(I) > 0)  # not those that were added before
+  known_IO = np.ones((I, gates.sources), bool)
+  if gates.known_IO is not None:
+    known_IO = np.asarray(gates.known_IO[...])
+  trained_I = known_IO[:, 0] & (np.arange(I) > 0)  # not those that were added before
 
   def rows(modality: str) -> jax.Array:
     if modality in features:
       return jnp.asarray(features[modality], jnp.float32)
     mean_V = np.asarray(items.feature_IV[modality][...])[trained_I].mean(0)
-    return jnp.broadcast_to(mean_V, (N, len(mean_V)))
+    return jnp.broadcast_to(mean_V, (E, len(mean_V)))
 
   def coded(modality: str, L: int) -> jax.Array:
     given = modality in features
-    return jnp.asarray(codes[modality]) if given else jnp.full((N, L), NO_CODE)
+    return jnp.asarray(codes[modality]) if given else jnp.full((E, L), NO_CODE)
 
   new = _beside(model)
-  new.items.num_items += N
+  new.items.num_items += E
   identity_ID = items.identity_ID[...]
-  new.items.identity_ID = nnx.Param(_below(identity_ID, jnp.zeros((N, identity_ID.shape[1]))))
+  new.items.identity_ID = nnx.Param(_below(identity_ID, jnp.zeros((E, identity_ID.shape[1]))))
   new.items.feature_IV = nnx.Dict(
     {m: Frozen(_below(items.feature_IV[m][...], rows(m))) for m in items.modalities}
   )
   new.items.code_IL = nnx.Dict(
     {m: Frozen(_below(x[...], coded(m, x[...].shape[1]))) for m, x in items.code_IL.items()}
   )
-  new.gates.frequency_I = Frozen(_below(gates.frequency_I[...], jnp.zeros(N)))
-  known_NS = jnp.broadcast_to(_known(model, features), (N, gates.sources))
-  new.gates.known_IS = Frozen(_below(jnp.asarray(known_IS), known_NS))
+  new.gates.frequency_I = Frozen(_below(gates.frequency_I[...], jnp.zeros(E)))
+  known_EO = jnp.broadcast_to(_known(model, features), (E, gates.sources))
+  new.gates.known_IO = Frozen(_below(jnp.asarray(known_IO), known_EO))
   return new
 
 
-def as_new(model: RecommenderModel, new_I: jax.Array) -> RecommenderModel:
+def mask_as_new(model: RecommenderModel, new_I: jax.Array) -> RecommenderModel:
   """`model`, with what `with_new_items` would make of the items that new_I marks, given all of
   their content: every modality but the one that comes from events.
 
@@ -73,7 +73,7 @@ def as_new(model: RecommenderModel, new_I: jax.Array) -> RecommenderModel:
   new = _beside(model)
   new.items.identity_ID = nnx.Param(jnp.where(new_I[:, None], 0, items.identity_ID[...]))
   new.gates.frequency_I = Frozen(jnp.where(new_I, 0, gates.frequency_I[...]))
-  new.gates.known_IS = Frozen(~new_I[:, None] | _known(model, content))
+  new.gates.known_IO = Frozen(~new_I[:, None] | _known(model, content))
   for m in items.feature_IV.keys() - content:
     x_IV = items.feature_IV[m][...]
     mean_V = x_IV[1 : items.num_items + 1].mean(0)
@@ -107,9 +107,9 @@ def _check(
   levels = {m: x[...].shape[1] for m, x in items.code_IL.items() if m in features}
   if missing := levels.keys() - codes.keys():
     raise ValueError(f"no codes of {sorted(missing)}")
-  N = len(next(iter(features.values())))
-  given = [(f"features.{m}", x, (N, widths[m])) for m, x in features.items()]
-  given += [(f"codes.{m}", codes[m], (N, L)) for m, L in levels.items()]
+  E = len(next(iter(features.values())))
+  given = [(f"features.{m}", x, (E, widths[m])) for m, x in features.items()]
+  given += [(f"codes.{m}", codes[m], (E, L)) for m, L in levels.items()]
   for name, x, shape in given:
     if x.shape != shape:
       raise ValueError(f"{name} has shape {x.shape}; expected {shape}")

@@ -1,5 +1,4 @@
-"""MM-RQ-VAE: one residual-quantised autoencoder a modality, tied together by alignment. Source:
-MME-SID."""
+"""MM-RQ-VAE: one residual-quantized autoencoder per modality. Source: MME-SID."""
 
 from collections.abc import Mapping
 
@@ -13,13 +12,13 @@ from mmesid_jax.parallel.variables import Frozen
 
 
 class MLP(nnx.Module):
-  """Linear layers with ReLU between, Xavier-normal weights."""
+  """Linear layers with Xavier-normal weights and ReLU between them; widths: input to output."""
 
   def __init__(self, widths: tuple[int, ...], *, rngs: nnx.Rngs):
-    start = nnx.initializers.xavier_normal()
+    init = nnx.initializers.xavier_normal()
     self.layers = nnx.List(
       [
-        nnx.Linear(a, b, kernel_init=start, rngs=rngs)
+        nnx.Linear(a, b, kernel_init=init, rngs=rngs)
         for a, b in zip(widths, widths[1:], strict=False)
       ]
     )
@@ -31,7 +30,10 @@ class MLP(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-  """(x - mean) / scale, encoder V -> hidden -> D, quantiser, mirrored decoder."""
+  """(x - mean) / scale, encoder V -> hidden -> D, quantizer, mirrored decoder.
+
+  mean_V and scale are 0 and 1 until the caller sets them.
+  """
 
   def __init__(self, V: int, hidden: tuple[int, ...], quantizer: nnx.Module, D: int, *, rngs):
     self.mean_V, self.scale = Frozen(jnp.zeros(V)), Frozen(jnp.ones(()))
@@ -39,18 +41,25 @@ class Autoencoder(nnx.Module):
     self.decoder = MLP((D, *reversed(hidden), V), rngs=rngs)
     self.quantizer = quantizer
 
-  def standardised(self, x_BV: jax.Array) -> jax.Array:
-    """What is encoded and reconstructed."""
+  def standardize(self, x_BV: jax.Array) -> jax.Array:
+    """Returns (x - mean) / scale, which is what is encoded and reconstructed."""
     return (x_BV - self.mean_V[...]) / self.scale[...]
 
-  def encoded(self, x_BV: jax.Array) -> jax.Array:
-    """[B, D], before quantisation."""
-    return self.encoder(self.standardised(x_BV))
+  def encode(self, x_BV: jax.Array) -> jax.Array:
+    """Returns vectors [B, D] before quantization."""
+    return self.encoder(self.standardize(x_BV))
 
 
 class MMRQVAE(nnx.Module):
-  """widths: modality -> V. Code width D; grid: codes are cells of a fixed grid rather than learned
-  vectors."""
+  """One autoencoder per modality.
+
+  Args:
+    widths: modality -> V, the width of its features.
+    hidden: widths of the encoder's hidden layers.
+    D: width of code vectors.
+    quantizer: numbers of levels and codes, and how codes learn.
+    grid: codes are cells of a fixed grid instead of learned vectors.
+  """
 
   def __init__(
     self,
@@ -62,15 +71,15 @@ class MMRQVAE(nnx.Module):
     grid: bool = False,
     rngs: nnx.Rngs,
   ):
-    kind = FiniteScalarQuantizer if grid else ResidualQuantizer
+    build_quantizer = FiniteScalarQuantizer if grid else ResidualQuantizer
     self.by_modality = nnx.Dict(
       {
-        m: Autoencoder(V, hidden, kind(quantizer, D, rngs=rngs), D, rngs=rngs)
+        m: Autoencoder(V, hidden, build_quantizer(quantizer, D, rngs=rngs), D, rngs=rngs)
         for m, V in widths.items()
       }
     )
 
   def encode(self, modality: str, x_BV: jax.Array) -> jax.Array:
-    """Codes int32 [B, L] by the nearest code on every level, as they are exported."""
+    """Returns codes int32 [B, L], the nearest code on every level, as they are exported."""
     part = self.by_modality[modality]
-    return part.quantizer(part.encoded(x_BV)).code_BL
+    return part.quantizer(part.encode(x_BV)).code_BL

@@ -16,15 +16,15 @@ from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import recommender_stage
 
 
-def run(workdir: pathlib.Path, output: pathlib.Path) -> None:
+def export_backbone(workdir: pathlib.Path, output: pathlib.Path) -> None:
   """Raises UserError for a workdir without a trained recommender, or an output that exists."""
   check_new_directory(output)
   config = read_config(workdir)
-  write(recommender_stage.load_recommender(workdir, config), config.recommender, output)
+  write_backbone(recommender_stage.load_recommender(workdir, config), config.recommender, output)
   print(f"wrote {output}")
 
 
-def write(model: RecommenderModel, c: ConfigDict, output: pathlib.Path) -> None:
+def write_backbone(model: RecommenderModel, c: ConfigDict, output: pathlib.Path) -> None:
   """The backbone of config.recommender = c. Raises UserError when the output exists.
 
   From a checkpoint: its config, tokenizer, embeddings and lm_head, which training leaves alone, and

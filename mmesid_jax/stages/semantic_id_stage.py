@@ -20,7 +20,7 @@ from mmesid_jax.data.batches import item_batches
 from mmesid_jax.data.whitening import covariance, mean_and_deviation, principal_components
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.codebook_health import health, table
+from mmesid_jax.evaluation.codebook_health import measure_health, codebook_table
 from mmesid_jax.files import artifact
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models import flops
@@ -120,7 +120,7 @@ def _principal(part: Autoencoder, table_IV: np.ndarray, mean_V: np.ndarray, D: i
   """Encoder and decoder become the first D principal components, the rest of D zero."""
   _, directions = principal_components(covariance(table_IV, mean_V), min(len(mean_V), D))
   kernel_VD = np.pad(directions, ((0, 0), (0, D - directions.shape[1]))).astype(np.float32)
-  centre_V = np.asarray(part.standardized(jnp.asarray(mean_V, jnp.float32)))
+  centre_V = np.asarray(part.standardize(jnp.asarray(mean_V, jnp.float32)))
   (encode,), (decode,) = part.encoder.layers, part.decoder.layers
   encode.kernel[...], encode.bias[...] = jnp.asarray(kernel_VD), jnp.asarray(-centre_V @ kernel_VD)
   decode.kernel[...], decode.bias[...] = jnp.asarray(kernel_VD.T), jnp.asarray(centre_V)
@@ -227,12 +227,12 @@ class SemanticIDStage(Stage):
       result = self.fit(workdir, quantizer_task(config, tables, features))
       tables, best_step = result.model, result.best_step
     codes = encode_catalogue(tables, features)
-    report = health(
+    report = measure_health(
       {m: code_IL[1:] for m, code_IL in codes.items()},
       c.quantizer.codes,
       workdir.dataset.categories()[1:],
     )
-    reporter.info(table(report))
+    reporter.info(codebook_table(report))
     books = {m: part.quantizer.codebook_LCD[...] for m, part in tables.model.by_modality.items()}
     self.write(
       workdir,
@@ -302,7 +302,7 @@ def _validation(
     losses = [exported_loss(tables, make_item_batch(features, item_B)) for item_B in item_EB]
     metrics = {name: float(np.mean([one[name] for one in losses])) for name in losses[0]}
     metrics["negative_reconstruction"] = -metrics["reconstruction"]
-    for m, of_modality in health(codes, c.quantizer.codes).items():
+    for m, of_modality in measure_health(codes, c.quantizer.codes).items():
       metrics[f"{m}/collision_rate"] = of_modality["collision_rate"]
       for level, of_level in enumerate(of_modality.get("levels", []), 1):
         metrics |= {f"{m}/level{level}/{name}": value for name, value in of_level.items()}

@@ -42,7 +42,7 @@ def test_trains_variants_and_skips_what_is_done(trained, tmp_path):
   assert found["ours"]["joint"]["tau"] is None
   configs = {n: json.loads((tmp_path / n / "config.json").read_text()) for n in found}
   assert configs["paper-mmd"]["semantic_ids"]["reconstruction"] == "mmd"
-  assert not configs["paper-mmd"]["semantic_ids"]["standardise"]
+  assert not configs["paper-mmd"]["semantic_ids"]["standardize"]
   assert configs["kmeans"]["semantic_ids"]["quantizer"]["kind"] == "kmeans"
 
 

@@ -23,7 +23,7 @@ OPTIONS = {
   "alignment": "info_nce",
   "temperature": 0.1,
   "reconstruction_weight": 3.0,
-  "quantisation_weight": 1.0,
+  "quantization_weight": 1.0,
   "alignment_weight": 0.01,
 }
 SETS = [("text",), ("collaborative",), ("collaborative", "text"), ("text", "visual"), tuple(WIDTHS)]
@@ -50,7 +50,7 @@ def passed(model, x):
   for m, x_BV in x.items():
     part = model.by_modality[m]
     q = part.quantizer(part.encoder(x_BV))
-    found[m] = q.quantised_BD, part.decoder(q.quantised_BD), q.loss
+    found[m] = q.quantized_BD, part.decoder(q.quantized_BD), q.loss
   return found
 
 
@@ -61,7 +61,7 @@ def test_sums_over_whatever_modalities_there_are(names):
   found = passed(net, x)
   expected = {
     "reconstruction": sum(mmd(x[m], found[m][1]) for m in names),
-    "quantisation": sum(found[m][2] for m in names),
+    "quantization": sum(found[m][2] for m in names),
     "alignment": 0.0,
   }
   if "collaborative" in names:  # the query; text and visual are never aligned with each other
@@ -74,7 +74,7 @@ def test_sums_over_whatever_modalities_there_are(names):
     assert parts[name].dtype == jnp.float32 and parts[name].shape == ()
     np.testing.assert_allclose(parts[name], value, rtol=1e-5)
   weighted = (
-    3 * expected["reconstruction"] + expected["quantisation"] + 0.01 * expected["alignment"]
+    3 * expected["reconstruction"] + expected["quantization"] + 0.01 * expected["alignment"]
   )
   np.testing.assert_allclose(total, weighted, rtol=1e-5)
 
@@ -111,7 +111,7 @@ def test_temperature_and_sinkhorn_reach_the_loss():
   base = loss(net, x)[1]
   assert loss(net, x, temperature=1.0)[1]["alignment"] != base["alignment"]
   spread = model(sinkhorn_epsilon=0.003)
-  assert loss(spread, x)[1]["quantisation"] != base["quantisation"]
+  assert loss(spread, x)[1]["quantization"] != base["quantization"]
 
 
 @pytest.mark.parametrize("switch", ["reconstruction", "alignment"])
@@ -132,7 +132,7 @@ def test_every_parameter_has_a_gradient():
   gradient = gradients(net, (("reconstruction", "mse"),))
   for path, value in nnx.to_flat_state(gradient):
     assert np.abs(value[...]).max() > 0, path
-  gradient = gradients(net, (("quantisation_weight", 0.0),))
+  gradient = gradients(net, (("quantization_weight", 0.0),))
   for m in x:
     np.testing.assert_array_equal(gradient.by_modality[m].quantizer.codebook_LCD[...], 0)
 
@@ -193,7 +193,7 @@ def test_loss_falls_in_training():
   assert values[-1] < 0.6 * values[0]
 
 
-def test_features_are_standardised_before_anything_else():
+def test_features_are_standardized_before_anything_else():
   """Tables in other units, with the units told: the same codes and the same loss."""
   net, x = model(), features()
   expected, codes = loss(net, x), {m: net.encode(m, x_BV) for m, x_BV in x.items()}
@@ -208,13 +208,13 @@ def test_features_are_standardised_before_anything_else():
 def test_averaged_codebooks_move_whatever_the_weights():
   x, zero = (
     features(),
-    {f"{n}_weight": 0.0 for n in ("reconstruction", "quantisation", "alignment")},
+    {f"{n}_weight": 0.0 for n in ("reconstruction", "quantization", "alignment")},
   )
   net = model(learning="average")
   value, parts = loss(net, x)
   np.testing.assert_allclose(
     value,
-    3 * parts["reconstruction"] + parts["quantisation"] + 0.01 * parts["alignment"],
+    3 * parts["reconstruction"] + parts["quantization"] + 0.01 * parts["alignment"],
     rtol=1e-5,
   )
   gradient = nnx.grad(lambda net: loss(net, x, **zero)[0])(net)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.config.rules import PROJECTIONS
+from mmesid_jax.config.schema import PROJECTIONS
 from mmesid_jax.hf.architecture import read_architecture
-from mmesid_jax.hf.llama_weights import load
+from mmesid_jax.hf.llama_weights import load_weights
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.models.llama import Llama
 
@@ -56,7 +56,7 @@ def torch_llama(**changes):
 def llama_from(directory, **changes) -> Llama:
   config = dataclasses.replace(read_architecture(directory), **{"weights": "float32", **changes})
   llama = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0)))
-  load(llama, Checkpoint(directory))
+  load_weights(llama, Checkpoint(directory))
   return llama
 
 

@@ -18,7 +18,7 @@ from parity.llamas import (
   torch_states,
 )
 
-from mmesid_jax.config.rules import PROJECTIONS
+from mmesid_jax.config.schema import PROJECTIONS
 from mmesid_jax.hf.architecture import architecture_json, read_architecture
 from mmesid_jax.hf.llama_weights import to_hugging_face
 from mmesid_jax.hf.safetensors_dir import Checkpoint, write_checkpoint

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 from parity.llamas import llama_from, randomise_lora, states, tokens, torch_llama, torch_states
 
-from mmesid_jax.config.rules import PROJECTIONS
+from mmesid_jax.config.schema import PROJECTIONS
 from mmesid_jax.hf.adapter import read_adapter, write_adapter
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.parallel.variables import LoRAParam

@@ -10,18 +10,18 @@ from checkpoints import write_tokenizer
 from flax import nnx
 from parity.llamas import llama_from, randomise_lora, torch_llama
 
-from mmesid_jax.config.schema import PROMPTS
+from mmesid_jax.config.presets import PROMPTS
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.hf.adapter import write_adapter
-from mmesid_jax.hf.prompt import embeddings, tokenise
+from mmesid_jax.hf.prompt import read_embeddings, tokenize_prompt
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.parallel.placement import named_variables, model_tensors
+from mmesid_jax.parallel.placement import model_tensors, named_variables
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -43,7 +43,7 @@ def our_model(base, encoder: str, template: str) -> RecommenderModel:
 
   llama = llama_from(base, lora=LoRAConfig(rank=4, alpha=8.0))
   randomise_lora(llama)
-  prompt = tokenise(base, template)
+  prompt = tokenize_prompt(base, template)
   items = ItemEncoder(
     {m: table(ITEMS + 1, v) for m, v in WIDTH.items()},
     {m: rng.integers(0, CODES, (ITEMS + 1, LEVELS)).astype(np.int32) for m in WIDTH},
@@ -61,14 +61,13 @@ def our_model(base, encoder: str, template: str) -> RecommenderModel:
     P=len(prompt.before),
     S=len(prompt.behind),
     item_dropout=0.0,
-    pretrained=True,
-    text=True,
+    from_checkpoint=("backbone", "prompt"),
     rngs=nnx.Rngs(2),
   )
   model.backbone = llama
   checkpoint = Checkpoint(base)
-  model.prompt_PD.set_value(embeddings(checkpoint, prompt.before))
-  model.response_SD.set_value(embeddings(checkpoint, prompt.behind))
+  model.prompt_PD.set_value(read_embeddings(checkpoint, prompt.before))
+  model.response_SD.set_value(read_embeddings(checkpoint, prompt.behind))
   return model
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 
-from mmesid_jax.config.schema import optimizer as optimizer_keys
+from mmesid_jax.config import default_config
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
-from mmesid_jax.stages.semantic_id_stage import Tables
+from mmesid_jax.stages.item_batches import FeatureTables
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step
 
@@ -27,7 +26,7 @@ OPTIONS = {
   "alignment": "info_nce",
   "temperature": 0.1,
   "reconstruction_weight": 3.0,
-  "quantisation_weight": 1.0,
+  "quantization_weight": 1.0,
   "alignment_weight": 0.5,
 }
 
@@ -73,7 +72,8 @@ def test_loss_and_gradients_are_ours(distances, epsilon, reconstruction):
 
 def test_steps_are_ours():
   """Features gathered by item id, clipping, decay of all but biases, AdamW."""
-  config = ConfigDict(optimizer_keys(learning_rate=3e-3, weight_decay=3.0, clip=0.5))
+  config = default_config().collaborative.optimizer
+  config.update(learning_rate=3e-3, weight_decay=3.0, clip=0.5)
   ours, tables = model(), features(batch=50)
   theirs = torch_mm_rqvae.MMRQVAE(ours)
   torch_step = torch_mm_rqvae.make_step(
@@ -85,9 +85,9 @@ def test_steps_are_ours():
   )
   adamw = optax.chain(  # optimizer.adamw without its schedule
     optax.clip_by_global_norm(config.clip),
-    optax.adamw(config.learning_rate, weight_decay=3.0, mask=optimizer.decayed),
+    optax.adamw(config.learning_rate, weight_decay=3.0, mask=optimizer.decay_mask),
   )
-  graph, params, frozen = nnx.split(Tables(ours, tables), nnx.Param, ...)
+  graph, params, frozen = nnx.split(FeatureTables(ours, tables), nnx.Param, ...)
 
   def loss(model, item_B, key):
     total, parts = semantic_id_loss(model.model, model.features(item_B), **OPTIONS)

@@ -96,10 +96,10 @@ def test_mistakes_of_semantic_ids_are_one_line(workdir, tmp_path):
   assert "--key: encode takes none" in refused(*encode, "--features=text=a.npy", "--key=asin")
   output = tmp_path / "ids.jsonl"
   with pytest.raises(UserError, match=r"items.jsonl:1: no text under 'asin'"):
-    code_export.run(workdir, output, data_dir=None, key="asin")
+    code_export.export_codes(workdir, output, data_dir=None, key="asin")
   of_four_items(workdir)
   with pytest.raises(UserError, match=r"synthetic: 4 items; .*was made for 40"):
-    code_export.run(workdir, output, data_dir=None, key=None)
+    code_export.export_codes(workdir, output, data_dir=None, key=None)
   assert not list(tmp_path.glob("ids*"))
 
 

@@ -27,11 +27,11 @@ def test_moving_averages_take_plain_steps_beside_adamw():
   assert optax.tree.norm(expected) > 0
 
 
-# One step of each kind on gradient g from parameters p, by its paper: rate and decay are l and d.
-# Adam's first step is g / (|g| + eps), bias corrected; Lion's is the sign of (1 - b1) g.
+# One step of each kind from parameters p with gradient g, by its paper. Adam's first step is
+# g / (|g| + eps), bias corrected; Lion's is the sign of (1 - b1) g.
 FIRST_STEPS = {
-  "adamw": lambda p, g, l, d: p - l * (g / (np.abs(g) + 1e-8) + d * p),
-  "lion": lambda p, g, l, d: p - l * (np.sign(g) + d * p),
+  "adamw": lambda p, g, rate, decay: p - rate * (g / (np.abs(g) + 1e-8) + decay * p),
+  "lion": lambda p, g, rate, decay: p - rate * (np.sign(g) + decay * p),
 }
 
 
@@ -65,7 +65,7 @@ def test_later_steps_are_those_of_optax(kind):
   )
   states = [ours.init(params), theirs.init(params)]
   for n in range(4):
-    gradient = jax.tree.map(lambda p: jnp.cos(n + p), params)
+    gradient = nnx.State({"kernel": nnx.Param(jnp.cos(n + params["kernel"][...]))})
     mine, states[0] = ours.update(gradient, states[0], params)
     other, states[1] = theirs.update(gradient, states[1], params)
     np.testing.assert_array_equal(mine["kernel"][...], other["kernel"][...])

@@ -6,14 +6,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmesid_jax.config.rules import PROJECTIONS
+from mmesid_jax.config.schema import PROJECTIONS
+from mmesid_jax.errors import UserError
 from mmesid_jax.models.layers.linear import dropout
 from mmesid_jax.parallel.variables import LoRAParam
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-  """targets: the projections of a block that are adapted; dropout acts on their input."""
+  """Adapters of the projections named in `targets`; dropout acts on the inputs of adapters.
+
+  Raises UserError when `targets` is empty or names anything that is not in PROJECTIONS.
+  """
 
   rank: int
   alpha: float
@@ -22,23 +26,26 @@ class LoRAConfig:
   targets: tuple[str, ...] = ("gate", "up", "down")
 
   def __post_init__(self):
-    if unknown := set(self.targets) - set(PROJECTIONS) or not self.targets:
-      raise ValueError(f"LoRA matches no projection: {unknown}, expected some of {PROJECTIONS}")
+    known = ", ".join(PROJECTIONS)
+    if not self.targets:
+      raise UserError(f"lora.targets is empty: name at least one of {known}")
+    if unknown := sorted(set(self.targets) - set(PROJECTIONS)):
+      raise UserError(f"lora.targets names {', '.join(unknown)}: expected some of {known}")
 
   @property
   def scale(self) -> float:
-    """alpha / rank, or alpha / sqrt(rank) with rank-stabilised scaling."""
+    """alpha / rank, or alpha / sqrt(rank) with rank-stabilized scaling."""
     return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 class LoRA(nnx.Module):
   """scale * (dropout(x) A) B: A [d_in, rank] uniform in +-d_in ** -0.5, B [rank, *d_out] zero.
 
-  Both float32, so that small updates are kept; the products are taken in the dtype of x.
+  Both are float32, so that small updates are not lost; products are computed in the dtype of x.
   """
 
   def __init__(self, d_in: int, d_out: tuple[int, ...], c: LoRAConfig, *, rngs: nnx.Rngs):
-    bound = d_in**-0.5  # Kaiming's uniform with a = sqrt(5), which peft draws from
+    bound = d_in**-0.5  # Kaiming's uniform with a = sqrt(5), as in peft
     shape = (d_in, c.rank)
     self.a = LoRAParam(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
     self.b = LoRAParam(jnp.zeros((c.rank, *d_out)))

@@ -1,0 +1,89 @@
+"""Checks of a whole configuration, before anything heavy starts."""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from mmesid_jax.config.command_line import nearest_name
+from mmesid_jax.config.schema import FROM_EVENTS, KEYS, flatten, key_row, modalities
+from mmesid_jax.errors import UserError
+
+
+def check_values(config: ConfigDict) -> None:
+  """Raises UserError for the first value out of range, or for values that contradict each other."""
+  _check_checkpoint(config.recommender)  # first: else sizes of 0 would be named instead
+  for key, value in flatten(config).items():
+    row = key_row(key)
+    if row is None:
+      raise UserError(f"--config.{key}: no such key; did you mean {nearest_name(key, list(KEYS))}?")
+    if not row.rule.accepts(value):
+      raise UserError(f"--config.{key}={value!r}: expected {row.rule.text}")
+  check_data_source(config)
+  if not modalities(config):
+    raise UserError("--config.features: every modality is empty; name at least one feature table")
+  if config.recommender.as_new and modalities(config) == (FROM_EVENTS,):
+    raise UserError(
+      f"--config.recommender.as_new={config.recommender.as_new}: new items need content; name a "
+      "table, such as --config.features.text"
+    )
+  _check_widths(config)
+  _check_select(config.evaluation)
+
+
+def check_data_source(config: ConfigDict) -> None:
+  """Raises UserError where no data is named, or a split that the data cannot have."""
+  if config.data.source != "synthetic" and not config.data.dir:
+    data = "the TensorFlow dataset" if config.data.source == "tfds" else "sequences.txt"
+    raise UserError(f"--config.data.dir is not set: name the folder that holds {data}")
+  if config.data.source == "synthetic" and config.data.split == "temporal":
+    raise UserError(
+      "--config.data.split=temporal: the synthetic catalogue has no times; take leave_one_out"
+    )
+
+
+def _check_select(evaluation: ConfigDict) -> None:
+  known = [f"{m}@{k}" for m in ("HR", "nDCG", "MRR") for k in evaluation.cutoffs]
+  select = evaluation.select.removeprefix("unmasked/")
+  if select not in known:
+    by_small_letters = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(select.lower(), by_small_letters, 1, cutoff=0)
+    raise UserError(
+      f"--config.evaluation.select={evaluation.select}: no such metric at these cutoffs; "
+      f"did you mean {by_small_letters[near[0]]}?"
+    )
+
+
+def _check_checkpoint(r: ConfigDict) -> None:
+  if r.backbone.checkpoint:
+    return
+  if r.backbone.kind in ("lora", "frozen"):
+    raise UserError(
+      f"--config.recommender.backbone.kind={r.backbone.kind}: keeps pretrained weights; name "
+      "their directory with --config.recommender.backbone.checkpoint"
+    )
+  if r.prompt.text:
+    raise UserError(
+      "--config.recommender.prompt.text: text is cut by a checkpoint's tokenizer; name its "
+      "directory with --config.recommender.backbone.checkpoint, or leave the text empty"
+    )
+
+
+def _check_widths(config: ConfigDict) -> None:
+  c, r = config.collaborative, config.recommender
+  if c.width % c.heads:
+    raise UserError(
+      f"--config.collaborative.heads={c.heads}: does not divide collaborative.width={c.width}"
+    )
+  if r.heads % r.kv_heads:
+    raise UserError(
+      f"--config.recommender.kv_heads={r.kv_heads}: does not divide recommender.heads={r.heads}"
+    )
+  if r.head_width % 2:
+    raise UserError(
+      f"--config.recommender.head_width={r.head_width}: rotary positions need it even"
+    )
+  if r.row_length <= r.prompt.response:
+    raise UserError(
+      f"--config.recommender.row_length={r.row_length}: must be above "
+      f"prompt.response={r.prompt.response}"
+    )
