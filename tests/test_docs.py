@@ -9,9 +9,11 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from test_imports import LAYERS
 
+from mmesid_jax import models
 from mmesid_jax.config.command_line import flat_keys
 from mmesid_jax.config.schema import default_config
 from mmesid_jax.ingest.settings import default_settings
@@ -102,7 +104,7 @@ def test_flags_and_keys_in_the_prose_exist(page):
   flags = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
   flags |= {"config", "collaborative"}  # the second of benchmarks/semantic_id_quality.py
   keys = {*flat_keys(default_config()), *flat_keys(default_settings())}
-  keys.add("base.data.dir")  # of configs/ablations.py
+  keys |= {"base.data.dir", "features.audio"}  # of configs/ablations.py; any modality
   for code in re.findall(r"`([^`\n]+)`", PAGES[page]):
     for name in re.findall(r"(?:^| )--([a-z_]+)", code) if code.startswith("--") else ():
       assert name in flags, f"{page}: `{code}`"
@@ -148,13 +150,11 @@ def test_the_example_from_python_recommends(trained, capsys):
   exec(block.replace("runs/beauty", str(trained)).replace("[12, 57, 901]", "[12, 7, 9]"), names)
   assert len(capsys.readouterr().out.splitlines()) == 10
   (call,) = re.findall(r"`(model\.top_items\(.*)`", PAGES["docs/serving.md"])
-  names |= {"histories": [[1, 2], [3]], "lengths": __import__("numpy").array([2, 1])}
+  names |= {"histories": [[1, 2], [3]], "lengths": np.array([2, 1])}
   assert eval(call, names).item_NK.shape == (2, 20)
 
 
 def test_the_example_of_new_items_from_python_recommends_them(trained):
-  import numpy as np
-
   from mmesid_jax.serving import Recommender
 
   (block,) = code_blocks("docs/new_items.md", "python")
@@ -196,6 +196,11 @@ def test_the_table_of_packages_is_that_of_the_imports():
   rows = re.findall(r"^\| (`.+`) \| .+ \|$", PAGES["docs/design.md"], re.MULTILINE)
   layers = [re.findall(r"`(\w+)/?`", row) for row in rows]
   assert [sorted(layer) for layer in layers[: len(LAYERS)]] == [sorted(names) for names in LAYERS]
+
+
+def test_the_legend_of_shapes_is_that_of_the_code():
+  legend = re.findall(r"^  [A-Z]  .*$", models.__doc__, re.MULTILINE)
+  assert len(legend) > 20 and "\n".join(legend) in PAGES["docs/design.md"]
 
 
 def test_the_page_of_keys_is_generated():
