@@ -14,8 +14,9 @@ from mmesid_jax import pipeline
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact
-from mmesid_jax.serving import answer as recommending
+from mmesid_jax.serving.answer import print_recommendations
 from mmesid_jax.serving.recommender import Recommender
+from mmesid_jax.serving.served_model import Options
 from mmesid_jax.stages import new_item_codes
 
 STAGE = "semantic_ids"
@@ -66,7 +67,9 @@ def test_what_is_not_known_is_the_mean_and_has_the_code_nearest_to_it(trained):
 
 def test_new_items_are_recommended_and_read_and_the_others_stay(trained, tmp_path):
   text = vectors(trained)["text"]
-  new_item_codes.write_new_items(tmp_path / "new.safetensors", encoded(trained, {"text": text[[4, 6]]}))
+  new_item_codes.write_new_items(
+    tmp_path / "new.safetensors", encoded(trained, {"text": text[[4, 6]]})
+  )
   model, plain = (Recommender.load(trained, ["", *map(str, range(1, 41))]) for _ in range(2))
   assert model.add_items(tmp_path / "new.safetensors", titles=["a", "b"]) == range(41, 43)
   assert plain.add_items({"text": text[[4, 6]]}) == range(41, 43)  # the same from rows
@@ -95,7 +98,7 @@ def test_what_is_offered_is_recommended_alone_with_the_same_scores(trained):
   added = model.add_items({"text": vectors(trained)["text"][[4, 6, 8]]})
   (everything,) = model.recommend([[1, 2, 3]], 43, repeat=True)
   for offered in (added, range(42, 43), range(1, 41)):
-    model.offer(offered)
+    model.restrict_to(offered)
     (answer,) = model.recommend([[1, 2, 3]], len(offered), repeat=True)
     expected = [r for r in everything if r.item in offered]
     assert [r.item for r in answer] == [r.item for r in expected]
@@ -104,7 +107,7 @@ def test_what_is_offered_is_recommended_alone_with_the_same_scores(trained):
       model.recommend([[1]], len(offered) + 1)
   for wrong in (range(3, 3), range(0, 4), range(40, 45), range(1, 9, 2)):
     with pytest.raises(UserError, match="expected consecutive items from 1 to 43"):
-      model.offer(wrong)
+      model.restrict_to(wrong)
   more = model.add_items({"text": vectors(trained)["text"][:1]})  # all are offered again
   assert more[0] in {r.item for r in model.recommend([[1]], 44, repeat=True)[0]}
 
@@ -218,20 +221,8 @@ def test_new_items_are_named_in_the_list(trained, tmp_path, capsys):
   new_item_codes.write_new_items(
     tmp_path / "x.safetensors", encoded(trained, {"text": vectors(trained)["text"]})
   )
-  recommending.run(
-    trained,
-    history="1 41",
-    history_keys=None,
-    users=None,
-    user_keys=None,
-    histories=None,
-    new_items=str(tmp_path / "x.safetensors"),
-    only_new=False,
-    top_k=78,
-    repeat=False,
-    data_dir=None,
-    key=None,
-  )
+  options = Options(top_k=78, new_items=str(tmp_path / "x.safetensors"))
+  print_recommendations(trained, "history", "1 41", options)
   out = capsys.readouterr().out
   assert "had: 1 " in out and "; 41 (new item 1)" in out and " 80 (new item 40)  score" in out
 

@@ -1,5 +1,5 @@
-"""Recommendations from Python: Recommender.load(workdir).recommend(histories, top_k), or, of many
-histories and as arrays, .best(histories, top_k, shape=...).
+"""Recommendations from Python: Recommender.load(workdir).recommend(histories, top_k), or, for many
+histories and as arrays, .top_items(histories, top_k, shape=...).
 
 On several devices, where the catalogue is large: load and recommend within `jax.set_mesh`.
 """
@@ -26,15 +26,16 @@ from mmesid_jax.models.fusion import score_contributions
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
-from mmesid_jax.stages import new_item_codes, recommender_stage
+from mmesid_jax.stages.new_item_codes import append_new_items
+from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
 from mmesid_jax.stages.sequence_task import evaluation_layout
 
-LARGEST_BATCH = 64  # histories a dispatch; more are answered batch after batch
+LARGEST_BATCH = 64  # histories in one call to the device; more are answered batch after batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-  """One recommended item; parts: what its score rests on, summands by source ("identity" or a
+  """One recommended item. parts: the summands of its score, by source ("identity" or a
   modality)."""
 
   item: int
@@ -43,31 +44,33 @@ class Recommendation:
   title: str | None = None
 
 
-class Best(NamedTuple):
-  """The best A items of E histories, best first. Where fewer than A are left to be recommended,
-  the last scores are -inf and their items mean nothing."""
+class TopItems(NamedTuple):
+  """The best A items for each of E histories, best first.
+
+  Where fewer than A can be recommended, the last scores are -inf and their items mean nothing.
+  """
 
   item_EA: np.ndarray  # int32
   score_EA: np.ndarray  # float32
-  part_EAO: np.ndarray | None = None  # float32, summands of the scores by source; if asked for
+  part_EAO: np.ndarray | None = None  # float32, summands of the scores by source, if asked for
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """What a dispatch has places for; calls of one shape compile once."""
+  """The static shape of a batch of histories. Each shape compiles once."""
 
   layout: Layout
-  history: int  # items of the longest history, all of which are left out of its answer
+  history: int  # items of the longest history, which are left out of its answer
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "top_k", "repeat", "reasons"))
-def _best(
+def _top_items(
   graph: nnx.GraphDef,
   state: nnx.State,
   item_ID: jax.Array,
   batch: Batch,
   history_QX: jax.Array,
-  offered_2: jax.Array,  # first item that may be recommended, and the one behind the last
+  offered_2: jax.Array,  # first item that may be recommended, and the one after the last
   *,
   top_k: int,
   repeat: bool,
@@ -83,9 +86,9 @@ def _best(
     score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], history_QX].set(-jnp.inf)
   score_QA, item_QA = sharding.top_k(score_QI, top_k)
   if not reasons:
-    return Best(item_QA, score_QA)
+    return TopItems(item_QA, score_QA)
   part_QAO = score_contributions(model.items, model.gates.weights(), o_QD, item_QA)
-  return Best(item_QA, score_QA, part_QAO)
+  return TopItems(item_QA, score_QA, part_QAO)
 
 
 class Recommender:
@@ -98,17 +101,17 @@ class Recommender:
     workdir: pathlib.Path,
     titles: Sequence[str | None] | None = None,
   ):
-    """workdir: where the model is from; titles: by item id, row 0 unused; None = no titles."""
+    """workdir: the folder of the model. titles: by item id, row 0 unused; None = no titles."""
     self._config, self._workdir = config, workdir
-    self._layout = evaluation_layout(recommender_stage.batch_layout(config.recommender), LARGEST_BATCH)
+    self._layout = evaluation_layout(RECOMMENDER.layout(config), LARGEST_BATCH)
     self._sources = ("identity", *model.items.modalities)
-    self._take(model, titles)
+    self._set_model(model, titles)
 
-  def _take(self, model: RecommenderModel, titles: Sequence[str | None] | None) -> None:
+  def _set_model(self, model: RecommenderModel, titles: Sequence[str | None] | None) -> None:
     self._model, self._titles = model, titles
     self.num_items = model.num_items
     self._offered = range(1, self.num_items + 1)
-    placed = nnx.clone(model)  # around the same arrays; items are added to `model`
+    placed = nnx.clone(model)  # shares the arrays; items are added to `model`
     place_model(placed)
     self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
     self._item_ID = item_vectors(self._graph, self._state)
@@ -120,36 +123,42 @@ class Recommender:
     """Reads config.json and recommender.safetensors in workdir. Raises UserError."""
     path = pathlib.Path(workdir)
     config = read_config(path)
-    return cls(recommender_stage.load_recommender(path, config), config, path, titles)
+    return cls(load_recommender(path, config), config, path, titles)
 
   def add_items(
     self,
     source: str | pathlib.Path | Mapping[str, np.ndarray],
     titles: Sequence[str | None] | None = None,
   ) -> range:
-    """Appends items that training never saw; from now on they are recommended and may stand in
+    """Appends items that training never saw, so that they can be recommended and be part of
     histories. Returns their ids, which follow the largest so far.
 
-    source: a file that `mmesid_jax.semantic_ids encode` wrote, or feature rows by modality
-    ({"text": [E, V]}: one row a new item, none for padding). A modality that is left out, as the
-    collaborative one of a new item, is read as the mean of the training items and has no weight in
-    the scores; nor has the learned row. titles: of the new items. Raises UserError for what does
-    not fit.
+    A modality that is left out, such as the collaborative one of a new item, is read as the mean of
+    the training items and has no weight in the scores; the learned row has none either.
+
+    Args:
+      source: a file that `mmesid_jax.semantic_ids encode` wrote, or feature rows by modality
+        ({"text": [E, V]}: one row for each new item, none for padding).
+      titles: titles of the new items.
+
+    Raises UserError for a source that does not fit the model.
     """
-    model = new_item_codes.append_new_items(self._model, self._workdir, self._config, source)
+    model = append_new_items(self._model, self._workdir, self._config, source)
     added = range(self.num_items + 1, len(model.items.identity_ID[...]))
     if titles is not None and len(titles) != len(added):
       raise UserError(f"{len(titles)} titles of {len(added)} new items")
     if titles is not None or self._titles is not None:
       before = self._titles or [None] * (self.num_items + 1)
       titles = [*before, *(titles or [None] * len(added))]
-    self._take(model, titles)
+    self._set_model(model, titles)
     return added
 
-  def offer(self, items: range) -> None:
-    """From now on recommends these items alone, until others are offered or added: new ones, say,
-    which seldom come up beside those of which more is known. Raises UserError for a range that is
-    empty or leaves the catalogue."""
+  def restrict_to(self, items: range) -> None:
+    """Recommends only these items until the next call, or until items are added.
+
+    Use it for new items, which seldom come up beside items of which more is known. Raises UserError
+    for a range that is empty or leaves the catalogue.
+    """
     if items.step != 1 or not 1 <= items.start < items.stop <= self.num_items + 1:
       raise UserError(f"{items}: expected consecutive items from 1 to {self.num_items}")
     self._offered = items
@@ -157,24 +166,24 @@ class Recommender:
   def recommend(
     self, histories: Sequence[Sequence[int]], top_k: int = 10, *, repeat: bool = False
   ) -> list[list[Recommendation]]:
-    """The top_k items behind every history (item ids, oldest first; may be empty), best first.
+    """The top_k next items for each history (item ids, oldest first; may be empty), best first.
 
-    Items of the history are left out unless `repeat`. A history longer than a row is read from its
-    newest items on. Raises UserError for an item id that the catalogue does not hold, or a top_k
-    out of range.
+    Items of the history are left out unless `repeat`. Of a history longer than a row the newest
+    items are read. Raises UserError for an item id that is not in the catalogue, or a top_k out of
+    range.
     """
-    best = self.best(histories, top_k, repeat=repeat, reasons=True)
-    return [self._explained(*one) for one in zip(*best, strict=True)]
+    top = self.top_items(histories, top_k, repeat=repeat, reasons=True)
+    return [self._recommendations(*of_history) for of_history in zip(*top, strict=True)]
 
   def shape_for(self, lengths: np.ndarray) -> Shape:
-    """The shape in which `best` answers very many histories of these lengths, int [E], fastest:
-    batches as large as those of the evaluation."""
+    """The fastest shape for `top_items` with very many histories of these lengths, int [E]: batches
+    as large as those of the evaluation."""
     layout = evaluation_layout(self._layout, self._config.evaluation.targets)
     read = np.minimum(lengths, layout.longest_history)
     pieces = Pieces(np.arange(len(read)), np.zeros_like(read), read + 1, read)
     return Shape(with_rows_for(layout, pieces, sharding.shard_count("batch")), int(lengths.max()))
 
-  def best(
+  def top_items(
     self,
     histories: Sequence[Sequence[int]],
     top_k: int = 10,
@@ -182,9 +191,12 @@ class Recommender:
     repeat: bool = False,
     reasons: bool = False,
     shape: Shape | None = None,
-  ) -> Best:
-    """`recommend` as arrays, with parts of the scores if `reasons`. shape: of `shape_for`, where
-    there are many calls of very many histories. Raises UserError as `recommend` does."""
+  ) -> TopItems:
+    """`recommend` as arrays, with the parts of the scores if `reasons`.
+
+    shape: from `shape_for`, for many calls with very many histories. Raises UserError as
+    `recommend` does.
+    """
     self.check_top_k(top_k)
     arrays = [self._checked(i, history) for i, history in enumerate(histories)]
     if shape is None:
@@ -192,25 +204,25 @@ class Recommender:
       shape = Shape(self._layout, 1 << max(longest, 1).bit_length())
     newest = [a[-shape.layout.longest_history :] for a in arrays]
     E, sources = len(arrays), len(self._sources)
-    best = Best(
+    top = TopItems(
       np.zeros((E, top_k), np.int32),
       np.zeros((E, top_k), np.float32),
       np.zeros((E, top_k, sources), np.float32) if reasons else None,
     )
-    asked = {"top_k": top_k, "repeat": repeat, "reasons": reasons}
-    for place_Q, found in _one_ahead(self._answers(arrays, newest, shape, asked)):
-      for whole_EA, part_QA in zip(best, jax.device_get(found), strict=True):
-        if whole_EA is not None:
-          whole_EA[place_Q] = part_QA[: len(place_Q)]
-    return best
+    options = {"top_k": top_k, "repeat": repeat, "reasons": reasons}
+    for place_Q, of_batch in _one_ahead(self._answers(arrays, newest, shape, options)):
+      for all_EA, some_QA in zip(top, jax.device_get(of_batch), strict=True):
+        if all_EA is not None:
+          all_EA[place_Q] = some_QA[: len(place_Q)]
+    return top
 
   def check_top_k(self, top_k: int) -> None:
-    """Raises UserError for more items than are offered."""
+    """Raises UserError for more items than can be recommended."""
     if not 1 <= top_k <= len(self._offered):
       raise UserError(f"top_k={top_k}: expected a number from 1 to {len(self._offered)}")
 
-  def _answers(self, arrays, newest, shape, asked):
-    """Which histories a batch answers, and the answer, which may still be computed."""
+  def _answers(self, arrays, newest, shape, options):
+    """Yields the places of a batch's histories, and its answer, which may still be computed."""
     sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
     first = [len(a) for a in newest]
     for batch in batch_sequences(sequences, shape.layout, first):
@@ -220,14 +232,14 @@ class Recommender:
         history_QX[q, : len(arrays[n])] = arrays[n]
       yield (
         place_Q,
-        _best(
+        _top_items(
           self._graph,
           self._state,
           self._item_ID,
           sharding.device_put_batch(batch),
           history_QX,
           np.array([self._offered.start, self._offered.stop], np.int32),
-          **asked,
+          **options,
         ),
       )
 
@@ -240,7 +252,7 @@ class Recommender:
       )
     return array.astype(np.int32)
 
-  def _explained(
+  def _recommendations(
     self, item_A: np.ndarray, score_A: np.ndarray, part_AO: np.ndarray
   ) -> list[Recommendation]:
     return [
@@ -256,8 +268,8 @@ class Recommender:
 
 
 def _one_ahead(answers: Iterator) -> Iterator:
-  """The same, each handed on when the next was asked for: a device computes while the next batch is
-  packed."""
+  """Yields each answer after the next one was requested, so that a device computes while the next
+  batch is packed."""
   waiting = None
   for answer in answers:
     if waiting is not None:

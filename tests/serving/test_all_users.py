@@ -16,9 +16,9 @@ from mmesid_jax.config.saved import read_config
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.reports import code_export
-from mmesid_jax.serving import all_users
-from mmesid_jax.serving import answer as recommending
+from mmesid_jax.serving import all_users, answer
 from mmesid_jax.serving.recommender import Recommender
+from mmesid_jax.serving.served_model import Options
 from mmesid_jax.stages import new_item_codes
 
 ODD = ["é", "商品", '"\\', "\u200f\u0645", "a,b", "🧴", "L'Or"]
@@ -53,15 +53,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def everyone(workdir: pathlib.Path, output: pathlib.Path, **changes) -> None:
-  options = {
-    "new_items": None,
-    "only_new": False,
-    "top_k": 5,
-    "repeat": False,
-    "data_dir": None,
-    "key": None,
-  }
-  recommending.run_all_users(workdir, output, **(options | changes))
+  all_users.write_all_users(workdir, output, Options(**{"top_k": 5, **changes}))
 
 
 def test_semantic_ids_are_exported(workdir, tmp_path):
@@ -110,7 +102,7 @@ def of_four_items(workdir: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_all_users_get_what_each_gets_alone(workdir, tmp_path, suffix, monkeypatch):
-  monkeypatch.setattr(all_users, "USERS_A_PART", 25)  # 60 users: the last part is short
+  monkeypatch.setattr(all_users, "USERS_PER_PART", 25)  # 60 users: the last part is short
   give_keys(workdir)
   output = tmp_path / f"recs{suffix}"
   everyone(workdir, output)
@@ -152,9 +144,9 @@ def test_new_items_are_recommended_to_all_users_without_a_key(workdir, tmp_path)
 
 
 def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_path, monkeypatch):
-  monkeypatch.setattr(all_users, "USERS_A_PART", 25)
+  monkeypatch.setattr(all_users, "USERS_PER_PART", 25)
   output, asked = tmp_path / "recs.jsonl", []
-  best = Recommender.best
+  best = Recommender.top_items
 
   def counted(model, given, *options, **more):
     asked.append(len(given))
@@ -162,7 +154,7 @@ def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_pa
       raise KeyboardInterrupt
     return best(model, given, *options, **more)
 
-  monkeypatch.setattr(Recommender, "best", counted)
+  monkeypatch.setattr(Recommender, "top_items", counted)
   with pytest.raises(KeyboardInterrupt):
     everyone(workdir, output)
   for changes, says in (
@@ -185,7 +177,7 @@ def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_pa
 
 def test_parts_with_other_keys_are_refused(workdir, tmp_path, monkeypatch):
   give_keys(workdir)
-  monkeypatch.setattr(Recommender, "best", lambda *given, **more: 1 / 0)
+  monkeypatch.setattr(Recommender, "top_items", lambda *given, **more: 1 / 0)
   for key, error, says in (
     ("key", ZeroDivisionError, "by zero"),
     ("title", UserError, "item keys was "),
@@ -202,15 +194,15 @@ def other_model(workdir: pathlib.Path) -> bytes:
 
 
 def test_finished_parts_are_not_made_again(workdir, tmp_path, monkeypatch):
-  monkeypatch.setattr(all_users, "USERS_A_PART", 25)
+  monkeypatch.setattr(all_users, "USERS_PER_PART", 25)
   output, asked = tmp_path / "recs.jsonl", []
-  best, asks = Recommender.best, iter([None, None, "SIGTERM"])
+  best, asks = Recommender.top_items, iter([None, None, "SIGTERM"])
 
   def counted(model, given, *options, **more):
     asked.append(len(given))
     return best(model, given, *options, **more)
 
-  monkeypatch.setattr(Recommender, "best", counted)
+  monkeypatch.setattr(Recommender, "top_items", counted)
   monkeypatch.setattr(all_users.StopRequest, "signal_name", lambda self: next(asks, None))
   with pytest.raises(Interrupted, match="SIGTERM at user 50 of 60, .* run the same command again"):
     everyone(workdir, output)
@@ -231,7 +223,7 @@ def wait_for_parts(process: subprocess.Popen, folder: pathlib.Path, count: int) 
 def test_a_killed_run_goes_on_to_the_same_bytes(workdir, tmp_path):
   data = workdir / "synthetic" / "sequences.txt"
   items = [line.split(" ", 1)[1] for line in data.read_text().splitlines()]
-  users = 5 * all_users.USERS_A_PART + 77
+  users = 5 * all_users.USERS_PER_PART + 77
   data.write_text("".join(f"{n} {items[n % len(items)]}\n" for n in range(1, users + 1)))
   give_keys(workdir)
   command = ("recommend", f"--workdir={workdir}", "--all_users", "--top_k=5")
@@ -257,17 +249,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(workdir, tmp_path):
   assert not parts.exists()
 
 
-def shown(workdir: pathlib.Path, capsys, **given) -> str:
-  sources = ("history", "history_keys", "users", "user_keys", "histories")
-  options = {
-    "new_items": None,
-    "only_new": False,
-    "top_k": 3,
-    "repeat": False,
-    "data_dir": None,
-    "key": None,
-  }
-  recommending.run(workdir, **(dict.fromkeys(sources) | options | given))
+def shown(workdir: pathlib.Path, capsys, key: str | None = None, **given) -> str:
+  ((source, value),) = given.items()
+  answer.print_recommendations(workdir, source, value, Options(top_k=3, key=key))
   return capsys.readouterr().out
 
 
@@ -276,8 +260,8 @@ def test_keys_go_in_and_come_out(workdir, tmp_path, capsys):
   by_id = shown(workdir, capsys, history="1 5")
   assert f"1 {ITEM_KEYS[0]} " in by_id
   assert shown(workdir, capsys, history_keys=f"{ITEM_KEYS[0]}  {ITEM_KEYS[4]}") == by_id
-  by_key = shown(workdir, capsys, user_keys=[user_key(7), user_key(2)])
-  by_id = shown(workdir, capsys, users=["7", "2"])
+  by_key = shown(workdir, capsys, user_key=[user_key(7), user_key(2)])
+  by_id = shown(workdir, capsys, user=["7", "2"])
   assert by_key.replace(user_key(7), "7").replace(user_key(2), "2") == by_id
   (tmp_path / "h.txt").write_text("1 5\n")
   answer = json.loads(shown(workdir, capsys, histories=f"{tmp_path}/h.txt"))
@@ -290,12 +274,12 @@ def test_keys_go_in_and_come_out(workdir, tmp_path, capsys):
   line = refused("recommend", f"--workdir={workdir}", keys)
   assert "--history_keys: not one of the 40 items: 'B0' (keys are such as" in line
   with pytest.raises(UserError, match="--user_key: not one of the 60 users: 'A1' .*as 'A1 "):
-    shown(workdir, capsys, user_keys=["A1"])
+    shown(workdir, capsys, user_key=["A1"])
 
 
 def test_keys_that_the_data_set_does_not_keep_are_refused(trained, capsys):
   with pytest.raises(UserError, match="--user_key: .*/synthetic holds no keys of users"):
-    shown(trained, capsys, user_keys=["A1"])
+    shown(trained, capsys, user_key=["A1"])
   with pytest.raises(UserError, match="--history_keys: .*/synthetic holds no keys of items"):
     shown(trained, capsys, history_keys="B0")
 
