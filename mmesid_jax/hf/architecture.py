@@ -1,4 +1,4 @@
-"""What a Hugging Face config.json says of a Llama, and the other way round."""
+"""Reads a Llama's architecture from a Hugging Face config.json, and writes one."""
 
 import json
 import pathlib
@@ -9,11 +9,11 @@ from mmesid_jax.models.llama import LlamaConfig, RopeScaling
 
 
 def read_architecture(directory: pathlib.Path) -> LlamaConfig:
-  """Sizes, rotation and norm of directory/config.json; weights, compute and lora stay default.
+  """Sizes, rotation and norm from directory/config.json; weights, compute and lora stay default.
 
-  Reads `rope_parameters` (transformers 5) as well as `rope_theta` and `rope_scaling`; head_dim
-  given or derived. Raises UserError for a file that is missing, for no Llama, and for one with
-  parts that this project does not have.
+  Reads `rope_parameters` (transformers 5) as well as `rope_theta` and `rope_scaling`; head_dim may
+  be given or derived. Raises UserError for a file that is missing or does not describe a Llama, and
+  for a Llama with parts that this project does not have.
   """
   file = directory / "config.json"
   if not file.is_file():
@@ -85,7 +85,7 @@ def _rope(c: dict[str, Any], refuse) -> tuple[float, RopeScaling | None]:
 
 
 def architecture_json(c: LlamaConfig, *, vocabulary: int, dtype: str) -> dict[str, Any]:
-  """config.json of a Llama of these sizes, for transformers; embeddings tied."""
+  """The content of config.json for a Llama of these sizes, embeddings tied, for transformers."""
   rope: dict[str, Any] = {"rope_theta": c.rope_theta, "rope_type": "default"}
   if (s := c.rope_scaling) is not None:
     rope |= {
@@ -107,7 +107,7 @@ def architecture_json(c: LlamaConfig, *, vocabulary: int, dtype: str) -> dict[st
     "rms_norm_eps": c.norm_eps,
     "hidden_act": "silu",
     "rope_parameters": rope,
-    "rope_theta": c.rope_theta,  # what transformers before version 5 reads
+    "rope_theta": c.rope_theta,  # for transformers before version 5
     "tie_word_embeddings": True,
     "vocab_size": vocabulary,
     "dtype": dtype,

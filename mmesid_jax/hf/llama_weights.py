@@ -1,7 +1,7 @@
-"""Llama weights between Hugging Face's layout and ours: one table, read in both directions.
+"""Converts Llama weights between Hugging Face's layout and ours, by one table for both directions.
 
-Hugging Face keeps a linear layer as [out, in], ours is [layer, in, *out]; rotation and scale of the
-queries are the same, so nothing but transposing and stacking happens.
+Hugging Face stores a linear layer as [out, in], this project as [layer, in, *out]. Rotation and
+scale of the queries are the same, so weights are only transposed and stacked.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.models.layers.projection import Projection
@@ -24,12 +24,12 @@ from mmesid_jax.parallel.mesh import is_partitioned
 from mmesid_jax.parallel.placement import check_shape_divides
 
 EMBEDDING = "model.embed_tokens.weight"
-IGNORED = (EMBEDDING, "lm_head.weight")  # the prompt's rows are read apart; nothing reads logits
+IGNORED = (EMBEDDING, "lm_head.weight")  # a prompt's rows are read separately; logits are not used
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """path: of the layer in our module; key: Hugging Face's, {} = number of the layer."""
+  """A layer's path in our module, and its key in Hugging Face's file with {} for its number."""
 
   path: str
   key: str
@@ -50,7 +50,7 @@ FINAL_NORM = "model.norm.weight"
 
 
 def layer_of(llama: Llama, entry: Entry) -> nnx.Module:
-  """The projection or norm that the entry names, all layers stacked."""
+  """The projection or norm of an entry, with all layers stacked."""
   module = llama.blocks
   for name in entry.path.split("."):
     module = getattr(module, name)
@@ -62,7 +62,7 @@ def weight_of(layer: nnx.Module) -> nnx.Variable | QuantizedWeight:
 
 
 def _shape(weight: nnx.Variable | QuantizedWeight) -> tuple[int, ...]:
-  """[layer, in, *out] of the weight itself, however it is stored."""
+  """The shape [layer, in, *out] of the weight, also where it is stored as codes."""
   if isinstance(weight, QuantizedWeight):
     layers, blocks, *out = weight.scale.shape
     return (layers, blocks * BLOCK, *out)
@@ -70,12 +70,12 @@ def _shape(weight: nnx.Variable | QuantizedWeight) -> tuple[int, ...]:
 
 
 def _hf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Of one layer in Hugging Face's layout."""
+  """One layer's shape in Hugging Face's layout."""
   return (math.prod(shape[1:]), shape[0]) if len(shape) > 1 else shape
 
 
 def expected_tensors(llama: Llama) -> dict[str, tuple[str, tuple[int, ...]]]:
-  """Hugging Face's key -> the path that it fills, and the shape that it must have."""
+  """Hugging Face's key -> the path in our module that it fills, and the shape that it must have."""
   wanted: dict[str, tuple[str, tuple[int, ...]]] = {FINAL_NORM: ("norm", llama.norm.scale.shape)}
   for entry in TABLE:
     shape = _hf_shape(_shape(weight_of(layer_of(llama, entry)))[1:])
@@ -85,8 +85,11 @@ def expected_tensors(llama: Llama) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
-  """Every tensor of the checkpoint is used once or on the ignore list, every weight is filled, all
-  shapes agree. Reads headers only. Raises UserError that names both sides."""
+  """Checks names and shapes of all tensors, reading headers only.
+
+  Raises UserError, which names both sides, unless every weight is filled, every tensor is used or
+  in IGNORED, and all shapes are equal.
+  """
   layers, wanted = llama.config.layers, expected_tensors(llama)
   found = set(checkpoint.keys())
   if missing := sorted(wanted.keys() - found):
@@ -106,31 +109,31 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
       )
     if not checkpoint.is_float(key):
       raise UserError(
-        f"{checkpoint.directory}: {key} does not hold 16- or 32-bit floats; quantised checkpoints "
+        f"{checkpoint.directory}: {key} does not hold 16- or 32-bit floats; quantized checkpoints "
         "are not read: take the original one and set recommender.backbone.weights"
       )
 
 
 def load_weights(llama: Llama, checkpoint: Checkpoint) -> None:
-  """Fills every weight of the backbone (LoRA apart), each device reading its own slices only.
+  """Fills every weight of the backbone except LoRA; each device reads only its own slices.
 
-  Slices that several devices hold are read once; the host keeps one device's slice of one stacked
-  weight at a time. Quantised weights are coded layer by layer as they come. Where they lie: on the
-  mesh of the context, or without one on the default device. Raises UserError as `check_keys` does.
+  Slices that several devices hold are read once; the host holds one device's slice of one stacked
+  weight at a time. Weights of a quantized backbone are quantized layer by layer while reading. They
+  go to the mesh in use, or without one to the default device. Raises UserError as `check_keys`
+  does.
   """
   check_keys(llama, checkpoint)
   _place(llama.norm.scale, "norm.scale", lambda *_: checkpoint.read(FINAL_NORM))
-  for entry in tqdm(TABLE, f"reading {checkpoint.directory}", delay=3, leave=False):
+  for entry in reporter.progress(TABLE, f"reading {checkpoint.directory}", unit="weights"):
     weight = weight_of(layer_of(llama, entry))
     if isinstance(weight, QuantizedWeight):
-      _load_quantised(weight, checkpoint, entry)
+      _load_quantized(weight, checkpoint, entry)
     else:
       _load_dense(weight, checkpoint, entry)
 
 
 def _place(variable: nnx.Variable, path: str, read) -> None:
-  """Fills the variable at `path` with read(*bounds) for every shard; bounds that are equal are read
-  once."""
+  """Fills the variable at `path` with read(*bounds) for every shard; equal bounds are read once."""
   shape = variable.shape
   if not is_partitioned():
     variable.set_value(jnp.asarray(read(*((0, n) for n in shape)), variable.dtype))
@@ -138,16 +141,16 @@ def _place(variable: nnx.Variable, path: str, read) -> None:
   name = f"backbone.{path}"
   axes = sharding.logical_axes(name, len(shape))
   check_shape_divides(name, shape, axes)
-  where = sharding.named_sharding(axes)
+  target = sharding.named_sharding(axes)
   holders: dict[tuple, list[jax.Device]] = {}
-  for device, index in where.addressable_devices_indices_map(shape).items():
+  for device, index in target.addressable_devices_indices_map(shape).items():
     bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
     holders.setdefault(bounds, []).append(device)
   pieces = []
   for bounds, devices in holders.items():
     piece = np.asarray(read(*bounds), variable.dtype)
     pieces += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
-  variable.set_value(jax.make_array_from_single_device_arrays(shape, where, pieces))
+  variable.set_value(jax.make_array_from_single_device_arrays(shape, target, pieces))
 
 
 def _slab(checkpoint: Checkpoint, entry: Entry, i: int, shape, *bounds) -> np.ndarray:
@@ -155,9 +158,9 @@ def _slab(checkpoint: Checkpoint, entry: Entry, i: int, shape, *bounds) -> np.nd
   if len(bounds) == 1:
     return checkpoint.read(entry.key.format(i), slice(*bounds[0]))
   rows, (first, last), *widths = bounds
-  inner = math.prod(shape[3:])  # a whole head a step: widths of heads are never cut
-  read = checkpoint.read(entry.key.format(i), slice(first * inner, last * inner), slice(*rows))
-  return read.T.reshape(rows[1] - rows[0], last - first, *(b - a for a, b in widths))
+  inner = math.prod(shape[3:])  # the size of a head: heads are never divided
+  part = checkpoint.read(entry.key.format(i), slice(first * inner, last * inner), slice(*rows))
+  return part.T.reshape(rows[1] - rows[0], last - first, *(b - a for a, b in widths))
 
 
 def _load_dense(weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry) -> None:
@@ -171,7 +174,7 @@ def _load_dense(weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry) -> N
   _place(weight, f"blocks.{entry.path}.{part}", read)
 
 
-def _load_quantised(weight: QuantizedWeight, checkpoint: Checkpoint, entry: Entry) -> None:
+def _load_quantized(weight: QuantizedWeight, checkpoint: Checkpoint, entry: Entry) -> None:
   shape = _shape(weight)
   per_code = shape[1] // weight.codes.shape[1]  # input rows that share a code byte
   scales: dict[tuple, np.ndarray] = {}
@@ -202,10 +205,11 @@ def _load_quantised(weight: QuantizedWeight, checkpoint: Checkpoint, entry: Entr
 def to_hugging_face(
   llama: Llama, source: Checkpoint | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """(key, tensor) in Hugging Face's layout and dtype, a layer at a time, LoRA merged in.
+  """Yields (key, tensor) in Hugging Face's layout and dtype, layer by layer, with LoRA merged.
 
-  LoRA is added in float32 before the cast. What the model does not hold as it was, embeddings and
-  quantised weights, is read from the source. Raises ValueError for quantised weights without one.
+  LoRA is added in float32 before the cast. Embeddings and quantized weights, which the model does
+  not hold in their original form, are read from `source`. Raises ValueError for quantized weights
+  without a source.
   """
   for i in range(llama.config.layers):
     for entry in TABLE:
@@ -218,14 +222,14 @@ def to_hugging_face(
         array = source.read(key)
       else:
         raise ValueError(f"{entry.path} is kept as {weight.kind}: name the checkpoint it came from")
-      yield key, _merged(array, layer, i)
+      yield key, _merge_lora(array, layer, i)
   yield FINAL_NORM, np.asarray(jax.device_get(llama.norm.scale[...]))
   for key in IGNORED:
     if source is not None and key in source.keys():
       yield key, source.read(key)
 
 
-def _merged(array: np.ndarray, layer: nnx.Module, i: int) -> np.ndarray:
+def _merge_lora(array: np.ndarray, layer: nnx.Module, i: int) -> np.ndarray:
   """The weight [out, in] of layer i plus its LoRA update, in the weight's dtype."""
   lora = getattr(layer, "lora", None)
   if lora is None:

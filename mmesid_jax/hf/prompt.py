@@ -1,4 +1,4 @@
-"""The prompt around a history's item tokens, as the checkpoint's own tokenizer cuts it."""
+"""The prompt text around a history's item tokens, in tokens of the checkpoint's own tokenizer."""
 
 import dataclasses
 import pathlib
@@ -14,19 +14,19 @@ from mmesid_jax.hf.safetensors_dir import Checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """Token ids before the items (every user's trunk) and behind them (a target's response)."""
+  """Token ids before the items (in every user's trunk) and after them (in a target's response)."""
 
   before: tuple[int, ...]
-  behind: tuple[int, ...]
+  after: tuple[int, ...]
 
 
 def tokenize_prompt(directory: pathlib.Path, template: str) -> Prompt:
-  """The literal template, no special tokens added, no chat template applied.
+  """The template's tokens; no special tokens are added, and no chat template is applied.
 
   Raises UserError for a template without exactly one {items} or with nothing before it, and for a
   directory without tokenizer files.
   """
-  _check(template)
+  _check_template(template)
   if not has_tokenizer(directory):
     raise UserError(
       f"{directory}: holds neither tokenizer.json nor tokenizer.model; copy the checkpoint's "
@@ -36,13 +36,13 @@ def tokenize_prompt(directory: pathlib.Path, template: str) -> Prompt:
 
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-  except Exception as error:  # many kinds, for files that are damaged or of another model
+  except Exception as error:  # the kinds differ, for files that are damaged or of another model
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
     raise UserError(f"{directory}: its tokenizer does not load ({reason})") from error
-  before, behind = (
+  before, after = (
     tuple(tokenizer.encode(part, add_special_tokens=False)) for part in template.split(ITEMS)
   )
-  return Prompt(before, behind)
+  return Prompt(before, after)
 
 
 def has_tokenizer(directory: pathlib.Path) -> bool:
@@ -51,26 +51,33 @@ def has_tokenizer(directory: pathlib.Path) -> bool:
 
 
 def estimate_prompt_lengths(template: str) -> dict[str, int]:
-  """About how many tokens Llama 3's tokenizer makes of the template, for want of its files:
-  "length" before the items, "response" behind them; every special token, word, number and run of
-  punctuation is one. Of config.PROMPTS["paper"], 34 and 5, it is the true count. Raises UserError
-  as `tokenise` does."""
-  _check(template)
+  """About the number of tokens of the template, when its tokenizer's files are missing.
+
+  Counts as Llama 3's tokenizer does: every special token, word, number and run of punctuation is
+  one. For config.PROMPTS["paper"] this gives the true counts, 34 and 5.
+
+  Returns "length", before the items, and "response", after them. Raises UserError as
+  `tokenize_prompt` does.
+  """
+  _check_template(template)
   piece = r"<\|\w+\|>|'\w+| ?\w+| ?(?:(?!<\|)[^\s\w])+|\s+"
-  before, behind = (len(re.findall(piece, part)) for part in template.split(ITEMS))
-  return {"length": before, "response": behind}
+  before, after = (len(re.findall(piece, part)) for part in template.split(ITEMS))
+  return {"length": before, "response": after}
 
 
-def _check(template: str) -> None:
+def _check_template(template: str) -> None:
   if template.count(ITEMS) != 1 or template.startswith(ITEMS):
     raise UserError(
       f"--config.recommender.prompt.text={template!r}: expected text, {ITEMS} once, and text or "
-      "nothing behind it"
+      "nothing after it"
     )
 
 
 def read_embeddings(checkpoint: Checkpoint, tokens: tuple[int, ...]) -> np.ndarray:
-  """float32 [tokens, D]; only these rows of the table are read. Raises UserError."""
+  """The tokens' rows of the embedding table, float32 [tokens, D]; no other rows are read.
+
+  Raises UserError for a checkpoint without the table, and for a token that is not in it.
+  """
   if EMBEDDING not in checkpoint.keys():
     raise UserError(f"{checkpoint.directory}: {EMBEDDING} is missing, which the prompt needs")
   rows = checkpoint.shape(EMBEDDING)[0]
@@ -79,5 +86,5 @@ def read_embeddings(checkpoint: Checkpoint, tokens: tuple[int, ...]) -> np.ndarr
       f"{checkpoint.directory}: the tokenizer gives token {max(tokens)}, the table has {rows} rows"
     )
   D = checkpoint.shape(EMBEDDING)[1]
-  read = [checkpoint.read(EMBEDDING, slice(t, t + 1), slice(None)) for t in tokens]
-  return np.concatenate(read).astype(np.float32) if read else np.zeros((0, D), np.float32)
+  rows_1D = [checkpoint.read(EMBEDDING, slice(t, t + 1), slice(None)) for t in tokens]
+  return np.concatenate(rows_1D).astype(np.float32) if rows_1D else np.zeros((0, D), np.float32)

@@ -88,7 +88,7 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(path):
+def test_a_full_disk_is_reported_and_leaves_nothing(path):
   rng = np.random.default_rng(0)
   random = {"scores": rng.random((2000, 20)).tolist()}
   part = path.with_stem("part")

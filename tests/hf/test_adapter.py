@@ -183,7 +183,7 @@ def test_an_adapter_of_another_base_is_refused(written, changes):
     (lambda d: (d / WEIGHTS).write_bytes(b"\x10"), "not a whole safetensors file"),
   ],
 )
-def test_damage_is_told_in_one_line(written, damage, message):
+def test_damage_is_reported_in_one_line(written, damage, message):
   damage(written)
   with pytest.raises(UserError, match=message) as caught:
     check_adapter(adapted(), written)

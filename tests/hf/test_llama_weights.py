@@ -62,7 +62,7 @@ def test_every_byte_is_read_once_on_any_mesh(base, shape, weights):
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
 
 
-def test_what_is_sharded_lies_in_parts(base):
+def test_sharded_weights_are_stored_in_parts(base):
   llama, _ = loaded(base, mesh=make_mesh(1, 4, 2))
   gate = llama.blocks.mlp.gate.weight[...]
   assert {s.data.shape for s in gate.addressable_shards} == {(3, 512 // 4, 1024 // 2)}
@@ -72,7 +72,7 @@ def test_what_is_sharded_lies_in_parts(base):
 
 def test_the_host_holds_less_than_two_slices(base):
   mesh = make_mesh(1, 8, 1)
-  loaded(base, mesh=mesh)  # whatever is imported or compiled once is not counted
+  loaded(base, mesh=mesh)  # imports and compiling are not counted
   tracemalloc.start()
   llama, _ = loaded(base, mesh=mesh)
   held, peak = tracemalloc.get_traced_memory()
@@ -88,7 +88,7 @@ def test_a_mesh_that_does_not_divide_is_refused(base):
     loaded(base, mesh=make_mesh(1, 1, 8))  # 4 key/value heads
 
 
-def test_quantised_blocks_are_never_cut(tmp_path):
+def test_quantized_blocks_are_never_cut(tmp_path):
   directory = tmp_path / "narrow"
   config = write_tiny_checkpoint(directory, D=BLOCK)
   with pytest.raises(UserError, match=f"whole blocks of {BLOCK}"):
@@ -103,7 +103,7 @@ def test_export_is_what_was_read(base):
     assert array.tobytes() == checkpoint.read(key).tobytes(), key
 
 
-def test_quantised_weights_are_exported_from_their_source_only(base):
+def test_quantized_weights_are_exported_from_their_source_only(base):
   llama, checkpoint = loaded(base, "int8")
   for key, array in to_hugging_face(llama, checkpoint):
     assert array.tobytes() == checkpoint.read(key).tobytes(), key

@@ -24,7 +24,7 @@ def base(tmp_path_factory):
 
 
 def spelled(directory, tokens) -> list:
-  """Special tokens as their ids, what lies between as text."""
+  """Special tokens as their ids, the rest as text."""
   vocabulary = json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
   letters = {i: letter for letter, i in vocabulary.items()}
   out = []
@@ -46,7 +46,7 @@ def test_the_prompt_of_the_paper_token_by_token(base):
     *(START, "user", STOP),
     "\n\nGiven the user's purchase history, predict next possible item to be purchased. ",
   ]
-  assert spelled(base, prompt.behind) == [" ", EOT, START, "assistant", STOP]
+  assert spelled(base, prompt.after) == [" ", EOT, START, "assistant", STOP]
 
 
 def test_the_prompt_of_the_released_code_has_lost_its_beginning(base):
@@ -55,12 +55,12 @@ def test_the_prompt_of_the_released_code_has_lost_its_beginning(base):
     BEGIN,
     "{ Given the user's purchase history, predict next possible item to be purchased. ",
   ]
-  assert prompt.behind == tokenize_prompt(base, PROMPTS["paper"]).behind
+  assert prompt.after == tokenize_prompt(base, PROMPTS["paper"]).after
 
 
 def test_nothing_is_added_to_the_literal_text(base):
   assert spelled(base, tokenize_prompt(base, "a {items}").before) == ["a "]
-  assert tokenize_prompt(base, "a {items}").behind == ()
+  assert tokenize_prompt(base, "a {items}").after == ()
 
 
 def test_special_tokens_of_the_tokenizer_stay_one_token(base):
@@ -68,7 +68,7 @@ def test_special_tokens_of_the_tokenizer_stay_one_token(base):
 
 
 @pytest.mark.parametrize(
-  "text", ["no items", "{items} behind", "{items} {items}", "a {items}{items}"]
+  "text", ["no items", "{items} after", "{items} {items}", "a {items}{items}"]
 )
 def test_a_text_without_one_place_for_items_is_refused(base, text):
   with pytest.raises(UserError, match="prompt.text=.*expected text, {items} once"):

@@ -82,7 +82,7 @@ def test_a_whole_one_is_taken(base):
     (lambda b: (shard(b), (b / INDEX).write_text("{}")), f"{INDEX}: expected an object"),
   ],
 )
-def test_damage_is_told_in_one_line(base, damage, message):
+def test_damage_is_reported_in_one_line(base, damage, message):
   damage(base)
   with pytest.raises(UserError, match=message) as error:
     opened(base)
