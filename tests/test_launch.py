@@ -5,9 +5,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 import yaml
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import Diverged, Interrupted, UserError
 from mmesid_jax.parallel import processes
 
@@ -100,3 +102,16 @@ def test_local_passes_a_signal_on(tmp_path):
     assert launcher.poll() is None
   launcher.terminate()
   assert launcher.wait(30) == Interrupted.status
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_processes_other_than_the_main_one_are_quiet(monkeypatch, index):
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **options: None)
+  monkeypatch.setattr(jax, "process_index", lambda: index)
+  monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored afterwards
+  variables = {processes.COORDINATOR: "localhost:1", processes.PROCESSES: "2"}
+  try:
+    processes.start({**variables, processes.PROCESS: str(index)}, heartbeat_seconds=10)
+    assert reporter.progress(total=1, label="train").disable == (index > 0)
+  finally:
+    reporter.mute(False)
