@@ -86,8 +86,8 @@ def _open(
   dataset = workdir.dataset
   users, items = len(dataset), dataset.num_items
   reporter.info(f"{path}: {users:,} users, {items:,} items, {len(dataset.items):,} interactions")
-  if dataset.times is not None:
-    reporter.info(splits.describe_split(dataset.split, dataset.times))
+  if dataset.temporal_cuts is not None:
+    reporter.info(splits.describe_split(dataset.split, dataset.temporal_cuts))
   return workdir
 
 

@@ -1,7 +1,7 @@
-"""Grain datasets that feed the stages: batches of ids, endless, whose state is one integer.
+"""Batches of ids for training and evaluation.
 
-Feature tables live on the device, so a batch is a few kilobytes and the loader is never the
-bottleneck.
+Feature tables are on the device, so a batch is a few kilobytes and the loader is never the
+bottleneck. The training batches are endless grain datasets whose state is one integer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,18 @@ from mmesid_jax.data.packing import Batch, Layout, Packer, Pieces
 
 
 class Epoch(NamedTuple):
-  """How many batches an epoch takes, and which share of their tokens is in use (not padding)."""
+  """Number of batches in an epoch, and the share of their tokens that is not padding."""
 
   batches: int
   fill: float
 
 
 class PackedBatches(grain.IterDataset):
-  """Endless batches of shared-prefix rows; pieces are shuffled anew every epoch.
+  """Endless batches of shared-prefix rows; pieces are shuffled again every epoch.
 
-  A batch takes pieces from the shuffled stream until the next one does not fit; that one opens the
-  next batch. Nothing is dropped or repeated, epochs follow each other without a gap. Of several
-  processes each packs the same batches: they are ids, and a run may go on with another number.
+  A batch takes pieces from the shuffled stream until the next one does not fit; that one is the
+  first of the next batch. No piece is dropped or repeated, and epochs follow each other without a
+  gap. Every process packs all batches, so a run may continue with another number of processes.
   """
 
   def __init__(
@@ -44,65 +44,66 @@ class PackedBatches(grain.IterDataset):
   def __iter__(self) -> "PackedBatchIterator":
     return PackedBatchIterator(self)
 
-  def fill(self, packer: Packer, following: int) -> int:
-    """Adds pieces from stream position `following` on; returns the position of the first that did
-    not fit."""
+  def fill(self, packer: Packer, position: int) -> int:
+    """Adds pieces from a position of the stream on; returns that of the first that did not fit."""
     while True:
-      piece = int(self.order[following])
+      piece = int(self.order[position])
       user, start, stop, first_target = (int(column[piece]) for column in self.pieces)
       items = self.dataset.sequence(user)[start:stop]
       if not packer.add(piece, items, first_target - start):
         if not len(packer):
           raise ValueError(f"a piece of {len(items)} items does not fit {self.layout}")
-        return following
-      following += 1
+        return position
+      position += 1
 
   def first_epoch(self) -> Iterator[Packer]:
-    """Packs it, batch by batch; the last one may hold pieces of the second."""
-    following = 0
-    while following < len(self.pieces):
+    """Packs the batches of the first epoch; the last may hold pieces of the second epoch."""
+    position = 0
+    while position < len(self.pieces):
       packer = Packer(self.layout)
-      following = self.fill(packer, following)
+      position = self.fill(packer, position)
       yield packer
 
   def epoch(self) -> Epoch:
-    """Packs the first epoch, to know what schedules are planned with and how full rows are."""
+    """Packs the first epoch to measure it, for schedules and for a report."""
     batches, tokens = 0, 0
     for packer in self.first_epoch():
       batches, tokens = batches + 1, tokens + packer.tokens
     return Epoch(batches, tokens / max(batches * self.layout.rows * self.layout.row_length, 1))
 
   def users(self, batch: Batch) -> list[int]:
-    """The user ids, as the data set writes them, that have a target in the batch."""
+    """Returns the ids of the users with a target in the batch, as sequences.txt has them."""
     pieces = np.unique(batch.piece_Q[batch.piece_Q >= 0])
     return sorted({int(u) for u in self.dataset.users[self.pieces.user[pieces]]})
 
 
 class PackedBatchIterator(grain.DatasetIterator):
+  """Iterator over PackedBatches; its state is the position of the next piece in the stream."""
+
   def __init__(self, source: PackedBatches):
     super().__init__()
-    self._source, self._following = source, 0
+    self._source, self._position = source, 0
 
   def __next__(self) -> Batch:
     packer = Packer(self._source.layout)
-    self._following = self._source.fill(packer, self._following)
+    self._position = self._source.fill(packer, self._position)
     return packer.batch()
 
   def get_state(self) -> dict[str, int]:
-    return {"following": self._following}
+    return {"following": self._position}  # the key is part of checkpoints
 
   def set_state(self, state: dict[str, int]) -> None:
-    self._following = state["following"]
+    self._position = state["following"]
 
 
 def item_batches(num_items: int, batch: int, *, seed: int) -> grain.IterDataset:
-  """Endless int64 [batch] arrays of item ids 1..num_items, shuffled anew every epoch."""
+  """Endless int64 [batch] arrays of item ids 1..num_items, shuffled again every epoch."""
   items = grain.MapDataset.range(1, num_items + 1).seed(seed).shuffle().repeat()
   return items.batch(batch).to_iter_dataset()
 
 
 def batch_pieces(dataset: Dataset, pieces: Pieces, layout: Layout) -> Iterator[Batch]:
-  """Every piece once, in order: evaluation batches. The last one is padded, nobody is dropped."""
+  """Packs every piece once, in order, as for evaluation. The last batch is padded."""
   return batch_sequences(
     [
       dataset.sequence(u)[a:b]
@@ -116,10 +117,10 @@ def batch_pieces(dataset: Dataset, pieces: Pieces, layout: Layout) -> Iterator[B
 def batch_sequences(
   sequences: Sequence[np.ndarray], layout: Layout, first_targets: Sequence[int] | None = None
 ) -> Iterator[Batch]:
-  """Batches of the given sequences in order; piece_Q is the index of the sequence.
+  """Packs the given sequences in order; piece_Q is the index of the sequence.
 
-  Targets are all items of a sequence, or those from first_targets[i] on. Raises ValueError when one
-  sequence alone is larger than a batch.
+  first_targets: the targets of sequence i are its items from first_targets[i] on; None = all items.
+  Raises ValueError for a sequence that does not fit an empty batch.
   """
   packer = Packer(layout)
   for i, items in enumerate(sequences):

@@ -1,9 +1,10 @@
-"""A dataset on disk: plain files in, memory-mapped integer arrays out.
+"""Reads a dataset folder into memory-mapped integer arrays.
 
-The plain form is one user a line in `sequences.txt`, `user item item ...`, oldest first, item ids
-from 1 (0 is padding), and optionally `items.jsonl`, one JSON object an item in the order of the
-ids, and `times.npy`, when the interactions were. They are parsed once into a cache of .npy files;
-training reads only those. `mmesid_jax.data.split` says what of them trains.
+The folder holds `sequences.txt` with one user per line, `user item item ...`, oldest first, item
+ids from 1 (0 is padding); optionally `items.jsonl` with one JSON object per item in the order of
+the ids; and optionally `times.npy` with the times of the interactions. The files are parsed once
+into a cache of .npy files, and training reads only those. `mmesid_jax.data.split` decides which
+interactions train.
 """
 
 import collections
@@ -19,74 +20,79 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.data import split as splits
+from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES
 from mmesid_jax.data.folder.items import UNKNOWN_ITEM, Item, read_items
 from mmesid_jax.data.folder.sequences import read_sequences
 from mmesid_jax.data.folder.times import read_times
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, read_bytes, write_whole
+from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.files.digest import bytes_sha256, json_sha256
+from mmesid_jax.files.readers import read_bytes
 
-SCHEMA = 1  # of the cache; raise it when the meaning of its files changes
+SCHEMA = 1  # version of the cache; raise it when the meaning of its files changes
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Users' sequences one after another, oldest item first. Rows count users from 0."""
+  """The sequences of all users, one after another, oldest item first. User rows count from 0."""
 
   items: np.ndarray  # int32 [interactions], memory-mapped, ids 1..num_items
   offsets: np.ndarray  # int64 [U + 1]
-  users: np.ndarray  # int64 [U], the user ids as the file writes them
+  users: np.ndarray  # int64 [U], user ids as in the file
   num_items: int  # I; ids 1..I, 0 = padding
   fingerprint: str  # hex sha256 of users, sequences, the number of items, and a temporal split
-  items_path: str | None  # items.jsonl, where titles and categories are
-  times: splits.TemporalCuts | None = None  # of a temporal split; None = leave-one-out
+  items_path: str | None  # items.jsonl, with titles and categories
+  temporal_cuts: splits.TemporalCuts | None = None  # of a temporal split; None = leave-one-out
 
   def __len__(self) -> int:
     return len(self.users)
 
   def sequence(self, u: int) -> np.ndarray:
-    """All items of user row u, int32 [length]. Raises IndexError outside 0..U-1."""
+    """Returns all items of user row u, int32 [length]. Raises IndexError outside 0..U-1."""
     if not 0 <= u < len(self):
       raise IndexError(f"user row {u} of {len(self)}")
     return self.items[self.offsets[u] : self.offsets[u + 1]]
 
   @property
   def lengths(self) -> np.ndarray:
-    """Items of every user, int64 [U]."""
+    """Number of items of every user, int64 [U]."""
     return np.diff(self.offsets)
 
   @functools.cached_property
   def split(self) -> splits.Split:
-    """What trains, and who is evaluated on which item."""
-    if self.times is None:
+    """The items that train, and the targets of validation and test."""
+    if self.temporal_cuts is None:
       return splits.leave_one_out_split(self.lengths)
-    return splits.temporal_split(self.offsets, self.times)
+    return splits.temporal_split(self.offsets, self.temporal_cuts)
 
   @property
   def train_lengths(self) -> np.ndarray:
-    """Items of every user in the training part, a prefix of the sequence, int64 [U]."""
+    """Length of every user's training part, a prefix of the sequence, int64 [U]."""
     return self.split.train_lengths
 
   def row(self, user: int) -> int:
-    """The row of a user id. Raises UserError for an id that the dataset does not hold."""
+    """Returns the row of a user id. Raises UserError for an id that is not in the dataset."""
     rows = np.flatnonzero(self.users == user)
     if not len(rows):
-      some = ", ".join(map(str, self.users[:3]))
-      raise UserError(f"user {user}: not one of the {len(self)} users of the dataset ({some}, ...)")
+      examples = ", ".join(map(str, self.users[:3]))
+      raise UserError(
+        f"user {user}: not one of the {len(self)} users of the dataset ({examples}, ...)"
+      )
     return int(rows[0])
 
   def titles(self) -> list[str | None]:
-    """Titles by item id, [I + 1]; None where there is none. Every call reads items.jsonl."""
-    return [item.title for item in self._described()]
+    """Returns titles by item id, [I + 1]; None where unknown. Every call reads items.jsonl."""
+    return [item.title for item in self._read_items()]
 
   def categories(self) -> list[str | None]:
-    """The category of every item, [I + 1]; None where there is none. Every call reads items.jsonl.
+    """Returns one category per item, [I + 1]; None where unknown. Every call reads items.jsonl.
 
     `categories` of an item is a path of names from the general to the particular, a list of such
-    paths (the first counts), or one name. Taken is the first level on which no name holds more than
-    nine tenths of the items: on Beauty the second, behind "Beauty" itself. An item whose path ends
-    earlier has the last of its names.
+    paths (the first counts), or one name. The result is from the first level on which no name has
+    more than 90% of the items: on Amazon Beauty the second level, after "Beauty" itself. An item
+    whose path is shorter gets the last name of its path.
     """
-    paths = [item.path for item in self._described()]
+    paths = [item.path for item in self._read_items()]
     deepest = max(map(len, paths))
     for level in range(deepest):
       names = [path[min(level, len(path) - 1)] if path else None for path in paths]
@@ -95,27 +101,27 @@ class Dataset:
         return names
     return [path[-1] if path else None for path in paths]
 
-  def _described(self) -> list[Item]:
-    """What items.jsonl says, by item id, [I + 1]."""
+  def _read_items(self) -> list[Item]:
+    """Reads items.jsonl: items by id, [I + 1]."""
     if self.items_path is None:
       return [UNKNOWN_ITEM] * (self.num_items + 1)
-    found = read_items(Path(self.items_path))
-    if len(found) != self.num_items + 1:
+    items = read_items(Path(self.items_path))
+    if len(items) != self.num_items + 1:
       raise UserError(
-        f"{self.items_path}: {len(found) - 1} items; the dataset was prepared for {self.num_items}"
+        f"{self.items_path}: {len(items) - 1} items; the dataset was prepared for {self.num_items}"
       )
-    return found
+    return items
 
 
 def evaluated_users(dataset: Dataset, part: str = "test") -> np.ndarray:
-  """Rows of the users who have a target in the part, "valid" or "test", int64."""
+  """Returns the rows of users with a target in `part`, "valid" or "test", int64."""
   return np.flatnonzero(dataset.split.targets[part] != splits.NO_TARGET)
 
 
 def popularity(dataset: Dataset) -> np.ndarray:
-  """How often each item occurs in the training parts, int64 [I + 1]; row 0 is 0.
+  """Counts how often each item occurs in the training parts, int64 [I + 1]; entry 0 is 0.
 
-  Validation and test targets are not counted: q_i of MME-SID's frequency-aware fusion.
+  This is q_i in MME-SID's frequency-aware fusion. Validation and test targets are not counted.
   """
   position = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], dataset.lengths)
   trained = position < np.repeat(dataset.train_lengths, dataset.lengths)
@@ -127,62 +133,69 @@ def prepare_dataset(
   cache_dir: str | os.PathLike,
   split_at: Sequence[float] | None = None,
 ) -> Dataset:
-  """Parses the plain files of `source_dir` into `cache_dir`, or re-uses what is there. split_at:
-  the two quantiles of all times at which a temporal split cuts; None = leave-one-out, which reads
-  no times.
+  """Parses the files of a dataset folder into a cache, or reuses the cache.
 
-  The cache is re-used when the sources' bytes are those it was built from. Its files appear
-  complete or not at all, dataset.json last; `source_dir` is only read. Without items.jsonl the
-  number of items is the largest id. Raises UserError, with file and line, for sources that do not
-  hold what they should, and then leaves the cache as it was; and for cuts that leave nobody to
-  train, validate or test.
+  The cache is reused when it was built from the same bytes. Its files appear complete or not at
+  all, dataset.json last; `source_dir` is only read. Without items.jsonl the number of items is the
+  largest id.
+
+  Args:
+    split_at: the two quantiles of all times at which a temporal split cuts; None = leave-one-out,
+      which reads no times.
+
+  Raises UserError, with file and line, for invalid files, and then leaves the cache as it was; and
+  for cuts that leave nobody to train, validate or test.
   """
   cache = Path(cache_dir)
-  sources = _sources(source_dir, split_at)
+  sources = _find_sources(source_dir, split_at)
   hashes = {path.name: _sha256(path) for path in sources if path is not None}
   key = {"schema": SCHEMA, "sources": hashes}
   cached = _load(cache, key)
   if cached is None:
-    _store(cache, key, *_parsed(sources))
+    _store(cache, key, *_parse(sources))
     cached = _load(cache, key)
     if cached is None:
       raise UserError(f"{cache}: changed while it was written; is another run using it?")
-  return _dataset(cached, sources, split_at)
+  return _build_dataset(cached, sources, split_at)
 
 
 def read_dataset(source_dir: str | os.PathLike, split_at: Sequence[float] | None = None) -> Dataset:
-  """The plain files of `source_dir`, in memory; no cache is read or written, the fingerprint
-  says nothing, and items.jsonl only tells how many items there are. Raises UserError as `prepare`
-  does."""
-  sources = _sources(source_dir, split_at)
-  arrays, num_items = _parsed(sources)
-  return _dataset(_Content(arrays, num_items, "", ""), sources, split_at)
+  """Reads a dataset folder into memory without a cache.
+
+  The fingerprint is "", and items.jsonl only gives the number of items. Raises UserError as
+  `prepare_dataset` does.
+  """
+  sources = _find_sources(source_dir, split_at)
+  arrays, num_items = _parse(sources)
+  return _build_dataset(_Content(arrays, num_items, "", ""), sources, split_at)
 
 
 class _Sources(NamedTuple):
+  """The files that are read."""
+
   sequences: Path
-  items: Path | None  # None: there is none
-  times: Path | None  # None: not asked for
+  items: Path | None  # None: the folder has none
+  times: Path | None  # None: not needed
 
 
-def _sources(source_dir: str | os.PathLike, split_at: Sequence[float] | None) -> _Sources:
-  """Raises UserError for no such directory, or without the times that were asked for."""
+def _find_sources(source_dir: str | os.PathLike, split_at: Sequence[float] | None) -> _Sources:
+  """Raises UserError for a missing directory, and for missing times that the split needs."""
   source = Path(source_dir)
   if not source.is_dir():
     raise UserError(f"{source}: no such directory; expected one that holds {SEQUENCES}")
   items, times = source / ITEMS, source / TIMES
   if split_at is not None and not times.exists():
     raise UserError(
-      f"{times}: no such file; a temporal split needs the time of every interaction; without them "
-      "take --config.data.split=leave_one_out"
+      f"{times}: no such file; a temporal split needs the time of every interaction; without times "
+      "use --config.data.split=leave_one_out"
     )
   return _Sources(
     source / SEQUENCES, items if items.exists() else None, None if split_at is None else times
   )
 
 
-def _parsed(sources: _Sources) -> tuple[dict[str, np.ndarray], int]:
-  """The arrays by name, and how many items there are. Raises UserError as `prepare` does."""
+def _parse(sources: _Sources) -> tuple[dict[str, np.ndarray], int]:
+  """Returns the arrays by name, and the number of items. Raises UserError for invalid files."""
   num_items = len(read_items(sources.items)) - 1 if sources.items else None
   sequences = read_sequences(sources.sequences, num_items)
   arrays = sequences._asdict()
@@ -192,16 +205,18 @@ def _parsed(sources: _Sources) -> tuple[dict[str, np.ndarray], int]:
 
 
 class _Content(NamedTuple):
-  """What a folder's plain files say; the fingerprint knows nothing of times."""
+  """The parsed files of a dataset folder."""
 
   arrays: Mapping[str, np.ndarray]
   num_items: int
-  fingerprint: str
+  fingerprint: str  # of everything but the times
   times_digest: str  # hex sha256
 
 
-def _dataset(content: _Content, sources: _Sources, split_at: Sequence[float] | None) -> Dataset:
-  """Raises UserError for cuts that leave nobody."""
+def _build_dataset(
+  content: _Content, sources: _Sources, split_at: Sequence[float] | None
+) -> Dataset:
+  """Adds the split. Raises UserError for cuts that leave nobody to train, validate or test."""
   arrays = content.arrays
   dataset = Dataset(
     items=arrays["items"],
@@ -213,16 +228,16 @@ def _dataset(content: _Content, sources: _Sources, split_at: Sequence[float] | N
   )
   if split_at is None:
     return dataset
-  by = splits.temporal_cuts(arrays["times"], split_at)
-  cuts = content.fingerprint, content.times_digest, by.valid_from, by.test_from
-  digest = hashlib.sha256(json.dumps(["temporal", *cuts]).encode())
-  divided = dataclasses.replace(dataset, times=by, fingerprint=digest.hexdigest())
-  splits.check_split(divided.split, by, split_at)
-  return divided
+  cuts = splits.temporal_cuts(arrays["times"], split_at)
+  identity = content.fingerprint, content.times_digest, cuts.valid_from, cuts.test_from
+  fingerprint = json_sha256(["temporal", *identity])
+  dataset = dataclasses.replace(dataset, temporal_cuts=cuts, fingerprint=fingerprint)
+  splits.check_split(dataset.split, cuts, split_at)
+  return dataset
 
 
 def _load(cache: Path, key: dict) -> _Content | None:
-  """What the cache holds, memory-mapped; None when it is absent, of other sources, or damaged."""
+  """Opens the cache, memory-mapped; None when it is missing, damaged or from other sources."""
   try:
     header = json.loads((cache / "dataset.json").read_bytes())
     if {name: header.get(name) for name in key} != key:
@@ -248,14 +263,16 @@ def _store(cache: Path, key: dict, arrays: Mapping[str, np.ndarray], num_items: 
     "arrays": {name: [a.dtype.str, *a.shape] for name, a in arrays.items()},
   }
   if "times" in arrays:
-    header["times"] = hashlib.sha256(_little_endian(arrays["times"]).data).hexdigest()
+    header["times"] = bytes_sha256(_little_endian(arrays["times"]).data)
   try:
     cache.mkdir(parents=True, exist_ok=True)
-    (cache / "dataset.json").unlink(missing_ok=True)  # from here to the end the cache is not valid
+    (cache / "dataset.json").unlink(missing_ok=True)  # the cache is invalid until the end
     for name, array in arrays.items():
-      write_whole(cache / f"{name}.npy", lambda file, array=array: np.save(file, array))
+      with open_atomic(cache / f"{name}.npy") as file:
+        np.save(file, array)
     text = json.dumps(header, indent=2).encode() + b"\n"
-    write_whole(cache / "dataset.json", lambda file: file.write(text))
+    with open_atomic(cache / "dataset.json") as file:
+      file.write(text)
   except OSError as error:
     raise UserError(f"{cache}: cannot write the dataset's cache ({error.strerror})") from None
 
@@ -265,4 +282,4 @@ def _little_endian(array: np.ndarray) -> np.ndarray:
 
 
 def _sha256(path: Path) -> str:
-  return hashlib.sha256(read_bytes(path)).hexdigest()
+  return bytes_sha256(read_bytes(path))

@@ -9,7 +9,7 @@ import safetensors
 
 from mmesid_jax.data.folder.problems import Mistake, raise_first
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import read_npy
+from mmesid_jax.files.readers import read_npy
 
 CHUNK_BYTES = 32 * 2**20  # size of the part of a table that is checked at once
 KEPT_DTYPES = ("float16", "float32", "bfloat16")  # other types are converted to float32
@@ -117,19 +117,19 @@ def row_chunks(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def read_new_features(path: str | os.PathLike, *, width: int) -> np.ndarray:
-  """Reads a table of new items, float32 [N, V]: one row per item, no row for padding.
+  """Reads a table of new items, float32 [E, V]: one row per item, no row for padding.
 
   Raises UserError as `new_features` does; for another kind of file; and for a first row of zeros,
   which is the padding row of a training table and would shift every item by one.
   """
-  x_NV = new_features(read_table(path), path, width=width)
-  if not x_NV[0].any():
+  x_EV = new_features(read_table(path), path, width=width)
+  if not x_EV[0].any():
     raise UserError(f"{path}: row 0 is all zeros; new items have no padding row, leave it out")
-  return x_NV
+  return x_EV
 
 
 def new_features(table: np.ndarray, source: str | os.PathLike, *, width: int) -> np.ndarray:
-  """Checks a table of N >= 1 new items and copies it as float32 [N, V].
+  """Checks a table of E >= 1 new items and copies it as float32 [E, V].
 
   `source` is the name for error messages. Raises UserError for another shape, NaN or infinity.
   """
@@ -141,11 +141,11 @@ def new_features(table: np.ndarray, source: str | os.PathLike, *, width: int) ->
   if table.shape[1] != width:
     raise UserError(f"{source}: rows are {table.shape[1]} wide; expected {width}")
   raise_first(source, _type_mistakes(table))
-  x_NV = _float32(table)  # a copy: the file stays as it is
-  bad = np.flatnonzero(~np.isfinite(x_NV).all(axis=1))
+  x_EV = _float32(table)  # a copy: the file stays as it is
+  bad = np.flatnonzero(~np.isfinite(x_EV).all(axis=1))
   if len(bad):
     raise UserError(f"{source}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
-  return x_NV
+  return x_EV
 
 
 def read_table(path: str | os.PathLike) -> np.ndarray:

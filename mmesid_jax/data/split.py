@@ -1,12 +1,12 @@
-"""What of a user's sequence trains, and which items are the targets of validation and test.
+"""Splits users' sequences into training items and the targets of validation and test.
 
-Leave-one-out: a user's last item is the test target, the one before the validation target, the rest
-trains. Users with fewer than 3 items only train.
+Leave-one-out: a user's last item is the test target, the one before it is the validation target,
+and the rest trains. Users with fewer than 3 items only train.
 
-Temporal: two times cut all sequences alike. What is before the first trains; the validation target
-is a user's first item from the first time on, if it is before the second, and the test target the
-first from the second time on. All of the user's items before a target are its history; where there
-is none, the user is not evaluated on it. So nothing trains that is later than any target.
+Temporal: two cuts in time, the same for all users. Items before the first cut train. A user's
+validation target is the first item between the cuts, and the test target is the first item after
+the second cut. All items of the user before a target are its history; a user without a history is
+not evaluated on that target. So no training item is later than any target.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,30 +20,32 @@ NO_TARGET = -1
 
 
 class Split(NamedTuple):
-  """Places count a user's items from 0, the oldest. What is before a target is its history, of at
-  least one item."""
+  """A split of all users' sequences. Places in a sequence count from 0, the oldest item.
+
+  The items before a target are its history, which has at least one item.
+  """
 
   name: str
-  train_lengths: np.ndarray  # int64 [U], how many of a user's first items train
+  train_lengths: np.ndarray  # int64 [U], number of a user's first items that train
   targets: Mapping[str, np.ndarray]  # "valid", "test" -> place, int64 [U], or NO_TARGET
   left_out: Mapping[str, int]  # "valid", "test" -> users whose target had no history
-  evaluates: str  # whom, in words
+  evaluates: str  # the users that are evaluated, in words
 
 
 class TemporalCuts(NamedTuple):
-  """What a temporal split is made from."""
+  """The times of all interactions, and the two cuts of a temporal split, in seconds."""
 
-  times: np.ndarray  # int64 [interactions], never earlier than the one before it of the same user
-  valid_from: int  # seconds, as the times
+  times: np.ndarray  # int64 [interactions], ascending within a user
+  valid_from: int
   test_from: int
 
   def __str__(self) -> str:
-    # numpy's, for years that datetime does not know
+    # numpy's dates, because datetime ends with the year 9999
     return " and ".join(str(np.datetime64(cut, "s")) for cut in (self.valid_from, self.test_from))
 
 
 def leave_one_out_split(lengths: np.ndarray) -> Split:
-  """Of users with so many items, int64 [U]."""
+  """Splits leave-one-out, given the number of items of every user, int64 [U]."""
   enough = lengths >= 3
   return Split(
     "leave-one-out",
@@ -55,54 +57,56 @@ def leave_one_out_split(lengths: np.ndarray) -> Split:
 
 
 def temporal_cuts(times: np.ndarray, at: Sequence[float]) -> TemporalCuts:
-  """The times that stand at the quantiles `at`, ascending: so large a share of all interactions is
-  before them, or less where several have the same time."""
+  """Returns the times at the two quantiles `at`, ascending.
+
+  That share of all interactions is before a cut, or less if several have the time of the cut.
+  """
   places = [int(share * len(times)) for share in at]
   return TemporalCuts(times, *np.partition(times, places)[places].tolist())
 
 
-def temporal_split(offsets: np.ndarray, by: TemporalCuts) -> Split:
-  """Of users whose interactions are those from offsets[u] to offsets[u + 1]."""
+def temporal_split(offsets: np.ndarray, cuts: TemporalCuts) -> Split:
+  """Splits by time; user u has the interactions from offsets[u] to offsets[u + 1]."""
 
-  def before(time: int) -> np.ndarray:
-    return np.add.reduceat(by.times < time, offsets[:-1], dtype=np.int64)
+  def items_before(time: int) -> np.ndarray:
+    return np.add.reduceat(cuts.times < time, offsets[:-1], dtype=np.int64)
 
-  begin = {"valid": before(by.valid_from), "test": before(by.test_from)}
+  begin = {"valid": items_before(cuts.valid_from), "test": items_before(cuts.test_from)}
   end = {"valid": begin["test"], "test": np.diff(offsets)}
-  found = {name: begin[name] < end[name] for name in begin}
+  has_target = {name: begin[name] < end[name] for name in begin}
   return Split(
     "temporal",
     begin["valid"],
-    {name: np.where(found[name] & (x > 0), x, NO_TARGET) for name, x in begin.items()},
-    {name: int((found[name] & (x == 0)).sum()) for name, x in begin.items()},
-    "users with items before a cut and behind it",
+    {name: np.where(has_target[name] & (x > 0), x, NO_TARGET) for name, x in begin.items()},
+    {name: int((has_target[name] & (x == 0)).sum()) for name, x in begin.items()},
+    "users with items before and after a cut",
   )
 
 
-def check_split(split: Split, by: TemporalCuts, at: Sequence[float]) -> None:
+def check_split(split: Split, cuts: TemporalCuts, at: Sequence[float]) -> None:
   """Raises UserError for cuts that leave nobody to train, validate or test."""
-  none = {
+  empty = {
     "train": not split.train_lengths.any() and "no item is before the first",
     "validate": (split.targets["valid"] == NO_TARGET).all()
     and "nobody has an item between them and one before it",
     "test": (split.targets["test"] == NO_TARGET).all()
     and "nobody has an item from the second on and one before it",
   }
-  for task, reason in none.items():
+  for task, reason in empty.items():
     if reason:
       shares = ",".join(map(str, at))
       raise UserError(
-        f"--config.data.split_at={shares}: cuts at {by}, which leaves nobody to {task}: {reason}; "
-        "choose other shares"
+        f"--config.data.split_at={shares}: cuts at {cuts}, which leaves nobody to {task}: "
+        f"{reason}; choose other shares"
       )
 
 
-def describe_split(split: Split, by: TemporalCuts) -> str:
-  """Where a temporal split cuts, and how many users that leaves."""
+def describe_split(split: Split, cuts: TemporalCuts) -> str:
+  """Describes a temporal split in one line: its cuts and the number of users in each part."""
   users = {name: int((x != NO_TARGET).sum()) for name, x in split.targets.items()}
   left_out = split.left_out
   return (
-    f"temporal split at {by}: {np.count_nonzero(split.train_lengths):,} users train, "
+    f"temporal split at {cuts}: {np.count_nonzero(split.train_lengths):,} users train, "
     f"{users['valid']:,} validate ({left_out['valid']:,} left out: no item before the target), "
     f"{users['test']:,} test ({left_out['test']:,} left out)"
   )

@@ -1,30 +1,29 @@
-"""An invented catalogue with known structure: what the quickstart and the tests learn from.
+"""Generates a synthetic dataset with known structure, for the quickstart and the tests.
 
-Every item has a latent vector near its cluster's centre. Text and visual features are noisy
-non-linear views of that vector, users move from item to item by it: the next item is the one that
-the last item's latent vector, turned by a fixed rotation, points at. Order therefore carries what
-popularity does not know, and content says about rare items what interactions cannot.
+Every item has a latent vector near the center of its cluster. Text and visual features are noisy
+non-linear views of that vector. Users move from item to item by it: the next item is one that the
+latent vector of the last item, rotated by a fixed rotation, points at. So the order of items tells
+more than their popularity, and content tells more about rare items than interactions do.
 """
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES
+from mmesid_jax.data.folder.writer import write_item_records, write_sequences
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import open_atomic
 
 LATENT = 16  # width of the latent vectors
-SPREAD = 0.7  # of the items around their cluster's centre, whose own coordinates have deviation 1
-SHARPNESS = 0.4  # how strongly the last item decides among the items of the next item's cluster
+SPREAD = 0.7  # deviation of items from the center of their cluster; that of the centers is 1
+SHARPNESS = 0.4  # how strongly the last item determines the next item within its cluster
 ZIPF = 0.7  # exponent of the popularity skew
-STAY = 0.8  # probability that the next item is of the same cluster
-NEIGHBOURS = (0.7, 0.2, 0.1)  # shares of the three clusters that users move on to
+STAY = 0.8  # probability that the next item is in the same cluster
+NEIGHBORS = (0.7, 0.2, 0.1)  # probabilities of the three clusters that users move to
 SHORTEST, LONGEST, MEAN_LENGTH = 5, 30, 10
 
-VIEWS = {"text": (64, 0.15), "visual": (48, 0.3)}  # width and noise of each
+VIEWS = {"text": (64, 0.15), "visual": (48, 0.3)}  # name -> width and noise
 QUALITIES = (
   *("Rose", "Almond", "Lemon", "Cedar", "Honey", "Mint"),
   *("Lavender", "Coconut", "Ginger", "Violet", "Oat", "Sea salt"),
@@ -39,11 +38,11 @@ BRANDS = ("Alder & Finch", "Bluegate", "Coralie", "Dunmere", "Estrella", "Fernhi
 def write_synthetic(
   directory: str | os.PathLike, *, users: int, items: int, clusters: int, seed: int
 ) -> None:
-  """Writes sequences.txt, items.jsonl, text.npy and visual.npy, the same for the same arguments.
+  """Writes sequences.txt, items.jsonl, text.npy and visual.npy; equal arguments give equal files.
 
-  Nobody meets an item twice; users have 5 to 30 items, or all items of a smaller catalogue. Titles
-  name the cluster ("Rose hand cream no. 12"). Raises UserError for fewer than one user, fewer than
-  one cluster or fewer items than clusters, and when the directory cannot be written.
+  No user has an item twice; users have 5 to 30 items, or all items of a smaller catalogue. Titles
+  name the cluster ("Rose hand cream no. 12"). Raises UserError for less than one user or cluster,
+  for fewer items than clusters, and when the directory cannot be written.
   """
   if users < 1 or not 1 <= clusters <= items:
     raise UserError(
@@ -57,30 +56,27 @@ def write_synthetic(
   catalogue = _catalogue(cluster_I, clusters, rng)
   sequences = _walks(users, cluster_I, z_IW, rng)
 
-  lines = (f"{u} {' '.join(map(str, s))}\n" for u, s in enumerate(sequences, start=1))
   path = Path(directory)
   try:
     path.mkdir(parents=True, exist_ok=True)
     for name, x_IV in views.items():
       with open_atomic(path / f"{name}.npy") as file:
         np.save(file, x_IV)
-    with open_atomic(path / ITEMS) as file:
-      file.writelines(_json_line(i) for i in catalogue)
-    with open_atomic(path / SEQUENCES) as file:
-      file.writelines(line.encode() for line in lines)
+    write_item_records(path, catalogue)
+    write_sequences(path, enumerate(sequences, start=1))
   except OSError as error:
     raise UserError(f"{path}: cannot write the synthetic dataset ({error.strerror})") from None
 
 
 def _view(z_IW: np.ndarray, width: int, noise: float, rng: np.random.Generator) -> np.ndarray:
-  """tanh of a random projection, plus noise: float32 [I + 1, width], row 0 zero."""
+  """Returns tanh of a random projection, plus noise: float32 [I + 1, width], row 0 zero."""
   projection = rng.normal(size=(LATENT, width)) / np.sqrt(LATENT)
   x_IV = np.tanh(1.5 * z_IW @ projection) + noise * rng.normal(size=(len(z_IW), width))
   return np.concatenate([np.zeros((1, width)), x_IV]).astype(np.float32)
 
 
 def _catalogue(cluster_I: np.ndarray, clusters: int, rng: np.random.Generator) -> list[dict]:
-  brands = rng.integers(len(BRANDS), size=(clusters, 2))  # two brands sell in a cluster
+  brands = rng.integers(len(BRANDS), size=(clusters, 2))  # two brands per cluster
   counts = np.zeros(clusters, int)
   catalogue = []
   for item_id, k in enumerate(cluster_I, start=1):
@@ -99,7 +95,7 @@ def _catalogue(cluster_I: np.ndarray, clusters: int, rng: np.random.Generator) -
 
 
 def cluster_name(k: int) -> tuple[str, str]:
-  """Quality and product of a cluster, different for every k; neighbours in k share neither."""
+  """Returns quality and product of cluster k; unique, and different in both for k and k + 1."""
   series, place = divmod(k, len(QUALITIES) * len(PRODUCTS))
   turn, product = divmod(place, len(PRODUCTS))
   quality = QUALITIES[(turn + product) % len(QUALITIES)]
@@ -109,14 +105,14 @@ def cluster_name(k: int) -> tuple[str, str]:
 def _walks(
   users: int, cluster_I: np.ndarray, z_IW: np.ndarray, rng: np.random.Generator
 ) -> list[list[int]]:
-  """One list of distinct item ids for every user."""
+  """Simulates the users: one list of distinct item ids each."""
   items, clusters = len(cluster_I), cluster_I.max() + 1
   popularity_I = 1.0 / rng.permutation(np.arange(1, items + 1)) ** ZIPF
   rotation, _ = np.linalg.qr(rng.normal(size=(LATENT, LATENT)))
   affinity_II = SHARPNESS * (z_IW @ rotation) @ z_IW.T
-  neighbours = np.array([rng.permutation(clusters)[: len(NEIGHBOURS)] for _ in range(clusters)])
+  neighbors = np.array([rng.permutation(clusters)[: len(NEIGHBORS)] for _ in range(clusters)])
   members = [np.flatnonzero(cluster_I == k) for k in range(clusters)]
-  shares = np.array(NEIGHBOURS[: neighbours.shape[1]]) / sum(NEIGHBOURS[: neighbours.shape[1]])
+  shares = np.array(NEIGHBORS[: neighbors.shape[1]]) / sum(NEIGHBORS[: neighbors.shape[1]])
 
   walks = []
   for _ in range(users):
@@ -128,9 +124,9 @@ def _walks(
       free_I[item] = False
       k = cluster_I[item]
       if rng.random() > STAY:
-        k = rng.choice(neighbours[k], p=shares)
+        k = rng.choice(neighbors[k], p=shares)
       candidates = members[k][free_I[members[k]]]
-      if not len(candidates):  # the user has the whole cluster: anything else goes
+      if not len(candidates):  # the user has all items of the cluster: any other item
         candidates = np.flatnonzero(free_I)
       logits = affinity_II[item, candidates] + np.log(popularity_I[candidates])
       weights = np.exp(logits - logits.max())
@@ -138,7 +134,3 @@ def _walks(
       walk.append(item)
     walks.append([int(i) + 1 for i in walk])
   return walks
-
-
-def _json_line(item: dict) -> bytes:
-  return json.dumps(item).encode() + b"\n"

@@ -25,14 +25,14 @@ def covariance(table_IV: np.ndarray, mean_V: np.ndarray) -> np.ndarray:
 
 
 class Whitening(NamedTuple):
-  """The map that whitens rows [N, V] of known or new items: float64 mean [V] and map [V, W]."""
+  """The map that whitens rows [E, V] of known or new items: float64 mean [V] and map [V, W]."""
 
   mean_V: np.ndarray
   map_VW: np.ndarray
 
-  def __call__(self, x_NV: np.ndarray) -> np.ndarray:
-    """Whitens rows [N, V] -> float32 [N, W]."""
-    return ((x_NV.astype(np.float64) - self.mean_V) @ self.map_VW).astype(np.float32)
+  def __call__(self, x_EV: np.ndarray) -> np.ndarray:
+    """Whitens rows [E, V] -> float32 [E, W]."""
+    return ((x_EV.astype(np.float64) - self.mean_V) @ self.map_VW).astype(np.float32)
 
 
 def fit_whitening(x_IV: np.ndarray, width: int, std: float) -> Whitening:

@@ -31,6 +31,8 @@ MAX_NAMED = 3  # failed images that the summary names
 
 
 class WantedImage(NamedTuple):
+  """An item's key and the url of its image."""
+
   key: str
   url: str
 

@@ -21,49 +21,49 @@ class Events:
   """N events, in the order of their source unless said otherwise. Users and items are numbered from
   0 by first appearance."""
 
-  user_N: np.ndarray  # int32
-  item_N: np.ndarray  # int32
-  time_N: np.ndarray | None  # int64, seconds since 1970 UTC; None = the source has no times
-  rating_N: np.ndarray  # float32, NaN without one
+  user_E: np.ndarray  # int32
+  item_E: np.ndarray  # int32
+  time_E: np.ndarray | None  # int64, seconds since 1970 UTC; None = the source has no times
+  rating_E: np.ndarray  # float32, NaN without one
   user_keys: list[str]
   item_keys: list[str]
 
   def __len__(self) -> int:
-    return len(self.user_N)
+    return len(self.user_E)
 
   def counts(self) -> dict[str, int]:
     """How many events, and how many users and items they are of."""
-    seen = {"users": self.user_N, "items": self.item_N}
+    seen = {"users": self.user_E, "items": self.item_E}
     return {"events": len(self), **{k: int((np.bincount(v) > 0).sum()) for k, v in seen.items()}}
 
-  def only(self, keep_N: np.ndarray) -> "Events":
+  def only(self, keep_E: np.ndarray) -> "Events":
     """The events under a mask, or at places; numbers as they are."""
     arrays = {
-      name: x_N if (x_N := getattr(self, name)) is None else x_N[keep_N]
-      for name in ("user_N", "item_N", "time_N", "rating_N")
+      name: x_E if (x_E := getattr(self, name)) is None else x_E[keep_E]
+      for name in ("user_E", "item_E", "time_E", "rating_E")
     }
     return dataclasses.replace(self, **arrays)
 
   def renumbered(self) -> "Events":
     """Users and items that still have events, numbered from 0 by first appearance again."""
-    user_N, user_keys = _renumbered(self.user_N, self.user_keys)
-    item_N, item_keys = _renumbered(self.item_N, self.item_keys)
+    user_E, user_keys = _renumbered(self.user_E, self.user_keys)
+    item_E, item_keys = _renumbered(self.item_E, self.item_keys)
     return dataclasses.replace(
-      self, user_N=user_N, item_N=item_N, user_keys=user_keys, item_keys=item_keys
+      self, user_E=user_E, item_E=item_E, user_keys=user_keys, item_keys=item_keys
     )
 
   def in_order(self) -> "Events":
     """By user, then time, then place in the source."""
-    columns = (self.user_N,) if self.time_N is None else (self.time_N, self.user_N)
+    columns = (self.user_E,) if self.time_E is None else (self.time_E, self.user_E)
     return self.only(np.lexsort(columns))  # stable
 
 
-def _renumbered(x_N: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]]:
-  old, first = np.unique(x_N, return_index=True)
+def _renumbered(x_E: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]]:
+  old, first = np.unique(x_E, return_index=True)
   old = old[np.argsort(first)]
   new = np.zeros(len(keys), np.int32)
   new[old] = np.arange(len(old))
-  return new[x_N], [keys[i] for i in old.tolist()]
+  return new[x_E], [keys[i] for i in old.tolist()]
 
 
 def collect_events(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
@@ -71,18 +71,18 @@ def collect_events(rows: Iterable[tuple[str, str, int | None, float]]) -> Events
   are None."""
   users: dict[str, int] = {}
   items: dict[str, int] = {}
-  user_N, item_N, time_N, rating_N = array("i"), array("i"), array("q"), array("f")
+  user_E, item_E, time_E, rating_E = array("i"), array("i"), array("q"), array("f")
   for user, item, time, rating in rows:
-    user_N.append(users.setdefault(user, len(users)))
-    item_N.append(items.setdefault(item, len(items)))
-    rating_N.append(rating)
+    user_E.append(users.setdefault(user, len(users)))
+    item_E.append(items.setdefault(item, len(items)))
+    rating_E.append(rating)
     if time is not None:
-      time_N.append(time)
+      time_E.append(time)
   return Events(
-    np.frombuffer(user_N, np.int32),
-    np.frombuffer(item_N, np.int32),
-    np.frombuffer(time_N, np.int64) if len(time_N) or not len(user_N) else None,
-    np.frombuffer(rating_N, np.float32),
+    np.frombuffer(user_E, np.int32),
+    np.frombuffer(item_E, np.int32),
+    np.frombuffer(time_E, np.int64) if len(time_E) or not len(user_E) else None,
+    np.frombuffer(rating_E, np.float32),
     [*users],
     [*items],
   )

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.display.html import document, figure, small, table
-from mmesid_jax.display.plots import COLOURS, Picture, line, png
+from mmesid_jax.display.html import html_figure, html_page, html_table, small_text
+from mmesid_jax.display.plots import COLORS, Picture, draw_histogram, draw_line, render_png
 from mmesid_jax.ingest.events import Events
 
 COUNTED = ("users", "items", "events")
@@ -52,49 +52,42 @@ def report_page(name: str, figures: Mapping[str, Any], events: Events) -> str:
   parts = [
     *(f'<p class="note">{escape(note)}</p>' for note in _notes(figures)),
     "<h2>What every step left</h2>",
-    table(["", *COUNTED], steps),
+    html_table(["", *COUNTED], steps),
     "<h2>Lengths and popularity</h2>",
-    table(["", *quantiles], [[name, *spread.values()] for name, spread in spreads.items()]),
-    small("Shares of users, or items, that have at most so many events."),
-    *map(figure, _pictures(events)),
+    html_table(["", *quantiles], [[name, *spread.values()] for name, spread in spreads.items()]),
+    small_text("Shares of users, or items, that have at most so many events."),
+    *map(html_figure, _pictures(events)),
     "<h2>Figures</h2>",
     f"<pre>{escape(json.dumps(dataset, indent=1))}</pre>",
     "<h2>Settings</h2>",
     f"<pre>{escape(json.dumps(figures['settings'], indent=1))}</pre>",
   ]
-  return document(f"Dataset {name}", parts)
+  return html_page(f"Dataset {name}", parts)
 
 
 def _pictures(events: Events) -> Iterator[Picture]:
   yield Picture(
     "Users by their number of events",
-    _histogram(np.bincount(events.user_N), "events of a user", "users"),
+    render_png(lambda figure: _users_by_events(figure, events), height=2.8),
     "Good: the bulk well above the shortest length; what a row holds should be near the right end.",
   )
   yield Picture(
     "Events of every item, most popular first",
-    _popularity(np.bincount(events.item_N)),
+    _popularity(np.bincount(events.item_E)),
     "A straight line is usual: few items have most events. The steeper, the more a list of what is "
     "popular gets right, so compare with it.",
   )
-  if events.time_N is not None:
+  if events.time_E is not None:
     yield Picture(
       "Events over time",
-      _over_time(events.time_N),
+      _over_time(events.time_E),
       "Good: no gap and no pile-up at one date, which would be a default that some program wrote.",
     )
 
 
-def _histogram(count_K: np.ndarray, what: str, whose: str) -> bytes:
-  edges = np.unique(np.geomspace(1, count_K.max() + 1, 40).astype(int))
-
-  def draw(figure) -> None:
-    axis = figure.subplots()
-    heights, _ = np.histogram(count_K, edges)
-    axis.stairs(heights, edges, fill=True, color=COLOURS[0])
-    axis.set(xscale="log", xlabel=what, ylabel=whose)
-
-  return png(draw, height=2.8)
+def _users_by_events(figure, events: Events) -> None:
+  events_U = np.bincount(events.user_E)
+  draw_histogram(figure.subplots(), events_U, xlabel="events of a user", ylabel="users")
 
 
 def _popularity(count_I: np.ndarray) -> bytes:
@@ -103,22 +96,22 @@ def _popularity(count_I: np.ndarray) -> bytes:
 
   def draw(figure) -> None:
     axis = figure.subplots()
-    line(axis, 0, shown, sorted_I[shown - 1], None)
+    draw_line(axis, 0, shown, sorted_I[shown - 1], None)
     axis.set(xscale="log", yscale="log", xlabel="items, most popular first", ylabel="events")
 
-  return png(draw, height=2.8)
+  return render_png(draw, height=2.8)
 
 
-def _over_time(time_N: np.ndarray) -> bytes:
+def _over_time(time_E: np.ndarray) -> bytes:
   # what matplotlib can write as dates; a program's "no time" may be the year 1
-  inside = np.clip(time_N, *np.array(["1000", "9000"], "datetime64[s]").astype(np.int64))
+  inside = np.clip(time_E, *np.array(["1000", "9000"], "datetime64[s]").astype(np.int64))
   first, last = int(inside.min()), int(inside.max())
   edges = np.linspace(first, max(last, first + 1), 101)
 
   def draw(figure) -> None:
     axis = figure.subplots()
     heights, _ = np.histogram(inside, edges)
-    axis.stairs(heights, edges.astype("datetime64[s]"), fill=True, color=COLOURS[0])
+    axis.stairs(heights, edges.astype("datetime64[s]"), fill=True, color=COLORS[0])
     axis.set(ylabel="events")
 
-  return png(draw, height=2.4)
+  return render_png(draw, height=2.4)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.schema import flatten
+from mmesid_jax.data.folder.writer import FIELDS, write_keyed_folder
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.ingest import amazon, filters, ingest_report, movielens, statistics, tables
@@ -20,7 +21,6 @@ from mmesid_jax.ingest.catalogue import Catalogue, Item
 from mmesid_jax.ingest.compressed_lines import BadLines, file_format
 from mmesid_jax.ingest.events import Events, collect_events
 from mmesid_jax.ingest.settings import check_settings, default_settings, split_names
-from mmesid_jax.ingest.writing import write
 
 
 def prepare_folder(config: ConfigDict, output: Path) -> None:
@@ -90,7 +90,7 @@ def _write(
     "dataset": statistics.dataset_statistics(found, catalogue),
   }
   with atomic_folder(output) as folder:
-    write(folder, found, catalogue)
+    write_events(folder, found, catalogue)
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     (folder / "statistics.json").write_text(text, encoding="utf-8")
     page = ingest_report.report_page(output.name, figures, found)
@@ -98,6 +98,25 @@ def _write(
     if config.tfds:
       write_tfds(folder)
   print(ingest_report.report_text(output, figures))
+
+
+def write_events(folder: Path, events: Events, catalogue: Catalogue) -> None:
+  """Writes sequences.txt, users.jsonl, items.jsonl and, if there are times, times.npy.
+
+  The events are sorted as by `Events.in_order`, and their users and items are numbered without
+  gaps. Raises UserError when the disk refuses a file.
+  """
+  write_keyed_folder(
+    folder,
+    items=events.item_E + 1,
+    offsets=np.concatenate([[0], np.cumsum(np.bincount(events.user_E))]),
+    times=events.time_E,
+    user_keys=events.user_keys,
+    item_keys=events.item_keys,
+    descriptions=(
+      {name: getattr(catalogue[key], name) for name in FIELDS} for key in events.item_keys
+    ),
+  )
 
 
 def write_tfds(folder: Path, beam: str | None = None) -> None:

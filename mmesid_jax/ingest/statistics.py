@@ -13,8 +13,8 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 def dataset_statistics(events: Events, catalogue: Catalogue) -> dict[str, Any]:
   """Of the events that are kept, as `Events.in_order` has them, users and items numbered without
   gaps; as JSON has it."""
-  lengths_U = np.bincount(events.user_N)
-  counts_I = np.bincount(events.item_N)
+  lengths_U = np.bincount(events.user_E)
+  counts_I = np.bincount(events.item_E)
   users, items = len(lengths_U), len(counts_I)
   found = {
     **events.counts(),
@@ -29,17 +29,17 @@ def dataset_statistics(events: Events, catalogue: Catalogue) -> dict[str, Any]:
     item = catalogue[key]
     for name in REQUIRABLE:
       found[f"items with {name}"] += item.has(name)
-  if events.time_N is not None:
-    first, last = int(events.time_N.min()), int(events.time_N.max())
+  if events.time_E is not None:
+    first, last = int(events.time_E.min()), int(events.time_E.max())
     found["time"] = {"first": _date(first), "last": _date(last)}
     found["events at the time of the user's event before"] = _ties(events)
   return found
 
 
-def _spread(count_K: np.ndarray) -> dict[str, float]:
-  quantiles = np.quantile(count_K, QUANTILES).tolist()
+def _spread(count_E: np.ndarray) -> dict[str, float]:
+  quantiles = np.quantile(count_E, QUANTILES).tolist()
   named = {f"{q:.0%}": round(value, 1) for q, value in zip(QUANTILES, quantiles, strict=True)}
-  return {"mean": round(float(count_K.mean()), 2), **named}
+  return {"mean": round(float(count_E.mean()), 2), **named}
 
 
 def _date(seconds: int) -> str:
@@ -47,5 +47,5 @@ def _date(seconds: int) -> str:
 
 
 def _ties(events: Events) -> int:
-  user_N, time_N = events.user_N, events.time_N
-  return int(((user_N[1:] == user_N[:-1]) & (time_N[1:] == time_N[:-1])).sum())
+  user_E, time_E = events.user_E, events.time_E
+  return int(((user_E[1:] == user_E[:-1]) & (time_E[1:] == time_E[:-1])).sum())

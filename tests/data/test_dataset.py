@@ -111,7 +111,7 @@ BAD = {
   "1 2 3\n2 " + "9" * 5000 + "\n": r"sequences\.txt:2: item id '9{37}\.\.\.'; the largest",
   "1 2 3\n-2 1\n": r"sequences\.txt:2: user id '-2' is out of range",
   "1 2 3\n9223372036854775808 1\n": r"sequences\.txt:2: user id '9223372036854775808' is out",
-  "1 2 3\n2 1\n1 3\n": r"sequences\.txt:3: user 1 already stands on line 1",
+  "1 2 3\n2 1\n1 3\n": r"sequences\.txt:3: user 1 is already on line 1",
 }
 
 

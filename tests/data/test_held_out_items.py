@@ -115,7 +115,7 @@ def test_cases_are_first_meetings_behind_a_warm_item(tmp_path):
   assert len(found) == len(expected) == len(later_Q)
   for q, (history, had, item, later) in enumerate(expected):
     assert found.history[q].tolist() == history
-    assert set(found.had_QH[q]) - {0} == had
+    assert set(found.had_QX[q]) - {0} == had
     assert (found.item_Q[q], later_Q[q]) == (item, later)
 
 

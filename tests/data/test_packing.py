@@ -104,7 +104,7 @@ def test_a_packed_target_sees_its_own_history_and_nothing_else(lengths, layout):
   batches = list(batch_pieces(data, pieces, layout))
   seen_by_target = {}
   for batch in batches:
-    item_RT = batch.item_N[batch.slot_RT]
+    item_RT = batch.item_E[batch.slot_RT]
     assert item_RT.shape == batch.segment_RT.shape == (layout.rows, layout.row_length)
     assert (batch.segment_RT[item_RT > 0] > 0).all()
     for q in np.flatnonzero(batch.weight_Q):
@@ -145,7 +145,7 @@ def test_what_is_not_used_is_padding(lengths, layout):
     unused_Q = batch.weight_Q == 0
     assert (batch.piece_Q[unused_Q] == -1).all() and (batch.piece_Q[~unused_Q] >= 0).all()
     assert not batch.target_Q[unused_Q].any() and batch.target_Q[~unused_Q].all()
-    assert len(batch.item_N) == layout.rows * layout.row_length + 1 and batch.item_N[0] == 0
+    assert len(batch.item_E) == layout.rows * layout.row_length + 1 and batch.item_E[0] == 0
 
 
 def test_first_fit_takes_the_first_row_with_room():
@@ -164,9 +164,9 @@ def test_places_for_items_are_enough_for_every_piece_and_never_exceeded(lengths,
   assert bounded.item_places <= layout.item_places
   parts = []
   for batch in batch_pieces(data, pieces, bounded):  # raises for a piece that fits no batch
-    items = batch.item_N[batch.slot_RT]
-    assert set(items.ravel()) - {0} == set(batch.item_N) - {0}
-    assert batch.item_N.shape == (bounded.item_places + 1,)
+    items = batch.item_E[batch.slot_RT]
+    assert set(items.ravel()) - {0} == set(batch.item_E) - {0}
+    assert batch.item_E.shape == (bounded.item_places + 1,)
     parts.append(batch.target_Q[batch.weight_Q > 0])
   expected = [data.sequence(u)[first:stop] for u, _, stop, first in zip(*pieces, strict=True)]
   np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(expected))

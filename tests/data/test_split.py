@@ -113,7 +113,7 @@ def test_the_split_is_its_definition(tmp_path_factory, users, at):
 def test_an_example_by_hand(tmp_path):
   """10 interactions at 10 20 20 20 30 | 50 60 | 80 80 90: half of them before 50."""
   dataset = prepare_dataset(write(tmp_path / "source", PLAIN), tmp_path / "cache", AT)
-  assert (dataset.times.valid_from, dataset.times.test_from) == (50, 80)
+  assert (dataset.temporal_cuts.valid_from, dataset.temporal_cuts.test_from) == (50, 80)
   assert dataset.train_lengths.tolist() == [2, 0, 2, 1]
   assert {n: x.tolist() for n, x in dataset.split.targets.items()} == {
     "valid": [2, -1, -1, -1],
@@ -121,7 +121,7 @@ def test_an_example_by_hand(tmp_path):
   }
   assert dataset.split.left_out == {"valid": 1, "test": 0}
   assert popularity(dataset).tolist() == [0, 3, 2, 0]
-  assert isinstance(dataset.times.times, np.memmap)
+  assert isinstance(dataset.temporal_cuts.times, np.memmap)
 
 
 def test_distances_are_to_the_test_target(tmp_path):
@@ -167,13 +167,13 @@ def test_a_cache_is_built_again_for_other_times_and_only_then(tmp_path):
 
   before = written()
   assert "times.npy" in before
-  assert prepare_dataset(source, tmp_path / "cache", (0.5, 0.9)).times.test_from == 90
+  assert prepare_dataset(source, tmp_path / "cache", (0.5, 0.9)).temporal_cuts.test_from == 90
   assert written() == before  # where it is cut is not cached
   write(source, PLAIN | {4: [(1, 20), (1, 20), (3, 70)]})
   changed = prepare_dataset(source, tmp_path / "cache", AT)
-  assert changed.times.test_from == 70 and written() != before
+  assert changed.temporal_cuts.test_from == 70 and written() != before
   (tmp_path / "cache" / "times.npy").write_bytes(b"")
-  assert prepare_dataset(source, tmp_path / "cache", AT).times.test_from == 70
+  assert prepare_dataset(source, tmp_path / "cache", AT).temporal_cuts.test_from == 70
 
 
 BAD_TIMES = {
@@ -231,7 +231,7 @@ def test_items_are_held_out_of_a_data_set_with_times(tmp_path):
   write_warm_dataset(dataset, split, {}, tmp_path / "warm")
   left = prepare_dataset(tmp_path / "warm", tmp_path / "warm_cache", AT)
   assert left.users.tolist() == [7, 4, 5, 6]
-  assert left.times.times.tolist() == [10, 50, 90, 20, 30, 60, 95, 10, 25]
+  assert left.temporal_cuts.times.tolist() == [10, 50, 90, 20, 30, 60, 95, 10, 25]
   assert left.train_lengths.tolist() == [1, 1, 0, 2]  # 10 10 20 25 | 30 50 | 60 90 95
   cases, later_Q = cold_cases(dataset, split, left)
   assert [h.tolist() for h in cases.history] == [[1], [1, 2], [1]]

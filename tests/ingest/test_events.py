@@ -67,14 +67,14 @@ def test_numbers_are_by_first_appearance_also_after_a_filter():
   rows = [("u", "x", 5, 1), ("v", "y", 4, 1), ("u", "y", 3, 1), ("w", "z", 2, 1), ("v", "x", 1, 1)]
   found = collect_events(rows)
   assert found.user_keys == ["u", "v", "w"] and found.item_keys == ["x", "y", "z"]
-  assert found.user_N.tolist() == [0, 1, 0, 2, 1] and found.time_N.tolist() == [5, 4, 3, 2, 1]
+  assert found.user_E.tolist() == [0, 1, 0, 2, 1] and found.time_E.tolist() == [5, 4, 3, 2, 1]
   left = found.only(np.array([False, True, False, True, True])).renumbered()
   assert left.user_keys == ["v", "w"] and left.item_keys == ["y", "z", "x"]
-  assert left.user_N.tolist() == [0, 1, 0] and left.item_N.tolist() == [0, 1, 2]
-  assert left.time_N.tolist() == [4, 2, 1]
+  assert left.user_E.tolist() == [0, 1, 0] and left.item_E.tolist() == [0, 1, 2]
+  assert left.time_E.tolist() == [4, 2, 1]
   assert left.counts() == {"events": 3, "users": 2, "items": 3}
 
 
 def test_no_times_at_all():
   found = collect_events([("u", "x", None, math.nan), ("u", "y", None, math.nan)])
-  assert found.time_N is None and found.only(np.array([True, False])).time_N is None
+  assert found.time_E is None and found.only(np.array([True, False])).time_E is None

@@ -20,7 +20,7 @@ def of(rows):
 def test_core_is_the_largest_part_in_which_all_have_enough(rows, users, items):
   """One user or item at a time is left out here, the last one found first."""
   found = of(rows)
-  left = list(zip(found.user_N.tolist(), found.item_N.tolist(), range(len(found)), strict=True))
+  left = list(zip(found.user_E.tolist(), found.item_E.tolist(), range(len(found)), strict=True))
   while True:
     u = collections.Counter(row[0] for row in left)
     i = collections.Counter(row[1] for row in left)
@@ -31,7 +31,7 @@ def test_core_is_the_largest_part_in_which_all_have_enough(rows, users, items):
       break
     kind, k = few[-1]
     left = [row for row in left if row[0 if kind == "u" else 1] != k]
-  kept = np.flatnonzero(filters.k_core(found.user_N, found.item_N, users, items))
+  kept = np.flatnonzero(filters.k_core(found.user_E, found.item_E, users, items))
   assert kept.tolist() == [row[2] for row in left]
 
 

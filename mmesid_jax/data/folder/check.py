@@ -1,5 +1,4 @@
-"""Everything that is wrong with a data set's folder, told at once, and what is right but may not be
-meant."""
+"""Checks a dataset folder: lists all mistakes at once, and warns of what may not be intended."""
 
 import hashlib
 import os
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from mmesid_jax.data import features as feature_tables
 from mmesid_jax.data.folder import items, keys, sequences, times
+from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES, USERS
 from mmesid_jax.data.folder.problems import (
   NOT_JSON,
   SHOWN,
@@ -19,14 +18,15 @@ from mmesid_jax.data.folder.problems import (
   format_problems,
   read_json_lines,
 )
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, USERS, read_npy
+from mmesid_jax.files.readers import read_npy
 
 TABLES = (".npy", ".safetensors")
 
 
 class Problem(NamedTuple):
-  """What is printed as one line. A warning keeps nothing from training."""
+  """One line of the report. A warning does not prevent training."""
 
   text: str
   warning: bool = False
@@ -39,117 +39,122 @@ Problems = Iterator[Problem]
 
 
 def check_folder(directory: str | os.PathLike, features: Sequence[str] = ()) -> None:
-  """Prints all `problems`. Raises UserError when one is more than a warning."""
-  wrong = 0
+  """Prints all problems of a folder. Raises UserError when one is more than a warning."""
+  errors = 0
   for problem in find_problems(directory, features):
-    wrong += not problem.warning
-    print(problem, flush=True)
-  if wrong:
-    kinds = "a mistake keeps" if wrong == 1 else f"{wrong} kinds of mistakes keep"
-    raise UserError(f"{directory}: {kinds} it from being trained on; see above")
-  print(f"{directory}: can be trained on")
+    errors += not problem.warning
+    reporter.info(str(problem))
+  if errors:
+    kinds = "a mistake" if errors == 1 else f"{errors} kinds of mistakes"
+    raise UserError(f"{directory}: cannot be used for training because of {kinds}; see above")
+  reporter.info(f"{directory}: ready for training")
 
 
 def find_problems(directory: str | os.PathLike, features: Sequence[str] = ()) -> Problems:
-  """Reads sequences.txt, items.jsonl, users.jsonl, times.npy and every feature table: the named
-  ones, and what else in the folder has a row an item. A line for every kind of mistake says where
-  the first three are, and how many. Raises UserError where there is no such directory."""
+  """Yields the problems of sequences.txt, items.jsonl, users.jsonl, times.npy and feature tables.
+
+  Tables are the named ones in `features`, and others in the folder with one row per item. There is
+  one line per kind of mistake, with the first three places and the number. Raises UserError for a
+  directory that does not exist.
+  """
   source = Path(directory)
   if not source.is_dir():
     raise UserError(f"{source}: no such directory; expected one that holds {SEQUENCES}")
-  described = yield from _guarded(source, _items(source))
-  found = yield from _guarded(source, _sequences(source, described))
-  num_items = described or (found and int(found.items.max()))
-  yield from _guarded(source, _times(source, found))
-  yield from _guarded(source, _users(source, found))
-  yield from _tables(source, num_items, features)
+  described = yield from _catch_user_error(source, _items_problems(source))
+  users = yield from _catch_user_error(source, _sequences_problems(source, described))
+  num_items = described or (users and int(users.items.max()))
+  yield from _catch_user_error(source, _times_problems(source, users))
+  yield from _catch_user_error(source, _users_problems(source, users))
+  yield from _tables_problems(source, num_items, features)
 
 
-def _guarded(source: Path, part: Generator) -> Generator[Problem, None, object]:
-  """The problems of a part, its UserError among them; returns what it returns, None after that."""
+def _catch_user_error(source: Path, part: Generator) -> Generator[Problem, None, object]:
+  """Yields the problems of a part, and its UserError as one more; returns the part's result."""
   try:
     return (yield from part)
   except UserError as error:
     yield Problem(str(error).removeprefix(f"{source}{os.sep}"))
 
 
-def _all(file: str, mistakes: Iterable[Mistake], *, warning: bool = False) -> Problems:
+def _to_problems(file: str, mistakes: Iterable[Mistake], *, warning: bool = False) -> Problems:
   return (Problem(line, warning) for line in format_problems(file, mistakes))
 
 
-def _items(source: Path) -> Generator[Problem, None, int | None]:
-  """Returns how many items are described, None without any."""
+def _items_problems(source: Path) -> Generator[Problem, None, int | None]:
+  """Returns the number of items that items.jsonl describes; None when there are none."""
   path = source / ITEMS
   if not path.exists():
     return None
-  yield from _all(ITEMS, _mistakes_in(items.scan_items(path)))
-  return (yield from _keys(path)) or None
+  yield from _to_problems(ITEMS, _only_mistakes(items.scan_items(path)))
+  return (yield from _keys_problems(path)) or None
 
 
-def _keys(path: Path) -> Generator[Problem, None, int]:
-  """Of lines whose other mistakes are told; nothing where no line has a key, as those are known by
-  their ids. Returns how many lines there are."""
-  found = list(keys.scan_keys(read_json_lines(path)))
-  if any(isinstance(key, str) for key in found):
-    mistakes = (x for x in _mistakes_in(found) if x.kind != NOT_JSON)
-    yield from _all(path.name, mistakes, warning=True)
-  return len(found)
+def _keys_problems(path: Path) -> Generator[Problem, None, int]:
+  """Warns of missing and repeated keys, unless no line has a key. Returns the number of lines.
+
+  Lines that are not JSON are left out: another check reports them.
+  """
+  entries = list(keys.scan_keys(read_json_lines(path)))
+  if any(isinstance(key, str) for key in entries):
+    mistakes = (x for x in _only_mistakes(entries) if x.kind != NOT_JSON)
+    yield from _to_problems(path.name, mistakes, warning=True)
+  return len(entries)
 
 
-def _mistakes_in(found: Iterable[object]) -> Iterator[Mistake]:
-  return (x for x in found if isinstance(x, Mistake))
+def _only_mistakes(entries: Iterable[object]) -> Iterator[Mistake]:
+  return (x for x in entries if isinstance(x, Mistake))
 
 
-def _sequences(
+def _sequences_problems(
   source: Path, described: int | None
 ) -> Generator[Problem, None, sequences.Sequences | None]:
-  """Returns the sequences as far as they are numbers."""
-  found, mistakes = sequences.scan_sequences(source / SEQUENCES, described)
-  yield from _all(SEQUENCES, mistakes)
-  if found is None:
+  """Returns the sequences, if every line is numbers."""
+  users, mistakes = sequences.scan_sequences(source / SEQUENCES, described)
+  yield from _to_problems(SEQUENCES, mistakes)
+  if users is None:
     return None
-  short = np.flatnonzero(np.diff(found.offsets) < 3)
+  short = np.flatnonzero(np.diff(users.offsets) < 3)
   if len(short):
     text = "users with fewer than 3 items, whom leave-one-out does not evaluate"
-    yield _counted(f"{SEQUENCES}: {text}", "line", short + 1)
+    yield _count_warning(f"{SEQUENCES}: {text}", "line", short + 1)
   if described:
-    met = found.items[(found.items >= 1) & (found.items <= described)]
-    nobodys = np.flatnonzero(np.bincount(met, minlength=described + 1)[1:] == 0) + 1
-    if len(nobodys):
-      yield _counted(f"{ITEMS}: items that nobody has", "line", nobodys)
-  return found
+    in_range = users.items[(users.items >= 1) & (users.items <= described)]
+    unused = np.flatnonzero(np.bincount(in_range, minlength=described + 1)[1:] == 0) + 1
+    if len(unused):
+      yield _count_warning(f"{ITEMS}: items that no user has", "line", unused)
+  return users
 
 
-def _times(source: Path, found: sequences.Sequences | None) -> Problems:
+def _times_problems(source: Path, users: sequences.Sequences | None) -> Problems:
   if not (source / TIMES).exists():
     return
-  read = read_npy(source / TIMES)
-  if found is None:
-    yield Problem(f"{TIMES}: not compared with {SEQUENCES}, mend that first", warning=True)
+  array = read_npy(source / TIMES)
+  if users is None:
+    yield Problem(f"{TIMES}: not compared with {SEQUENCES}, correct that first", warning=True)
   else:
-    yield from _all(TIMES, times.times_mistakes(read, found.offsets))
+    yield from _to_problems(TIMES, times.times_mistakes(array, users.offsets))
 
 
-def _users(source: Path, found: sequences.Sequences | None) -> Problems:
+def _users_problems(source: Path, users: sequences.Sequences | None) -> Problems:
   path = source / USERS
   if not path.exists():
     return
-  users = None if found is None else found.users
-  yield from _all(USERS, _other_users(read_json_lines(path), users))
-  yield from _keys(path)
+  ids = None if users is None else users.users
+  yield from _to_problems(USERS, _user_id_mistakes(read_json_lines(path), ids))
+  yield from _keys_problems(path)
 
 
-def _other_users(
+def _user_id_mistakes(
   lines: Iterable[tuple[int, object]], users: np.ndarray | None
 ) -> Iterator[Mistake]:
-  """Line n must be of the user on line n of sequences.txt, where those are known."""
+  """Compares line n with the user id on line n of sequences.txt, if `users` [U] are known."""
   number = 0
-  for number, content in lines:
-    if isinstance(content, Mistake):
-      yield content
+  for number, value in lines:
+    if isinstance(value, Mistake):
+      yield value
     elif users is not None and number <= len(users):
       user = users[number - 1].item()
-      if not isinstance(content, dict) or content.get("user_id") != user:
+      if not isinstance(value, dict) or value.get("user_id") != user:
         text = f'expected an object with "user_id": {user}, the user on that line of {SEQUENCES}'
         yield Mistake("user_id", text, number)
   if users is not None and number != len(users):
@@ -157,51 +162,52 @@ def _other_users(
     yield Mistake("length", text)
 
 
-def _tables(source: Path, num_items: int | None, features: Sequence[str]) -> Problems:
+def _tables_problems(source: Path, num_items: int | None, features: Sequence[str]) -> Problems:
   others = sorted(p.name for p in source.iterdir() if p.suffix in TABLES and p.name != TIMES)
   for name in dict.fromkeys([*features, *others]):
     if num_items is None:
-      yield Problem(f"{name}: not looked into: how many items there are is not known", warning=True)
+      yield Problem(f"{name}: not checked: the number of items is not known", warning=True)
     else:
       named = name in features
-      yield from _guarded(source, _table(source / name, name, num_items, named))
+      problems = _table_problems(source / name, name, num_items, named)
+      yield from _catch_user_error(source, problems)
 
 
-def _table(path: Path, name: str, num_items: int, named: bool) -> Problems:
-  """A table that nobody named is judged where it has a row of features an item."""
+def _table_problems(path: Path, name: str, num_items: int, named: bool) -> Problems:
+  """Checks a table; one that was not named is only checked if it has one row per item."""
   table = feature_tables.read_table(path)
   if not named and (table.ndim != 2 or len(table) != num_items + 1):
-    text = f"of shape {list(table.shape)}, and {num_items:,} items take {num_items + 1:,} rows"
-    yield Problem(f"{name}: not looked into: {text}", warning=True)
+    text = f"its shape is {list(table.shape)}, but {num_items:,} items need {num_items + 1:,} rows"
+    yield Problem(f"{name}: not checked: {text}", warning=True)
     return
   mistakes = list(feature_tables.table_mistakes(table, num_items))
-  yield from _all(name, mistakes)
+  yield from _to_problems(name, mistakes)
   if mistakes:
     return
-  zero, again = _alike(name, table)
+  zero, repeated = _zero_and_repeated_rows(name, table)
   if len(zero):
-    yield _counted(f"{name}: items with a row of zeros", "row", zero)
-  if len(again):
-    yield _counted(f"{name}: items with the same row as one before", "row", again)
+    yield _count_warning(f"{name}: items with a row of zeros", "row", zero)
+  if len(repeated):
+    yield _count_warning(f"{name}: items with the same row as an earlier one", "row", repeated)
 
 
-def _alike(name: str, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of zeros, and others that are equal to an earlier one, compared by 64 bits of a hash."""
-  digest_N = np.zeros(len(table), np.uint64)
-  zero_N = np.zeros(len(table), bool)
-  with tqdm(total=len(table) - 1, desc=name, unit="rows", delay=3, leave=False) as bar:
+def _zero_and_repeated_rows(name: str, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns rows of zeros, and other rows equal to an earlier one by a 64-bit hash."""
+  digest_E = np.zeros(len(table), np.uint64)
+  zero_E = np.zeros(len(table), bool)
+  with reporter.progress(label=name, total=len(table) - 1, unit="rows") as bar:
     for start, x in feature_tables.row_chunks(table):
-      zero_N[start : start + len(x)] = ~x.any(axis=1)
-      x += 0.0  # -0.0 is equal to 0.0, and other bytes
+      zero_E[start : start + len(x)] = ~x.any(axis=1)
+      x += 0.0  # -0.0 equals 0.0 but has other bytes
       digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in x]
-      digest_N[start : start + len(x)] = np.frombuffer(b"".join(digests), np.uint64)
+      digest_E[start : start + len(x)] = np.frombuffer(b"".join(digests), np.uint64)
       bar.update(len(x))
-  rows = 1 + np.flatnonzero(~zero_N[1:])
-  _, first = np.unique(digest_N[rows], return_index=True)
-  return np.flatnonzero(zero_N), np.setdiff1d(rows, rows[first])
+  rows = 1 + np.flatnonzero(~zero_E[1:])
+  _, first = np.unique(digest_E[rows], return_index=True)
+  return np.flatnonzero(zero_E), np.setdiff1d(rows, rows[first])
 
 
-def _counted(text: str, unit: str, places: np.ndarray) -> Problem:
-  """A warning that says how many there are, and where the first."""
+def _count_warning(text: str, unit: str, places: np.ndarray) -> Problem:
+  """Makes a warning with the number of places and the first few of them."""
   shown = ", ".join(map(str, places[:SHOWN].tolist())) + ", ..." * (len(places) > SHOWN)
   return Problem(f"{text}: {len(places):,} ({unit}{'s' * (len(places) > 1)} {shown})", warning=True)

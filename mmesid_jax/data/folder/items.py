@@ -1,4 +1,4 @@
-"""What items.jsonl says of the items: one JSON object a line, in the order of the ids."""
+"""Reads items.jsonl: one JSON object per line, in the order of the item ids."""
 
 import json
 from collections.abc import Iterator
@@ -9,51 +9,52 @@ from mmesid_jax.data.folder.problems import Mistake, quote, read_json_lines, req
 
 
 class Item(NamedTuple):
+  """Title and categories of an item."""
+
   title: str | None
-  path: tuple[str, ...]  # of categories; () = none
+  path: tuple[str, ...]  # of categories, from the general to the particular; () = none
 
 
-UNKNOWN_ITEM = Item(None, ())  # is known of the item
+UNKNOWN_ITEM = Item(None, ())
 
 
 def read_items(path: Path) -> list[Item]:
-  """Items by id, [I + 1]. Raises UserError for the first mistake."""
+  """Reads the items by id, [I + 1]; entry 0 is the padding item. Raises UserError."""
   return [UNKNOWN_ITEM, *require_valid(path, scan_items(path))]
 
 
-def read_objects(path: Path) -> list[dict[str, Any]]:
-  """All that stands of every item, [I]: item i is the one at i - 1. Raises UserError for the first
-  mistake."""
-  return list(require_valid(path, _objects(path)))
+def read_item_objects(path: Path) -> list[dict[str, Any]]:
+  """Reads the whole JSON object of every item, [I]; item i is entry i - 1. Raises UserError."""
+  return list(require_valid(path, _scan_objects(path)))
 
 
 def scan_items(path: Path) -> Iterator[Item | Mistake]:
-  """The item of every line that is in order, and every mistake of the others. Raises UserError for
-  a file that cannot be read.
+  """Yields the item of every correct line, and every mistake in the others.
 
-  Line n must be an object with item_id n; title a string; categories as Dataset.categories reads.
+  Line n must be an object with `item_id` n; `title` a string or null; `categories` as in
+  `Dataset.categories`. Raises UserError for a file that cannot be read.
   """
-  for found in _objects(path):
-    if isinstance(found, Mistake):
-      yield found
+  for entry in _scan_objects(path):
+    if isinstance(entry, Mistake):
+      yield entry
     else:
-      yield Item(found.get("title") or None, _category_path(found.get("categories")))
+      yield Item(entry.get("title") or None, _category_path(entry.get("categories")))
 
 
-def _objects(path: Path) -> Iterator[dict[str, Any] | Mistake]:
-  """As `scan`, each item with all that stands of it."""
+def _scan_objects(path: Path) -> Iterator[dict[str, Any] | Mistake]:
+  """Yields the same as `scan_items`, with the whole object of every item."""
   number = 0
-  for number, found in read_json_lines(path):
-    mistakes = [found] if isinstance(found, Mistake) else list(_mistakes(number, found))
-    yield from mistakes or [found]
+  for number, value in read_json_lines(path):
+    mistakes = [value] if isinstance(value, Mistake) else list(_line_mistakes(number, value))
+    yield from mistakes or [value]
   if not number:
-    yield Mistake("empty", "is empty; expected one JSON object an item")
+    yield Mistake("empty", "is empty; expected one JSON object per item")
 
 
-def _mistakes(number: int, found: object) -> Iterator[Mistake]:
-  item = found if isinstance(found, dict) else {}
+def _line_mistakes(number: int, value: object) -> Iterator[Mistake]:
+  item = value if isinstance(value, dict) else {}
   if item.get("item_id") != number or item["item_id"] is True:
-    shown = quote(json.dumps(item.get("item_id") if isinstance(found, dict) else found))
+    shown = quote(json.dumps(item.get("item_id") if isinstance(value, dict) else value))
     text = f'expected an object with "item_id": {number}, the number of the line, found {shown}'
     yield Mistake("item_id", text, number)
   title = item.get("title")
@@ -68,7 +69,7 @@ def _mistakes(number: int, found: object) -> Iterator[Mistake]:
 
 
 def _category_path(value: object) -> tuple[str, ...] | None:
-  """The names of `categories`, () for none; None when it is not what Dataset.categories reads."""
+  """Returns the names in `categories`, () for none; None for an invalid value."""
   if isinstance(value, str):
     value = [value]
   if isinstance(value, list) and value and all(isinstance(names, list) for names in value):

@@ -1,8 +1,7 @@
-"""Whose rows these are: the keys by which users and items are known outside, as a prepared dataset
-keeps them.
+"""Keys: the external ids of users and items, as a dataset folder keeps them.
 
-Line n of items.jsonl describes item n and line n of users.jsonl the user on line n of
-sequences.txt, each with its `key`.
+Line n of items.jsonl has the `key` of item n; line n of users.jsonl has that of the user on line n
+of sequences.txt.
 """
 
 import json
@@ -10,46 +9,55 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mmesid_jax.data.folder.file_names import ITEMS, USERS
 from mmesid_jax.data.folder.problems import Mistake, read_json_lines, require_valid
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import ITEMS, USERS
 
 KEY = "key"
 
 
 def item_keys(directory: str | os.PathLike, field: str = KEY) -> list[str]:
-  """Keys of items 1..I, [I]: `field` of every line of items.jsonl. Raises UserError for a file that
-  is missing, a line that has no such text, and a key that two lines share."""
-  return _keys(Path(directory) / ITEMS, field)
+  """Reads the keys of items 1..I, [I]: `field` of every line of items.jsonl.
+
+  Raises UserError for a missing file, a line without such a text, and a key on two lines.
+  """
+  return _read_keys(Path(directory) / ITEMS, field)
 
 
 def user_keys(directory: str | os.PathLike, field: str = KEY) -> list[str]:
-  """Keys of the users, [U], in the order of sequences.txt: `field` of every line of users.jsonl.
-  Raises UserError as `item_keys` does."""
-  return _keys(Path(directory) / USERS, field)
+  """Reads the keys of the users in the order of sequences.txt, [U]: `field` of users.jsonl.
+
+  Raises UserError as `item_keys` does.
+  """
+  return _read_keys(Path(directory) / USERS, field)
 
 
 def kept_item_keys(directory: str | os.PathLike, field: str | None = None) -> list[str] | None:
-  """`item_keys` of a folder that may keep none, then None: no items.jsonl, or no `key` on its first
-  line. A field that is asked for must be there."""
+  """Reads `item_keys`, or returns None for a folder without keys.
+
+  That is a folder without items.jsonl, or with no `key` on its first line. If `field` is given, it
+  must be there.
+  """
   path = Path(directory) / ITEMS
-  return _keys(path, field or KEY) if field or _kept(path) else None
+  return _read_keys(path, field or KEY) if field or _has_keys(path) else None
 
 
 def kept_user_keys(directory: str | os.PathLike, users: int) -> list[str] | None:
-  """`user_keys` of a folder that may keep none, then None. Raises UserError for another number of
-  them than `users`, too."""
+  """Reads `user_keys`, or returns None for a folder without keys.
+
+  Raises UserError as `item_keys` does, and when the number of keys is not `users`.
+  """
   path = Path(directory) / USERS
-  if not _kept(path):
+  if not _has_keys(path):
     return None
-  found = _keys(path, KEY)
-  if len(found) != users:
-    raise UserError(f"{path}: {len(found)} lines; expected one for each of the {users} users")
-  return found
+  keys = _read_keys(path, KEY)
+  if len(keys) != users:
+    raise UserError(f"{path}: {len(keys)} lines; expected one for each of the {users} users")
+  return keys
 
 
-def _kept(path: Path) -> bool:
-  """Whether the first line of the file, if there is one, has a key; it need not be a good one."""
+def _has_keys(path: Path) -> bool:
+  """Whether the file exists and its first line has a key, which need not be valid."""
   if not path.is_file():
     return False
   with path.open("rb") as file:
@@ -57,31 +65,30 @@ def _kept(path: Path) -> bool:
   try:
     first = json.loads(line)
   except (ValueError, RecursionError):
-    return True  # what is wrong with it is told by who reads all of it
+    return True  # whoever reads the whole file says what is wrong with it
   return not isinstance(first, dict) or KEY in first
 
 
-def _keys(path: Path, field: str) -> list[str]:
+def _read_keys(path: Path, field: str) -> list[str]:
   return list(require_valid(path, scan_keys(read_json_lines(path), field)))
 
 
 def scan_keys(lines: Iterable[tuple[int, object]], field: str = KEY) -> Iterator[str | Mistake]:
-  """The key of every one of `mistakes.json_lines`, or what is wrong with the line."""
+  """Yields the key of every line of `read_json_lines`, or the mistake in it."""
   first_line: dict[str, int] = {}
-  for number, found in lines:
-    if isinstance(found, Mistake):
-      yield found
+  for number, value in lines:
+    if isinstance(value, Mistake):
+      yield value
       continue
-    key = found.get(field) if isinstance(found, dict) else None
+    key = value.get(field) if isinstance(value, dict) else None
     key = str(key) if type(key) is int else key
     if not isinstance(key, str):
-      some = ", ".join(sorted(found)[:8]) if isinstance(found, dict) else type(found).__name__
-      text = f"no text under {field!r}, which should be the key ({some})"
-      yield Mistake("no key", text, number)
+      present = ", ".join(sorted(value)[:8]) if isinstance(value, dict) else type(value).__name__
+      yield Mistake("no key", f"no text under {field!r} as the key (found {present})", number)
     elif not key.isascii() and key != key.encode(errors="replace").decode():
-      yield Mistake("no text", f"key {key!r} is no Unicode text", number)
+      yield Mistake("no text", f"key {key!r} is not valid Unicode text", number)
     elif first_line.setdefault(key, number) != number:
-      text = f"key {key!r} already stands on line {first_line[key]}"
+      text = f"key {key!r} is already on line {first_line[key]}"
       yield Mistake("key again", text, number)
     else:
       yield key

@@ -1,4 +1,4 @@
-"""What is wrong with a file: whoever reads it raises the first mistake, a check tells them all."""
+"""Mistakes in a file: a reader raises the first one, a check lists them all."""
 
 import dataclasses
 import json
@@ -7,26 +7,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tqdm import tqdm
-
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import read_bytes
+from mmesid_jax.files.readers import read_bytes
 
 T = TypeVar("T")
-NOT_JSON = "no JSON"  # the kind of a line that is none
-SHOWN = 3  # places of every kind of mistake that a check names
+NOT_JSON = "not JSON"  # the kind of a line that is not JSON
+SHOWN = 3  # number of places that are shown for every kind of mistake
 
 
 class Mistake(NamedTuple):
-  """One of a file, at a line or at a row, or of the whole of it."""
+  """A mistake in a file: at a line, at a row, or in the file as a whole."""
 
-  kind: str  # mistakes of one kind are told together
-  text: str  # what is wrong, and what was expected
-  line: int | None = None  # of a text, from 1
+  kind: str  # mistakes of one kind are listed together
+  text: str  # what is wrong and what was expected
+  line: int | None = None  # of a text file, from 1
   row: int | None = None  # of a table, from 0
 
   def within(self, file: str | os.PathLike) -> str:
-    """In one line that begins with the name of the file."""
+    """Formats the mistake as one line that begins with the name of the file."""
     if self.line is not None:
       return f"{file}:{self.line}: {self.text}"
     return f"{file}: {self.text}" if self.row is None else f"{file}: row {self.row} {self.text}"
@@ -38,56 +37,63 @@ def raise_first(file: str | os.PathLike, mistakes: Iterable[Mistake]) -> None:
     raise UserError(mistake.within(file))
 
 
-def require_valid(file: str | os.PathLike, found: Iterable[T | Mistake]) -> Iterator[T]:
-  """What is found as long as it is no mistake. Raises UserError for the first."""
-  for one in found:
-    if isinstance(one, Mistake):
-      raise UserError(one.within(file))
-    yield one
+def require_valid(file: str | os.PathLike, entries: Iterable[T | Mistake]) -> Iterator[T]:
+  """Yields the entries; raises UserError at the first that is a Mistake."""
+  for entry in entries:
+    if isinstance(entry, Mistake):
+      raise UserError(entry.within(file))
+    yield entry
 
 
 @dataclasses.dataclass
 class _Kind:
+  """All mistakes of one kind."""
+
   first: Mistake
-  last: int | None  # place
-  next_places: list[int]
-  more: int = 0
+  last_place: int | None
+  next_places: list[int]  # the first few after `first`
+  count_after_first: int = 0
 
 
 def format_problems(file: str | os.PathLike, mistakes: Iterable[Mistake]) -> Iterator[str]:
-  """A line for every kind of mistake: the first of them, where the next are, and how many."""
+  """Yields one line per kind of mistake: the first mistake, the next places, and the number."""
   kinds: dict[str, _Kind] = {}
   for mistake in mistakes:
     place = mistake.row if mistake.line is None else mistake.line
     kind = kinds.setdefault(mistake.kind, _Kind(mistake, place, []))
-    if place == kind.last:
-      continue  # the first itself, or a line that has the mistake twice
-    kind.last, kind.more = place, kind.more + 1
+    if place == kind.last_place:
+      continue  # the first mistake itself, or a line that has the mistake twice
+    kind.last_place, kind.count_after_first = place, kind.count_after_first + 1
     if len(kind.next_places) < SHOWN - 1:
       kind.next_places.append(place)
   for kind in kinds.values():
-    yield kind.first.within(file) + _more(kind)
+    yield kind.first.within(file) + _format_next_places(kind)
 
 
-def _more(kind: _Kind) -> str:
-  if not kind.more:
+def _format_next_places(kind: _Kind) -> str:
+  count = kind.count_after_first
+  if not count:
     return ""
-  unit = ("row" if kind.first.line is None else "line") + ("s" if kind.more > 1 else "")
-  dots = ", ..." if kind.more > len(kind.next_places) else ""
-  return f" (and {kind.more:,} more {unit}: {', '.join(map(str, kind.next_places))}{dots})"
+  unit = ("row" if kind.first.line is None else "line") + ("s" if count > 1 else "")
+  dots = ", ..." if count > len(kind.next_places) else ""
+  return f" (and {count:,} more {unit}: {', '.join(map(str, kind.next_places))}{dots})"
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
-  """Number and content of every line of a .jsonl file, a Mistake where it is not JSON. Raises
-  UserError for a file that cannot be read."""
-  lines = tqdm(read_bytes(path).splitlines(), path.name, unit="lines", delay=3, leave=False)
+  """Yields (line number, value) for every line of a .jsonl file.
+
+  The value is a Mistake where the line is not JSON. Raises UserError for a file that cannot be
+  read.
+  """
+  lines = reporter.progress(read_bytes(path).splitlines(), path.name, unit="lines")
   for number, line in enumerate(lines, start=1):
     try:
       yield number, json.loads(line)
     except (ValueError, RecursionError) as error:
-      yield number, Mistake(NOT_JSON, f"not JSON ({error}); expected one object a line", number)
+      text = f"not JSON ({error}); expected one object per line"
+      yield number, Mistake(NOT_JSON, text, number)
 
 
 def quote(text: str) -> str:
-  """As Python writes it, cut where it is long."""
+  """Quotes a text as Python does; a long one is cut."""
   return repr(text if len(text) <= 40 else text[:37] + "...")

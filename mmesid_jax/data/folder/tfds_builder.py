@@ -1,33 +1,35 @@
-"""A prepared folder as a TensorFlow dataset, written without TensorFlow.
+"""Writes a prepared folder as a TensorFlow dataset, without TensorFlow.
 
-Importing this module imports TFDS, which takes seconds: only what writes such datasets does.
+Importing this module takes seconds, because it imports TFDS: import it only to write a dataset.
 """
 
 import contextlib
 import functools
 import io
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mmesid_jax.data.folder import tfds_shards
 from mmesid_jax.data.folder.keys import KEY
-from mmesid_jax.data.folder.tfds_examples import ITEMS, LISTS, NAME, TEXTS, USERS
+from mmesid_jax.data.folder.tfds_examples import ITEMS_CONFIG, LISTS, NAME, TEXTS, USERS_CONFIG
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import whole_folder
+from mmesid_jax.files.atomic import atomic_folder
 
-FOLDER = "tfds"  # within the prepared folder; TFDS's data_dir
+FOLDER = "tfds"  # in the prepared folder; the data_dir of TFDS
 
 
-class _InOneOrder(writer.ExampleWriter):
-  """Writes an example's features by name: protobuf's own order is another in every process, and
-  the same data should be the same bytes."""
+class _DeterministicWriter(writer.ExampleWriter):
+  """Writes the features of an example ordered by name, so that the same data is the same bytes.
+
+  The order of protobuf differs between processes.
+  """
 
   def write(self, path, examples):
     ordered = (
@@ -38,32 +40,36 @@ class _InOneOrder(writer.ExampleWriter):
 
 
 class Interactions(tfds.core.ShardBasedBuilder, skip_registration=True):
-  """`interactions/users`, an example a user, and `interactions/items`, an example an item, in the
-  order of the files.
+  """Builder of `interactions/users` and `interactions/items`, one example per user or item.
 
-  Shard by shard, in this process or by Beam. TFDS's GeneratorBasedBuilder gathers a split before it
-  writes it, and needs TensorFlow once that is more than a gigabyte.
+  Examples are in the order of the files. They are written shard by shard, in this process or by
+  Beam; the GeneratorBasedBuilder of TFDS would collect a split first, and needs TensorFlow for more
+  than a gigabyte.
   """
 
   name = NAME
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "Users with keys, items and times; items with keys and descriptions."}
-  url_infos = None  # nothing is downloaded, and looking for checksums takes more packages
+  url_infos = None  # nothing is downloaded, and a search for checksums needs more packages
   BUILDER_CONFIGS = [
-    tfds.core.BuilderConfig(name=USERS, description="What every user met, oldest item first."),
-    tfds.core.BuilderConfig(name=ITEMS, description="What is known of every item."),
+    tfds.core.BuilderConfig(
+      name=USERS_CONFIG, description="The items of every user, oldest first."
+    ),
+    tfds.core.BuilderConfig(name=ITEMS_CONFIG, description="Description of every item."),
   ]
 
-  def __init__(self, *, cut: tfds_shards.Shards, bar: tqdm.tqdm | None, **options):
-    """cut: what is written; bar: moved by every example, None where other processes write."""
-    self._cut, self._bar = cut, bar
+  def __init__(
+    self, *, shards: tfds_shards.Shards, on_example: Callable[[], object] | None, **options
+  ):
+    """on_example: called for every example; None when other processes write."""
+    self._shards, self._on_example = shards, on_example
     super().__init__(**options, file_format="array_record")
 
   def _info(self) -> tfds.core.DatasetInfo:
     text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
-    if self.builder_config.name == USERS:
+    if self.builder_config.name == USERS_CONFIG:
       features = {"user_id": np.int64, KEY: text, "items": tfds.features.Sequence(np.int32)}
-      if tfds_shards.read_times(self._cut.shards[0].folder) is not None:
+      if tfds_shards.open_folder_times(self._shards.shards[0].folder) is not None:
         features["times"] = tfds.features.Sequence(np.int64)
     else:
       features = {
@@ -80,50 +86,58 @@ class Interactions(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _shard_iterators_per_split(self, dl_manager):
     del dl_manager
-    found = self._cut.shards
-    if self._bar is not None:
-      found = [functools.partial(_counted, shard, self._bar) for shard in found]
-    return {self.builder_config.name: found}
+    shards = self._shards.shards
+    if self._on_example is not None:
+      shards = [functools.partial(_count_examples, shard, self._on_example) for shard in shards]
+    return {self.builder_config.name: shards}
 
   def _example_writer(self) -> writer.ExampleWriter:
-    return _InOneOrder(self.info.file_format)
+    return _DeterministicWriter(self.info.file_format)
 
 
-def _counted(shard: Iterable, bar: tqdm.tqdm) -> Iterator[tfds_shards.Keyed]:
+def _count_examples(
+  shard: Callable[[], Iterator[tfds_shards.KeyedExample]], on_example: Callable[[], object]
+) -> Iterator[tfds_shards.KeyedExample]:
   for example in shard():
-    bar.update()
+    on_example()
     yield example
 
 
 def write_tfds_dataset(folder: Path, beam: str | None = None) -> Path:
-  """Writes folder/tfds from the plain files of `folder`, and returns it; it appears complete or not
-  at all, and the same files give the same bytes.
+  """Writes folder/tfds from the plain files of `folder`, and returns its path.
 
-  beam: flags of Apache Beam, as "--runner=DirectRunner --direct_num_workers=4": its workers then
-  write, who need to see `folder` too. Raises UserError for a folder/tfds that exists, files that
-  are not as `prepare` writes them, and where the disk refuses it.
+  It appears complete or not at all, and the same files give the same bytes.
+
+  Args:
+    beam: flags of Apache Beam, as "--runner=DirectRunner --direct_num_workers=4"; its workers then
+      write the dataset and must be able to read `folder`. None = this process writes it.
+
+  Raises UserError for a folder/tfds that exists, for files that `prepare` would not have written,
+  and when the disk refuses it.
   """
   output = folder / FOLDER
   if output.exists():
     raise UserError(f"{output}: exists; delete it to have it written again")
-  config = None if beam is None else _beam(beam)
-  cuts = tfds_shards.cut_into_shards(folder)
-  total = sum(cut.examples for cut in cuts.values())
-  with whole_folder(output) as temporary:
-    with tqdm.tqdm(total=total, desc=FOLDER, unit=" examples", delay=2, leave=False) as bar:
-      for name, cut in cuts.items():
-        own = bar if beam is None else None
-        built = Interactions(cut=cut, bar=own, data_dir=temporary, config=name)
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells a size that it does not know
-          built.download_and_prepare(download_config=config)
-        for left in Path(built.data_dir).glob("*.shard_infos.json"):
-          left.unlink()  # by Beam's workers, for who started them
-    shutil.rmtree(temporary / "downloads")  # TFDS makes it, for nothing
+  config = None if beam is None else _beam_config(beam)
+  configurations = tfds_shards.cut_into_shards(folder)
+  total = sum(shards.examples for shards in configurations.values())
+  with atomic_folder(output) as temporary:
+    with reporter.progress(label=FOLDER, total=total, unit=" examples") as bar:
+      on_example = bar.update if beam is None else None  # Beam writes in other processes
+      for name, shards in configurations.items():
+        builder = Interactions(
+          shards=shards, on_example=on_example, data_dir=temporary, config=name
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a wrong size
+          builder.download_and_prepare(download_config=config)
+        for left_over in Path(builder.data_dir).glob("*.shard_infos.json"):
+          left_over.unlink()  # messages of Beam's workers to the process that started them
+    shutil.rmtree(temporary / "downloads")  # TFDS makes this empty folder
   return output
 
 
-def _beam(text: str) -> tfds.download.DownloadConfig:
-  """How Beam is to run. Raises UserError where it is not installed or the flags name no runner."""
+def _beam_config(text: str) -> tfds.download.DownloadConfig:
+  """Parses the flags of Beam. Raises UserError when it is not installed, or for no runner."""
   try:
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
   except ImportError as error:

@@ -1,7 +1,7 @@
-"""Users and items as TFDS's examples: the lines of a prepared folder, there and back.
+"""Converts the lines of a prepared folder to examples of TFDS and back.
 
-Texts are bytes of UTF-8, "" and [] where nothing is known: `prepare` writes null there and never an
-empty text, and no half characters.
+Texts are UTF-8 bytes, and "" or [] where nothing is known. That is unambiguous: `prepare` writes
+null there, and never an empty text or an unpaired surrogate.
 """
 
 import json
@@ -11,32 +11,39 @@ from typing import Any
 from mmesid_jax.data.folder.keys import KEY
 from mmesid_jax.data.folder.writer import item_line, sequence_line, user_line
 
-NAME, USERS, ITEMS = "interactions", "users", "items"  # the dataset; its configurations and splits
+NAME = "interactions"  # of the dataset
+USERS_CONFIG, ITEMS_CONFIG = "users", "items"  # its configurations, each with one split
 TEXTS, LISTS = ("title", "brand", "description"), ("categories", "images")
 
 
 def user_example(sequence: bytes, user: bytes, times: Sequence[int] | None) -> dict[str, Any]:
-  """Of a line of sequences.txt and the one of users.jsonl. Raises ValueError, which says what they
-  should be, for lines that `user_lines` would not give back."""
+  """Converts a line of sequences.txt, the line of users.jsonl and the user's times to an example.
+
+  Raises ValueError, which says what was expected, for lines that `example_to_user_lines` would not
+  give back.
+  """
   try:
     number, *items = map(int, sequence.split())
     example = {"user_id": number, KEY: _encoded(json.loads(user)[KEY]), "items": items}
-    again = example_to_user_lines(example)
+    restored = example_to_user_lines(example)
   except (ValueError, LookupError, TypeError, AttributeError):
     raise ValueError("expected `user item item ...`, and an object with user_id and key") from None
-  _check_same((sequence, user), again)
+  _check_same((sequence, user), restored)
   return example if times is None else {**example, "times": times}
 
 
 def example_to_user_lines(example: Mapping[str, Any]) -> tuple[bytes, bytes]:
-  """Of sequences.txt and users.jsonl."""
+  """Converts an example back to its lines of sequences.txt and users.jsonl."""
   number = example["user_id"]
   return sequence_line(number, example["items"]), user_line(number, _decoded(example[KEY]))
 
 
 def item_example(line: bytes) -> dict[str, Any]:
-  """Of a line of items.jsonl. Raises ValueError, which says what it should be, for one that
-  `line_of_item` would not give back."""
+  """Converts a line of items.jsonl to an example.
+
+  Raises ValueError, which says what was expected, for a line that `example_to_item_line` would not
+  give back.
+  """
   try:
     item = json.loads(line)
     example = {
@@ -45,16 +52,16 @@ def item_example(line: bytes) -> dict[str, Any]:
       **{name: _encoded(item[name] or "") for name in TEXTS},
       **{name: [*map(_encoded, item[name] or ())] for name in LISTS},
     }
-    again = example_to_item_line(example)
+    restored = example_to_item_line(example)
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     fields = ", ".join(("item_id", KEY, *TEXTS, *LISTS))
     raise ValueError(f"expected an object with {fields}") from None
-  _check_same((line,), (again,))
+  _check_same((line,), (restored,))
   return example
 
 
 def example_to_item_line(example: Mapping[str, Any]) -> bytes:
-  """Of items.jsonl."""
+  """Converts an example back to its line of items.jsonl."""
   texts = {name: _decoded(example[name]) or None for name in TEXTS}
   lists = {name: [*map(_decoded, example[name])] or None for name in LISTS}
   return item_line(example["item_id"], _decoded(example[KEY]), texts | lists)
@@ -68,8 +75,8 @@ def _decoded(text: bytes) -> str:
   return text.decode()
 
 
-def _check_same(lines: Sequence[bytes], again: Sequence[bytes]) -> None:
-  for line, expected in zip(lines, again, strict=True):
+def _check_same(lines: Sequence[bytes], restored: Sequence[bytes]) -> None:
+  for line, expected in zip(lines, restored, strict=True):
     if line != expected:
       place = next(
         (i for i, (a, b) in enumerate(zip(line, expected, strict=False)) if a != b),

@@ -1,4 +1,4 @@
-"""A TensorFlow dataset of `prepare`, read without TensorFlow, back into plain files."""
+"""Reads a TensorFlow dataset of `prepare` back into plain files, without TensorFlow."""
 
 import contextlib
 import json
@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tqdm
 
-from mmesid_jax.data.folder.file_names import ITEMS as ITEMS_FILE
-from mmesid_jax.data.folder.file_names import SEQUENCES, TIMES
-from mmesid_jax.data.folder.file_names import USERS as USERS_FILE
+from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES, USERS
 from mmesid_jax.data.folder.keys import KEY
 from mmesid_jax.data.folder.tfds_examples import (
-  ITEMS,
+  ITEMS_CONFIG,
   LISTS,
   NAME,
   TEXTS,
-  USERS,
+  USERS_CONFIG,
   example_to_item_line,
   example_to_user_lines,
 )
+from mmesid_jax.data.folder.writer import write_times
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.files.digest import file_sha256
@@ -30,52 +29,55 @@ from mmesid_jax.files.provenance import is_made_from
 from mmesid_jax.files.readers import read_bytes
 
 INFO = "dataset_info.json"
-DEPTH = 4  # folders between the one that is named and those that hold INFO
-VERSION = "1."  # what is read: TFDS's major version, which a change of the features raises
-MARK = "made_from.json"  # in the plain folder: what its files were made from
+DEPTH = 4  # maximum number of folders between the named one and that of INFO
+VERSION = "1."  # TFDS's major version, which changes with the features
+MARK = "made_from.json"  # in the plain folder: digests of the files that it was made from
 
 
 def export_plain_files(directory: Path, folder: Path) -> None:
-  """Writes sequences.txt, users.jsonl, items.jsonl and, where there are times, times.npy into
-  `folder`, byte for byte those that the dataset within `directory` was made from.
+  """Writes the plain files into `folder`, byte for byte those that the TFDS dataset was made from.
 
-  Nothing is written where the folder holds what these very bytes gave. It appears complete or not
-  at all. Raises UserError for a directory that does not hold one such dataset, one that is damaged
-  or incomplete, and where the disk refuses the files.
+  These are sequences.txt, users.jsonl, items.jsonl and, if there are times, times.npy. The folder
+  appears complete or not at all; it is left as it is if it was made from the same bytes.
+
+  Raises UserError unless `directory` holds exactly one such dataset, when that is damaged or
+  incomplete, and when the disk refuses the files.
   """
-  found = {name: find_config_folder(directory, name) for name in (USERS, ITEMS)}
-  made_from = {name: _digests(place) for name, place in found.items()}
+  sources = {name: find_config_folder(directory, name) for name in (USERS_CONFIG, ITEMS_CONFIG)}
+  made_from = {name: _file_digests(source) for name, source in sources.items()}
   if is_made_from(folder / MARK, made_from):
     return
-  owned = (SEQUENCES, USERS_FILE, ITEMS_FILE, TIMES, MARK)
+  owned = (SEQUENCES, USERS, ITEMS, TIMES, MARK)
   with atomic_folder(folder, replaces=owned) as temporary:
-    _write_users(found[USERS], temporary)
-    _write_items(found[ITEMS], temporary)
+    _write_users(sources[USERS_CONFIG], temporary)
+    _write_items(sources[ITEMS_CONFIG], temporary)
     (temporary / MARK).write_text(json.dumps(made_from, indent=1))
 
 
 def find_config_folder(directory: Path, name: str) -> Path:
-  """The folder of the configuration, in `directory` or below. Raises UserError unless there is
-  exactly one, of a version that is read."""
-  found = {}
+  """Finds the folder of the TFDS configuration `name` in `directory` or below.
+
+  Raises UserError unless there is exactly one, with a version that this module reads.
+  """
+  versions = {}
   for depth in range(DEPTH + 1):
     for path in directory.glob("*/" * depth + INFO):
-      info = _info(path)
+      info = _read_info(path)
       if (info.get("name"), info.get("configName")) == (NAME, name):
-        found[path.parent] = info.get("version", "")
-  if len(found) != 1:
-    number = ", ".join(map(str, sorted(found))) or f"no {INFO} of one"
+        versions[path.parent] = info.get("version", "")
+  if len(versions) != 1:
+    found = ", ".join(map(str, sorted(versions))) or f"no {INFO} of one"
     raise UserError(
       f"--config.data.dir={directory}: expected one dataset {NAME}/{name}, as prepare writes with "
-      f"--config.tfds=True, there or below; found {number}"
+      f"--config.tfds=True, there or below; found {found}"
     )
-  ((place, version),) = found.items()
+  ((folder, version),) = versions.items()
   if not version.startswith(VERSION):
-    raise UserError(f"{place}: version {version}; this one reads {VERSION}x")
-  return place
+    raise UserError(f"{folder}: version {version}; expected {VERSION}x")
+  return folder
 
 
-def _info(path: Path) -> dict[str, Any]:
+def _read_info(path: Path) -> dict[str, Any]:
   try:
     info = json.loads(read_bytes(path))
   except ValueError as error:
@@ -83,17 +85,17 @@ def _info(path: Path) -> dict[str, Any]:
   return info if isinstance(info, dict) else {}
 
 
-def _digests(place: Path) -> dict[str, str]:
-  files = sorted(filter(Path.is_file, place.iterdir()))
+def _file_digests(folder: Path) -> dict[str, str]:
+  files = sorted(filter(Path.is_file, folder.iterdir()))
   return {path.name: file_sha256(path) for path in files}
 
 
-def _write_users(place: Path, folder: Path) -> None:
-  times, timed = array("q"), False
+def _write_users(source: Path, folder: Path) -> None:
+  times, has_times = array("q"), False
   with (folder / SEQUENCES).open("wb") as sequences:
-    with (folder / USERS_FILE).open("wb") as users:
-      for features in _examples(place, USERS):
-        with _whole(place):
+    with (folder / USERS).open("wb") as users:
+      for features in _read_examples(source, USERS_CONFIG):
+        with _catch_damage(source):
           user = {
             "user_id": features["user_id"].int64_list.value[0],
             KEY: features[KEY].bytes_list.value[0],
@@ -103,17 +105,16 @@ def _write_users(place: Path, folder: Path) -> None:
         sequences.write(sequence)
         users.write(line)
         if "times" in features:
-          timed = True
+          has_times = True
           times.extend(features["times"].int64_list.value)
-  if timed:
-    with (folder / TIMES).open("wb") as file:
-      np.save(file, np.frombuffer(times, np.int64))
+  if has_times:
+    write_times(folder, np.frombuffer(times, np.int64))
 
 
-def _write_items(place: Path, folder: Path) -> None:
-  with (folder / ITEMS_FILE).open("wb") as items:
-    for features in _examples(place, ITEMS):
-      with _whole(place):
+def _write_items(source: Path, folder: Path) -> None:
+  with (folder / ITEMS).open("wb") as items:
+    for features in _read_examples(source, ITEMS_CONFIG):
+      with _catch_damage(source):
         texts = {name: features[name].bytes_list.value[0] for name in (KEY, *TEXTS)}
         lists = {name: features[name].bytes_list.value for name in LISTS}
         line = example_to_item_line(
@@ -122,32 +123,35 @@ def _write_items(place: Path, folder: Path) -> None:
       items.write(line)
 
 
-def _examples(place: Path, split: str) -> Iterator[Any]:
-  """Features by name of every example of a split, in order. Raises UserError as `_whole` does.
+def _read_examples(source: Path, split: str) -> Iterator[Any]:
+  """Yields the features by name of every example of a split, in order.
 
-  The records come as they are, not as TFDS decodes them: that takes three times as long, and gives
-  lists of numpy's scalars.
+  The records are raw, because decoding by TFDS takes three times as long and gives lists of numpy
+  scalars. Raises UserError as `_catch_damage` does.
   """
   import tensorflow_datasets as tfds
   from tensorflow_datasets.proto import tf_example_pb2
 
-  with _whole(place):
-    records = tfds.builder_from_directory(place).as_data_source(
+  with _catch_damage(source):
+    records = tfds.builder_from_directory(source).as_data_source(
       split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
     numbers = range(len(records))
-  for number in tqdm.tqdm(numbers, desc=split, unit=" examples", delay=2, leave=False):
-    with _whole(place):
+  for number in reporter.progress(numbers, split, unit=" examples"):
+    with _catch_damage(source):
       features = tf_example_pb2.Example.FromString(records[number]).features.feature
     yield features
 
 
 @contextlib.contextmanager
-def _whole(place: Path) -> Iterator[None]:
-  """Raises UserError for whatever TFDS and what it reads with raise in the block: files that are
-  missing, cut off or damaged, and examples of other features."""
+def _catch_damage(source: Path) -> Iterator[None]:
+  """Turns any exception of TFDS in the block into UserError.
+
+  TFDS and its libraries raise many kinds for files that are missing, cut off or damaged, and for
+  examples with other features.
+  """
   try:
     yield
   except Exception as error:
     reason = " ".join(str(error).split())[:200]
-    raise UserError(f"{place}: damaged or incomplete ({reason}); copy it again") from None
+    raise UserError(f"{source}: damaged or incomplete ({reason}); copy it again") from None

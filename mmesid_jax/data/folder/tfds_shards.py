@@ -1,4 +1,4 @@
-"""A prepared folder cut into shards, each of which any process can read on its own."""
+"""Cuts a prepared folder into shards; any process can read a shard independently of the others."""
 
 import contextlib
 import dataclasses
@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmesid_jax.data.folder import tfds_examples as examples
+from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES, USERS
+from mmesid_jax.data.folder.times import open_times
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import ITEMS, SEQUENCES, TIMES, USERS
 
-EXAMPLES = 2**14  # of a shard; TFDS holds as many in memory while it writes them
+EXAMPLES = 2**14  # per shard; TFDS holds a whole shard in memory while it writes it
 
-Keyed = tuple[int, dict[str, Any]]  # TFDS's: a key, which says the order, and an example
+KeyedExample = tuple[int, dict[str, Any]]  # TFDS orders examples by their key
 
 
 class Place(NamedTuple):
-  """In a file of lines: the line, from 0, its first byte, and how many spaces stand before."""
+  """A place in a text file: a line, from 0, its first byte, and the number of spaces before it."""
 
   line: int
   byte: int
@@ -28,85 +29,82 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Users:
-  """The users from a line of sequences.txt on, EXAMPLES of them or as many as are left."""
+  """A shard of users: EXAMPLES of them from a line of sequences.txt on, or all that are left."""
 
   folder: Path
   sequences: Place
   users: Place
 
-  def __call__(self) -> Iterator[Keyed]:
+  def __call__(self) -> Iterator[KeyedExample]:
     """Raises UserError for a line that `prepare` would not have written."""
-    path, times = self.folder / SEQUENCES, read_times(self.folder)
+    path, times = self.folder / SEQUENCES, open_folder_times(self.folder)
     lines = zip(_lines(path, self.sequences), _lines(self.folder / USERS, self.users), strict=True)
-    event = self.sequences.spaces  # a space before every item
+    event = self.sequences.spaces  # every item has one space before it
     for row, (sequence, user) in enumerate(lines, start=self.sequences.line):
       stop = event + sequence.count(b" ")
-      own = None if times is None else times[event:stop]
-      with _named(path, row):
-        example = examples.user_example(sequence, user, own)
+      user_times = None if times is None else times[event:stop]
+      with _name_line(path, row):
+        example = examples.user_example(sequence, user, user_times)
       yield row, example
       event = stop
 
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-  """The items from a line of items.jsonl on, EXAMPLES of them or as many as are left."""
+  """A shard of items: EXAMPLES of them from a line of items.jsonl on, or all that are left."""
 
   folder: Path
   items: Place
 
-  def __call__(self) -> Iterator[Keyed]:
+  def __call__(self) -> Iterator[KeyedExample]:
     """Raises UserError for a line that `prepare` would not have written."""
     path = self.folder / ITEMS
     for row, line in enumerate(_lines(path, self.items), start=self.items.line):
-      with _named(path, row):
+      with _name_line(path, row):
         example = examples.item_example(line)
       yield row, example
 
 
 class Shards(NamedTuple):
+  """All shards of one configuration, and its number of examples."""
+
   shards: list[Users] | list[Items]
   examples: int
 
 
 def cut_into_shards(folder: Path) -> dict[str, Shards]:
-  """The shards of either configuration. Raises UserError for files that are missing, empty, or do
-  not belong together."""
-  (*sequences, end), (*users, last) = _places(folder / SEQUENCES), _places(folder / USERS)
-  if end.line != last.line:
+  """Returns the shards by configuration.
+
+  Raises UserError for files that are missing, empty, or do not belong together.
+  """
+  *sequences, sequences_end = _shard_places(folder / SEQUENCES)
+  *users, users_end = _shard_places(folder / USERS)
+  num_users, interactions = sequences_end.line, sequences_end.spaces
+  if users_end.line != num_users:
     raise UserError(
-      f"{folder / USERS}: {last.line} lines; expected one for each of the {end.line} users"
+      f"{folder / USERS}: {users_end.line} lines; expected one for each of the {num_users} users"
     )
-  times = read_times(folder)
-  if times is not None and len(times) != end.spaces:
+  times = open_folder_times(folder)
+  if times is not None and len(times) != interactions:
     raise UserError(
-      f"{folder / TIMES}: {len(times)} times; expected {end.spaces}, one an interaction"
+      f"{folder / TIMES}: {len(times)} times; expected {interactions}, one per interaction"
     )
-  *items, after = _places(folder / ITEMS)
+  *items, items_end = _shard_places(folder / ITEMS)
   pairs = zip(sequences, users, strict=True)
   return {
-    examples.USERS: Shards([Users(folder, *pair) for pair in pairs], end.line),
-    examples.ITEMS: Shards([Items(folder, place) for place in items], after.line),
+    examples.USERS_CONFIG: Shards([Users(folder, *pair) for pair in pairs], num_users),
+    examples.ITEMS_CONFIG: Shards([Items(folder, place) for place in items], items_end.line),
   }
 
 
-def read_times(folder: Path) -> np.ndarray | None:
-  """The times of the interactions, int64 [interactions], memory-mapped; None without a file of
-  them. Raises UserError for another kind of array."""
+def open_folder_times(folder: Path) -> np.ndarray | None:
+  """Opens times.npy, int64 [interactions]; None if the folder has none. Raises UserError."""
   path = folder / TIMES
-  if not path.exists():
-    return None
-  try:
-    times = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise UserError(f"{path}: not a readable .npy file ({error})") from None
-  if times.dtype != np.int64 or times.ndim != 1:
-    raise UserError(f"{path}: {times.dtype} {list(times.shape)}; expected int64 [interactions]")
-  return times
+  return open_times(path) if path.exists() else None
 
 
-def _places(path: Path) -> list[Place]:
-  """Of the first line of every shard and, last, of the end. Raises UserError."""
+def _shard_places(path: Path) -> list[Place]:
+  """Returns the place of the first line of every shard and, last, that of the end of the file."""
   places, line, byte, spaces = [], 0, 0, 0
   try:
     with path.open("rb") as file:
@@ -129,7 +127,7 @@ def _lines(path: Path, place: Place) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _named(path: Path, row: int) -> Iterator[None]:
+def _name_line(path: Path, row: int) -> Iterator[None]:
   try:
     yield
   except ValueError as error:

@@ -55,7 +55,7 @@ def told_of(folder, *feature_files):
 def test_nothing_is_wrong_with_what_is_right(folder, capsys):
   assert told_of(folder) == []
   check_folder(folder, ["text.npy"])
-  assert capsys.readouterr().out == f"{folder}: can be trained on\n"
+  assert capsys.readouterr().out == f"{folder}: ready for training\n"
   for file in ("items.jsonl", "users.jsonl", "times.npy", "text.npy", "visual.npy"):
     (folder / file).unlink()
   assert told_of(folder) == []
@@ -82,7 +82,7 @@ def test_all_files_are_told_of_at_once(folder, capsys):
     "sequences.txt:2: item id '99', but items.jsonl holds only 20 items",
     "sequences.txt:4: user 4 has no items",
     "sequences.txt:5: 'x' is not an integer",
-    "sequences.txt:7: user 6 already stands on line 6",
+    "sequences.txt:7: user 6 is already on line 6",
     "sequences.txt:9: is blank",
     "sequences.txt:17: item id '0'; ids count from 1, 0 is padding (and 3 more lines: 18, 20, ...)",
     "warning: times.npy: not compared with sequences.txt",
@@ -98,9 +98,11 @@ def test_all_files_are_told_of_at_once(folder, capsys):
   # users.jsonl is not compared with lines that are no users, a line without a key is a warning
   rest = [line for line in found if not line.startswith(tuple(kinds))]
   assert [line.split(" (")[0] for line in rest] == [
-    "warning: items.jsonl:5: no text under 'key', which should be the key"
+    "warning: items.jsonl:5: no text under 'key' as the key"
   ]
-  with pytest.raises(UserError, match="folder: 15 kinds of mistakes keep it from being trained on"):
+  with pytest.raises(
+    UserError, match="folder: cannot be used for training because of 15 kinds of mistakes"
+  ):
     check_folder(folder, ["visual.npy", "fourth.npy"])
   assert capsys.readouterr().out.splitlines() == found
 
@@ -159,15 +161,15 @@ def test_warnings_do_not_keep_from_training(folder, capsys):
   np.save(folder / "numbers.npy", np.arange(23))
   check_folder(folder)
   assert capsys.readouterr().out.splitlines() == [
-    "warning: items.jsonl:6: key 'K5' already stands on line 5",
+    "warning: items.jsonl:6: key 'K5' is already on line 5",
     "warning: sequences.txt: users with fewer than 3 items, whom leave-one-out does not evaluate: "
     "2 (lines 31, 32)",
-    "warning: items.jsonl: items that nobody has: 2 (lines 21, 22)",
-    "warning: users.jsonl:8: key 'K1' already stands on line 1 (and 1 more line: 9)",
-    "warning: numbers.npy: not looked into: of shape [23], and 22 items take 23 rows",
+    "warning: items.jsonl: items that no user has: 2 (lines 21, 22)",
+    "warning: users.jsonl:8: key 'K1' is already on line 1 (and 1 more line: 9)",
+    "warning: numbers.npy: not checked: its shape is [23], but 22 items need 23 rows",
     "warning: text.npy: items with a row of zeros: 1 (row 3)",
-    "warning: text.npy: items with the same row as one before: 3 (rows 15, 20, 21)",
-    f"{folder}: can be trained on",
+    "warning: text.npy: items with the same row as an earlier one: 3 (rows 15, 20, 21)",
+    f"{folder}: ready for training",
   ]
 
 
@@ -180,7 +182,7 @@ def test_equal_rows_are_found_across_chunks_and_types(folder, monkeypatch):
   save_file({"x": x_IV}, folder / "text.safetensors")
   expected = [
     "warning: text.safetensors: items with a row of zeros: 2 (rows 11, 13)",
-    "warning: text.safetensors: items with the same row as one before: 2 (rows 7, 18)",
+    "warning: text.safetensors: items with the same row as an earlier one: 2 (rows 7, 18)",
   ]
   assert told_of(folder) == expected
   monkeypatch.setattr(features, "CHUNK_BYTES", 4 * 4 * 3)
@@ -205,10 +207,10 @@ def test_without_a_number_of_items_no_table_is_judged(folder):
   (folder / "items.jsonl").write_text("")
   (folder / "sequences.txt").write_text("x\n")
   assert told_of(folder)[:2] == [
-    "items.jsonl: is empty; expected one JSON object an item",
+    "items.jsonl: is empty; expected one JSON object per item",
     "sequences.txt:1: 'x' is not an integer; expected `user item item ...`",
   ]
-  unknown = "not looked into: how many items there are is not known"
+  unknown = "not checked: the number of items is not known"
   assert told_of(folder)[-2:] == [f"warning: {n}.npy: {unknown}" for n in ("text", "visual")]
   (folder / "sequences.txt").unlink()
   assert "sequences.txt: no such file" in told_of(folder)

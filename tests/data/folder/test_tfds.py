@@ -20,7 +20,6 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import prepared_folder
 from mmesid_jax.ingest.catalogue import Catalogue, Item
 from mmesid_jax.ingest.events import collect_events
-from mmesid_jax.ingest.writing import write
 from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.workdir import open_workdir
 
@@ -48,7 +47,7 @@ def prepared(folder: pathlib.Path, *, times: bool = True) -> pathlib.Path:
     for i in range(0, 11, 2)
   )
   folder.mkdir()
-  write(folder, found, catalogue)
+  prepared_folder.write_events(folder, found, catalogue)
   return folder
 
 
@@ -308,7 +307,7 @@ def test_the_commands(tmp_path):
     == output / "tfds" / "interactions" / "users" / "1.0.0"
   )
   told = commands.refused("prepare", *arguments, "--output=b", "--beam=--runner=DirectRunner")
-  assert "name --tfds" in told
+  assert "by --tfds" in told
   train = ("--config=configs/quickstart.py", "--config.data.source=tfds", f"--workdir={tmp_path}/w")
   told = commands.refused("train", *train, f"--config.data.dir={tmp_path / 'none'}")
   assert "expected one dataset interactions/users" in told
