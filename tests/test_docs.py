@@ -151,7 +151,7 @@ def test_the_example_from_python_recommends(trained, capsys):
   assert len(capsys.readouterr().out.splitlines()) == 10
   (call,) = re.findall(r"`(model\.top_items\(.*)`", PAGES["docs/serving.md"])
   names |= {"histories": [[1, 2], [3]], "lengths": np.array([2, 1])}
-  assert eval(call, names).item_NK.shape == (2, 20)
+  assert eval(call, names)[0].shape == (2, 20)
 
 
 def test_the_example_of_new_items_from_python_recommends_them(trained):
