@@ -1,5 +1,12 @@
-"""Trains variants of a configuration and compares them: python -m mmesid_jax.ablate
---config=configs/ablations.py --workdir=DIR --results=DIR [--variants=a,b] [--seeds=0,1]"""
+r"""Trains variants of a configuration and compares them in a table.
+
+Examples:
+  python -m mmesid_jax.ablate --config=ablations --config.base.data.dir=DIR \
+    --workdir=runs/ablations --results=results/ablations
+  python -m mmesid_jax.ablate --config=ablations --results=results/ablations --table
+
+The same command continues where it was stopped; the table is printed after every run.
+"""
 
 import pathlib
 
@@ -8,17 +15,23 @@ from ml_collections import config_flags
 
 from mmesid_jax.config import command_line
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Base, seeds, variants.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs, one each.")
-RESULTS = flags.DEFINE_string("results", None, "Folder for a small JSON file a run, and table.md.")
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Base, seeds and variants: a name, as in configs/, or a file.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs; not needed with --table.")
+RESULTS = flags.DEFINE_string("results", None, "Folder for a small JSON file per run and table.md.")
 VARIANTS = flags.DEFINE_list("variants", None, "Only these; base always runs.")
 SEEDS = flags.DEFINE_list("seeds", None, "Only these of the configuration's seeds.")
-TABLE = flags.DEFINE_bool("table", False, "Train nothing: the table of what RESULTS holds.")
-flags.mark_flags_as_required(["config", "results"])
+TABLE = flags.DEFINE_bool("table", False, "Train nothing; print the table of --results.")
+GROUPS = {
+  "Required": "config=NAME results=DIR workdir=DIR",
+  "Optional": "variants seeds table",
+}
 
 
 def main(argv: list[str]) -> None:
   del argv
+  command_line.require_flags("config", "results", *(() if TABLE.value else ("workdir",)))
   from mmesid_jax.experiments import ablations
 
   results = pathlib.Path(RESULTS.value)
@@ -29,4 +42,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run_command(main)
+  command_line.run_command(main, groups=GROUPS)

@@ -1,8 +1,11 @@
-"""How well items that training never saw are recommended: python -m mmesid_jax.cold_start
---config=configs/x.py --workdir=DIR [--fraction=0.05] [--split_seed=0]
+"""Measures how well items that training never saw are recommended.
 
-Holds items out, trains on what is left of the data in DIR, appends the items to the trained model
-and ranks them; the same command goes on where it was stopped.
+Examples:
+  python -m mmesid_jax.cold_start --config=quickstart --workdir=runs/cold
+  python -m mmesid_jax.cold_start --config=beauty --config.data.dir=DIR --workdir=runs/cold_beauty
+
+Holds items out, trains on the rest of the data, adds the items to the trained model and ranks them.
+The same command continues a run that was stopped.
 """
 
 import pathlib
@@ -12,12 +15,18 @@ from ml_collections import config_flags
 
 from mmesid_jax.config import command_line
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that is written.")
-FRACTION = flags.DEFINE_float("fraction", 0.05, "Which share of the items is held out.")
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Configuration: a name, as in configs/, or a file.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
+FRACTION = flags.DEFINE_float("fraction", 0.05, "Share of the items that is held out.")
 SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "Decides which items those are.", lower_bound=0)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Redo what another split or configuration made.")
 flags.mark_flags_as_required(["config", "workdir"])
+GROUPS = {
+  "Required": "config=NAME[:PRESET] workdir=DIR",
+  "Optional": "fraction split_seed overwrite",
+}
 
 
 def main(argv: list[str]) -> None:
@@ -34,4 +43,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run_command(main)
+  command_line.run_command(main, groups=GROUPS)

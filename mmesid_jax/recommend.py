@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     return
   from mmesid_jax.serving.answer import print_recommendations
 
-  (source,) = (name for name in SOURCES if flags.FLAGS[name].value is not None)
+  (source,) = (name for name in SOURCES[:-1] if flags.FLAGS[name].value is not None)
   print_recommendations(path, source, flags.FLAGS[source].value, options)
 
 

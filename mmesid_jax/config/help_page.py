@@ -1,5 +1,6 @@
 """The text of a command's --help: its docstring, then its own flags in groups."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 
@@ -41,14 +42,15 @@ def _flag_lines(name: str, value: str) -> list[str]:
     head = f"--[no]{name}" if flag.default else f"--{name}"
   else:
     head = f"--{name}={value or _placeholder(flag)}"
-  meaning = flag.help
+  # absl adds the values to the help of an enum, and a remark to that of a flag given many times
+  meaning = re.sub(r"^<.*?>: |;\s+repeat this option.*", "", flag.help, flags=re.DOTALL)
   if isinstance(flag, flags.MultiFlag):
     meaning += " May be given several times."
-  if flag.default not in (None, False, ""):
+  if flag.default is not False and flag.default not in (None, ""):
     meaning += f" (default: {_shown(flag.default)})"
   lines = _row(head, meaning)
   if name == "config":
-    lines += _row("--config.KEY=VALUE", "Changes one key of the configuration; give as many.")
+    lines += _row("--config.KEY=VALUE", "Changes a key of the configuration; may be repeated.")
   return lines
 
 
@@ -71,4 +73,6 @@ def _placeholder(flag: flags.Flag) -> str:
 def _shown(default: object) -> str:
   if default is True:
     return "yes"
+  if isinstance(default, float):
+    return f"{default:g}"
   return ",".join(default) if isinstance(default, list) else str(default)

@@ -1,4 +1,4 @@
-"""Users' own vectors in a data set's order: an independent join by a dict is the oracle."""
+"""The user's vectors in the order of a data set; an independent join with a dict is the oracle."""
 
 import json
 import pathlib
@@ -181,7 +181,7 @@ def test_items_without_a_vector(data, capsys):
   assert "2 items had none ('B03', '5'): the mean of the others" in capsys.readouterr().out
 
 
-def test_a_row_of_zeros_for_padding_is_known_as_such(data):
+def test_a_first_row_of_zeros_is_taken_for_padding(data):
   padded = np.concatenate([np.zeros((1, 3), np.float32), X])
   path, keys = written(data, "npy, text", KEYS, padded)
   np.testing.assert_array_equal(join(data, path, keys=keys), padded)
@@ -279,7 +279,7 @@ def test_mistakes_in_safetensors(data):
   says("not a readable .safetensors file", data, path)
 
 
-def test_a_table_is_there_whole_or_not_at_all(tmp_path):
+def test_a_table_appears_whole_or_not_at_all(tmp_path):
   path = tmp_path / "x.npy"
   np.save(path, X)
   with pytest.raises(RuntimeError), create_table(path, (5, 3), np.dtype("f4")) as table:

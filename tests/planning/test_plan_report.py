@@ -39,8 +39,8 @@ def llama3(trained, tmp_path):
   return config
 
 
-def planned(config, kind="h200", devices=("1",), mfu=0.4, rows_a_device=None) -> None:
-  plan_report.run(config, kind, devices=devices, mfu=mfu, rows_a_device=rows_a_device)
+def planned(config, kind="h200", devices=("1",), mfu=0.4, rows_per_device=None) -> None:
+  plan_report.print_plan(config, kind, devices=devices, mfu=mfu, rows_per_device=rows_per_device)
 
 
 def gib(out: str, part: str) -> float:
@@ -61,7 +61,7 @@ def test_llama3_8b_by_its_config_alone(llama3, tmp_path, capsys):
   assert gib(out, "frozen backbone") == pytest.approx(frozen / 2**30, abs=1e-3)
   assert gib(out, "LoRA") == pytest.approx(4 * 32 * 3 * 8 * (4096 + 14_336) / 2**30, abs=1e-3)
   assert gib(out, "memory") == pytest.approx(141e9 / 2**30, abs=1e-3)
-  assert "about 34 tokens before the items and 5 behind" in out
+  assert "about 34 tokens before the items and 5 after them" in out
   assert before == (files(tmp_path), files(pathlib.Path(llama3.data.dir)))
 
 
@@ -87,11 +87,13 @@ def test_meshes_that_do_not_divide_stand_beside_their_reason(llama3, capsys):
 
 
 def test_the_batch_grows_with_the_devices_if_asked_to(llama3, capsys):
-  planned(llama3, devices=("8",), rows_a_device=2)
+  planned(llama3, devices=("8",), rows_per_device=2)
   out = capsys.readouterr().out
   assert "a batch: 16 rows of 512" in out and "does not divide" not in out
   rows = {
-    line.split()[3]: line.split()[4] for line in out.splitlines() if line.startswith("      8")
+    line.split()[3]: line.split()[4]
+    for line in out.splitlines()
+    if line.split()[:1] == ["8"] and "not" not in line
   }
   assert rows == {"1": "16", "2": "8", "4": "4", "8": "2"}
 
@@ -123,24 +125,24 @@ def test_time_is_operations_by_what_devices_do(llama3, capsys):
 
 def test_what_the_compiler_says_stands_beside_the_prediction(tiny, monkeypatch, capsys):
   """What it says is tried where there is one: tests/planning/test_tpu_compiler.py."""
-  said = tpu_compiler.Compiled("splash", {"arguments": 2**30, "temporaries": 3 * 2**29})
+  said = tpu_compiler.CompiledStep("splash", {"arguments": 2**30, "temporaries": 3 * 2**29})
   asked = []
 
   def compiled(config, dataset, widths, layout):
     asked.append((device_count(), config.recommender.rows, layout.rows))
     return said
 
-  monkeypatch.setattr(tpu_compiler, "check", lambda kind: None)
-  monkeypatch.setattr(tpu_compiler, "mesh", lambda kind, shape: make_mesh(**shape))
-  monkeypatch.setattr(tpu_compiler, "compiled", compiled)
+  monkeypatch.setattr(tpu_compiler, "check_compiler", lambda kind: None)
+  monkeypatch.setattr(tpu_compiler, "make_tpu_mesh", lambda kind, shape: make_mesh(**shape))
+  monkeypatch.setattr(tpu_compiler, "compile_step", compiled)
   config = tiny("best", {"mesh.fsdp": 4})
-  options = {"devices": ("4",), "mfu": 0.4, "rows_a_device": 2, "compiled": True}
-  plan_report.run(config, "v5e", **options)
+  options = {"devices": ("4",), "mfu": 0.4, "rows_per_device": 2, "compiled": True}
+  plan_report.print_plan(config, "v5e", **options)
   out = capsys.readouterr().out.partition("By the compiler for TPUs")[2]
   assert "(4 of v5e:2x2, attention: splash; " in out and asked == [(4, 8, 8)]
   assert (gib(out, "arguments"), gib(out, "temporaries"), gib(out, "sum")) == (1, 1.5, 2.5)
-  said = tpu_compiler.Compiled("xla", {}, "out of memory")
-  plan_report.run(config, "v5e", **options)
+  said = tpu_compiler.CompiledStep("xla", {}, "out of memory")
+  plan_report.print_plan(config, "v5e", **options)
   assert "attention: xla) refuses: out of memory" in capsys.readouterr().out
 
 
@@ -149,7 +151,7 @@ def test_mistakes_are_one_line(llama3, tmp_path):
     ({"kind": "a100"}, "--device=a100: did you mean a100-40g or a100-80g?"),
     ({"devices": ("8", "x")}, "--devices: 'x' is not"),
     ({"mfu": 40}, "--mfu=40: expected"),
-    ({"rows_a_device": 0}, "--rows_per_device=0: expected"),
+    ({"rows_per_device": 0}, "--rows_per_device=0: expected"),
     ({"devices": ("16",)}, "rows=8 does not divide by mesh.data * mesh.fsdp = 16"),
   ):
     with pytest.raises(UserError, match=re.escape(said)):
@@ -177,7 +179,10 @@ def test_from_the_command_line(llama3, tmp_path):
 
 
 def test_a_prompt_is_estimated_by_its_words():
-  assert estimate_prompt_lengths(PROMPTS["paper"]) == {"length": 34, "response": 5}  # the true counts
+  assert estimate_prompt_lengths(PROMPTS["paper"]) == {
+    "length": 34,
+    "response": 5,
+  }  # the true counts
   assert estimate_prompt_lengths("Buy 12 things: {items}") == {"length": 5, "response": 0}
   with pytest.raises(UserError, match="once"):
     estimate_prompt_lengths("no items")
