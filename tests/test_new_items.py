@@ -51,7 +51,9 @@ def test_what_is_not_known_is_the_mean_and_has_the_code_nearest_to_it(trained):
     read_artifact(trained / f"{STAGE}.safetensors", STAGE),
   )
   mean_V = np.float64(vectors(trained)["collaborative"]).mean(0)
-  np.testing.assert_allclose(new.rows["collaborative"], np.tile(mean_V, (3, 1)), rtol=1e-5)
+  np.testing.assert_allclose(
+    new.rows["collaborative"], np.tile(mean_V, (3, 1)), rtol=1e-5, atol=1e-6
+  )
   part = "model.by_modality.collaborative."
   z = (mean_V - artifact[f"{part}mean_V"]) / artifact[f"{part}scale"]  # what is left of rounding
   layers = [k for k in artifact if k.startswith(f"{part}encoder") and "kernel" in k]
@@ -102,7 +104,8 @@ def test_what_is_offered_is_recommended_alone_with_the_same_scores(trained):
     (answer,) = model.recommend([[1, 2, 3]], len(offered), repeat=True)
     expected = [r for r in everything if r.item in offered]
     assert [r.item for r in answer] == [r.item for r in expected]
-    np.testing.assert_allclose([r.score for r in answer], [r.score for r in expected], rtol=1e-6)
+    scores = [[r.score for r in items] for items in (answer, expected)]
+    np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match=f"expected a number from 1 to {len(offered)}"):
       model.recommend([[1]], len(offered) + 1)
   for wrong in (range(3, 3), range(0, 4), range(40, 45), range(1, 9, 2)):
@@ -121,7 +124,7 @@ def test_rows_are_whitened_as_in_training(trained):
   for m in given:
     table = np.asarray(extended.items.feature_IV[m][...])
     assert table.shape == (43, 8)
-    np.testing.assert_allclose(table[[41, 42]], table[[5, 7]], atol=1e-6)
+    np.testing.assert_allclose(table[[41, 42]], table[[5, 7]], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(extended.items.code_IL[m][41], extended.items.code_IL[m][5])
 
 

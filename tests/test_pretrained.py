@@ -209,7 +209,12 @@ def test_the_merged_backbone_differs_by_its_adapter_and_nothing_else(workdir, ba
       a, b = (adapter[f"base_model.model.{key[:-6]}lora_{x}.weight"] for x in "AB")
       expected = (expected.astype(np.float32) + 16 / 8 * (b @ a)).astype(expected.dtype)
       assert (expected != source.read(key)).any()
-    np.testing.assert_array_equal(merged.read(key), expected, err_msg=key)
+      # the product is a float32 sum in another order, so few weights round to the next bfloat16
+      ours = merged.read(key)
+      np.testing.assert_allclose(np.float32(ours), np.float32(expected), rtol=2**-7, atol=1e-6)
+      assert (ours == expected).mean() > 0.99, key
+    else:
+      np.testing.assert_array_equal(merged.read(key), expected, err_msg=key)
   assert (output / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
   ours, theirs = (json.loads((d / "config.json").read_text()) for d in (output, base))
   assert ours == theirs

@@ -46,6 +46,7 @@ def file_stem(key: str) -> str:
 
 
 def is_url(text: str) -> bool:
+  """Returns whether the text is an http or https url."""
   return text.lower().startswith(("http://", "https://"))
 
 

@@ -33,7 +33,7 @@ class Server(http.server.BaseHTTPRequestHandler):
       return self.answer(200, b"<html>no image</html>", {"Content-Type": "text/html"})
     if name == "huge":
       return self.answer(200, PNG + bytes(100_000))
-    if name == "endless":  # does not say how much there is
+    if name == "endless":  # does not state its length
       return self.answer(200, PNG + bytes(100_000), {"Content-Length": None})
     if name == "cut":
       return self.answer(200, PNG, {"Content-Length": "5000"})
@@ -50,7 +50,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     self.wfile.write(body)
 
   def drip(self):
-    """A byte every now and then, so that no single read takes long."""
+    """Sends a byte at a time, so that no single read takes long."""
     self.answer(200, PNG[:8], {"Content-Length": "1000"})
     try:
       for _ in range(100):
@@ -93,7 +93,7 @@ def manifest(data):
   return {entry["key"]: entry for entry in map(json.loads, lines)}
 
 
-def test_what_is_an_image_comes_and_what_is_none_is_told(server, tmp_path):
+def test_images_are_fetched_and_everything_else_is_reported(server, tmp_path):
   at = f"http://127.0.0.1:{server.server_port}"
   paths = "good busy moved to_file absent page huge endless cut slow".split()
   images = {key: [f"{at}/{key}", "never asked for"] for key in paths}
@@ -124,7 +124,7 @@ def test_what_is_an_image_comes_and_what_is_none_is_told(server, tmp_path):
   )
   asked = server.RequestHandlerClass.asked
   assert asked["busy"] == asked["cut"] == asked["slow"] == 2  # tried again, once
-  assert asked["absent"] == asked["page"] == asked["huge"] == 1  # that would change nothing
+  assert asked["absent"] == asked["page"] == asked["huge"] == 1  # trying again would not help
 
   server.RequestHandlerClass.healed = True
   file = data / "images" / "manifest.jsonl"
@@ -136,7 +136,7 @@ def test_what_is_an_image_comes_and_what_is_none_is_told(server, tmp_path):
   assert asked["good"] == before and manifest(data)["absent"]["status"] == "ok"
 
 
-def test_what_is_gone_or_has_another_url_is_fetched_again(server, tmp_path):
+def test_missing_files_and_new_urls_are_fetched_again(server, tmp_path):
   at = f"http://127.0.0.1:{server.server_port}"
   write_items(tmp_path, {"a": [f"{at}/a"], "b": [f"{at}/b"], "c": [f"{at}/c"]})
   assert run("fetch_images", *command(tmp_path))[0] == 0
@@ -147,15 +147,15 @@ def test_what_is_gone_or_has_another_url_is_fetched_again(server, tmp_path):
   assert server.RequestHandlerClass.asked == {"a": 2, "b": 1, "b2": 1, "c": 1}
 
 
-def test_requests_of_all_threads_keep_their_distance(monkeypatch):
+def test_requests_of_all_threads_are_spaced(monkeypatch):
   monkeypatch.setattr("time.monotonic", lambda: 7.0)
   download = Downloader(per_second=5, retries=0, timeout=1, max_bytes=1)
   assert [round(download._reserve_request(), 6) for _ in range(4)] == [0, 0.2, 0.4, 0.6]
-  monkeypatch.setattr("time.monotonic", lambda: 9.0)  # what was not used is not saved up
+  monkeypatch.setattr("time.monotonic", lambda: 9.0)  # unused requests do not add up
   assert [round(download._reserve_request(), 6) for _ in range(2)] == [0, 0.2]
 
 
-def test_without_a_network_it_ends_soon(tmp_path):
+def test_it_gives_up_soon_without_a_network(tmp_path):
   write_items(tmp_path, {f"k{i}": ["http://127.0.0.1:9/k"] for i in range(200)})
   line = refused("fetch_images", *command(tmp_path, "--retries=0"))
   assert "refused" in line and "no server answers for any of 20 images" in line

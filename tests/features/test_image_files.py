@@ -19,14 +19,14 @@ def ok(key, file):
   return {"key": key, "url": "http://x", "file": file, "status": "ok"}
 
 
-def test_what_a_file_is_shows_at_its_beginning():
+def test_the_first_bytes_tell_the_kind_of_image():
   assert image_suffix(b"\xff\xd8\xff\xe0rest") == ".jpg"
   assert image_suffix(b"RIFF\0\0\0\0WEBPVP8") == ".webp"
   assert image_suffix(b"RIFF\0\0\0\0WAVEfmt") is None
   assert image_suffix(b"<html>") is None and image_suffix(b"") is None
 
 
-def test_keys_become_names_that_stay_in_the_folder_and_differ():
+def test_keys_become_distinct_names_inside_the_folder():
   keys = ["B001", "a/b", "a%2Fb", "..", ".", "", "../../etc/passwd", "ä" * 300, "ä" * 301, "a b"]
   stems = [file_stem(key) for key in keys]
   assert len(set(stems)) == len(keys)
@@ -34,7 +34,7 @@ def test_keys_become_names_that_stay_in_the_folder_and_differ():
   assert not any("/" in s or s.startswith(".") or not s or len(s) > 200 for s in stems)
 
 
-def test_manifest_then_name_then_path_in_items(tmp_path):
+def test_the_manifest_comes_first_then_the_name_then_the_path_in_items(tmp_path):
   for name in ("a.jpg", "b.PNG", "c.txt", "shots-1.webp", "e.jpg"):
     (tmp_path / name).write_bytes(b"")
   write_manifest(
@@ -55,7 +55,7 @@ def test_manifest_then_name_then_path_in_items(tmp_path):
     item_image_files(tmp_path / "nowhere", keys, items)
 
 
-def test_a_manifest_may_end_in_half_a_line_but_not_hold_nonsense(tmp_path):
+def test_an_unfinished_last_line_is_ignored_and_other_damage_is_refused(tmp_path):
   write_manifest(tmp_path, ok("a", "a.jpg"))
   file = tmp_path / "manifest.jsonl"
   file.write_text(file.read_text() + '{"key": "b", "sta')

@@ -19,24 +19,24 @@ LABELS = "Title: {title}. Brand: {brand}. Categories: {categories}"
     ("{{{title}}} {brand}!", (), "{Shirt} Oak!"),
   ],
 )
-def test_a_field_that_is_missing_takes_the_text_before_it_along(template, lacking, text):
+def test_a_missing_field_is_left_out_with_the_text_before_it(template, lacking, text):
   for nothing in (None, "", " ", []):
     assert ItemTemplate(template)(SHIRT | dict.fromkeys(lacking, nothing)) == text
   assert ItemTemplate(template)({k: v for k, v in SHIRT.items() if k not in lacking}) == text
 
 
-def test_paths_of_categories_are_written_one_after_another():
+def test_category_paths_are_joined():
   assert ItemTemplate("{categories}")({"categories": [["a", "b"], ["c", None]]}) == "a, b, c"
 
 
 @pytest.mark.parametrize("template", ["{title", "title", "", "{}", "{title!r}", "a }"])
-def test_a_template_that_names_no_field_is_refused(template):
+def test_a_template_without_a_field_is_refused(template):
   with pytest.raises(UserError, match="--template="):
     ItemTemplate(template)
 
 
 @pytest.mark.parametrize("name", ["titel", "title.__class__", "title[0]"])
-def test_a_field_that_no_item_has_is_refused_with_those_there_are(name):
+def test_a_field_that_no_item_has_is_refused_with_a_list_of_fields(name):
   with pytest.raises(UserError, match="no item has a field .*brand, categories, price, title"):
     item_texts([SHIRT], f"{{{name}}}")
   assert item_texts([SHIRT | {"brand": None}], "{title} {brand}") == ["Shirt"]

@@ -77,9 +77,7 @@ def test_one_run_at_a_time(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 @pytest.mark.parametrize("missing", ["mean", "zero"])
-def test_rows_find_their_items_and_the_others_what_the_policy_says(
-  tmp_path, missing, chunk, monkeypatch
-):
+def test_rows_go_to_their_items_and_missing_rows_are_filled(tmp_path, missing, chunk, monkeypatch):
   monkeypatch.setattr("mmesid_jax.features.missing_rows.CHUNK_ROWS", chunk)
   rows = X.copy()
   rows[1] = np.nan  # a broken image, of item 5
@@ -107,7 +105,7 @@ def test_a_table_is_up_to_date_when_its_record_says_so(tmp_path):
   assert not is_table_up_to_date(path, {**MADE_FROM, "batch": 3}, overwrite=True)
 
 
-def test_what_is_not_installed_is_told_with_its_remedy(monkeypatch):
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "torch", None)
   with pytest.raises(UserError, match=r'pip install "mmesid_jax\[encode\]"'):
     import_extra("torch")

@@ -100,7 +100,7 @@ def test_vectors_by_key(tmp_path, protocol):
 @pytest.mark.parametrize("dtype", ["f4", "f2", "bfloat16"])
 @pytest.mark.parametrize("form", ["zip", "older", "plain"])
 def test_tensors_of_torch(tmp_path, form, dtype):
-  """A table and a view of it that is transposed and begins further on, on one storage."""
+  """A table and a transposed view of a part of it share one storage."""
   x = X.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
   stored = pickles.storage("7", 12, pickles.KINDS[dtype])
   path = tmp_path / "x.bin"
@@ -139,7 +139,7 @@ def test_tensors_of_torch(tmp_path, form, dtype):
 
 
 class Attack:
-  """What a pickle can do: call anything."""
+  """Calls anything when it is unpickled."""
 
   def __init__(self, function, *arguments):
     self.call = function, arguments
@@ -150,7 +150,7 @@ class Attack:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("place", ["alone", "in a dict", "in torch.save"])
-def test_nothing_that_a_pickle_asks_for_is_run(tmp_path, protocol, place):
+def test_a_pickle_cannot_run_code(tmp_path, protocol, place):
   proof = tmp_path / "ran"
   for attack, called in (
     (Attack(os.system, f"touch {proof}"), "system"),
@@ -236,7 +236,7 @@ def test_a_zip_file_is_read_only_as_torch_writes_it(tmp_path):
   assert "another byte order" in refused(tmp_path, path.read_bytes())
 
 
-LIES = {  # about where numbers stand: each would lead out of the storage, or repeat it
+LIES = {  # about places of numbers: each leads out of the storage, or repeats it
   "a shape that is too large": ((5, 3), (3, 1), 0),
   "an offset": ((4, 3), (3, 1), 1),
   "strides": ((4, 3), (4, 1), 0),
@@ -267,7 +267,7 @@ def test_numpy_arrays_hold_as_many_numbers_as_they_say(tmp_path):
 
 
 def bombs() -> dict[str, bytes]:
-  """Small files that ask for much time or memory, where something does not count along."""
+  """Returns small files that ask for much time or memory, unless everything is limited."""
   long, many = 2**18, 2**16
   kept = b"X" + long.to_bytes(4, "little") + bytes(long) + b"q\1"
   encode = pickles.name("_codecs.encode") + b"q\2" + b"(h\1" + pickles.value("latin1") + b"tq\3"

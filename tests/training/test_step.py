@@ -55,9 +55,9 @@ def test_microbatches_are_one_batch():
   ours, metrics = step(state, frozen, stacked)
   step, state, frozen = prepared(deterministic)
   whole, expected = step(state, frozen, tuple(a.reshape(-1, *a.shape[2:]) for a in stacked))
-  np.testing.assert_allclose(weight(ours), weight(whole), rtol=1e-6)
+  np.testing.assert_allclose(weight(ours), weight(whole), rtol=1e-5)
   for name in ("loss", "gradient_norm"):
-    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6)
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])
@@ -80,7 +80,7 @@ def test_every_microbatch_has_a_key_of_its_own():
   _, metrics = (lambda step, *rest: step(*rest, batches(2)))(*prepared(draw, microbatches=2))
   key = jax.random.fold_in(jax.random.key(3), 0)
   expected = [jax.random.normal(jax.random.fold_in(key, i), ()) ** 2 for i in range(2)]
-  np.testing.assert_allclose(metrics["noise"], np.mean(expected), rtol=1e-6)
+  np.testing.assert_allclose(metrics["noise"], np.mean(expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize("counts", [(3, 3), (2, 1, 3)])
@@ -100,8 +100,8 @@ def test_several_steps_at_once_are_those_steps(counts):
     found += np.asarray(metrics["loss"])[:count].tolist()
     done += count
   assert int(ours["step"]) == sum(counts)
-  np.testing.assert_allclose(found, losses, rtol=1e-6)
-  np.testing.assert_allclose(weight(ours), weight(state), rtol=1e-6)
+  np.testing.assert_allclose(found, losses, rtol=1e-5)
+  np.testing.assert_allclose(weight(ours), weight(state), rtol=1e-5)
   assert run._cache_size() == 1  # a shorter run compiles nothing
 
 

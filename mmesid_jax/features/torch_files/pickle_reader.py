@@ -69,7 +69,7 @@ LITERALS = {  # instructions that push their argument
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GlobalName:
-  """A global, of which only the name is used."""
+  """A global; only its name is used."""
 
   text: str
 
