@@ -1,5 +1,7 @@
-"""What a step holds for its gradient beside its arguments: read off the traced program, from shapes
-alone, so that nothing is computed or allocated."""
+"""The memory that a step takes for its gradient beside its arguments, from the traced program.
+
+Shapes are enough: nothing is computed or allocated.
+"""
 
 import itertools
 from collections import Counter
@@ -11,20 +13,20 @@ from jax.extend import core
 
 from mmesid_jax.training.step import Loss
 
-# XLA frees later than the trace would let it, and copies what its kernels want otherwise: what it
-# held beside the kept activations was about so many times what the trace says, on CPUs.
+# XLA frees later than the trace would allow, and copies arrays that its kernels need in another
+# layout: on CPUs it held about this many times what the trace says beside the kept activations.
 SLACK = 1.5
 
 
 class Activations(NamedTuple):
-  """Bytes. kept: what the forward pass leaves to the backward pass; transient: what is there beside
-  it when most is."""
+  """Bytes. kept: what the forward pass leaves to the backward pass. transient: the most that exists
+  beside it at any time."""
 
   kept: int
   transient: int
 
 
-# Equations that only name another program: it is written out in their place.
+# Equations that only call another program, which is written out in their place.
 CALLS = frozenset("jit pjit closed_call checkpoint remat2 custom_vjp_call custom_jvp_call".split())
 # What XLA computes inside the kernel that reads it, without writing it to memory,
 FUSED = frozenset(
@@ -44,39 +46,38 @@ READERS = FUSED | frozenset(
   "argmax argmin concatenate dynamic_update_slice pad reduce_and reduce_max reduce_min reduce_or "
   "reduce_sum".split()
 )
-# What may write where the last of its arguments stood that nobody reads any more.
+# Operations that may overwrite an argument that is not read again.
 IN_PLACE = FUSED | {"dynamic_update_slice", "scatter", "scatter-add"}
 
 
-def activations(loss: Loss, model: nnx.Module, batch: Any) -> Activations:
-  """Of the gradient of the loss; model and batch may be shapes. Parameters, tables and the gradient
-  itself are not among them.
+def activation_bytes(loss: Loss, model: nnx.Module, batch: Any) -> Activations:
+  """Activations of the gradient of the loss, without parameters, tables and the gradient itself.
 
-  `kept` is what jax hands to the backward pass. `transient` rests on a model of the compiler:
-  equations run in the order of the trace, a result is held until its last reader has run, the sets
-  above say what is written to memory at all, and SLACK what that forgets. Together with the
+  model and batch may be shapes. `kept` is what jax hands to the backward pass. `transient` rests on
+  a model of the compiler: equations run in the order of the trace, a result is held until its last
+  reader has run, the sets above say what is written to memory at all, and SLACK makes up for the
+  rest. Together with the
   gradient they are .83 to 1.15 of XLA's own figure (tests/planning/test_activations.py).
   """
   graph, params, frozen = nnx.split(model, nnx.Param, ...)
   key = jax.eval_shape(lambda: jax.random.key(0))
 
-  def total(params, *rest):
+  def loss_of(params, *rest):
     frozen, batch, key = rest
     return loss(nnx.merge(graph, params, frozen), batch, key)[0][0]
 
-  def left(params, *rest):
-    return jax.vjp(lambda params: total(params, *rest), params)[1]
+  def residuals(params, *rest):
+    return jax.vjp(lambda params: loss_of(params, *rest), params)[1]
 
-  forward = jax.make_jaxpr(left)(params, frozen, batch, key).jaxpr
+  forward = jax.make_jaxpr(residuals)(params, frozen, batch, key).jaxpr
   made = {v for equation in forward.eqns for v in equation.outvars}
   kept = sum(map(_bytes, made.intersection(_variables(forward.outvars))))
-  whole = most_held(jax.make_jaxpr(jax.grad(total))(params, frozen, batch, key).jaxpr)
+  whole = peak_bytes(jax.make_jaxpr(jax.grad(loss_of))(params, frozen, batch, key).jaxpr)
   return Activations(kept, max(int(SLACK * (whole - kept)), 0))
 
 
-def most_held(jaxpr: core.Jaxpr) -> int:
-  """Bytes of results that are held at once, when most are; arguments and what is given back are not
-  among them."""
+def peak_bytes(jaxpr: core.Jaxpr) -> int:
+  """The most bytes of results that are held at once, without arguments and what is returned."""
   program = _Program(jaxpr)
   memory = program.in_memory()
   read: dict[int, set[int]] = {}  # of a value: those of memory that it is made from
@@ -94,13 +95,13 @@ def most_held(jaxpr: core.Jaxpr) -> int:
     held += sum(program.bytes[v] for v in new)
     for v in new:
       ends[last.get(v, i)] += program.bytes[v]
-    most = max(most, held + max(map(most_held, step.bodies), default=0))
+    most = max(most, held + max(map(peak_bytes, step.bodies), default=0))
     held -= ends.pop(i, 0)
   return most
 
 
 class _Step(NamedTuple):
-  """An equation, its arguments and results as numbers; the bodies of a loop."""
+  """An equation: its arguments and results as numbers, and the bodies of a loop."""
 
   name: str
   arguments: list[int]
@@ -109,8 +110,11 @@ class _Step(NamedTuple):
 
 
 class _Program:
-  """A jaxpr with what it calls written out: its steps, results by number with their size in bytes,
-  and which of them it gives back."""
+  """A jaxpr with the programs that it calls written out.
+
+  steps: its equations. bytes: the size of each result, by number. outputs: the numbers of those
+  that it returns.
+  """
 
   def __init__(self, jaxpr: core.Jaxpr):
     self.steps: list[_Step] = []
@@ -120,7 +124,8 @@ class _Program:
     self.outputs = {*self._write(jaxpr, given)}
 
   def _write(self, jaxpr: core.Jaxpr, number: dict[core.Var, int]) -> list[int]:
-    """The numbers of what the jaxpr gives back; `number`: of its arguments, and then of all."""
+    """Appends the jaxpr's steps; returns the numbers of its outputs. `number` holds the numbers of
+    its arguments, and gets those of its results."""
     for equation in jaxpr.eqns:
       inner = list(core.jaxprs_in_params(equation.params))
       # A literal has no number that anything else has.
@@ -139,7 +144,7 @@ class _Program:
     return [number[x] for x in _variables(jaxpr.outvars)]
 
   def in_memory(self) -> set[int]:
-    """The results that are written to memory."""
+    """The numbers of the results that are written to memory."""
     readers = Counter(v for step in self.steps for v in {*step.arguments})
     found = {*self.outputs}
     for step in self.steps:

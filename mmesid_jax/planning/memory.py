@@ -1,5 +1,8 @@
-"""What the recommender stage holds on every device of a mesh, from shapes alone: the mesh of the
-context may be `sharding.without_devices`, and nothing is allocated."""
+"""The memory that the recommender stage takes on each device of a mesh, from shapes alone.
+
+The mesh of the context may be a shape without devices (`mesh.use_mesh_shape`). Nothing is
+allocated.
+"""
 
 import dataclasses
 import math
@@ -15,13 +18,13 @@ from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import flat_name, place_model
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
-from mmesid_jax.planning.activations import Activations, activations
+from mmesid_jax.planning.activations import Activations, activation_bytes
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state_shapes
 
 
-def shapes(
+def model_shapes(
   config: ConfigDict,
   rows: int,
   widths: Mapping[str, int],
@@ -29,9 +32,14 @@ def shapes(
   parts: int = 1,
   attention: str = "xla",
 ) -> RecommenderModel:
-  """The model of a resolved configuration as shapes, around tables of so many rows and, by
-  modality, columns; with the heads and the mlp that one of `parts` devices has of them. attention:
-  its `kind`; every machine can trace XLA's."""
+  """The model of a resolved configuration, as shapes.
+
+  Args:
+    rows: rows of the item tables.
+    widths: modality -> columns of its table.
+    parts: the number of devices that share the heads and the mlp; the model has one device's share.
+    attention: the kind of attention; every machine can trace XLA's.
+  """
   c = config.recommender.copy_and_resolve_references()
   c.backbone.checkpoint = ""  # its sizes are in c
   c.backbone.attention = attention
@@ -39,42 +47,47 @@ def shapes(
   quantizer = config.semantic_ids.quantizer
   coded = widths if c.codes != "none" else ()
 
-  def tables(modalities, shape, dtype="float32"):
+  def table_shapes(modalities, shape, dtype="float32"):
     return {m: jax.ShapeDtypeStruct(shape(m), dtype) for m in modalities}
 
   def make(features, codes, codebooks):
-    drawn = {"features": features, "codes": codes, "codebooks": codebooks}
-    return recommender_stage.init_recommender(c, config.seed, **drawn, counts_I=np.ones(rows, np.int64))
+    tables = {"features": features, "codes": codes, "codebooks": codebooks}
+    return recommender_stage.init_recommender(
+      c, config.seed, **tables, counts_I=np.ones(rows, np.int64)
+    )
 
   return nnx.eval_shape(
     make,
-    tables(widths, lambda m: (rows, widths[m])),
-    tables(coded, lambda m: (rows, quantizer.levels), "int32"),
-    tables(coded, lambda m: (quantizer.levels, quantizer.codes, c.width)),
+    table_shapes(widths, lambda m: (rows, widths[m])),
+    table_shapes(coded, lambda m: (rows, quantizer.levels), "int32"),
+    table_shapes(coded, lambda m: (quantizer.levels, quantizer.codes, c.width)),
   )
 
 
-def held(model: RecommenderModel, c: ConfigDict) -> dict[str, int]:
-  """Bytes that a device holds between and during steps, by what they are for; c:
-  config.recommender. The model, of shapes, is laid out in place. Raises UserError where the mesh
-  does not divide it."""
+def bytes_per_device(model: RecommenderModel, c: ConfigDict) -> dict[str, int]:
+  """Bytes that a device holds between and during steps, by what they are for.
+
+  model: shapes, which are placed on the mesh in place. c: config.recommender. Raises UserError
+  where the mesh does not divide the model.
+  """
   place_model(model)
   params = nnx.state(model, nnx.Param)
-  learner = optimizer.make_optimizer(c.optimizer, 2)  # whose memory does not depend on the number of steps
+  learner = optimizer.make_optimizer(c.optimizer, 2)  # its memory does not depend on the steps
   return {
     "frozen backbone": _bytes(nnx.state(model, Pretrained)),
     "LoRA": _bytes(nnx.state(model, LoRAParam)),
     "other trained parameters": _bytes(nnx.state(model, nnx.All(nnx.Param, nnx.Not(LoRAParam)))),
-    # of several microbatches the sum, and that of the one at work
+    # with microbatches: their sum, and that of the current one
     "gradient": (2 if c.microbatches > 1 else 1) * _bytes(params),
     "AdamW's moments": _bytes(initial_state_shapes(params, learner)["optimizer"]),
     "tables": _bytes(nnx.state(model, nnx.All(Frozen, nnx.Not(Pretrained)))),
   }
 
 
-def gathered(model: RecommenderModel) -> int:
-  """Bytes of weights that fsdp cuts and that are whole while they are used, of a model that `held`
-  laid out: a layer's, or those of the item encoder with their gradient, whichever are more."""
+def gathered_bytes(model: RecommenderModel) -> int:
+  """Bytes of weights that fsdp divides and that are whole while they are used, in a model that
+  `bytes_per_device` has placed: those of a layer, or of the item encoder with their gradient,
+  whichever are more."""
   times = sharding.shard_count("embed")
   a_layer = encoder = 0
   for path, variable in nnx.to_flat_state(nnx.state(model)) if times > 1 else ():
@@ -88,9 +101,9 @@ def gathered(model: RecommenderModel) -> int:
   return max(a_layer, encoder)
 
 
-def one_device(rows: int, layout: Layout) -> tuple[int, int, Layout]:
-  """Rows of the tables that one device of the context's mesh has of so many, the devices that share
-  the heads, and what is one device's of a batch."""
+def share_of_one_device(rows: int, layout: Layout) -> tuple[int, int, Layout]:
+  """One device's share on the mesh of the context: its rows of the tables, the number of devices
+  that share the heads, and its part of a batch."""
   items = _part(layout.item_places + 1, "batch") - 1
   batch = dataclasses.replace(
     layout,
@@ -101,14 +114,14 @@ def one_device(rows: int, layout: Layout) -> tuple[int, int, Layout]:
   return _part(rows, "items"), sharding.shard_count("heads"), batch
 
 
-def traced(
+def trace_activations(
   config: ConfigDict, widths: Mapping[str, int], rows: int, parts: int, layout: Layout
 ) -> Activations:
-  """Activations of one device: the loss is traced at its own share of items, heads and batch, as
-  `one_device` has them, with XLA's attention; the kernels of GPUs and TPUs hold less."""
-  model = shapes(config, rows, widths, parts=parts)
+  """Activations of one device: the loss is traced with its share of items, heads and batch, from
+  `share_of_one_device`, and XLA's attention; the kernels of GPUs and TPUs hold less."""
+  model = model_shapes(config, rows, widths, parts=parts)
   loss = recommender_stage.recommender_loss(config.recommender, np.ones(rows, np.int64))
-  return activations(loss, model, Packer(layout).batch())
+  return activation_bytes(loss, model, Packer(layout).batch())
 
 
 def _part(size: int, axis: str) -> int:
@@ -116,7 +129,7 @@ def _part(size: int, axis: str) -> int:
 
 
 def _bytes(tree) -> int:
-  """On a device, of shapes that say where they lie, or lie on one."""
+  """Bytes on a device of shapes with a sharding, or on a single device."""
 
   def local(x):
     return x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)

@@ -16,7 +16,7 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.planning.activations import activations, most_held
+from mmesid_jax.planning.activations import activation_bytes, peak_bytes
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state, make_step
 
@@ -72,7 +72,7 @@ def test_a_fifth_around_what_xla_holds(case, remat):
   model = make(dataclasses.replace(c, remat=remat), kind, items)
   batch = Packer(layout).batch()
   gradient = sum(4 * x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-  ours = gradient + sum(activations(loss, model, batch))
+  ours = gradient + sum(activation_bytes(loss, model, batch))
   assert ours == pytest.approx(held_by_xla(model, batch), rel=0.2)
 
 
@@ -83,14 +83,14 @@ def test_what_is_kept_is_what_the_policy_of_a_layer_says():
   for remat in ("layers", "products"):
     c = dataclasses.replace(LORA, remat=remat)
     deep, flat = (make(dataclasses.replace(c, layers=n), "tied", 50) for n in (5, 1))
-    kept = [activations(loss, model, batch).kept for model in (deep, flat)]
+    kept = [activation_bytes(loss, model, batch).kept for model in (deep, flat)]
     a_layer[remat] = (kept[0] - kept[1]) / 4
   width = LLAMA.N * LLAMA.H + 2 * LLAMA.K * LLAMA.H + LLAMA.D + 2 * LLAMA.F
   assert a_layer == {"layers": 4 * X * LLAMA.D, "products": 4 * X * (LLAMA.D + width)}
 
 
 def held(function, *arguments) -> int:
-  return most_held(jax.make_jaxpr(function)(*arguments).jaxpr)
+  return peak_bytes(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def test_results_are_held_from_their_maker_to_their_last_reader():

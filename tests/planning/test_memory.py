@@ -81,7 +81,9 @@ def really_held(config, mesh) -> dict[str, int]:
 def test_bytes_are_those_that_a_device_holds(tiny, kind, shape):
   config = configured(tiny, kind)
   with use_mesh_shape(dict(zip(MESH_AXES, shape, strict=True))):
-    found = memory.held(memory.shapes(config, ITEMS + 1, WIDTHS), config.recommender)
+    found = memory.bytes_per_device(
+      memory.model_shapes(config, ITEMS + 1, WIDTHS), config.recommender
+    )
   assert found == really_held(config, make_mesh(*shape))
 
 
@@ -90,10 +92,10 @@ def test_a_device_of_a_mesh_holds_a_fifth_around_what_xla_says(tiny):
   config = tiny("best", {f"recommender.{k}": v for k, v in DEEP.items()})
   c, layout, shape = config.recommender, Layout(32, 96, 256, 2, 900), (2, 2, 2)
   with use_mesh_shape(dict(zip(MESH_AXES, shape, strict=True))):
-    shapes = memory.shapes(config, ITEMS + 1, WIDTHS)
-    ours = memory.held(shapes, c)["gradient"] + memory.gathered(shapes)
-    one = memory.one_device(ITEMS + 1, layout)
-  ours += sum(memory.traced(config, WIDTHS, *one))
+    shapes = memory.model_shapes(config, ITEMS + 1, WIDTHS)
+    ours = memory.bytes_per_device(shapes, c)["gradient"] + memory.gathered_bytes(shapes)
+    one = memory.share_of_one_device(ITEMS + 1, layout)
+  ours += sum(memory.trace_activations(config, WIDTHS, *one))
   with jax.set_mesh(make_mesh(*shape)):
     model = really_made(config)
     place_model(model)
@@ -116,16 +118,16 @@ def test_what_fsdp_cuts_is_whole_a_layer_at_a_time(tiny):
   ):
     config.recommender.encoder = encoder
     with use_mesh_shape({"data": 1, "fsdp": fsdp, "tensor": 1}):
-      model = memory.shapes(config, ITEMS + 1, WIDTHS)
-      memory.held(model, config.recommender)
-      assert memory.gathered(model) == expected
+      model = memory.model_shapes(config, ITEMS + 1, WIDTHS)
+      memory.bytes_per_device(model, config.recommender)
+      assert memory.gathered_bytes(model) == expected
 
 
 def test_a_mesh_that_does_not_divide_is_refused_as_in_training(tiny):
   config = configured(tiny, "full")
-  model = memory.shapes(config, ITEMS + 1, WIDTHS)
+  model = memory.model_shapes(config, ITEMS + 1, WIDTHS)
   with (
     use_mesh_shape({"data": 1, "fsdp": 1, "tensor": 16}),
     pytest.raises(UserError, match=r"axis kv_heads=8 does not divide by mesh.tensor = 16"),
   ):
-    memory.held(model, config.recommender)
+    memory.bytes_per_device(model, config.recommender)

@@ -59,7 +59,7 @@ def test_it_is_the_step_that_training_has(tiny, dataset, shape, microbatches):
   )
   with jax.set_mesh(make_mesh(*shape)):
     layout = recommender_stage.make_batches(config, dataset)[0].layout
-    found = tpu_compiler.lowered(config, dataset, WIDTHS, layout).as_text()
+    found = tpu_compiler.lower_step(config, dataset, WIDTHS, layout).as_text()
     place_model(model)
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
     learner = optimizer.make_optimizer(c.optimizer, 2)
@@ -77,15 +77,15 @@ def test_topologies_by_name():
   names = {("v5e", 1): "2x2", ("v5e", 8): "4x2", ("v5e", 16): "4x4", ("v5e", 256): "16x16"}
   names |= {("v5p", 4): "2x2x1", ("v5p", 8): "2x2x2", ("v5p", 64): "4x4x4", ("v4", 9): "4x2x2"}
   for (kind, devices), name in names.items():
-    assert tpu_compiler.topology(kind, devices) == f"{kind}:{name}"
+    assert tpu_compiler.smallest_topology(kind, devices) == f"{kind}:{name}"
 
 
 def test_what_cannot_be_compiled_for_is_refused(monkeypatch):
   with pytest.raises(UserError, match="h200 is no TPU; known: v4, v5e, v5p, v6e"):
-    tpu_compiler.check("h200")
+    tpu_compiler.check_compiler("h200")
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match=r"pip install 'jax\[tpu\]'"):
-    tpu_compiler.check("v5e")
+    tpu_compiler.check_compiler("v5e")
 
 
 @needs_libtpu
@@ -94,9 +94,9 @@ def test_the_kernel_of_tpus_is_in_it(tiny, dataset, head_width, calls):
   """Though a CPU compiles: it goes by the devices of the mesh."""
   changes = HEADS | {"head_width": head_width}
   config = tiny("best", {f"recommender.{key}": value for key, value in changes.items()})
-  with jax.set_mesh(tpu_compiler.mesh("v5e", shaped(1, 2, 2))):
+  with jax.set_mesh(tpu_compiler.make_tpu_mesh("v5e", shaped(1, 2, 2))):
     layout = recommender_stage.make_batches(config, dataset)[0].layout
-    program = tpu_compiler.lowered(config, dataset, WIDTHS, layout).as_text()
+    program = tpu_compiler.lower_step(config, dataset, WIDTHS, layout).as_text()
   assert ("tpu_custom_call" in program) == calls
   assert "rng_bit_generator" in program  # what TPUs draw with
 
@@ -108,11 +108,11 @@ def test_libtpu_compiles_it_for_a_mesh(tiny, dataset, kind):
   config = tiny("best", {f"recommender.{key}": value for key, value in HEADS.items()})
   # as users have it: with bfloat16 the kernel does not compile at the tests' highest precision
   with (
-    jax.set_mesh(tpu_compiler.mesh(kind, shaped(1, 2, 2))),
+    jax.set_mesh(tpu_compiler.make_tpu_mesh(kind, shaped(1, 2, 2))),
     jax.default_matmul_precision("default"),
   ):
     layout = recommender_stage.make_batches(config, dataset)[0].layout
-    found = tpu_compiler.compiled(config, dataset, WIDTHS, layout)
+    found = tpu_compiler.compile_step(config, dataset, WIDTHS, layout)
   assert found.attention == "splash" and not found.refusal
   assert found.bytes["arguments"] > 0 and found.bytes["program"] > 0
 
@@ -121,7 +121,7 @@ def test_libtpu_compiles_it_for_a_mesh(tiny, dataset, kind):
 @pytest.mark.slow
 def test_what_does_not_fit_is_told_by_the_compiler(tiny, dataset):
   config = tiny("best", {"recommender.rows": 2**17, "recommender.row_length": 128})
-  with jax.set_mesh(tpu_compiler.mesh("v5e", shaped(1, 1, 1))):
+  with jax.set_mesh(tpu_compiler.make_tpu_mesh("v5e", shaped(1, 1, 1))):
     layout = recommender_stage.batch_layout(config.recommender)
-    found = tpu_compiler.compiled(config, dataset, WIDTHS, layout)
+    found = tpu_compiler.compile_step(config, dataset, WIDTHS, layout)
   assert not found.bytes and "exceeds available HBM (15.75G)" in found.refusal
