@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy between two batches, by one Gram matrix."""
+"""Maximum mean discrepancy (MMD) between two batches."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from mmesid_jax.quantize.distances import squared_distances
 
 
 def off_diagonal_mean(x_BB: jax.Array) -> jax.Array:
-  """Mean over i != j."""
-  b = len(x_BB)
-  return (x_BB.sum() - jnp.trace(x_BB)) / (b * (b - 1))
+  """Mean of the elements off the diagonal, i != j."""
+  B = len(x_BB)
+  return (x_BB.sum() - jnp.trace(x_BB)) / (B * (B - 1))
 
 
 def mmd(x_BV: jax.Array, y_BV: jax.Array, bandwidths: Sequence[float] = (0.5,)) -> jax.Array:
-  """Squared MMD under a Gaussian kernel k(a, b) = exp(-|a - b|^2 / (2 s^2)), or a mean of several.
+  """Squared MMD with a Gaussian kernel k(a, b) = exp(-|a - b|^2 / (2 s^2)), or the mean of several.
 
-  s^2 = bandwidth * mean squared distance over all (2B)^2 pairs of the pooled batch, held constant
-  for the gradient. Unbiased within batches, plain mean across. It compares distributions: permuting
-  a batch changes nothing. The released code has one kernel and adds the constant 2 / (B - 1).
+  s^2 = bandwidth * mean squared distance over all (2B)^2 pairs of the pooled batch, a constant for
+  the gradient. Unbiased within batches, plain mean across. It compares distributions: permuting a
+  batch changes nothing. The released code has one kernel and adds the constant 2 / (B - 1).
   Sources: MME-SID, reconstruction loss; Gretton et al. 2012, Lemma 6. O(B^2 + B V) memory, never a
   (2B, 2B, V) tensor.
 
@@ -27,19 +27,18 @@ def mmd(x_BV: jax.Array, y_BV: jax.Array, bandwidths: Sequence[float] = (0.5,)) 
   rows.
   """
   if x_BV.shape != y_BV.shape or len(x_BV) < 2:
-    raise ValueError(f"mmd wants two equal batches of >= 2 rows, got {x_BV.shape} and {y_BV.shape}")
+    raise ValueError(f"mmd needs two equal batches of >= 2 rows, got {x_BV.shape} and {y_BV.shape}")
   x_BV, y_BV = x_BV.astype(jnp.float32), y_BV.astype(jnp.float32)
-  # Distances do not depend on the origin, but float32 products of far-off points lose digits.
-  centre_V = jax.lax.stop_gradient((x_BV.mean(0) + y_BV.mean(0)) / 2)
-  x_BV, y_BV = x_BV - centre_V, y_BV - centre_V
-  # Three blocks of the pooled matrix: the fourth is the third's transpose, and where a batch is
-  # data its block has no gradient.
+  # Distances do not depend on the origin; float32 products of points far from it lose digits.
+  center_V = jax.lax.stop_gradient((x_BV.mean(0) + y_BV.mean(0)) / 2)
+  x_BV, y_BV = x_BV - center_V, y_BV - center_V
+  # Three blocks of the pooled matrix: the fourth is the third's transpose. A block of a batch that
+  # is data has no gradient.
   xx_BB, yy_BB = squared_distances(x_BV, x_BV), squared_distances(y_BV, y_BV)
   xy_BB = squared_distances(x_BV, y_BV)
   mean = (xx_BB.mean() + yy_BB.mean() + 2 * xy_BB.mean()) / 4
-  # A constant batch has distance 0 and no gradient, not NaN: what is below the digits that float32
-  # has of the values is rounding.
-  floor = 1e-12 * (1 + (centre_V**2).sum())
+  # Smaller distances are rounding errors of float32. So a constant batch has no gradient, not NaN.
+  floor = 1e-12 * (1 + (center_V**2).sum())
   mean = jax.lax.stop_gradient(mean)
   variances = [jnp.maximum(bandwidth * mean, floor) for bandwidth in bandwidths]
 

@@ -1,16 +1,18 @@
-"""Scores of a catalogue as sums of products, taken of all items, of a chunk, or of chosen ones."""
+"""Scores of a catalogue as sums of products, computed of all items, of a chunk, or of some."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from mmesid_jax.parallel.sharding import constrain, lookup
+from mmesid_jax.parallel.sharding import constrain, lookup_rows
 
 
-def candidates(columns: int, num_items: int) -> jax.Array:
-  """bool [columns]: items 1 .. num_items. Column 0 is padding, and behind the items is what fills
-  up the parts that a mesh cuts."""
+def candidate_mask(columns: int, num_items: int) -> jax.Array:
+  """Bool [columns], True for items 1 .. num_items.
+
+  Column 0 is padding. Columns after the items are rows that a mesh needs for equal parts.
+  """
   item_I = jnp.arange(columns)
   return (item_I > 0) & (item_I <= num_items)
 
@@ -18,66 +20,75 @@ def candidates(columns: int, num_items: int) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-  """score[q, i] = sum_s weight_IS[i, s] * (query[s][q] . table[s][i] + offset[s][q])
+  """score[q, i] = sum_o weight_IO[i, o] * (query[o][q] . table[o][i] + offset[o][q])
 
-  Of every source s: query [Q, V_s], table [I, V_s], offset [Q] or None, where it is 0; weight_IS
-  None: every source weighs 1. Item 0 is padding, rows behind num_items fill up what a mesh cuts
-  into equal parts (0 = there are none): both have a score like any other here.
+  Scores are computed of all rows of the tables: also of row 0, which is padding, and of rows after
+  num_items. `candidate_mask` says which are items.
+
+  Args:
+    query: per origin o of a score, [Q, V_o].
+    table: per origin, [I, V_o].
+    offset: per origin, [Q], or None for zeros.
+    weight_IO: None = all ones.
+    num_items: number of items without padding; 0 = all rows but the first.
   """
 
   query: tuple[jax.Array, ...]
   table: tuple[jax.Array, ...]
   offset: tuple[jax.Array | None, ...] = (None,)
-  weight_IS: jax.Array | None = None
+  weight_IO: jax.Array | None = None
   num_items: int = dataclasses.field(default=0, metadata={"static": True})
 
   @property
-  def items(self) -> int:
-    """Rows of the tables, padding among them."""
+  def num_rows(self) -> int:
+    """Number of rows of the tables, with padding."""
     return len(self.table[0])
 
   @property
-  def last(self) -> int:
+  def last_item(self) -> int:
     """The last item that may be ranked."""
-    return self.num_items or self.items - 1
+    return self.num_items or self.num_rows - 1
 
-  def all(self) -> jax.Array:
-    """[Q, I]."""
+  def score_all(self) -> jax.Array:
+    """Scores [Q, I] of all rows."""
     query = tuple(constrain(query_QV, "targets", None) for query_QV in self.query)
     scorer = dataclasses.replace(self, query=query)
-    return constrain(scorer.of((self.table, self.weight_IS)), "targets", "items")
+    return constrain(scorer.score_rows((self.table, self.weight_IO)), "targets", "items")
 
-  def chosen(self, item_N: jax.Array) -> jax.Array:
-    """[Q, N], of the same items for every query."""
-    return self.of(jax.tree.map(lambda x: lookup(x, item_N), (self.table, self.weight_IS)))
+  def score_items(self, item_E: jax.Array) -> jax.Array:
+    """Scores [Q, E] of the same E items for every query."""
+    rows = jax.tree.map(lambda x: lookup_rows(x, item_E), (self.table, self.weight_IO))
+    return self.score_rows(rows)
 
-  def own(self, item_Q: jax.Array) -> jax.Array:
-    """[Q], of one item for every query."""
+  def score_targets(self, item_Q: jax.Array) -> jax.Array:
+    """Scores [Q] of one item for every query."""
     total_Q = jnp.zeros(len(item_Q))
-    for s, (query_QV, table_IV, offset_Q) in enumerate(self._sources()):
-      part_Q = (query_QV * lookup(table_IV, item_Q)).sum(1)
+    for o, (query_QV, table_IV, offset_Q) in enumerate(self._origins()):
+      part_Q = (query_QV * lookup_rows(table_IV, item_Q)).sum(1)
       part_Q = part_Q if offset_Q is None else part_Q + offset_Q
-      total_Q += part_Q if self.weight_IS is None else part_Q * lookup(self.weight_IS, item_Q)[:, s]
+      if self.weight_IO is not None:
+        part_Q = part_Q * lookup_rows(self.weight_IO, item_Q)[:, o]
+      total_Q += part_Q
     return total_Q
 
-  def of(self, rows) -> jax.Array:
-    """[Q, N] of rows = (tables, weights): N rows of each, as a chunk of `chunks` has them."""
-    tables, weight_NS = rows
-    total_QN = 0.0
-    for s, (query_QV, _, offset_Q) in enumerate(self._sources()):
-      part_QN = query_QV @ tables[s].T
-      part_QN = part_QN if offset_Q is None else part_QN + offset_Q[:, None]
-      total_QN += part_QN if weight_NS is None else part_QN * weight_NS[:, s]
-    return total_QN
+  def score_rows(self, rows) -> jax.Array:
+    """Scores [Q, E] of rows = (tables, weights), E rows of each: a chunk of `split_rows`."""
+    tables, weight_EO = rows
+    total_QE = 0.0
+    for o, (query_QV, _, offset_Q) in enumerate(self._origins()):
+      part_QE = query_QV @ tables[o].T
+      part_QE = part_QE if offset_Q is None else part_QE + offset_Q[:, None]
+      total_QE += part_QE if weight_EO is None else part_QE * weight_EO[:, o]
+    return total_QE
 
-  def chunks(self, size: int):
-    """Tables and weights cut into pieces of `size` rows, stacked; zeros fill the last one."""
+  def split_rows(self, size: int):
+    """(tables, weights) in chunks of `size` rows, stacked on a new axis 0; zeros fill the last."""
 
-    def cut(x):
+    def split(x):
       x = jnp.pad(x, ((0, -len(x) % size), (0, 0)))
       return x.reshape(-1, size, x.shape[1])
 
-    return jax.tree.map(cut, (self.table, self.weight_IS))
+    return jax.tree.map(split, (self.table, self.weight_IO))
 
-  def _sources(self):
+  def _origins(self):
     return zip(self.query, self.table, self.offset, strict=True)

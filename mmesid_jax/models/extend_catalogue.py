@@ -1,4 +1,4 @@
-"""Items of which only the content is known: appended to a trained recommender, or in training."""
+"""New items, of which only the content is known: appended to a model, or imitated in training."""
 
 from collections.abc import Mapping
 
@@ -16,64 +16,76 @@ from mmesid_jax.parallel.variables import Frozen
 def with_new_items(
   model: RecommenderModel, features: Mapping[str, np.ndarray], codes: Mapping[str, np.ndarray]
 ) -> RecommenderModel:
-  """A model whose items I + 1 .. I + E are new; what it shares with `model` is not copied.
+  """Returns a model with E more items, after the last of `model`, whose other arrays it shares.
 
-  features: [E, V] of one modality or more, in the space of the model's own tables; codes: int32
-  [E, L] of those of them that the model reads codes of (others are not read). Nothing was learned
-  of a new item, so its learned row is 0 and has no weight in the fusion. A modality that is not
-  given has no weight and no codes either, and is read as the mean of the trained items' vectors.
-  The fusion takes a new item for as rare as the rarest trained one. Scores of the trained items
-  stay as they are. Raises ValueError for modalities, codes or shapes that do not fit.
+  A new item has no learned row: the row is 0 and has weight 0 in the fusion. A modality that is not
+  given has weight 0 and no codes, and its feature is the mean of the trained items' vectors. The
+  fusion treats new items like the rarest trained item. Scores of the trained items do not change.
+
+  Args:
+    model: a trained model.
+    features: modality -> [E, V], one modality or more, in the space of the model's own tables.
+    codes: modality -> int32 [E, L], for each given modality of which the model reads codes; others
+      are ignored.
+
+  Raises ValueError when modalities, codes or shapes do not fit the model.
   """
   items, gates = model.items, model.gates
-  _check(model, features, codes)
+  _require_fit(model, features, codes)
   E = len(next(iter(features.values())))
   I = len(items.identity_ID[...])  # noqa: E741
   known_IO = np.ones((I, gates.sources), bool)
   if gates.known_IO is not None:
     known_IO = np.asarray(gates.known_IO[...])
-  trained_I = known_IO[:, 0] & (np.arange(I) > 0)  # not those that were added before
+  trained_I = known_IO[:, 0] & (np.arange(I) > 0)  # excludes items that were added earlier
 
-  def rows(modality: str) -> jax.Array:
+  def new_features(modality: str) -> jax.Array:
     if modality in features:
       return jnp.asarray(features[modality], jnp.float32)
     mean_V = np.asarray(items.feature_IV[modality][...])[trained_I].mean(0)
     return jnp.broadcast_to(mean_V, (E, len(mean_V)))
 
-  def coded(modality: str, L: int) -> jax.Array:
+  def new_codes(modality: str, L: int) -> jax.Array:
     given = modality in features
     return jnp.asarray(codes[modality]) if given else jnp.full((E, L), NO_CODE)
 
-  new = _beside(model)
+  new = _share_arrays(model)
   new.items.num_items += E
   identity_ID = items.identity_ID[...]
-  new.items.identity_ID = nnx.Param(_below(identity_ID, jnp.zeros((E, identity_ID.shape[1]))))
+  new.items.identity_ID = nnx.Param(_append_rows(identity_ID, jnp.zeros((E, identity_ID.shape[1]))))
   new.items.feature_IV = nnx.Dict(
-    {m: Frozen(_below(items.feature_IV[m][...], rows(m))) for m in items.modalities}
+    {m: Frozen(_append_rows(items.feature_IV[m][...], new_features(m))) for m in items.modalities}
   )
   new.items.code_IL = nnx.Dict(
-    {m: Frozen(_below(x[...], coded(m, x[...].shape[1]))) for m, x in items.code_IL.items()}
+    {
+      m: Frozen(_append_rows(x[...], new_codes(m, x[...].shape[1])))
+      for m, x in items.code_IL.items()
+    }
   )
-  new.gates.frequency_I = Frozen(_below(gates.frequency_I[...], jnp.zeros(E)))
-  known_EO = jnp.broadcast_to(_known(model, features), (E, gates.sources))
-  new.gates.known_IO = Frozen(_below(jnp.asarray(known_IO), known_EO))
+  new.gates.frequency_I = Frozen(_append_rows(gates.frequency_I[...], jnp.zeros(E)))
+  known_EO = jnp.broadcast_to(_known_origins(model, features), (E, gates.sources))
+  new.gates.known_IO = Frozen(_append_rows(jnp.asarray(known_IO), known_EO))
   return new
 
 
 def mask_as_new(model: RecommenderModel, new_I: jax.Array) -> RecommenderModel:
-  """`model`, with what `with_new_items` would make of the items that new_I marks, given all of
-  their content: every modality but the one that comes from events.
+  """Returns `model` with the items in new_I treated as `with_new_items` treats new ones.
 
-  new_I: bool [I + 1]. Gradients reach the arrays of `model`. A step that trains on it learns to
-  read and to rank items by content alone, beside items of which more is known.
+  They keep all of their content: every modality except the one that comes from events. Training on
+  the result teaches the model to read and rank items by content alone, among items with learned
+  rows. Gradients reach the arrays of `model`.
+
+  new_I: bool, True for the items to treat as new.
   """
   items, gates = model.items, model.gates
   content = [m for m in items.modalities if m != FROM_EVENTS]
-  new_I = jnp.pad(new_I, (0, len(items.identity_ID[...]) - len(new_I)))  # a mesh fills tables up
-  new = _beside(model)
+  new_I = jnp.pad(
+    new_I, (0, len(items.identity_ID[...]) - len(new_I))
+  )  # tables may have rows that a mesh needs
+  new = _share_arrays(model)
   new.items.identity_ID = nnx.Param(jnp.where(new_I[:, None], 0, items.identity_ID[...]))
   new.gates.frequency_I = Frozen(jnp.where(new_I, 0, gates.frequency_I[...]))
-  new.gates.known_IO = Frozen(~new_I[:, None] | _known(model, content))
+  new.gates.known_IO = Frozen(~new_I[:, None] | _known_origins(model, content))
   for m in items.feature_IV.keys() - content:
     x_IV = items.feature_IV[m][...]
     mean_V = x_IV[1 : items.num_items + 1].mean(0)
@@ -83,21 +95,21 @@ def mask_as_new(model: RecommenderModel, new_I: jax.Array) -> RecommenderModel:
   return new
 
 
-def _beside(model: RecommenderModel) -> RecommenderModel:
-  """Other Variables around the same arrays."""
+def _share_arrays(model: RecommenderModel) -> RecommenderModel:
+  """A copy of the model with its own Variables and the same arrays."""
   return nnx.merge(*nnx.split(model))
 
 
-def _known(model: RecommenderModel, modalities) -> jax.Array:
-  """bool [1 + M]: the sources that a new item has."""
+def _known_origins(model: RecommenderModel, modalities) -> jax.Array:
+  """Bool [O]: the origins that a new item with these modalities has."""
   return jnp.asarray([False, *(m in modalities for m in model.items.modalities)])
 
 
-def _below(table: jax.Array, rows: jax.Array) -> jax.Array:
+def _append_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
   return jnp.concatenate([table, rows.astype(table.dtype)])
 
 
-def _check(
+def _require_fit(
   model: RecommenderModel, features: Mapping[str, np.ndarray], codes: Mapping[str, np.ndarray]
 ) -> None:
   items = model.items

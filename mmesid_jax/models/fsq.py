@@ -1,5 +1,7 @@
-"""Finite scalar quantisation: codes are cells of a fixed grid, nothing is searched or learned of
-them. Source: Mentzer et al. 2023."""
+"""Finite scalar quantization: codes are cells of a fixed grid, which is not searched or learned.
+
+Source: Mentzer et al. 2023.
+"""
 
 import math
 
@@ -8,55 +10,58 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.models.residual_quantizer import Quantised, QuantizerConfig
+from mmesid_jax.models.residual_quantizer import Quantized, QuantizerConfig
 
 
-def digits(codes: int) -> tuple[int, ...]:
-  """Values of every coordinate of a code: fours, and a two where the power of two is odd. Raises
-  ValueError when `codes` is no power of two."""
+def coordinate_sizes(codes: int) -> tuple[int, ...]:
+  """Number of values of every coordinate of a code: fours, and a two if the exponent of 2 is odd.
+
+  Raises ValueError when `codes` is not a power of two.
+  """
   bits = codes.bit_length() - 1
   if codes < 2 or codes != 1 << bits:
-    raise ValueError(f"{codes} codes: a grid of fours and twos wants a power of two")
+    raise ValueError(f"{codes} codes: a grid of fours and twos needs a power of two")
   return (4,) * (bits // 2) + (2,) * (bits % 2)
 
 
 class FiniteScalarQuantizer(nnx.Module):
-  """L codes side by side, each of K coordinates that are bounded and rounded.
+  """L independent codes, each of W coordinates that are bounded and rounded.
 
-  z [B, D] -> Linear -> [B, L, K] -> the nearest of so many values between -1 and 1 a coordinate ->
-  Linear -> [B, D]. Levels are no residuals of each other: a prefix of the codes is no coarser item.
+  z [B, D] -> Linear -> [B, L, W] -> the nearest of a coordinate's values, evenly spaced from -1 to
+  1 -> Linear -> [B, D]. Levels do not quantize residuals: a prefix of an item's codes is not a
+  coarser description of it.
   """
 
   def __init__(self, config: QuantizerConfig, D: int, *, rngs: nnx.Rngs):
-    self.values = digits(config.codes)
+    self.values = coordinate_sizes(config.codes)
     self.config = config
-    K = len(self.values)
-    self.enter = nnx.Linear(D, config.levels * K, rngs=rngs)
-    self.leave = nnx.Linear(config.levels * K, D, use_bias=False, rngs=rngs)
+    W = len(self.values)
+    self.enter = nnx.Linear(D, config.levels * W, rngs=rngs)
+    self.leave = nnx.Linear(config.levels * W, D, use_bias=False, rngs=rngs)
 
-  def __call__(self, z_BD: jax.Array, *, training: bool = False) -> Quantised:
-    """`training` changes nothing; loss and averaging are 0."""
+  def __call__(self, z_BD: jax.Array, *, training: bool = False) -> Quantized:
+    """Quantizes a batch; `training` changes nothing, loss and averaging are 0."""
     del training
-    top_K = jnp.array(self.values) - 1
-    bounded_BLK = jax.nn.sigmoid(2 * self._coordinates(self.enter(z_BD))) * top_K
-    digit_BLK = jnp.round(bounded_BLK)
-    code_BL = (digit_BLK.astype(jnp.int32) * self._places()).sum(-1)
-    passed_BLK = bounded_BLK + jax.lax.stop_gradient(digit_BLK - bounded_BLK)
-    quantised_BD = self.leave((2 * passed_BLK / top_K - 1).reshape(len(z_BD), -1))
+    top_W = jnp.array(self.values) - 1
+    bounded_BLW = jax.nn.sigmoid(2 * self._coordinates(self.enter(z_BD))) * top_W
+    digit_BLW = jnp.round(bounded_BLW)
+    code_BL = (digit_BLW.astype(jnp.int32) * self._place_values()).sum(-1)
+    straight_through_BLW = bounded_BLW + jax.lax.stop_gradient(digit_BLW - bounded_BLW)
+    quantized_BD = self.leave((2 * straight_through_BLW / top_W - 1).reshape(len(z_BD), -1))
     zero = jnp.zeros(())
-    return Quantised(code_BL, quantised_BD, z_BD - quantised_BD, zero, zero)
+    return Quantized(code_BL, quantized_BD, z_BD - quantized_BD, zero, zero)
 
   @property
   def codebook_LCD(self) -> jax.Array:
-    """[L, C, D]: what every code adds to the quantised vector."""
-    grid_CK = np.stack(np.unravel_index(np.arange(math.prod(self.values)), self.values), 1)
-    value_CK = 2 * grid_CK / (np.array(self.values) - 1) - 1
-    leave_LKD = self.leave.kernel[...].reshape(self.config.levels, len(self.values), -1)
-    return jnp.einsum("CK,LKD->LCD", jnp.asarray(value_CK, jnp.float32), leave_LKD)
+    """Vectors [L, C, D] that codes add to the quantized vector."""
+    grid_CW = np.stack(np.unravel_index(np.arange(math.prod(self.values)), self.values), 1)
+    value_CW = 2 * grid_CW / (np.array(self.values) - 1) - 1
+    leave_LWD = self.leave.kernel[...].reshape(self.config.levels, len(self.values), -1)
+    return jnp.einsum("CW,LWD->LCD", jnp.asarray(value_CW, jnp.float32), leave_LWD)
 
   def _coordinates(self, x: jax.Array) -> jax.Array:
     return x.reshape(len(x), self.config.levels, len(self.values))
 
-  def _places(self) -> jax.Array:
-    """int32 [K]: what a digit counts in the number of its code, first coordinate slowest."""
+  def _place_values(self) -> jax.Array:
+    """Place values int32 [W] of the coordinates in a code's number; the first varies slowest."""
     return jnp.array([math.prod(self.values[k + 1 :]) for k in range(len(self.values))])

@@ -1,8 +1,7 @@
-"""Frequency-aware fusion: how far an item's score rests on what was learned of it or on its
-content.
+"""Frequency-aware fusion: weights of an item's learned row and of its content in its score.
 
 Source: MME-SID, section 4: score(i) = w_x (o . E_x[i]) + sum_m w_m (o . (W_m e_m[i] + b_m)), where
-the weights of item i come from its frequency in the training part alone.
+the weights of item i depend only on its frequency in the training part.
 """
 
 import jax
@@ -13,35 +12,34 @@ from flax import nnx
 from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.linear import Linear, gelu
-from mmesid_jax.parallel.sharding import lookup
+from mmesid_jax.parallel.sharding import lookup_rows
 from mmesid_jax.parallel.variables import Frozen
 
 
-def normalised_frequency(counts_I: np.ndarray) -> np.ndarray:
-  """min-max over items 1..I of log(count + 1), float32 [I + 1]; row 0 (padding) is 0."""
-  log = np.log1p(counts_I.astype(np.float64))
-  low, high = log[1:].min(), log[1:].max()
-  scaled = (log - low) / max(high - low, 1e-12)
-  scaled[0] = 0
-  return scaled.astype(np.float32)
+def normalized_frequency(counts_I: np.ndarray) -> np.ndarray:
+  """log(count + 1), scaled to [0, 1] over the items, float32 [I]; row 0 (padding) is 0."""
+  log_I = np.log1p(counts_I.astype(np.float64))
+  low, high = log_I[1:].min(), log_I[1:].max()
+  frequency_I = (log_I - low) / max(high - low, 1e-12)
+  frequency_I[0] = 0
+  return frequency_I.astype(np.float32)
 
 
 class FrequencyFusion(nnx.Module):
-  """Weights [I, 1 + M] of the learned table and of M modalities, softmax(g(frequency) /
-  temperature).
+  """Weights [I, O] of the learned table and of M modalities, softmax(g(frequency) / temperature).
 
   g = Linear(1, 64) - gelu - Linear(64, 10) - Linear(10, 64, no bias) - gelu - Linear(64, 1 + M), as
-  in the released code. kind "frequency", or "sum": every weight 1 and no parameters (the paper's
-  ablation).
+  in the released code. kind: "frequency", or "sum", where all weights are 1 and there are no
+  parameters (an ablation of the paper). counts_I: occurrences of items in the training part.
   """
 
   def __init__(
     self, counts_I: np.ndarray, M: int, *, kind: str, temperature: float, rngs: nnx.Rngs
   ):
     self.kind, self.temperature, self.sources = kind, temperature, 1 + M
-    self.frequency_I = Frozen(jnp.asarray(normalised_frequency(counts_I)))
-    # bool [I, 1 + M], the sources that an item has, once some lack any; None = all have all
-    self.known_IS = nnx.data(None)
+    self.frequency_I = Frozen(jnp.asarray(normalized_frequency(counts_I)))
+    # bool, the origins that an item has; None = every item has all of them
+    self.known_IO = nnx.data(None)
     if kind == "frequency":
       self.layers = nnx.List(
         [
@@ -53,59 +51,65 @@ class FrequencyFusion(nnx.Module):
       )
 
   def weights(self) -> jax.Array:
-    """float32 [I, 1 + M], the learned table's first. A source that an item lacks weighs 0; the
-    others share what is left as they would without it."""
+    """Weights float32 [I, O]; column 0 is the learned table's.
+
+    An origin that an item lacks has weight 0, and the softmax is over the others.
+    """
     frequency_I = self.frequency_I[...]
-    known_IS = None if self.known_IS is None else self.known_IS[...]
+    known_IO = None if self.known_IO is None else self.known_IO[...]
     if self.kind == "sum":
-      ones_IS = jnp.ones((len(frequency_I), self.sources))
-      return ones_IS if known_IS is None else ones_IS * known_IS
+      ones_IO = jnp.ones((len(frequency_I), self.sources))
+      return ones_IO if known_IO is None else ones_IO * known_IO
     first, down, up, last = self.layers
     hidden = gelu(up(down(gelu(first(frequency_I[:, None])))))
-    return jax.nn.softmax(last(hidden) / self.temperature, axis=-1, where=known_IS)
+    return jax.nn.softmax(last(hidden) / self.temperature, axis=-1, where=known_IO)
 
 
-def projects_catalogue(Q: int, D: int) -> bool:
-  """Whether `scorer` of so many targets projects the catalogue into the model's width."""
+def should_project_catalogue(Q: int, D: int) -> bool:
+  """Whether it is cheaper to project the catalogue into the model's width; see `fusion_scorer`."""
   return Q > D
 
 
-def item_vectors(items: ItemEncoder, weight_IS: jax.Array) -> jax.Array:
-  """[I, D], with which o . item is the formula above."""
-  item_ID = weight_IS[:, :1] * items.identity_ID[...]
-  for s, m in enumerate(items.modalities, start=1):
-    item_ID = item_ID + weight_IS[:, s : s + 1] * items.project[m](items.feature_IV[m][...])
+def item_vectors(items: ItemEncoder, weight_IO: jax.Array) -> jax.Array:
+  """Vectors [I, D]; o . item_vectors()[i] is the score of item i by the formula above."""
+  item_ID = weight_IO[:, :1] * items.identity_ID[...]
+  for o, m in enumerate(items.modalities, start=1):
+    item_ID = item_ID + weight_IO[:, o : o + 1] * items.project[m](items.feature_IV[m][...])
   return item_ID
 
 
-def contributions(
-  items: ItemEncoder, weight_IS: jax.Array, o_QD: jax.Array, item_QK: jax.Array
+def score_contributions(
+  items: ItemEncoder, weight_IO: jax.Array, o_QD: jax.Array, item_QA: jax.Array
 ) -> jax.Array:
-  """[Q, K, 1 + M]: what every source adds to the scores of K items a target, the summands of the
-  formula above."""
-  row_QKD = [lookup(items.identity_ID[...], item_QK)]
+  """Summands [Q, A, O] of the formula above, for the scores of A items per target."""
+  row_QAD = [lookup_rows(items.identity_ID[...], item_QA)]
   for m in items.modalities:
-    row_QKD.append(items.project[m](lookup(items.feature_IV[m][...], item_QK)))
-  part_QKS = jnp.stack([jnp.einsum("qd,qkd->qk", o_QD, row) for row in row_QKD], axis=-1)
-  return part_QKS * lookup(weight_IS, item_QK)
+    row_QAD.append(items.project[m](lookup_rows(items.feature_IV[m][...], item_QA)))
+  part_QAO = jnp.stack([jnp.einsum("qd,qkd->qk", o_QD, row) for row in row_QAD], axis=-1)
+  return part_QAO * lookup_rows(weight_IO, item_QA)
 
 
-def scorer(
-  o_QD: jax.Array, items: ItemEncoder, weight_IS: jax.Array, *, project: bool | None = None
+def fusion_scorer(
+  o_QD: jax.Array, items: ItemEncoder, weight_IO: jax.Array, *, project: bool | None = None
 ) -> Scorer:
-  """The formula above. Codes are inputs only, items are scored by row and content.
+  """Scorer of the formula above. Codes are only inputs: items are scored by row and content.
 
-  Two orders of the same products: with few targets (o W) e, so the catalogue is never projected
-  into D; with more targets than D is wide, projecting the catalogue once is the cheaper one.
-  project None takes the cheaper one of a whole catalogue.
+  There are two orders of the same products. With few targets (o W) e is cheaper: the catalogue is
+  not projected. With more than D targets, projecting the catalogue once is cheaper.
+
+  Args:
+    o_QD: hidden states of the targets.
+    items: tables and projections of the items.
+    weight_IO: `FrequencyFusion.weights`.
+    project: whether to project the catalogue; None = the cheaper order if all items are scored.
   """
-  if projects_catalogue(*o_QD.shape) if project is None else project:
-    return Scorer((o_QD,), (item_vectors(items, weight_IS),), num_items=items.num_items)
+  if should_project_catalogue(*o_QD.shape) if project is None else project:
+    return Scorer((o_QD,), (item_vectors(items, weight_IO),), num_items=items.num_items)
   parts = [(items.project[m], items.feature_IV[m][...]) for m in items.modalities]
   return Scorer(
     query=(o_QD, *(o_QD @ linear.weight[...].T for linear, _ in parts)),
     table=(items.identity_ID[...], *(feature_IV for _, feature_IV in parts)),
     offset=(None, *(o_QD @ linear.bias[...] for linear, _ in parts)),
-    weight_IS=weight_IS,
+    weight_IO=weight_IO,
     num_items=items.num_items,
   )

@@ -1,10 +1,10 @@
 """Llama blocks over shared-prefix rows: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-One stream of tokens passes through the layers, X = P + R T of them: the prompt, once a step, and
-behind it the rows, whose tokens all see the prompt. Where a mesh cuts the rows into G groups, each
-has a stream of its own, prompt included, X = P + R/G T. Layers are stacked on axis 0 and scanned.
-Sources: Touvron et al. 2023; Hugging Face's conventions (half-split rotation, unscaled q), so
-weights carry over.
+One stream of J = P + R T tokens passes through the layers: the prompt, once per step, then the
+rows, whose tokens all see the prompt. When a mesh divides the rows into G groups, each group has
+its own stream and copy of the prompt, J = P + R/G T. Layers are stacked on axis 0 and scanned.
+Sources: Touvron et al. 2023; Hugging Face's conventions (half-split rotation, unscaled q), so their
+weights can be used.
 """
 
 import dataclasses
@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.models.layers.attention import attention, groups
-from mmesid_jax.models.layers.linear import dropout, split
+from mmesid_jax.models.layers.attention import attention
+from mmesid_jax.models.layers.linear import dropout, split_key
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.layers.projection import PRODUCT, Projection
+from mmesid_jax.models.packed_rows import group_count
 from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.parallel.variables import LoRAParam, Pretrained
 
-KEPT = {  # remat -> what is kept of a layer beside its input
+REMAT_POLICIES = {  # LlamaConfig.remat -> which of a layer's values, besides its input, are kept
   "products": lambda: jax.checkpoint_policies.save_only_these_names(PRODUCT),
   "layers": lambda: jax.checkpoint_policies.nothing_saveable,
 }
@@ -30,7 +31,7 @@ KEPT = {  # remat -> what is kept of a layer beside its input
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """Llama 3.1's stretch of the rotation to longer texts; lengths in tokens."""
+  """Llama 3.1's scaling of the rotation for longer texts; `original_length` is in tokens."""
 
   factor: float
   low_frequency_factor: float
@@ -40,12 +41,20 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-  """Sizes: layers, D model width, F mlp width, N query heads, K key/value heads, H head width.
+  """Sizes and options of the backbone.
 
-  weights: "trained", or how frozen ones are kept (storage.KINDS); compute: dtype of activations.
-  remat: "none" keeps every activation for the backward pass; "products" keeps what enters a layer
-  and what its projections give; "layers" keeps what enters a layer, and the rest is computed again.
-  unroll: layers that the compiler sees at once in the scan over them. attention: its `kind`.
+  Args:
+    D, F, N, K, H: widths and numbers of heads, as in the legend of `mmesid_jax.models`.
+    rope_theta: base of the rotation; rope_scaling: Llama 3.1's scaling of it, or None.
+    norm_eps: added to the mean square in RMSNorm.
+    dropout: rate on what each half of a layer adds to the stream.
+    weights: "trained", or how frozen weights are stored: one of `WEIGHT_KINDS`.
+    compute: dtype of activations.
+    remat: what is kept for the backward pass, the rest is recomputed. "none" keeps everything,
+      "products" the inputs of layers and outputs of projections, "layers" the inputs of layers.
+    unroll: number of layers in one iteration of the scan.
+    attention: the `kind` of `attention`.
+    lora: adapters of the projections, or None.
   """
 
   layers: int
@@ -67,7 +76,7 @@ class LlamaConfig:
 
   @property
   def projections(self) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """A block's projections: name -> (width in, shape out)."""
+    """Projections of a block: name -> (input width, output shape)."""
     return {
       "q": (self.D, (self.N, self.H)),
       "k": (self.D, (self.K, self.H)),
@@ -79,27 +88,28 @@ class LlamaConfig:
     }
 
   @property
-  def weights_a_layer(self) -> int:
-    """Weights of a block's projections, without LoRA."""
+  def weights_per_layer(self) -> int:
+    """Number of weights in a block's projections, without LoRA."""
     return sum(d_in * math.prod(d_out) for d_in, d_out in self.projections.values())
 
   @property
   def parameters(self) -> int:
-    """Weights of all blocks and norms; no embeddings, no LoRA."""
-    return self.layers * (self.weights_a_layer + 2 * self.D) + self.D
+    """Number of weights in all blocks and norms, without embeddings and LoRA."""
+    return self.layers * (self.weights_per_layer + 2 * self.D) + self.D
 
   def projection(self, name: str, rngs: nnx.Rngs) -> Projection:
-    """The block's projection of that name, adapted if the name is among the LoRA targets."""
+    """Builds a block's projection by name, with an adapter if it is among the LoRA targets."""
     d_in, d_out = self.projections[name]
     lora = self.lora if self.lora and name in self.lora.targets else None
     return Projection(d_in, d_out, weights=self.weights, lora=lora, rngs=rngs)
 
 
-def frequencies(c: LlamaConfig) -> np.ndarray:
-  """Radians a position, float32 [H / 2]. Source: Su et al. 2021.
+def rope_frequencies(c: LlamaConfig) -> np.ndarray:
+  """Radians per position, float32 [H / 2]. Source: Su et al. 2021.
 
-  With scaling, as Llama 3.1: waves longer than original_length / low_frequency_factor are slowed
-  down by factor, those shorter than original_length / high_frequency_factor stay, linear between.
+  With scaling, as in Llama 3.1: frequencies of waves longer than original_length /
+  low_frequency_factor are divided by factor, those of waves shorter than original_length /
+  high_frequency_factor stay, and between them the weight of the two is linear.
   """
   half = c.H // 2
   frequency = c.rope_theta ** -(np.arange(half) / half)
@@ -111,18 +121,20 @@ def frequencies(c: LlamaConfig) -> np.ndarray:
   return frequency.astype(np.float32)
 
 
-def rotate(x_GXNH: jax.Array, position_GX: jax.Array, frequency: np.ndarray) -> jax.Array:
-  """Rotary position embedding, half-split as in Hugging Face; angles in float32."""
-  angle = position_GX[..., None, None].astype(jnp.float32) * frequency
+def apply_rope(x_GJNH: jax.Array, position_GJ: jax.Array, frequency: np.ndarray) -> jax.Array:
+  """Applies rotary position embedding, half-split as in Hugging Face; angles in float32."""
+  angle = position_GJ[..., None, None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  x, y = jnp.split(x_GXNH.astype(jnp.float32), 2, axis=-1)
+  x, y = jnp.split(x_GJNH.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([x * cos - y * sin, y * cos + x * sin], axis=-1)
-  return rotated.astype(x_GXNH.dtype)
+  return rotated.astype(x_GJNH.dtype)
 
 
 class RMSNorm(nnx.Module):
-  """x / rms(x) * scale over the last axis, in float32 whatever x is. Source: Zhang and Sennrich
-  2019."""
+  """x / rms(x) * scale over the last axis; the division is in float32, the result has x's dtype.
+
+  Source: Zhang and Sennrich 2019.
+  """
 
   def __init__(self, c: LlamaConfig):
     if c.weights == "trained":
@@ -146,13 +158,12 @@ class GatedMLP(nnx.Module):
     self.down = c.projection("down", rngs)
 
   def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    keys = split(key, 3)
+    keys = split_key(key, 3)
     return self.down(jax.nn.silu(self.gate(x, keys[0])) * self.up(x, keys[1]), keys[2])
 
 
 class Attention(nnx.Module):
-  """Grouped-query attention of the prompt to itself and of the rows to the prompt and to what
-  their mask lets them see."""
+  """Grouped-query attention: the prompt to itself, causally; the rows by their mask."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.q = c.projection("q", rngs)
@@ -161,32 +172,32 @@ class Attention(nnx.Module):
     self.out = c.projection("out", rngs)
     self.config = c
 
-  def __call__(self, x_GXD: jax.Array, position_GX: jax.Array, mask_RTS: jax.Array, key):
-    R, T, S = mask_RTS.shape
-    (G, X, _), P = x_GXD.shape, S - T
-    keys, frequency = split(key, 4), frequencies(self.config)
-    q = rotate(self.q(x_GXD, keys[0]), position_GX, frequency)
-    k = rotate(self.k(x_GXD, keys[1]), position_GX, frequency)
-    v = self.v(x_GXD, keys[2])
+  def __call__(self, x_GJD: jax.Array, position_GJ: jax.Array, mask_RTY: jax.Array, key):
+    R, T, Y = mask_RTY.shape
+    (G, J, _), P = x_GJD.shape, Y - T
+    keys, frequency = split_key(key, 4), rope_frequencies(self.config)
+    q = apply_rope(self.q(x_GJD, keys[0]), position_GJ, frequency)
+    k = apply_rope(self.k(x_GJD, keys[1]), position_GJ, frequency)
+    v = self.v(x_GJD, keys[2])
     prompt = (x[:, :P] for x in (q, k, v))
-    prompt_GPNH = attention(*prompt, jnp.tri(P, dtype=bool)[None])  # too short for a kernel to pay
+    prompt_GPNH = attention(*prompt, jnp.tri(P, dtype=bool)[None])  # too short for a faster kernel
 
-    def rows(x_GXKH):
-      return constrain(x_GXKH[:, P:].reshape(R, T, *x_GXKH.shape[2:]), "batch", None, "heads", None)
+    def rows(x_GJKH):
+      return constrain(x_GJKH[:, P:].reshape(R, T, *x_GJKH.shape[2:]), "batch", None, "heads", None)
 
-    def with_prompt(x_GXKH):
-      heads = x_GXKH.shape[2:]
-      prompt = jnp.broadcast_to(x_GXKH[:, None, :P], (G, R // G, P, *heads)).reshape(R, P, *heads)
-      return jnp.concatenate([prompt, rows(x_GXKH)], axis=1)
+    def with_prompt(x_GJKH):
+      heads = x_GJKH.shape[2:]
+      prompt = jnp.broadcast_to(x_GJKH[:, None, :P], (G, R // G, P, *heads)).reshape(R, P, *heads)
+      return jnp.concatenate([prompt, rows(x_GJKH)], axis=1)
 
-    row_RTNH = attention(rows(q), with_prompt(k), with_prompt(v), mask_RTS, self.config.attention)
+    row_RTNH = attention(rows(q), with_prompt(k), with_prompt(v), mask_RTY, self.config.attention)
     width = self.config.N * self.config.H
-    both = [prompt_GPNH.reshape(G, P, width), row_RTNH.reshape(G, X - P, width)]
+    both = [prompt_GPNH.reshape(G, P, width), row_RTNH.reshape(G, J - P, width)]
     return self.out(jnp.concatenate(both, axis=1), keys[3])
 
 
 class Block(nnx.Module):
-  """One layer."""
+  """One layer: attention and MLP, each after RMSNorm and added to the stream."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.norm_attention = RMSNorm(c)
@@ -195,16 +206,16 @@ class Block(nnx.Module):
     self.mlp = GatedMLP(c, rngs=rngs)
     self.rate = c.dropout
 
-  def __call__(self, x_GXD, position_GX, mask_RTS, key):
-    keys = split(key, 4)
-    update_GXD = self.attention(self.norm_attention(x_GXD), position_GX, mask_RTS, keys[0])
-    x_GXD = x_GXD + dropout(update_GXD, self.rate, keys[1])
-    x_GXD = x_GXD + dropout(self.mlp(self.norm_mlp(x_GXD), keys[2]), self.rate, keys[3])
-    return constrain(x_GXD, "batch", None, None)
+  def __call__(self, x_GJD, position_GJ, mask_RTY, key):
+    keys = split_key(key, 4)
+    update_GJD = self.attention(self.norm_attention(x_GJD), position_GJ, mask_RTY, keys[0])
+    x_GJD = x_GJD + dropout(update_GJD, self.rate, keys[1])
+    x_GJD = x_GJD + dropout(self.mlp(self.norm_mlp(x_GJD), keys[2]), self.rate, keys[3])
+    return constrain(x_GJD, "batch", None, None)
 
 
 class Llama(nnx.Module):
-  """A stack of blocks and the final norm."""
+  """Stack of blocks and the final norm, without embeddings and output layer."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.blocks = nnx.vmap(lambda r: Block(c, rngs=r))(rngs.split(c.layers))
@@ -212,14 +223,16 @@ class Llama(nnx.Module):
     self.config = c
 
   @classmethod
-  def unfilled(cls, c: LlamaConfig, *, rngs: nnx.Rngs) -> "Llama":
-    """Weights are shapes until a checkpoint fills them, so nothing of their size is allocated
-    twice; LoRA is drawn."""
+  def with_abstract_weights(cls, c: LlamaConfig, *, rngs: nnx.Rngs) -> "Llama":
+    """Builds a model to be filled from a checkpoint: weights are shapes, LoRA is initialized.
+
+    So no memory is allocated for weights that would be overwritten.
+    """
     key = rngs.params()
     llama = nnx.eval_shape(lambda: cls(c, rngs=nnx.Rngs(0)))
     if c.lora is not None:
-      draw = jax.jit(lambda key: nnx.state(cls(c, rngs=nnx.Rngs(key)), LoRAParam))
-      nnx.update(llama, draw(key))
+      init_lora = jax.jit(lambda key: nnx.state(cls(c, rngs=nnx.Rngs(key)), LoRAParam))
+      nnx.update(llama, init_lora(key))
     return llama
 
   def __call__(
@@ -227,26 +240,34 @@ class Llama(nnx.Module):
     prompt_PD: jax.Array,
     x_RTD: jax.Array,
     position_RT: jax.Array,
-    mask_RTS: jax.Array,
+    mask_RTY: jax.Array,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """float32 [G, P + R/G T, D], in every group the prompt's tokens first. position_RT counts from
-    the end of the prompt; mask_RTS [R, T, P + T] as `attention.visible` makes it."""
-    G, (P, D) = groups(len(x_RTD)), prompt_PD.shape
+    """Returns hidden states, float32 [G, P + R/G T, D]; the prompt's tokens are first in a group.
+
+    Args:
+      prompt_PD: vectors of the prompt's tokens.
+      x_RTD: vectors of the rows' tokens.
+      position_RT: positions, counted from the end of the prompt.
+      mask_RTY: bool [R, T, P + T], a `visibility_mask`.
+      key: for dropout; None = none.
+    """
+    G, (P, D) = group_count(len(x_RTD)), prompt_PD.shape
     prompt_GPD = jnp.broadcast_to(prompt_PD, (G, P, D))
-    x_GXD = jnp.concatenate([prompt_GPD, x_RTD.reshape(G, -1, D)], axis=1)
-    x_GXD = constrain(x_GXD.astype(self.config.compute), "batch", None, None)
+    x_GJD = jnp.concatenate([prompt_GPD, x_RTD.reshape(G, -1, D)], axis=1)
+    x_GJD = constrain(x_GJD.astype(self.config.compute), "batch", None, None)
     prompt_GP = jnp.broadcast_to(jnp.arange(P), (G, P))
-    position_GX = jnp.concatenate([prompt_GP, P + position_RT.reshape(G, -1)], axis=1)
+    position_GJ = jnp.concatenate([prompt_GP, P + position_RT.reshape(G, -1)], axis=1)
     graph, stacked = nnx.split(self.blocks)
     keys = None if key is None else jax.random.split(key, self.config.layers)
 
-    def layer(x_GXD, state_and_key):
+    def apply_layer(x_GJD, state_and_key):
       state, layer_key = state_and_key
-      return nnx.merge(graph, state)(x_GXD, position_GX, mask_RTS, layer_key), None
+      return nnx.merge(graph, state)(x_GJD, position_GJ, mask_RTY, layer_key), None
 
     if self.config.remat != "none":
-      # In a scan nothing can be shared anyway.
-      layer = jax.checkpoint(layer, policy=KEPT[self.config.remat](), prevent_cse=False)
-    x_GXD, _ = jax.lax.scan(layer, x_GXD, (stacked, keys), unroll=self.config.unroll)
-    return self.norm(x_GXD).astype(jnp.float32)
+      # prevent_cse is not needed: a scan's forward and backward loops share no expressions.
+      policy = REMAT_POLICIES[self.config.remat]()
+      apply_layer = jax.checkpoint(apply_layer, policy=policy, prevent_cse=False)
+    x_GJD, _ = jax.lax.scan(apply_layer, x_GJD, (stacked, keys), unroll=self.config.unroll)
+    return self.norm(x_GJD).astype(jnp.float32)

@@ -1,5 +1,7 @@
-"""Residual vector quantiser with a straight-through gradient. Source: MME-SID, section 3; Lee et
-al. 2022."""
+"""Residual vector quantizer with a straight-through gradient.
+
+Sources: MME-SID, section 3; Lee et al. 2022.
+"""
 
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ stop = jax.lax.stop_gradient
 
 
 class QuantizerConfig(NamedTuple):
-  """What a codebook is: L levels of C codes, and how they learn; see `ResidualQuantizer`."""
+  """Numbers of levels and codes, and how code vectors learn; see `ResidualQuantizer`."""
 
   levels: int
   codes: int
@@ -25,28 +27,28 @@ class QuantizerConfig(NamedTuple):
   sinkhorn_iterations: int = 50
 
 
-class Quantised(NamedTuple):
-  """codes int32 [B, L]; quantised [B, D], the sum of the chosen code vectors with the gradient
-  passed straight through to the input; residual [B, D], what is left; loss, a scalar; averaging, a
-  scalar of value 0 whose gradient moves averaged codebooks."""
+class Quantized(NamedTuple):
+  """Output of a quantizer for a batch."""
 
-  code_BL: jax.Array
-  quantised_BD: jax.Array
-  residual_BD: jax.Array
-  loss: jax.Array
-  averaging: jax.Array
+  code_BL: jax.Array  # int32
+  quantized_BD: jax.Array  # sum of the codes' vectors; its gradient goes straight to the input
+  residual_BD: jax.Array  # input - quantized
+  loss: jax.Array  # scalar
+  averaging: jax.Array  # scalar 0 whose gradient moves averaged codebooks
 
 
 class ResidualQuantizer(nnx.Module):
   """L codebooks of C vectors of width D.
 
-  Level l takes the code nearest to the residual r and leaves r - v. loss = mean over levels of
-  mean((sg(r) - v)^2) + commitment * mean((r - sg(v))^2).
+  Level l takes the code whose vector v is nearest to the residual r, and r - v is the next
+  residual. loss = mean over levels of mean((sg(r) - v)^2) + commitment * mean((r - sg(v))^2), where
+  sg stops the gradient.
 
-  learning "gradient" (paper): code vectors follow the loss's first term. "average": they follow
-  `averaging`, whose gradient is v - mean(its items' r), so plain steps of rate a make them moving
-  averages (van den Oord et al. 2017, appendix A, with the batch's own counts); a code without items
-  is drawn, `revival` times as fast, to the residual of one of the batch's items until it wins some.
+  learning "gradient" (paper): code vectors follow the first term of the loss. "average": they
+  follow `averaging`, whose gradient is v - mean(r of its items), so plain gradient steps of rate a
+  make them moving averages (van den Oord et al. 2017, appendix A, with the batch's own counts). A
+  code without items moves, `revival` times as fast, to the residual of one item of the batch, until
+  it is the nearest code of some item.
   """
 
   def __init__(self, config: QuantizerConfig, D: int, *, rngs: nnx.Rngs):
@@ -54,9 +56,12 @@ class ResidualQuantizer(nnx.Module):
     self.codebook_LCD = nnx.Param(jax.random.normal(rngs.params(), shape) / D**0.5)
     self.config = config
 
-  def __call__(self, z_BD: jax.Array, *, training: bool = False) -> Quantised:
-    """training: with config.sinkhorn_epsilon > 0 the last level is assigned by optimal transport
-    over the batch."""
+  def __call__(self, z_BD: jax.Array, *, training: bool = False) -> Quantized:
+    """Quantizes a batch.
+
+    training: with config.sinkhorn_epsilon > 0, codes of the last level are assigned by optimal
+    transport over the batch.
+    """
     c = self.config
     residual_BD, codes, loss, averaging = z_BD, [], 0.0, jnp.zeros(())
     for level in range(c.levels):
@@ -72,27 +77,31 @@ class ResidualQuantizer(nnx.Module):
       learning_CD = book_CD
       if c.learning == "average":
         learning_CD = stop(book_CD)
-        averaging += _averaging(book_CD, stop(residual_BD), code_B, c.revival)
+        averaging += _averaging_loss(book_CD, stop(residual_BD), code_B, c.revival)
       to_code = ((stop(residual_BD) - learning_CD[code_B]) ** 2).mean()
       v_BD = stop(book_CD)[code_B]
       loss += (to_code + c.commitment * ((residual_BD - v_BD) ** 2).mean()) / c.levels
       codes.append(code_B)
       residual_BD = residual_BD - v_BD
-    quantised_BD = z_BD - stop(residual_BD)  # straight through
+    quantized_BD = z_BD - stop(residual_BD)  # straight through
     code_BL = jnp.stack(codes, 1).astype(jnp.int32)
-    return Quantised(code_BL, quantised_BD, residual_BD, loss, averaging - stop(averaging))
+    return Quantized(code_BL, quantized_BD, residual_BD, loss, averaging - stop(averaging))
 
   def decode(self, code_BL: jax.Array) -> jax.Array:
-    """[B, D] sums of the codes' vectors."""
+    """Returns the sums [B, D] of the codes' vectors."""
     book_LCD = self.codebook_LCD[...]
     return book_LCD[jnp.arange(len(book_LCD)), code_BL].sum(1)
 
 
-def _averaging(book_CD: jax.Array, r_BD: jax.Array, code_B: jax.Array, revival: float) -> jax.Array:
-  """Half the squared distance of every code to the mean of its items, up to a constant; of a code
-  without items, `revival` times that to one item of the batch, whose order is random."""
+def _averaging_loss(
+  book_CD: jax.Array, r_BD: jax.Array, code_B: jax.Array, revival: float
+) -> jax.Array:
+  """Half the squared distance of every code vector to the mean of its items, up to a constant.
+
+  For a code without items: `revival` times that to one item of the batch, whose order is random.
+  """
   count_C = jnp.zeros(len(book_CD)).at[code_B].add(1)
-  own = (((r_BD - book_CD[code_B]) ** 2).sum(1) / count_C[code_B]).sum()
-  some_CD = r_BD[jnp.arange(len(book_CD)) % len(r_BD)]
-  unused = (((some_CD - book_CD) ** 2).sum(1) * (count_C == 0)).sum()
-  return (own + revival * unused) / 2
+  used = (((r_BD - book_CD[code_B]) ** 2).sum(1) / count_C[code_B]).sum()
+  some_r_CD = r_BD[jnp.arange(len(book_CD)) % len(r_BD)]
+  unused = (((some_r_CD - book_CD) ** 2).sum(1) * (count_C == 0)).sum()
+  return (used + revival * unused) / 2

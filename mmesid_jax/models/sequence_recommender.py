@@ -1,5 +1,6 @@
-"""The recommender: a Llama that reads one token an item and scores the whole catalogue. Source:
-MME-SID."""
+"""The recommender: a Llama that reads one token per item and scores all items. Source: MME-SID."""
+
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +10,25 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.models import fusion
 from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.models.layers.attention import read, visible
-from mmesid_jax.models.layers.linear import dropout, split
+from mmesid_jax.models.layers.linear import dropout, split_key
 from mmesid_jax.models.llama import Llama, LlamaConfig
+from mmesid_jax.models.packed_rows import read_targets, visibility_mask
 from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.parallel.variables import Pretrained
 
 
 class RecommenderModel(nnx.Module):
-  """Prompt of P vectors, item tokens, S response tokens behind every target (0 = none).
+  """Reads a prompt, one token per item, and response tokens after every target's history.
 
-  `pretrained`: the backbone's weights are shapes until a checkpoint fills them; `text`: so are the
-  vectors of prompt and response, which are learned otherwise. `item_dropout` zeroes elements of the
-  item tokens; the backbone has its own rates.
+  Args:
+    items: gives every item its token.
+    gates: weights of the sources of an item's score.
+    backbone: sizes and options of the Llama.
+    P: number of prompt vectors; S: number of response vectors, 0 = none.
+    item_dropout: rate on elements of the item tokens; the backbone has its own rates.
+    from_checkpoint: parts that the caller fills from a checkpoint: "backbone", whose weights are
+      only shapes until then, and "prompt", the vectors of prompt and response, which stay as they
+      are in the checkpoint. Parts that are not named are initialized at random and trained.
   """
 
   def __init__(
@@ -33,49 +40,52 @@ class RecommenderModel(nnx.Module):
     P: int,
     S: int,
     item_dropout: float,
-    pretrained: bool = False,
-    text: bool = False,
+    from_checkpoint: Collection[str] = (),
     rngs: nnx.Rngs,
   ):
+    if unknown := set(from_checkpoint) - {"backbone", "prompt"}:
+      raise ValueError(f"from_checkpoint={sorted(unknown)}: expected some of backbone, prompt")
     self.items, self.gates = items, gates
-    self.backbone = (Llama.unfilled if pretrained else Llama)(backbone, rngs=rngs)
+    build_llama = Llama.with_abstract_weights if "backbone" in from_checkpoint else Llama
+    self.backbone = build_llama(backbone, rngs=rngs)
 
-    def table(rows):
-      if text:
-        return Pretrained(jnp.zeros((rows, backbone.D)))
-      return nnx.Param(jax.random.normal(rngs.params(), (rows, backbone.D)) * 0.02)
+    def token_vectors(count):
+      if "prompt" in from_checkpoint:
+        return Pretrained(jnp.zeros((count, backbone.D)))
+      return nnx.Param(jax.random.normal(rngs.params(), (count, backbone.D)) * 0.02)
 
-    self.prompt_PD = table(P)
-    self.response_SD = table(S) if S else None
+    self.prompt_PD = token_vectors(P)
+    self.response_SD = token_vectors(S) if S else None
     self.item_dropout = item_dropout
 
   def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-    """o [Q, D]: the last hidden state of every target's own prompt."""
-    item_key, backbone_key = split(key, 2)
-    item_ND = self.items(batch.item_N)  # once per distinct item
-    x_RTD = constrain(item_ND, None, None)[batch.slot_RT]
+    """Hidden states [Q, D], float32, from which the targets are predicted; key: for dropout."""
+    item_key, backbone_key = split_key(key, 2)
+    item_ED = self.items(batch.item_E)  # computed once per distinct item
+    x_RTD = constrain(item_ED, None, None)[batch.slot_RT]
     if self.response_SD is not None:
       response_RTD = self.response_SD[...][batch.response_RT]
       x_RTD = jnp.where(batch.branch_RT[..., None] > 0, response_RTD, x_RTD)
     x_RTD = dropout(x_RTD, self.item_dropout, item_key)
     P = len(self.prompt_PD[...])
-    x_GXD = self.backbone(
-      self.prompt_PD[...], x_RTD, batch.position_RT, visible(batch, P), backbone_key
+    x_GJD = self.backbone(
+      self.prompt_PD[...], x_RTD, batch.position_RT, visibility_mask(batch, P), backbone_key
     )
-    return read(x_GXD, P, batch.read_Q)
+    return read_targets(x_GJD, P, batch.read_Q)
 
   @property
   def num_items(self) -> int:
+    """Number of items, without padding."""
     return self.items.num_items
 
   def scorer(self, o_QD: jax.Array, *, project: bool | None = None) -> Scorer:
-    """Scores of all items; item 0 is padding and no candidate. project: as in `fusion.scorer`."""
-    return fusion.scorer(o_QD, self.items, self.gates.weights(), project=project)
+    """Scorer of all items; item 0 is padding, not a candidate. project: as in `fusion_scorer`."""
+    return fusion.fusion_scorer(o_QD, self.items, self.gates.weights(), project=project)
 
   def item_vectors(self) -> jax.Array:
-    """[I, D]: o . item_vectors()[i] is the score of item i."""
+    """Vectors [I, D]; the score of item i is o . item_vectors()[i]."""
     return fusion.item_vectors(self.items, self.gates.weights())
 
   def scores(self, o_QD: jax.Array) -> jax.Array:
-    """[Q, I], column i = item i; column 0 is padding and no candidate."""
-    return self.scorer(o_QD).all()
+    """Scores [Q, I], column i = item i; column 0 is padding, not a candidate."""
+    return self.scorer(o_QD).score_all()

@@ -1,13 +1,13 @@
-"""Balanced assignment by optimal transport: a batch spreads over all codes."""
+"""Balanced assignment by optimal transport, which spreads a batch over all codes."""
 
 import jax
 import jax.numpy as jnp
 
 
 def sinkhorn(distance_BC: jax.Array, *, epsilon: float, iterations: int) -> jax.Array:
-  """log of the transport plan [B, C] from a batch to the codes, both with uniform marginals.
+  """Log of the transport plan [B, C] from a batch to the codes, both with uniform marginals.
 
-  Distances are shifted and scaled to [-1, 1] over the batch first, so epsilon has no unit. In the
+  Distances are first shifted and scaled to [-1, 1] over the batch, so epsilon has no unit. In the
   log domain float32 is enough (the released code needs float64). argmax over C is the assignment.
   Sources: Cuturi 2013; MME-SID's released code (epsilon 0.003, 50 iterations).
   """
@@ -17,10 +17,10 @@ def sinkhorn(distance_BC: jax.Array, *, epsilon: float, iterations: int) -> jax.
   log_kernel_BC = -(d_BC - middle) / half / epsilon
   rows, codes = log_kernel_BC.shape
 
-  def normalise(log_plan_BC, _):
+  def normalize(log_plan_BC, _):
     by_code = jax.nn.logsumexp(log_plan_BC, axis=0, keepdims=True) + jnp.log(codes)
     log_plan_BC = log_plan_BC - by_code
     by_row = jax.nn.logsumexp(log_plan_BC, axis=1, keepdims=True) + jnp.log(rows)
     return log_plan_BC - by_row, None
 
-  return jax.lax.scan(normalise, log_kernel_BC, length=iterations)[0]
+  return jax.lax.scan(normalize, log_kernel_BC, length=iterations)[0]

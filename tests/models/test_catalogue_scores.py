@@ -30,7 +30,7 @@ def scorer(sources: int = 2) -> Scorer:
     query=tuple(drawn(Q, v, seed=v) for v in widths),
     table=tuple(drawn(ITEMS, v, seed=10 + v) for v in widths),
     offset=(None, drawn(Q, seed=5))[:sources],
-    weight_IS=drawn(ITEMS, 2, seed=6) if sources == 2 else None,
+    weight_IO=drawn(ITEMS, 2, seed=6) if sources == 2 else None,
   )
 
 
@@ -39,7 +39,7 @@ def formula(s: Scorer) -> np.ndarray:
   for n, (query, table) in enumerate(zip(s.query, s.table, strict=True)):
     part = np.float64(query) @ np.float64(table).T
     part += 0 if s.offset[n] is None else np.float64(s.offset[n])[:, None]
-    found += part * (1 if s.weight_IS is None else np.float64(s.weight_IS)[:, n])
+    found += part * (1 if s.weight_IO is None else np.float64(s.weight_IO)[:, n])
   return found
 
 
@@ -47,16 +47,18 @@ def formula(s: Scorer) -> np.ndarray:
 def test_all_chosen_and_own_scores_equal_the_formula(sources):
   s, item = scorer(sources), np.array([4, 0, 4, 10])
   expected = formula(s)
-  np.testing.assert_allclose(s.all(), expected, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(s.chosen(item), expected[:, item], rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(s.own(TARGET), expected[np.arange(Q), TARGET], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(s.score_all(), expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(s.score_items(item), expected[:, item], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    s.score_targets(TARGET), expected[np.arange(Q), TARGET], rtol=1e-5, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 11, 64])
 @pytest.mark.parametrize("sources", [1, 2])
 def test_chunks_change_neither_loss_nor_gradient(sources, chunk):
   def whole(s):
-    return cross_entropy(s.all(), TARGET, WEIGHT)[0]
+    return cross_entropy(s.score_all(), TARGET, WEIGHT)[0]
 
   def by_chunks(s):
     return chunked_cross_entropy(s, TARGET, WEIGHT, chunk)[0]
@@ -81,7 +83,7 @@ def test_a_chunk_holds_its_scores_only():
     gradient = jax.jit(jax.grad(lambda s: loss(s)[0]))
     return gradient.lower(s).compile().memory_analysis().temp_size_in_bytes
 
-  assert temporary(lambda s: cross_entropy(s.all(), *args)) >= 4 * rows * items
+  assert temporary(lambda s: cross_entropy(s.score_all(), *args)) >= 4 * rows * items
   assert temporary(lambda s: chunked_cross_entropy(s, *args, chunk)) < rows * items
 
 
@@ -93,7 +95,7 @@ def test_chunks_are_taken_where_asked_for_or_where_scores_are_many(monkeypatch):
   catalogue_cross_entropy(scorer(), TARGET, WEIGHT)
   assert not asked
   catalogue_cross_entropy(scorer(), TARGET, WEIGHT, chunk=4)
-  monkeypatch.setattr(next_item, "LARGEST", 3 * Q)
+  monkeypatch.setattr(next_item, "MAX_SCORES", 3 * Q)
   catalogue_cross_entropy(scorer(), TARGET, WEIGHT)
   assert asked == [4, 3]
 
@@ -120,10 +122,10 @@ def test_sampled_softmax_estimates_the_whole_one_without_bias():
 def test_every_item_once_is_the_whole_softmax():
   s, negative = scorer(), np.arange(1, ITEMS)
   found, weight = sampled_cross_entropy(s, TARGET, WEIGHT, negative, np.zeros(ITEMS - 1))
-  expected, expected_weight = cross_entropy(s.all(), TARGET, WEIGHT)
+  expected, expected_weight = cross_entropy(s.score_all(), TARGET, WEIGHT)
   np.testing.assert_allclose([found, weight], [expected, expected_weight], rtol=1e-5)
 
 
 def test_a_chunk_of_nothing_is_refused():
-  with pytest.raises(ValueError, match="a chunk of 0 items"):
+  with pytest.raises(ValueError, match="chunk=0: expected at least 1 item"):
     chunked_cross_entropy(scorer(), TARGET, WEIGHT, 0)

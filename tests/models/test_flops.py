@@ -15,10 +15,10 @@ from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
-from mmesid_jax.models.layers.attention import visible
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.mm_rqvae import MMRQVAE
+from mmesid_jax.models.packed_rows import visibility_mask
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.models.sequence_recommender import RecommenderModel
@@ -70,7 +70,7 @@ def catalogue_loss(model, batch: Batch) -> jax.Array:
 def test_recommender(llama, kind, targets):
   layout = Layout(rows=4, row_length=256, targets=targets, response=2)
   counted = compiled_flops(lambda: recommender(llama, kind), catalogue_loss, Packer(layout).batch())
-  ours = flops.recommender(recommender(llama, kind), padded(layout, P))
+  ours = flops.recommender_flops(recommender(llama, kind), padded(layout, P))
   assert ours == pytest.approx(counted, rel=0.05)
 
 
@@ -80,7 +80,7 @@ def test_sasrec():
 
   layout = Layout(rows=4, row_length=256, targets=512)
   counted = compiled_flops(make, catalogue_loss, Packer(layout).batch())
-  assert flops.sasrec(make(), padded(layout, 0)) == pytest.approx(counted, rel=0.05)
+  assert flops.sasrec_flops(make(), padded(layout, 0)) == pytest.approx(counted, rel=0.05)
 
 
 def test_mm_rqvae():
@@ -102,12 +102,12 @@ def test_mm_rqvae():
       alignment="none",
       temperature=1.0,
       reconstruction_weight=1.0,
-      quantisation_weight=1.0,
+      quantization_weight=1.0,
       alignment_weight=0.0,
     )[0]
 
   counted = compiled_flops(make, loss, {m: jnp.zeros((64, V)) for m, V in WIDTHS.items()})
-  assert flops.mm_rqvae(make(), 64) == pytest.approx(counted, rel=0.05)
+  assert flops.mm_rqvae_flops(make(), 64) == pytest.approx(counted, rel=0.05)
 
 
 @pytest.mark.parametrize("response", [0, 2])
@@ -116,8 +116,8 @@ def test_useful_work_is_what_the_mask_lets_through(response):
   for piece, length in enumerate((3, 5, 9)):
     assert packer.add(piece, np.arange(1, length + 1), first_target=1)
   batch = packer.batch()
-  work = flops.useful(batch, prompt=7)
+  work = flops.useful_work(batch, prompt=7)
   assert (work.tokens, work.targets) == (packer.tokens, 2 + 4 + 8)
   assert work.items == 8  # the last item of a sequence is never read
   prompt_pairs = 7 * 8 // 2 + 7 * packer.tokens
-  assert work.pairs == prompt_pairs + int(visible(batch).sum())
+  assert work.pairs == prompt_pairs + int(visibility_mask(batch).sum())

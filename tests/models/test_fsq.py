@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.models.fsq import FiniteScalarQuantizer, digits
+from mmesid_jax.models.fsq import FiniteScalarQuantizer, coordinate_sizes
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 
 LEVELS, D = 3, 6
@@ -23,12 +23,12 @@ def z():
 
 
 def test_digits():
-  assert digits(256) == (4, 4, 4, 4)
-  assert digits(8) == (4, 2)
-  assert digits(2) == (2,)
+  assert coordinate_sizes(256) == (4, 4, 4, 4)
+  assert coordinate_sizes(8) == (4, 2)
+  assert coordinate_sizes(2) == (2,)
   for codes in (0, 1, 6, 255):
     with pytest.raises(ValueError, match="power of two"):
-      digits(codes)
+      coordinate_sizes(codes)
 
 
 def test_codes_and_vectors(z):
@@ -43,9 +43,9 @@ def test_codes_and_vectors(z):
   np.testing.assert_array_equal(found.code_BL, digit)
   values = np.array(grid)[digit].reshape(len(z), -1)
   np.testing.assert_allclose(
-    found.quantised_BD, values @ np.asarray(fsq.leave.kernel[...]), rtol=1e-4, atol=1e-5
+    found.quantized_BD, values @ np.asarray(fsq.leave.kernel[...]), rtol=1e-4, atol=1e-5
   )
-  np.testing.assert_allclose(found.quantised_BD + found.residual_BD, z, atol=1e-5)
+  np.testing.assert_allclose(found.quantized_BD + found.residual_BD, z, atol=1e-5)
   assert found.code_BL.dtype == np.int32 and found.loss == found.averaging == 0
 
 
@@ -54,12 +54,12 @@ def test_codebooks_add_up_to_the_quantised_vector(z):
   found, book = fsq(z), np.asarray(fsq.codebook_LCD)
   assert book.shape == (LEVELS, 16, D)
   summed = book[np.arange(LEVELS), np.asarray(found.code_BL)].sum(1)
-  np.testing.assert_allclose(found.quantised_BD, summed, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found.quantized_BD, summed, rtol=1e-4, atol=1e-5)
 
 
 def test_gradient_passes_the_rounding(z):
   fsq = make()
-  to_z = jax.grad(lambda z: fsq(z).quantised_BD.sum())(z)
+  to_z = jax.grad(lambda z: fsq(z).quantized_BD.sum())(z)
   weight = np.asarray(fsq.leave.kernel[...]).sum(1)
   entered = z @ np.asarray(fsq.enter.kernel[...]) + np.asarray(fsq.enter.bias[...])
   expected = ((1 - np.tanh(entered) ** 2) * weight) @ np.asarray(fsq.enter.kernel[...]).T

@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.data.batches import batch_sequences, batch_pieces
+from mmesid_jax.data.batches import batch_pieces, batch_sequences
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.packing import Layout, training_pieces
 from mmesid_jax.losses.next_item import cross_entropy
@@ -150,7 +150,7 @@ def test_no_target_depends_on_later_items_or_on_other_users(S):
   first, second = np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8])
   (batch,) = batch_sequences([first, second], Layout(1, 40, 16, S))
 
-  item_ND = model.items(batch.item_N)
+  item_ND = model.items(batch.item_E)
 
   def states(item_ND):
     fed = nnx.merge(*nnx.split(model))
@@ -160,7 +160,7 @@ def test_no_target_depends_on_later_items_or_on_other_users(S):
   jacobian_QND = jax.jit(jax.jacrev(states))(item_ND)
   for q in np.flatnonzero(batch.weight_Q):
     touched_N = np.abs(jacobian_QND[q]).sum(1) > 0
-    seen = set(batch.item_N[np.flatnonzero(touched_N)].tolist())
+    seen = set(batch.item_E[np.flatnonzero(touched_N)].tolist())
     user = first if batch.piece_Q[q] == 0 else second
     before = user[: user.tolist().index(batch.target_Q[q])]
     assert seen == set(before.tolist()), f"target {batch.target_Q[q]}"

@@ -59,7 +59,7 @@ def our_model(base, encoder: str, template: str) -> RecommenderModel:
     ),
     llama.config,
     P=len(prompt.before),
-    S=len(prompt.behind),
+    S=len(prompt.after),
     item_dropout=0.0,
     from_checkpoint=("backbone", "prompt"),
     rngs=nnx.Rngs(2),
@@ -67,7 +67,7 @@ def our_model(base, encoder: str, template: str) -> RecommenderModel:
   model.backbone = llama
   checkpoint = Checkpoint(base)
   model.prompt_PD.set_value(read_embeddings(checkpoint, prompt.before))
-  model.response_SD.set_value(read_embeddings(checkpoint, prompt.behind))
+  model.response_SD.set_value(read_embeddings(checkpoint, prompt.after))
   return model
 
 

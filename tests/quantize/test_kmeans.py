@@ -130,8 +130,10 @@ def test_many_points_are_found_by_a_sample(monkeypatch, balanced, limit, value):
   x, label = blobs([100, 100, 100, 100])
   monkeypatch.setattr(module, limit, value)
   seen = []
-  of_sample = module._spread
-  monkeypatch.setattr(module, "_spread", lambda x, *rest: seen.append(x) or of_sample(x, *rest))
+  of_sample = module._initial_centroids
+  monkeypatch.setattr(
+    module, "_initial_centroids", lambda x, *rest: seen.append(x) or of_sample(x, *rest)
+  )
   centroid, code = kmeans(x, 4, balanced=balanced)
   assert len(seen[0]) == 64 and len(np.unique(seen[0], axis=0)) == 64  # none twice
   assert code.shape == (400,) and len(set(zip(label, code, strict=True))) == 4

@@ -1,4 +1,4 @@
-"""What every model is made of: an affine layer, and dropout by key."""
+"""Parts of all models: an affine layer, exact GELU, and dropout with an explicit key."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,10 @@ from flax import nnx
 
 
 class Linear(nnx.Module):
-  """y = x W (+ b) over the last axis; W [d_in, *d_out] float32, normal; no std: d_in ** -0.5.
-  Computed in the dtype of x."""
+  """y = x W (+ b) over the last axis, computed in the dtype of x; W [d_in, *d_out] is float32.
+
+  W starts normal with standard deviation `std`, None = d_in ** -0.5; b starts at zero.
+  """
 
   def __init__(
     self,
@@ -29,20 +31,22 @@ class Linear(nnx.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """The exact one, x * Phi(x), as torch has it; jax's default is an approximation."""
+  """Exact GELU, x * Phi(x), as in torch; jax's default is an approximation."""
   return jax.nn.gelu(x, approximate=False)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Zeroes elements with probability `rate`, to the nearest 2 ** -16, and scales the rest by 1 / (1
-  - rate); key None = identity."""
+  """Zeroes elements with probability `rate` and multiplies the others by 1 / (1 - rate).
+
+  The probability is rounded to a multiple of 2 ** -16. Without a key nothing is changed.
+  """
   if key is None or rate == 0:
     return x
-  # Sixteen bits an element: drawing them is a good part of what a mask costs.
+  # 16 random bits per element instead of 32: they are a large part of the cost of a mask.
   kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
   return jnp.where(kept, x / (1 - rate), 0)
 
 
-def split(key: jax.Array | None, count: int) -> list[jax.Array | None] | jax.Array:
-  """`count` keys out of one; None stays None."""
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None] | jax.Array:
+  """Splits a key into `count` keys; of None, returns `count` times None."""
   return [None] * count if key is None else jax.random.split(key, count)

@@ -1,7 +1,7 @@
-"""How a frozen weight is kept: as floats, or as 8- or 4-bit codes with a scale a block.
+"""Storage of frozen weights: floats, or 8- or 4-bit codes with one scale per block.
 
-Blocks run along the input axis, so a weight that is sharded on either axis quantises shard by
-shard. Source of NF4, the 16 quantiles of a normal distribution: Dettmers et al. 2023 (QLoRA).
+Blocks run along the input axis, so a weight that is sharded on either axis can be quantized shard
+by shard. Source of NF4, the 16 quantiles of a normal distribution: Dettmers et al. 2023 (QLoRA).
 """
 
 import functools
@@ -13,8 +13,8 @@ from flax import nnx
 
 from mmesid_jax.parallel.variables import Pretrained
 
-KINDS = ("float32", "bfloat16", "int8", "nf4")
-BLOCK = 64  # weights that share a scale
+WEIGHT_KINDS = ("float32", "bfloat16", "int8", "nf4")
+BLOCK = 64  # number of weights that share a scale
 NF4 = np.array(
   [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -24,30 +24,30 @@ NF4 = np.array(
   ],
   np.float32,
 )  # fmt: skip
-# Two nearest levels change over half-way between them.
-NF4_EDGES = (NF4[1:] + NF4[:-1]) / 2
+NF4_EDGES = (NF4[1:] + NF4[:-1]) / 2  # between two levels the nearest one changes halfway
 
 
-class Quantised(nnx.Module):
-  """A weight [d_in, *d_out] as codes and the largest magnitude of every BLOCK rows, a column each.
+class QuantizedWeight(nnx.Module):
+  """A weight [d_in, *d_out] as codes, and per column the largest magnitude of every BLOCK rows.
 
-  int8: value = code / 127 * scale, 1.03 bytes a weight. nf4: two 4-bit codes a byte (the even row
-  in the high half), value = NF4[code] * scale, 0.53 bytes. Scales are bfloat16: what a second
-  quantisation of float32 scales would save is saved already.
+  int8: value = code / 127 * scale, 1.03 bytes per weight. nf4: two 4-bit codes per byte (the even
+  row in the high half), value = NF4[code] * scale, 0.53 bytes per weight. Scales are bfloat16,
+  which saves as much as a second quantization of float32 scales would. Raises ValueError when d_in
+  is not a multiple of BLOCK.
   """
 
   def __init__(self, shape: tuple[int, ...], kind: str):
     d_in, *d_out = shape
     if d_in % BLOCK:
-      raise ValueError(f"{kind} wants an input width in blocks of {BLOCK}, got {d_in}")
+      raise ValueError(f"{kind} needs an input width that is a multiple of {BLOCK}, got {d_in}")
     rows, dtype = (d_in, jnp.int8) if kind == "int8" else (d_in // 2, jnp.uint8)
     self.codes = Pretrained(jnp.zeros((rows, *d_out), dtype))
     self.scale = Pretrained(jnp.zeros((d_in // BLOCK, *d_out), jnp.bfloat16))
     self.kind = kind
 
 
-def dequantise(codes: jax.Array, scale: jax.Array, kind: str) -> jax.Array:
-  """float32 [d_in, *d_out] from `quantise`'s codes and scales."""
+def dequantize_weight(codes: jax.Array, scale: jax.Array, kind: str) -> jax.Array:
+  """Returns float32 [d_in, *d_out] from the codes and scales of `quantize_weight`."""
   if kind == "int8":
     values = codes.astype(jnp.float32) / 127
   else:
@@ -58,8 +58,8 @@ def dequantise(codes: jax.Array, scale: jax.Array, kind: str) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def quantise(weight: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
-  """Codes and bfloat16 scales of a slab [d_in, *d_out], d_in in whole blocks."""
+def quantize_weight(weight: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+  """Codes and bfloat16 scales of a weight [d_in, *d_out]; d_in is a multiple of BLOCK."""
   d_in, *d_out = weight.shape
   blocks = weight.astype(jnp.float32).reshape(d_in // BLOCK, BLOCK, *d_out)
   scale = jnp.abs(blocks).max(axis=1).astype(jnp.bfloat16)
@@ -71,6 +71,8 @@ def quantise(weight: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
   return codes[0::2] << 4 | codes[1::2], scale
 
 
-def stored(shape: tuple[int, ...], kind: str) -> "Pretrained | Quantised":
-  """A place for a frozen weight [d_in, *d_out] of the kind, zero until a checkpoint fills it."""
-  return Quantised(shape, kind) if kind in ("int8", "nf4") else Pretrained(jnp.zeros(shape, kind))
+def frozen_weight(shape: tuple[int, ...], kind: str) -> Pretrained | QuantizedWeight:
+  """A frozen weight [d_in, *d_out] stored as `kind`; zero until a checkpoint fills it."""
+  if kind in ("int8", "nf4"):
+    return QuantizedWeight(shape, kind)
+  return Pretrained(jnp.zeros(shape, kind))

@@ -7,8 +7,9 @@ import pytest
 
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Layout
-from mmesid_jax.models.layers.attention import attention, preferred, visible
-from mmesid_jax.parallel.sharding import make_mesh
+from mmesid_jax.models.layers.attention import attention, preferred_kernel
+from mmesid_jax.models.packed_rows import visibility_mask
+from mmesid_jax.parallel.mesh import make_mesh
 
 P, N, K = 3, 4, 2
 
@@ -18,7 +19,7 @@ def packed_mask(row_length: int) -> jax.Array:
   rng = np.random.default_rng(0)
   histories = [rng.integers(1, 40, n) for n in (1, 7, 20, 3, 15, 9, 2)]
   (batch,) = batch_sequences(histories, Layout(2, row_length, 64, response=2))
-  return visible(batch, P)
+  return visibility_mask(batch, P)
 
 
 def drawn(mask_RTS: jax.Array, H: int, dtype) -> list[jax.Array]:
@@ -68,12 +69,12 @@ def test_cudnn_equals_xla(H):
 
 
 def test_kernels_are_preferred_where_they_take_the_heads():
-  assert preferred("gpu", jnp.bfloat16, 128) == "cudnn"
-  assert preferred("gpu", jnp.float32, 128) == "xla"  # cuDNN's takes half precision only
-  assert preferred("gpu", jnp.bfloat16, 136) == "xla"
-  assert preferred("tpu", jnp.float32, 128) == "splash"
-  assert preferred("tpu", jnp.bfloat16, 64) == "xla"
-  assert preferred("cpu", jnp.bfloat16, 128) == "xla"
+  assert preferred_kernel("gpu", jnp.bfloat16, 128) == "cudnn"
+  assert preferred_kernel("gpu", jnp.float32, 128) == "xla"  # cuDNN's takes half precision only
+  assert preferred_kernel("gpu", jnp.bfloat16, 136) == "xla"
+  assert preferred_kernel("tpu", jnp.float32, 128) == "splash"
+  assert preferred_kernel("tpu", jnp.bfloat16, 64) == "xla"
+  assert preferred_kernel("cpu", jnp.bfloat16, 128) == "xla"
 
 
 def test_the_prompt_is_seen_by_all_and_padding_by_nobody():

@@ -4,7 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmesid_jax.models.layers.weight_quantization import BLOCK, NF4, Quantised, dequantise, quantise
+from mmesid_jax.models.layers.weight_quantization import (
+  BLOCK,
+  NF4,
+  QuantizedWeight,
+  dequantize_weight,
+  quantize_weight,
+)
 
 RNG = np.random.default_rng(0)
 WEIGHT = (RNG.normal(size=(4 * BLOCK, 6, 5)) * RNG.gamma(2, size=(1, 6, 5))).astype(np.float32)
@@ -25,8 +31,8 @@ def nearest(weight: np.ndarray, levels: np.ndarray) -> np.ndarray:
   "kind, levels", [("int8", np.arange(-127, 128) / 127), ("nf4", NF4.astype(np.float64))]
 )
 def test_every_weight_becomes_its_nearest_level(kind, levels):
-  codes, scale = quantise(jnp.asarray(WEIGHT), kind)
-  got = dequantise(codes, scale, kind)
+  codes, scale = quantize_weight(jnp.asarray(WEIGHT), kind)
+  got = dequantize_weight(codes, scale, kind)
   # half-way between two levels float32 and float64 may choose differently, at the same distance
   ours, best = np.abs(got - WEIGHT), np.abs(nearest(WEIGHT, levels) - WEIGHT)
   np.testing.assert_allclose(ours, best, atol=1e-5 * np.abs(WEIGHT).max())
@@ -36,8 +42,8 @@ def test_every_weight_becomes_its_nearest_level(kind, levels):
 def test_error_and_bytes_a_weight(kind, error, size):
   """Relative to the weights' own norm, for normal weights; figures of the README."""
   weight = RNG.normal(size=(1024, 64)).astype(np.float32)
-  codes, scale = quantise(jnp.asarray(weight), kind)
-  difference = np.asarray(dequantise(codes, scale, kind)) - weight
+  codes, scale = quantize_weight(jnp.asarray(weight), kind)
+  difference = np.asarray(dequantize_weight(codes, scale, kind)) - weight
   relative = np.linalg.norm(difference) / np.linalg.norm(weight)
   assert 0.5 * error < relative < error
   assert (codes.nbytes + scale.nbytes) / weight.size == pytest.approx(size, abs=0.005)
@@ -47,10 +53,10 @@ def test_error_and_bytes_a_weight(kind, error, size):
 def test_zeros_and_extremes(kind):
   weight = np.zeros((BLOCK, 3), np.float32)
   weight[0, 1], weight[1, 1], weight[5, 2] = 3.0, -3.0, 1e-30
-  got = np.asarray(dequantise(*quantise(jnp.asarray(weight), kind), kind))
+  got = np.asarray(dequantize_weight(*quantize_weight(jnp.asarray(weight), kind), kind))
   np.testing.assert_allclose(got, weight, rtol=4e-3)
 
 
 def test_blocks_must_fit():
   with pytest.raises(ValueError, match="blocks of 64, got 65"):
-    Quantised((65, 8), "nf4")
+    QuantizedWeight((65, 8), "nf4")
