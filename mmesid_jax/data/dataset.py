@@ -39,7 +39,7 @@ class Dataset:
   items: np.ndarray  # int32 [interactions], memory-mapped, ids 1..num_items
   offsets: np.ndarray  # int64 [U + 1]
   users: np.ndarray  # int64 [U], user ids as in the file
-  num_items: int  # I; ids 1..I, 0 = padding
+  num_items: int  # I - 1; ids 1..I-1, 0 = padding
   fingerprint: str  # hex sha256 of users, sequences, the number of items, and a temporal split
   items_path: str | None  # items.jsonl, with titles and categories
   temporal_cuts: splits.TemporalCuts | None = None  # of a temporal split; None = leave-one-out
@@ -81,11 +81,11 @@ class Dataset:
     return int(rows[0])
 
   def titles(self) -> list[str | None]:
-    """Returns titles by item id, [I + 1]; None where unknown. Every call reads items.jsonl."""
+    """Returns titles by item id, [I]; None where unknown. Every call reads items.jsonl."""
     return [item.title for item in self._read_items()]
 
   def categories(self) -> list[str | None]:
-    """Returns one category per item, [I + 1]; None where unknown. Every call reads items.jsonl.
+    """Returns one category per item, [I]; None where unknown. Every call reads items.jsonl.
 
     `categories` of an item is a path of names from the general to the particular, a list of such
     paths (the first counts), or one name. The result is from the first level on which no name has
@@ -102,7 +102,7 @@ class Dataset:
     return [path[-1] if path else None for path in paths]
 
   def _read_items(self) -> list[Item]:
-    """Reads items.jsonl: items by id, [I + 1]."""
+    """Reads items.jsonl: items by id, [I]."""
     if self.items_path is None:
       return [UNKNOWN_ITEM] * (self.num_items + 1)
     items = read_items(Path(self.items_path))
@@ -119,7 +119,7 @@ def evaluated_users(dataset: Dataset, part: str = "test") -> np.ndarray:
 
 
 def popularity(dataset: Dataset) -> np.ndarray:
-  """Counts how often each item occurs in the training parts, int64 [I + 1]; entry 0 is 0.
+  """Counts how often each item occurs in the training parts, int64 [I]; entry 0 is 0.
 
   This is q_i in MME-SID's frequency-aware fusion. Validation and test targets are not counted.
   """

@@ -18,7 +18,7 @@ KEPT_DTYPES = ("float16", "float32", "bfloat16")  # other types are converted to
 def read_features(
   path: str | os.PathLike, num_items: int, *, width: int | None = None
 ) -> np.ndarray:
-  """Reads a table whose row i belongs to item i, float32 [I + 1, V], row 0 set to zero.
+  """Reads a table whose row i belongs to item i, float32 [I, V], row 0 set to zero.
 
   Raises UserError as `open_features` does.
   """
@@ -30,7 +30,7 @@ def read_features(
 def open_features(
   path: str | os.PathLike, num_items: int, *, width: int | None = None
 ) -> np.ndarray:
-  """Opens a table without reading it into memory: [I + 1, V], row 0 as the file has it.
+  """Opens a table without reading it into memory: [I, V], row 0 as the file has it.
 
   The file is .npy, or .safetensors with one tensor, of any float or integer type (bfloat16 too). A
   .npy of float16 or float32 is a memory map; .safetensors and other types are read into memory.
@@ -45,7 +45,7 @@ def open_features(
 
 
 def feature_width(path: str | os.PathLike, num_items: int) -> int:
-  """Returns V of a file's table [I + 1, V]; only the header is read.
+  """Returns V of a file's table [I, V]; only the header is read.
 
   Raises UserError for a file that is missing, of another kind or of another shape.
   """

@@ -51,7 +51,7 @@ def write_warm_dataset(
 ) -> None:
   """Writes the dataset without the cold items as a dataset folder with feature tables.
 
-  The files are sequences.txt, items.jsonl, <modality>.npy of every table [I + 1, V] in `features`,
+  The files are sequences.txt, items.jsonl, <modality>.npy of every table [I, V] in `features`,
   and times.npy if the dataset is split by time. Users with cold items only are left out.
   """
   ids = split.new_ids()

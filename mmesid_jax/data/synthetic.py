@@ -69,7 +69,7 @@ def write_synthetic(
 
 
 def _view(z_IW: np.ndarray, width: int, noise: float, rng: np.random.Generator) -> np.ndarray:
-  """Returns tanh of a random projection, plus noise: float32 [I + 1, width], row 0 zero."""
+  """Returns tanh of a random projection, plus noise: float32 [I, width], row 0 zero."""
   projection = rng.normal(size=(LATENT, width)) / np.sqrt(LATENT)
   x_IV = np.tanh(1.5 * z_IW @ projection) + noise * rng.normal(size=(len(z_IW), width))
   return np.concatenate([np.zeros((1, width)), x_IV]).astype(np.float32)

@@ -8,7 +8,7 @@ from mmesid_jax.data.features import row_chunks
 
 
 def mean_and_deviation(table_IV: np.ndarray) -> tuple[np.ndarray, float]:
-  """Returns the mean of rows 1..I, float64 [V], and the standard deviation of all values from it.
+  """Returns the mean of rows 1..I-1, float64 [V], and the standard deviation of all values from it.
 
   One number for the whole table; the table is read in chunks.
   """
@@ -19,7 +19,7 @@ def mean_and_deviation(table_IV: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def covariance(table_IV: np.ndarray, mean_V: np.ndarray) -> np.ndarray:
-  """Covariance of rows 1..I around their mean, float64 [V, V]; the table is read in chunks."""
+  """Covariance of rows 1..I-1 around their mean, float64 [V, V]; the table is read in chunks."""
   centered = (x - mean_V for _, x in row_chunks(table_IV))
   return sum(x.T @ x for x in centered) / (len(table_IV) - 1)
 
@@ -36,7 +36,7 @@ class Whitening(NamedTuple):
 
 
 def fit_whitening(x_IV: np.ndarray, width: int, std: float) -> Whitening:
-  """Fits a map to the first `width` principal components of rows 1..I, each with deviation `std`.
+  """Fits a map to the first `width` principal components of rows 1..I-1, each with deviation `std`.
 
   Directions without variance (numerical rank) become zero columns rather than amplified noise.
   Deterministic: each component's sign makes its largest loading positive. Raises ValueError when
@@ -50,7 +50,7 @@ def fit_whitening(x_IV: np.ndarray, width: int, std: float) -> Whitening:
 
 
 def whiten(x_IV: np.ndarray, whitening: Whitening) -> np.ndarray:
-  """Whitens a table [I + 1, V] -> float32 [I + 1, W]; row 0 is zero."""
+  """Whitens a table [I, V] -> float32 [I, W]; row 0 is zero."""
   whitened = whitening(x_IV)
   whitened[0] = 0
   return whitened

@@ -112,7 +112,7 @@ def join_by_key(
   dtype: np.dtype,
   missing: str,
 ) -> JoinResult:
-  """Writes the table [I + 1, V] whose row i is the vector of keys[i - 1]; row 0 is zeros.
+  """Writes the table [I, V] whose row i is the vector of keys[i - 1]; row 0 is zeros.
 
   Vectors of other keys are left out. The table is written through a memory map.
 

@@ -19,7 +19,7 @@ CHUNK_ROWS = 65536  # rows in memory at once
 def write_filled_table(
   path: Path, rows_EV: np.ndarray, items_E: np.ndarray, num_items: int, missing: str
 ) -> int:
-  """Writes the table [I + 1, V]; returns the number of items without a row.
+  """Writes the table [I, V]; returns the number of items without a row.
 
   Args:
     path: .npy.
@@ -50,7 +50,7 @@ def write_filled_table(
 def _chunks_by_item(
   rows_EV: np.ndarray, place_I: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-  """Yields items 1..I in chunks: their slice, rows [B, V], and whether each row is missing [B]."""
+  """Yields items 1..I-1 in chunks: slice, rows [B, V], and whether each row is missing [B]."""
   for at in range(1, len(place_I), CHUNK_ROWS):
     items_B = slice(at, at + CHUNK_ROWS)
     place_B = place_I[items_B]

@@ -1,6 +1,6 @@
 """Collaborative stage: SASRec on the training part; its item table is the collaborative modality.
 
-Writes collaborative.safetensors: `items` float32 [I + 1, D] (row 0 zero) and the model, which is a
+Writes collaborative.safetensors: `items` float32 [I, D] (row 0 zero) and the model, which is a
 baseline.
 """
 
@@ -49,7 +49,7 @@ def sasrec_loss(config: ConfigDict, num_items: int):
   def bce(model: SASRec, batch: Batch, key: jax.Array):
     model_key, negative_key = jax.random.split(key)
     h_QD = model.hidden(batch, model_key)
-    # One of the I - 1 other items: an offset from the target, around the circle of items 1..I.
+    # One of the I - 2 other items: an offset from the target, around the circle of items 1..I-1.
     offset_Q = jax.random.randint(negative_key, batch.target_Q.shape, 1, num_items)
     negative_Q = (batch.target_Q - 1 + offset_Q) % num_items + 1
     item_ID = model.item_ID[...]

@@ -1,6 +1,6 @@
 """Semantic-ID stage: MM-RQ-VAE over all items, then every item's codes.
 
-Writes semantic_ids.safetensors: `codes.<modality>` int32 [I + 1, L] (row 0 zero),
+Writes semantic_ids.safetensors: `codes.<modality>` int32 [I, L] (row 0 zero),
 `codebooks.<modality>` float32 [L, C, D] and `means.<modality>` float32 [V], of the items' vectors;
 the header holds the health of the codebooks.
 """
@@ -169,7 +169,7 @@ def _encode(tables: FeatureTables, batch: ItemBatch) -> dict[str, jax.Array]:
 def encode_catalogue(
   tables: FeatureTables, features: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """modality -> int32 [I + 1, L] by the nearest code; row 0 is zero."""
+  """modality -> int32 [I, L] by the nearest code; row 0 is zero."""
   num_items = len(next(iter(features.values()))) - 1
   batches = (make_item_batch(features, np.arange(r.start, r.stop)) for r in item_chunks(num_items))
   found = [jax.device_get(_encode(tables, batch)) for batch in batches]
@@ -180,7 +180,7 @@ def encode_catalogue(
 
 
 class SemanticIDs(NamedTuple):
-  """What the artifact says of the items. modality -> codes int32 [I + 1, L] and codebook float32
+  """What the artifact says of the items. modality -> codes int32 [I, L] and codebook float32
   [L, C, D]; and its header."""
 
   codes: dict[str, np.ndarray]

@@ -50,7 +50,7 @@ class Workdir:
     return digests
 
   def features(self, *, mapped: bool = False) -> dict[str, np.ndarray]:
-    """modality -> float32 [I + 1, V], row 0 zero. mapped: memory maps in the files' own type where
+    """modality -> float32 [I, V], row 0 zero. mapped: memory maps in the files' own type where
     `open_features` can. Raises UserError for a table that does not fit."""
     read_table = open_features if mapped else read_features
     tables = {}

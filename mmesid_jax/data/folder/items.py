@@ -19,7 +19,7 @@ UNKNOWN_ITEM = Item(None, ())
 
 
 def read_items(path: Path) -> list[Item]:
-  """Reads the items by id, [I + 1]; entry 0 is the padding item. Raises UserError."""
+  """Reads the items by id, [I]; entry 0 is the padding item. Raises UserError."""
   return [UNKNOWN_ITEM, *require_valid(path, scan_items(path))]
 
 

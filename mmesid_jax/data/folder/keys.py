@@ -17,7 +17,7 @@ KEY = "key"
 
 
 def item_keys(directory: str | os.PathLike, field: str = KEY) -> list[str]:
-  """Reads the keys of items 1..I, [I]: `field` of every line of items.jsonl.
+  """Reads the keys of items 1..I-1, [I - 1]: `field` of every line of items.jsonl.
 
   Raises UserError for a missing file, a line without such a text, and a key on two lines.
   """

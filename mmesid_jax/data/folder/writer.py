@@ -63,7 +63,7 @@ def write_keyed_folder(
 ) -> None:
   """Writes sequences.txt, users.jsonl, items.jsonl and, if there are times, times.npy.
 
-  Users get the ids 1..U and items the ids 1..I, in the order of their keys.
+  Users get the ids 1..U and items the ids 1..I-1, in the order of their keys.
 
   Args:
     items: integer ids from 1, [interactions]: the users' sequences one after another.
