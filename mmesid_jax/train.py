@@ -27,7 +27,7 @@ flags.FLAGS["explain"].boolean = True  # its value may be left out
 command_line.define_process_flags()
 GROUPS = {
   "Required": "config=NAME[:PRESET] workdir=DIR",
-  "Optional": "overwrite explain",
+  "Optional": "overwrite explain=KEY",
 } | command_line.PROCESS_GROUP
 
 

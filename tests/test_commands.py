@@ -2,13 +2,19 @@
 
 import json
 import pathlib
+import re
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from commands import refused, run, start
+from commands import ROOT, refused, run, start
 
+from mmesid_jax import __version__
+from mmesid_jax.__main__ import COMMANDS
 from mmesid_jax.config.schema import flatten
 
 
@@ -20,6 +26,75 @@ def train(workdir: pathlib.Path, data: pathlib.Path, *more: str) -> tuple[str, .
     "--config.features.text=",
     *more,
   )
+
+
+def test_every_command_explains_itself():
+  """First line, two examples with flags that exist, every flag in a group, jax not loaded."""
+  code = "\n".join(
+    [
+      "import os, sys",
+      "from mmesid_jax.__main__ import COMMANDS, main",
+      "for name in COMMANDS:",
+      "  print(chr(0) + name, flush=True)",
+      "  if not os.fork():",
+      "    sys.argv[1:] = [name, '-h']",
+      "    try: main()",
+      "    finally: assert 'jax' not in sys.modules and 'numpy' not in sys.modules",
+      "  assert os.wait()[1] == 0, name",
+    ]
+  )
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  pages = dict(page.split("\n", 1) for page in done.stdout.split("\0")[1:])
+  assert [*pages] == [*COMMANDS]
+  for name, page in pages.items():
+    first, _, rest = page.partition("\n\nExamples:\n")
+    assert first.endswith(".") and "\n" not in first and len(first) <= 90, first
+    examples, _, rest = rest.partition("\n\n")
+    examples = examples.replace("\\\n", " ").splitlines()
+    assert len(examples) >= 2, name
+    known = set(re.findall(r"^  --(?:\[no\])?(\w+)", rest, re.MULTILINE))
+    for example in examples:
+      words = shlex.split(example)
+      assert words[:3] == ["python", "-m", f"mmesid_jax.{name}"]
+      used = {re.split("[=.]", word[2:])[0] for word in words if word.startswith("--")}
+      assert used and used <= known, example
+    assert "Other:" not in rest, name
+    assert max(map(len, page.splitlines())) <= 100, name
+
+
+def test_the_commands_are_listed_and_run_by_name():
+  def call(*words):
+    done = subprocess.run(
+      [sys.executable, "-m", "mmesid_jax", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+  status, out, err = call()
+  assert (status, err) == (0, "")
+  assert [line.split()[0] for line in out.splitlines() if line[:2] == "  "] == [*COMMANDS]
+  assert call("help") == (status, out, err)
+  assert call("fetch", "--data=x") == (2, "", MISTYPED)
+  assert call("--version")[1] == call("train", "--version")[1] == f"mmesid_jax {__version__}\n"
+  assert call("train")[2] == "error: --config and --workdir are missing; they must be given\n"
+  assert "Examples:" in call("help", "export")[1]
+
+
+MISTYPED = "error: fetch: no such command; did you mean fetch_images?\n"
+MISSING = {
+  "train": "--config and --workdir are missing",
+  "plan": "--config and --device are missing",
+  "prepare": "one of --output, --check, --tfds is missing",
+  "recommend": "--workdir and one of --history, ",
+  "encode": "--data, --modality and --model are missing",
+  "cold_start": "--config and --workdir are missing",
+  "ablate": "--config, --results and --workdir are missing",
+}
+
+
+@pytest.mark.parametrize("command", MISSING)
+def test_without_arguments_all_that_is_missing_is_named(command):
+  assert refused(command).startswith(f"error: {MISSING[command]}")
 
 
 SEQUENCES = {

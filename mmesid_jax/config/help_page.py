@@ -39,7 +39,7 @@ def help_page(doc: str | None, groups: Groups, own_flags: Iterable[str]) -> str:
 def _flag_lines(name: str, value: str) -> list[str]:
   flag = flags.FLAGS[name]
   if flag.boolean:
-    head = f"--[no]{name}" if flag.default else f"--{name}"
+    head = f"--[no]{name}" if flag.default else f"--{name}" + (f"[={value}]" if value else "")
   else:
     head = f"--{name}={value or _placeholder(flag)}"
   # absl adds the values to the help of an enum, and a remark to that of a flag given many times

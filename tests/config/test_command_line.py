@@ -1,8 +1,13 @@
+import pathlib
+import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 
+import mmesid_jax
+from mmesid_jax.config import named_configs
 from mmesid_jax.config.command_line import nearest_name
 
 CONFIG = """
@@ -75,6 +80,10 @@ def test_a_good_command_line_reaches_main(program):
     assert program("--workdir=a", "--config=config.py", sizes).returncode == 0
   result = program("--workdir=a")
   assert (result.returncode, result.stdout) == (0, "1 a None\n"), result.stderr
+  result = program("--config=config.py", "--config.recommender.steps", "-3", "--workdir", "-1")
+  assert (result.returncode, result.stdout) == (0, "1 -1 -3\n"), result.stderr
+  result = program("--config=config.py", "--config.recommender.masked", "--workdir=a")
+  assert (result.returncode, result.stdout) == (0, "1 a 10\n"), result.stderr
 
 
 W, C, R = "--workdir=a", "--config=config.py", "--config.recommender"
@@ -119,7 +128,18 @@ BAD = [
   ([W, "--config"], "Missing value for flag --config"),
   (["--wrkdir=a", C], "--wrkdir: no such flag; did you mean --workdir?"),
   ([W, C, "--conifg.seed=3"], "--conifg.seed: no such flag; did you mean --config.seed?"),
+  (
+    [W, "--config=nowhere"],
+    "--config=nowhere: no configuration has this name; known: ablations, be",
+  ),
+  ([W, "--config=quickstart", "--config.sead=1"], "--config.sead: no such key; did you mean seed?"),
+  ([W, "--config", "quickstart:bst"], "preset 'bst': expected one of best, "),
   ([C], "--workdir is missing; it must be given"),
+  ([], "--workdir is missing; it must be given"),
+  (["--workdir", C], "--workdir needs a value, but --config=config.py follows"),
+  (["--config", W], "--config needs a value, but --workdir=a follows"),
+  (["--workdir", "--config", "config.py"], "--workdir needs a value, but --config follows"),
+  ([C, f"{R}.steps", W], f"{R}.steps needs a value, but --workdir=a follows"),
   (["--workdir"], "Missing value for flag --workdir"),
   ([W, C, "stray"], "unexpected argument 'stray'; flags are written --name=value"),
 ]
@@ -171,9 +191,51 @@ def test_an_error_that_nothing_can_catch_is_printed_unless_it_follows_one_that_i
   assert "RuntimeError: a bug" in program("--workdir=a", "--lost=a bug").stderr
 
 
-def test_help_is_no_error(program):
-  result = program("--help")
-  assert "--workdir" in result.stdout and "error:" not in result.stderr
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_is_no_error_and_shows_no_flags_of_libraries(program, option):
+  result = program("--config=nowhere.py", option)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert "--workdir" in result.stdout and "--verbosity" not in result.stdout
+
+
+def test_the_version(program):
+  result = program("--version")
+  assert (result.returncode, result.stdout) == (0, f"mmesid_jax {mmesid_jax.__version__}\n")
+
+
+def test_all_missing_flags_are_named_in_one_line():
+  command = [sys.executable, "-c", ALL_MISSING]
+  result = subprocess.run(command, capture_output=True, text=True)
+  assert result.stderr == "error: --a, --b and one of --c, --d are missing; they must be given\n"
+  result = subprocess.run([*command, "--c=1", "--d=2"], capture_output=True, text=True)
+  assert result.stderr == "error: expected one of --c, --d; found --c and --d\n"
+
+
+def test_a_name_is_a_configuration_of_a_clone_and_of_a_wheel(tmp_path, monkeypatch):
+  assert "beauty" in named_configs.config_names()
+  assert named_configs.config_file("beauty:paper").endswith("/configs/beauty.py:paper")
+  (tmp_path / "mmesid_jax" / "configs").mkdir(parents=True)
+  (tmp_path / "mmesid_jax" / "configs" / "mine.py").write_text(CONFIG)
+  monkeypatch.setattr(
+    named_configs, "__file__", str(tmp_path / "mmesid_jax" / "config" / "named_configs.py")
+  )
+  assert named_configs.config_names() == ["mine"]
+  assert named_configs.config_file("mine") == str(tmp_path / "mmesid_jax" / "configs" / "mine.py")
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "mine").write_text("")  # an existing file wins
+  assert named_configs.config_file("mine:best") == "mine:best"
+
+
+def test_the_wheel_holds_configs(monkeypatch):
+  """setup.py, run with a stand-in for setuptools: environments need not have it."""
+  root, packages, given = pathlib.Path(__file__).parents[2], ["mmesid_jax"], {}
+  stand_in = types.ModuleType("setuptools")
+  stand_in.setup = given.update
+  stand_in.find_namespace_packages = lambda include: packages
+  monkeypatch.setitem(sys.modules, "setuptools", stand_in)
+  runpy.run_path(str(root / "setup.py"))
+  assert given["packages"] == ["mmesid_jax", "mmesid_jax.configs"]
+  assert given["package_dir"] == {"mmesid_jax.configs": "configs"}
 
 
 @pytest.mark.parametrize(
@@ -188,8 +250,19 @@ def test_help_is_no_error(program):
 )
 def test_nearest(name, expected):
   keys = ("seed", "recommender.learning_rate", "recommender.steps", "recommender.widths")
-  assert nearest_name(name, (*keys, "collaborative.layers", "collaborative.learning_rate")) == expected
+  assert (
+    nearest_name(name, (*keys, "collaborative.layers", "collaborative.learning_rate")) == expected
+  )
 
+
+ALL_MISSING = """
+from absl import flags
+from mmesid_jax.config.command_line import require_flags, run_command
+
+for name in "abcd":
+  flags.DEFINE_string(name, None, "Needed.")
+run_command(lambda argv: require_flags("a", "b", ("c", "d")))
+"""
 
 SUBCOMMANDS = """
 from absl import flags
