@@ -36,9 +36,10 @@ def main(argv: list[str]) -> None:
 
   results = pathlib.Path(RESULTS.value)
   if TABLE.value:
-    ablations.show(CONFIG.value, results)
+    ablations.print_table(CONFIG.value, results)
     return
-  ablations.run(CONFIG.value, WORKDIR.value, results, variants=VARIANTS.value, seeds=SEEDS.value)
+  options = {"variants": VARIANTS.value, "seeds": SEEDS.value}
+  ablations.run_ablations(CONFIG.value, WORKDIR.value, results, **options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One run's result as a small JSON file, and a table of many: what every variant gains on base."""
+"""The result of a run as a small JSON file, and tables of what every variant gains over base."""
 
 import json
 import pathlib
@@ -23,8 +23,10 @@ Ranks = Mapping[str, np.ndarray]  # protocol -> int32 [U]
 Result = Mapping[str, Any]
 
 
-def metrics(ranks: Ranks, *, resamples: int, seed: int) -> dict[str, dict[str, list[float]]]:
-  """protocol -> HR and nDCG at 5 and 10 -> mean, and 95 % bootstrap interval over users."""
+def summarize_metrics(
+  ranks: Ranks, *, resamples: int, seed: int
+) -> dict[str, dict[str, list[float]]]:
+  """protocol -> HR and nDCG at 5 and 10 -> mean and 95 % bootstrap interval over users."""
 
   def shown(rank_U: np.ndarray) -> dict[str, list[float]]:
     found = summarize_ranks(rank_U, CUTOFFS, resamples=resamples, seed=seed)
@@ -37,9 +39,9 @@ def metrics(ranks: Ranks, *, resamples: int, seed: int) -> dict[str, dict[str, l
   return {protocol: shown(ranks[protocol]) for protocol in PROTOCOLS}
 
 
-def gains(ranks: Ranks, reference: Ranks) -> dict[str, dict[str, Any]]:
-  """ "masked nDCG@5" ... -> the mean of every user's difference to the reference, its 95 %
-  bootstrap interval, and the means of GROUPS groups of users, for `pooled`."""
+def gains_over_base(ranks: Ranks, reference: Ranks) -> dict[str, dict[str, Any]]:
+  """ "masked nDCG@5" ... -> mean of the users' differences to the reference, its 95 % bootstrap
+  interval, and the means of GROUPS groups of users, for `pool_seeds`."""
   found = {}
   for protocol in PROTOCOLS:
     ours, theirs = (user_values(r[protocol], CUTOFFS) for r in (ranks, reference))
@@ -55,12 +57,12 @@ def gains(ranks: Ranks, reference: Ranks) -> dict[str, dict[str, Any]]:
   return found
 
 
-def pooled(seeds: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
-  """Mean over seeds of one of `gains`, and its 95 % interval for other users.
+def pool_seeds(seeds: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+  """Mean over seeds of one of `gains_over_base`, and its 95 % interval for other users.
 
-  Of one seed its bootstrap interval. Of several: the groups' means are averaged over the seeds,
-  whose users are the same, and Student's t over the groups takes the place of the bootstrap over
-  users, whose single differences are not in the files.
+  With one seed, its bootstrap interval. With several, the means of the groups are averaged over the
+  seeds, whose users are the same, and the interval is Student's t over the groups: the differences
+  of single users are not in the files.
   """
   mean = float(np.mean([gain["mean"] for gain in seeds]))
   if len(seeds) == 1:
@@ -72,13 +74,13 @@ def pooled(seeds: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
 
 
 def write_result(path: pathlib.Path, result: Result) -> None:
-  """A line a key."""
+  """Writes a line for each key."""
   lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items()]
   write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_result(path: pathlib.Path) -> Result:
-  """Raises UserError for what is no result."""
+  """The result in a file. Raises UserError for a file of another kind."""
   try:
     result = json.loads(path.read_text())
   except ValueError as error:
@@ -89,8 +91,8 @@ def read_result(path: pathlib.Path) -> Result:
 
 
 def read_results(folder: pathlib.Path) -> dict[str, dict[int, Result]]:
-  """variant -> seed -> result, of every JSON file in the folder. Raises UserError for one that is
-  no result, or two of different data sets."""
+  """variant -> seed -> result, from every JSON file in the folder. Raises UserError for a file of
+  another kind, or results of different data sets."""
   found: dict[str, dict[int, Result]] = {}
   first: tuple[pathlib.Path, str] | None = None
   for path in sorted(folder.glob("*.json")):
@@ -102,8 +104,8 @@ def read_results(folder: pathlib.Path) -> dict[str, dict[int, Result]]:
   return {variant: dict(sorted(seeds.items())) for variant, seeds in found.items()}
 
 
-def table(results: Mapping[str, Mapping[int, Result]], order: Iterable[str]) -> str:
-  """Markdown: a table a protocol, a row a variant, in this order and then what else there is."""
+def ablation_tables(results: Mapping[str, Mapping[int, Result]], order: Iterable[str]) -> str:
+  """Markdown tables, one for each protocol, with a row for each variant: those of `order` first."""
   names = [name for name in order if name in results]
   names += [name for name in results if name not in names]
   return "\n\n".join(
@@ -127,9 +129,9 @@ def _table(results, names: Sequence[str], protocol: str) -> str:
 
 
 def _gain(results: Iterable[Result], key: str) -> str:
-  """Of the seeds whose base run is there."""
+  """The gain over base, from the seeds that have a base run."""
   seeds = [result["to_base"][key] for result in results if result["to_base"]]
   if not seeds:
     return ""
-  mean, low, high = pooled(seeds)
+  mean, low, high = pool_seeds(seeds)
   return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"

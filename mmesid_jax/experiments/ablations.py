@@ -1,15 +1,13 @@
-"""What the command `ablate` does: every variant of a base configuration with every seed, and the
-table of what they give.
+"""Ablations: every variant of a base configuration with every seed, and a table of the results.
 
-A run is a workdir of its own, WORKDIR/<variant>-seed<k>; stages whose fingerprints are equal are
-trained once. Its figures go to RESULTS/<variant>-seed<k>.json, from which alone the table is made.
+Each run has a workdir, WORKDIR/<variant>-seed<k>; stages with equal fingerprints are trained once.
+Its figures go to RESULTS/<variant>-seed<k>.json; the table is made from these files alone.
 """
 
 import contextlib
 import dataclasses
 import json
 import pathlib
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -20,6 +18,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.saved import identity
 from mmesid_jax.config.schema import apply_preset, default_config, flatten
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablation_table
 from mmesid_jax.files import artifact
@@ -35,10 +34,10 @@ BASE = "base"  # the variant that all are compared with
 MODEL = RECOMMENDER.model_name
 BESIDE_BASE = {"popularity": "popularity", "sasrec": COLLABORATIVE.model_name}  # row -> model
 SPLITS = ("test", "valid")
-NEXT = "next "  # of a sum's parts: of the next seed
+NEXT = "next "  # before a part of a sum: the model of the next seed
 
 
-def run(
+def run_ablations(
   config: ConfigDict,
   workdir: str | None,
   results: pathlib.Path,
@@ -46,26 +45,26 @@ def run(
   variants: Sequence[str] | None,
   seeds: Sequence[str] | None,
 ) -> None:
-  """Seeds outermost, so that early results cover all variants. variants, seeds: None = all.
+  """Trains the chosen variants with the chosen seeds, None = all; prints the table after each run.
 
-  A run that fails is told in a line, and the next one starts; then Stop is raised at the end.
-  Raises UserError, before anything trains, for a variant that is none; Interrupted as
-  `pipeline.run` does.
+  Seeds are the outer loop, so that early results cover all variants. A run that fails is reported
+  in a line and the next one starts. Raises UserError, before anything trains, for an unknown
+  variant or seed; Interrupted as `pipeline.run` does; Stop at the end if runs failed.
   """
   if not workdir:
     raise UserError("--workdir is missing; it must be given, but for --table")
-  chosen = [BASE, *_chosen(variants, _names(config), "--variants")]
-  plan = Plan(config, pathlib.Path(workdir), results)
+  chosen = [BASE, *_choose(variants, _names(config), "--variants")]
+  plan = AblationPlan(config, pathlib.Path(workdir), results)
   models = [name for name in _names(config) if name in chosen and name not in config.sums]
   sums = [name for name in config.sums if name in chosen]
-  numbers = [int(s) for s in _chosen(seeds, [*map(str, config.seeds)], "--seeds")]
+  numbers = [int(s) for s in _choose(seeds, [*map(str, config.seeds)], "--seeds")]
   plan.check(models, sums, numbers)
   set_compilation_cache(config.base, plan.workdir)
   failed: dict[str, str] = {}
 
   def attempt(work, name: str, seed: int) -> None:
     label = f"{name}-seed{seed}"
-    print(f"\n{label}")
+    reporter.info(f"\n{label}")
     try:
       work(name, seed)
     except Interrupted:
@@ -74,26 +73,26 @@ def run(
       if not isinstance(error, Stop):
         traceback.print_exc()
       failed[label] = " ".join(str(error).split()) or type(error).__name__
-      print(f"error: {label}: {failed[label]}", file=sys.stderr)
-    show(config, results)
+      reporter.warn(f"{label} failed: {failed[label]}")
+    print_table(config, results)
 
   for seed in numbers:
     for name in models:
-      if not plan.finished(name, seed):
+      if not plan.is_finished(name, seed):
         attempt(plan.train, name, seed)
     for other in numbers:
       for name in sums:
-        if plan.ready(name, other) and not plan.finished(name, other):
+        if plan.can_add_up(name, other) and not plan.is_finished(name, other):
           attempt(plan.add_up, name, other)
-  show(config, results)
+  print_table(config, results)
   if failed:
-    told = "; ".join(f"{label} ({message})" for label, message in failed.items())
-    raise Stop(f"{len(failed)} of the runs failed; the same command tries them again: {told}")
+    labels = "; ".join(f"{label} ({message})" for label, message in failed.items())
+    raise Stop(f"{len(failed)} of the runs failed; the same command tries them again: {labels}")
 
 
-def show(config: ConfigDict, results: pathlib.Path) -> None:
-  """Prints the table of the results' folder, and the runs that it still lacks; writes table.md
-  there."""
+def print_table(config: ConfigDict, results: pathlib.Path) -> None:
+  """Prints the table of a folder of results, with the runs that it still lacks, and writes it to
+  table.md there."""
   found = ablation_table.read_results(results)
   names = _names(config)
   owed = [
@@ -101,37 +100,39 @@ def show(config: ConfigDict, results: pathlib.Path) -> None:
     for seed in config.seeds
     if (missing := [name for name in names if seed not in found.get(name, {})])
   ]
-  text = "\n\n".join([ablation_table.table(found, [*BESIDE_BASE, *names]), _legend(found, owed)])
+  text = "\n\n".join(
+    [ablation_table.ablation_tables(found, [*BESIDE_BASE, *names]), _legend(found, owed)]
+  )
   artifact.write_text(results / "table.md", text + "\n")
-  print(f"\n{text}")
+  reporter.info(f"\n{text}")
 
 
 def _legend(found, owed: list[str]) -> str:
   runs = [result for seeds in found.values() for result in seeds.values()]
   revisions = ", ".join(sorted({str(result["git"])[:7] for result in runs}))
   return (
-    "Mean over seeds (each seed). To base: same seed and users on both sides, with a 95 % interval "
-    "over users; of one seed by bootstrap, of several seeds averaged, by Student's t over "
-    f"{ablation_table.GROUPS} groups of users.\n\nRevision: {revisions or 'none'}. "
-    f"Runs still owed: {'; '.join(owed) or 'none'}."
+    "Mean over seeds (each seed). To base: the difference to base with the same seed and users, "
+    "and its 95 % interval over users: with one seed by bootstrap; with several, whose differences "
+    f"are averaged, by Student's t over {ablation_table.GROUPS} groups of users.\n\n"
+    f"Revision: {revisions or 'none'}. Runs still owed: {'; '.join(owed) or 'none'}."
   )
 
 
 def _names(config: ConfigDict) -> list[str]:
-  """Base, the other variants, the sums; each in the alphabetical order that ConfigDict keeps."""
+  """Base, the other variants, the sums; in alphabetical order each, as ConfigDict keeps them."""
   return [BASE, *(name for name in config.variants if name != BASE), *config.sums]
 
 
-def _chosen(asked: Sequence[str] | None, known: Sequence[str], flag: str) -> list[str]:
+def _choose(asked: Sequence[str] | None, known: Sequence[str], flag: str) -> list[str]:
   for name in asked or ():
     if name not in known:
-      raise UserError(f"{flag}={name}: no such one; did you mean {nearest_name(name, known)}?")
+      raise UserError(f"{flag}={name}: unknown; did you mean {nearest_name(name, known)}?")
   return [name for name in known if asked is None or name in asked]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """The runs that a configuration asks for: their configurations, folders and results."""
+class AblationPlan:
+  """The runs of a configuration: their configurations, folders and results."""
 
   config: ConfigDict
   workdir: pathlib.Path
@@ -144,13 +145,14 @@ class Plan:
     return self.results / f"{name}-seed{seed}.json"
 
   def changes(self, name: str) -> dict:
-    """What the variant changes, by flat key; of a sum its parts."""
+    """What the variant changes, by flat key; for a sum, its parts."""
     if name in self.config.sums:
       return {"sum": list(self.config.sums[name])}
     return flatten(self.config.variants[name])
 
   def config_of(self, name: str, seed: int) -> ConfigDict:
-    """Base with the variant's preset, then its other changes. Raises UserError."""
+    """The base configuration with the variant's preset, then its other changes. Raises
+    UserError."""
     config = ConfigDict(self.config.base.to_dict())
     keys = flatten(config)
     changes = self.changes(name)
@@ -169,7 +171,7 @@ class Plan:
     return config
 
   def check(self, models: Sequence[str], sums: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raises UserError for a variant that cannot run, or results of other ones."""
+    """Raises UserError for a variant that cannot run, or a result of another configuration."""
     if BASE not in self.config.variants or self.changes(BASE):
       raise UserError(f"--config.variants: wants one named {BASE} that changes nothing")
     for name in models:
@@ -184,16 +186,16 @@ class Plan:
           raise UserError(f"--config.sums.{name}: {part!r} is none of {', '.join(MODELS)}")
     for seed in seeds:
       for name in (*models, *sums):
-        self.finished(name, seed)
+        self.is_finished(name, seed)
 
-  def finished(self, name: str, seed: int) -> bool:
-    """Whether nothing is left to do: the result is there, and compared with base; of base, the
-    ranks to compare with too. Raises UserError for the result of another configuration."""
+  def is_finished(self, name: str, seed: int) -> bool:
+    """Whether the result is there and compared with base; for base, whether its ranks are there to
+    compare with. Raises UserError for a result of another configuration."""
     file = self.file(name, seed)
     if not file.is_file():
       return False
     result = ablation_table.read_result(file)
-    old, new = {**result["config"], **result["changes"]}, self._described(name, seed)
+    old, new = {**result["config"], **result["changes"]}, self._settings(name, seed)
     check_same_settings(
       old,
       new,
@@ -203,8 +205,8 @@ class Plan:
     )
     return self.reference(seed) is not None if name == BASE else result["to_base"] is not None
 
-  def _described(self, name: str, seed: int) -> dict:
-    """What of the run's configuration is not the default, and what the variant changes."""
+  def _settings(self, name: str, seed: int) -> dict:
+    """The keys of the run that are not at their default, and those that the variant changes."""
     return {**self._departures(name, seed), **self.changes(name)}
 
   def _departures(self, name: str, seed: int) -> dict:
@@ -213,7 +215,8 @@ class Plan:
     return {k: v for k, v in own.items() if k not in default or v != default[k]}
 
   def train(self, name: str, seed: int) -> None:
-    """The run and its result; of base, the results of the models beside it too."""
+    """Trains a run and writes its result; for base, those of the other models of its workdir
+    too."""
     folder = self.folder(name, seed)
     others = sorted(path for path in self.workdir.glob("*-seed*") if path != folder)
     with self._timed(folder):
@@ -234,22 +237,22 @@ class Plan:
       if model == "popularity" or workdir.artifact("collaborative").exists():
         self._write(row, seed, workdir, {s: read_ranks(folder, s, model) for s in SPLITS})
 
-  def ready(self, name: str, seed: int) -> bool:
-    """Whether the models that this sum adds up are trained, two different ones."""
+  def can_add_up(self, name: str, seed: int) -> bool:
+    """Whether the models of this sum are trained, and at least two are different."""
     parts = self._parts(name, seed)
     exist = (self.folder(BASE, s) / f"{stage}.safetensors" for s, stage in parts)
     return len(set(parts)) > 1 and all(path.is_file() for path in exist)
 
   def _parts(self, name: str, seed: int) -> list[tuple[int, str]]:
     seeds = list(self.config.seeds)
-    behind = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    next_seed = seeds[(seeds.index(seed) + 1) % len(seeds)]
     return [
-      (behind if part.startswith(NEXT) else seed, part.removeprefix(NEXT))
+      (next_seed if part.startswith(NEXT) else seed, part.removeprefix(NEXT))
       for part in self.config.sums[name]
     ]
 
   def add_up(self, name: str, seed: int) -> None:
-    """Ranks by the sum of the scores, and the result."""
+    """Ranks by the sum of the scores of trained models, and writes the result."""
     folder = self.folder(name, seed)
     with self._timed(folder):
       parts = [
@@ -267,14 +270,14 @@ class Plan:
     return config
 
   def reference(self, seed: int) -> Ranks | None:
-    """What base ranks in test; None where it did not yet."""
+    """The test ranks of base; None where there are none yet."""
     try:
       return read_ranks(self.folder(BASE, seed), "test", MODEL)
     except UserError:
       return None
 
   def _write(self, name: str, seed: int, workdir: Workdir, ranks, codes=None) -> None:
-    """The result; `ranks` by split, `workdir` is whose models ranked."""
+    """Writes the result. ranks: by split. workdir: that of the models."""
     environment = json.loads((workdir.path / "environment.json").read_text())
     reference = self.reference(seed)
     options = {"resamples": workdir.config.evaluation.resamples, "seed": seed}
@@ -292,17 +295,17 @@ class Plan:
       "versions": environment["versions"],
       "devices": environment["devices"],
       "seconds": None if beside else float(seconds.read_text()),
-      **{split: ablation_table.metrics(ranks[split], **options) for split in SPLITS},
+      **{split: ablation_table.summarize_metrics(ranks[split], **options) for split in SPLITS},
       "codes": codes,
       "to_base": {}
       if name == BASE
-      else reference and ablation_table.gains(ranks["test"], reference),
+      else reference and ablation_table.gains_over_base(ranks["test"], reference),
     }
     ablation_table.write_result(self.file(name, seed), result)
 
   @contextlib.contextmanager
   def _timed(self, folder: pathlib.Path) -> Iterator[None]:
-    """Adds the seconds that this takes to folder/seconds, also of a run that is stopped."""
+    """Adds the seconds of the block to folder/seconds, also when it is interrupted."""
     start, file = time.perf_counter(), folder / "seconds"
     try:
       yield

@@ -1,4 +1,4 @@
-"""What the command `cold_start` does: holds items out, trains without them, ranks them."""
+"""The cold-start experiment: holds items out, trains without them, adds them and ranks them."""
 
 import json
 import pathlib
@@ -12,6 +12,7 @@ from mmesid_jax.config.schema import FROM_EVENTS, flatten, modalities, split_at
 from mmesid_jax.data import held_out_items
 from mmesid_jax.data.dataset import Dataset, prepare_dataset
 from mmesid_jax.data.features import read_features
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import cold_start_ranks, ranking
 from mmesid_jax.files.artifact import write_text
@@ -25,13 +26,13 @@ SPLIT, RESULT = "cold_split.json", "cold_start.json"
 WHOLE, WARM = "whole_dataset", "warm"  # folders: all data's cache, the files without cold items
 
 
-def run(
+def run_cold_start(
   config: ConfigDict, path: pathlib.Path, *, fraction: float, split_seed: int, overwrite: bool
 ) -> None:
-  """Everything that trains reads the folder `warm`, in which the held-out items do not exist.
+  """Runs the experiment in the workdir `path`; a run that was stopped continues.
 
-  Writes cold_split.json (who is held out; ids of the whole data set) and cold_start.json. Raises
-  UserError.
+  Training reads the folder `warm`, in which the held-out items do not exist. Writes cold_split.json
+  (the held-out items, by their ids in the whole data set) and cold_start.json. Raises UserError.
   """
   config = ConfigDict(config)
   pipeline.check_config(config)
@@ -51,7 +52,7 @@ def run(
 
 
 def _content_modalities(config: ConfigDict) -> list[str]:
-  """What is known of an item that nobody has met: every modality but the collaborative one."""
+  """The modalities of an item that nobody has met yet: all but the collaborative one."""
   if config.features.collaborative not in ("", "stage"):
     raise UserError(
       f"--config.features.collaborative={config.features.collaborative}: vectors made "
@@ -83,16 +84,19 @@ def _keep_split(
 
 
 def _evaluate(
-  workdir: Workdir, dataset: Dataset, split: held_out_items.ItemSplit, features: dict[str, np.ndarray]
+  workdir: Workdir,
+  dataset: Dataset,
+  split: held_out_items.ItemSplit,
+  features: dict[str, np.ndarray],
 ) -> None:
   """Ranks by the trained model and by content, prints the tables, writes cold_start.json."""
   config, warm = workdir.config, len(split.warm)
   cases, later_Q = held_out_items.cold_cases(dataset, split, workdir.dataset)
   if not len(cases):
-    raise UserError("no user meets a held-out item behind another one; try a larger --fraction")
+    raise UserError("no user meets a held-out item after another item; try a larger --fraction")
   order = np.concatenate([[0], split.warm, split.cold])
   content_IV = cold_start_ranks.content_vectors({m: x_IV[order] for m, x_IV in features.items()})
-  by_last = cold_start_ranks.choose_last(
+  by_last = cold_start_ranks.ndcg_by_last(
     content_IV[: warm + 1], held_out_items.valid_cases(workdir.dataset)
   )
   last = max(by_last, key=by_last.get)
@@ -116,37 +120,37 @@ def _evaluate(
   }
   for name, chosen_Q in {
     "anywhere in a user's sequence": np.ones(len(cases), bool),
-    "behind the user's training part": later_Q,
+    "after the user's training part": later_Q,
   }.items():
     if chosen_Q.any():
-      result[name] = _judged(config, split, cases, ranks, chosen_Q)
+      result[name] = _summarize(config, split, cases, ranks, chosen_Q)
       targets, items = result[name]["targets"], result[name]["items"]
-      print(f"\ncold items met {name}: {targets:,} targets, {items:,} items")
-      print(ranking.ranking_table(result[name]["models"]))
+      reporter.info(f"\ncold items met {name}: {targets:,} targets, {items:,} items")
+      reporter.info(ranking.ranking_table(result[name]["models"]))
   write_text(workdir.path / RESULT, json.dumps(result, indent=1) + "\n")
-  print(f"with 95 % intervals, over cold items: {workdir.path / RESULT}")
+  reporter.info(f"with 95 % intervals, over cold items: {workdir.path / RESULT}")
 
 
-def _judged(
+def _summarize(
   config: ConfigDict,
   split: held_out_items.ItemSplit,
   cases: held_out_items.Cases,
   ranks: dict[str, dict[str, np.ndarray]],
   chosen_Q: np.ndarray,
 ) -> dict[str, Any]:
-  """Means of the chosen cases by model and candidates, with intervals over cold items."""
+  """Metrics of the chosen cases by model and candidates, with intervals over cold items."""
   chosen, c = cases.where(chosen_Q), config.evaluation
   options = {"resamples": c.resamples, "seed": config.seed, "group_U": chosen.item_Q}
-  judged = {
+  metrics = {
     model: {
       candidates: ranking.summarize_ranks(rank_Q[chosen_Q], c.cutoffs, **options)
-      for candidates, rank_Q in found.items()
+      for candidates, rank_Q in by_candidates.items()
     }
-    for model, found in ranks.items()
+    for model, by_candidates in ranks.items()
   }
   chance = cold_start_ranks.chance_metrics(chosen, len(split.warm), len(split.cold), c.cutoffs)
   return {
     "targets": len(chosen),
     "items": len(np.unique(chosen.item_Q)),
-    "models": {"chance": chance, **judged},
+    "models": {"chance": chance, **metrics},
   }

@@ -23,7 +23,7 @@ def ndcg(rank_U):
 
 def test_a_gain_is_the_users_mean_difference_with_the_interval_of_a_paired_bootstrap():
   ours, base = drawn(0, shift=-0.1), drawn(1)
-  found = ablation_table.gains(ours, base)
+  found = ablation_table.gains_over_base(ours, base)
   assert list(found) == ["masked nDCG@5", "masked HR@10", "unmasked nDCG@5", "unmasked HR@10"]
   difference_U = ndcg(ours["unmasked"]) - ndcg(base["unmasked"])
   gain = found["unmasked nDCG@5"]
@@ -39,26 +39,26 @@ def test_a_gain_is_the_users_mean_difference_with_the_interval_of_a_paired_boots
 
 def test_seeds_are_pooled_as_a_bootstrap_over_the_same_users_would():
   pairs = [(drawn(seed, shift=-0.1), drawn(50 + seed)) for seed in range(3)]
-  gains = [ablation_table.gains(*pair)["masked nDCG@5"] for pair in pairs]
-  mean, low, high = ablation_table.pooled(gains)
+  gains = [ablation_table.gains_over_base(*pair)["masked nDCG@5"] for pair in pairs]
+  mean, low, high = ablation_table.pool_seeds(gains)
   difference_U = np.mean([ndcg(a["masked"]) - ndcg(b["masked"]) for a, b in pairs], axis=0)
   exact, *ends = paired_difference(difference_U)
   assert mean == pytest.approx(exact, abs=1e-6) == (low + high) / 2
   assert (high - low) / (ends[1] - ends[0]) == pytest.approx(1, abs=0.35)
   one = np.mean([gain["interval"][1] - gain["interval"][0] for gain in gains])
   assert high - low < one  # three seeds say more than one
-  assert ablation_table.pooled(gains[:1]) == (gains[0]["mean"], *gains[0]["interval"])
+  assert ablation_table.pool_seeds(gains[:1]) == (gains[0]["mean"], *gains[0]["interval"])
 
 
 def test_an_interval_over_several_seeds_is_students():
   gains = [{"mean": 2.0, "groups": [1.0, 2.0, 3.0]}, {"mean": 3.0, "groups": [3.0, 3.0, 3.0]}]
   groups = np.array([2.0, 2.5, 3.0])
   expected = stats.t.interval(0.95, 2, loc=2.5, scale=stats.sem(groups))
-  np.testing.assert_allclose(ablation_table.pooled(gains)[1:], expected)
+  np.testing.assert_allclose(ablation_table.pool_seeds(gains)[1:], expected)
 
 
 def test_equal_ranks_differ_by_nothing():
-  gain = ablation_table.gains(drawn(0), drawn(0))["masked HR@10"]
+  gain = ablation_table.gains_over_base(drawn(0), drawn(0))["masked HR@10"]
   assert (gain["mean"], gain["interval"]) == (0, [0, 0])
 
 

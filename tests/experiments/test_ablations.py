@@ -64,7 +64,7 @@ def config(tiny):
 def ablate(config, folder: pathlib.Path, variants=None, seeds=None) -> str:
   out = io.StringIO()
   with contextlib.redirect_stdout(out):
-    ablations.run(config, str(folder), folder / "results", variants=variants, seeds=seeds)
+    ablations.run_ablations(config, str(folder), folder / "results", variants=variants, seeds=seeds)
   return out.getvalue()
 
 
@@ -191,7 +191,7 @@ def test_an_interrupted_run_goes_on_and_what_was_finished_stays(done, config, tm
 def test_the_table_needs_nothing_but_the_results(done, config, tmp_path, capsys):
   results = pathlib.Path(shutil.copytree(done.results, tmp_path / "results"))
   (results / "no_codes-seed1.json").unlink()
-  ablations.show(config, results)
+  ablations.print_table(config, results)
   out = capsys.readouterr().out
   assert (results / "table.md").read_text() in out
   assert "owed: seed 0: broken; seed 1: broken, no_codes." in out
@@ -218,8 +218,8 @@ def changed(config, **changes) -> ConfigDict:
 @pytest.mark.parametrize(
   ("variants", "seeds", "changes", "says"),
   [
-    (["no_cods"], None, {}, "--variants=no_cods: no such one; did you mean no_codes"),
-    (None, ["7"], {}, "--seeds=7: no such one"),
+    (["no_cods"], None, {}, "--variants=no_cods: unknown; did you mean no_codes"),
+    (None, ["7"], {}, "--seeds=7: unknown"),
     (
       None,
       None,
@@ -261,7 +261,7 @@ def test_every_variant_of_the_config_file_changes_what_it_says():
   changes = {"recommender.fusion": "frequency"}
   assert flatten(config.base) == {**flatten(beauty), **changes}
   config.base.data.dir = "somewhere"
-  plan = ablations.Plan(config, pathlib.Path("w"), pathlib.Path("r"))
+  plan = ablations.AblationPlan(config, pathlib.Path("w"), pathlib.Path("r"))
   plan.check([*config.variants], [*config.sums], [*config.seeds])
   base, seen = flatten(plan.config_of("base", 1)), set()
   assert base["seed"] == 1
