@@ -47,7 +47,7 @@ clean:  ## environment and caches; runs stay
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
+$(INSTALLED): requirements.txt pyproject.toml setup.py | $(BIN)/python
 	$(PIP) --editable '.[test,docs]'
 	touch $@
 

@@ -1,5 +1,6 @@
 """Configuration files: `--config=beauty` means configs/beauty.py, in a clone and in a wheel."""
 
+import inspect
 import os
 import pathlib
 import re
@@ -47,7 +48,10 @@ def load_config(file: str) -> object:
   """Calls get_config of FILE or FILE:PRESET. Raises UserError for a broken file."""
   path, *preset = file.split(":", 1)
   try:
-    return runpy.run_path(path)["get_config"](*preset)
+    get_config = runpy.run_path(path)["get_config"]
+    if preset and not inspect.signature(get_config).parameters:
+      raise UserError(f"--config={file}: this configuration has no presets")
+    return get_config(*preset)
   except UserError:
     raise
   except SyntaxError as error:

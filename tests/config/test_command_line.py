@@ -133,6 +133,7 @@ BAD = [
     "--config=nowhere: no configuration has this name; known: ablations, be",
   ),
   ([W, "--config=quickstart", "--config.sead=1"], "--config.sead: no such key; did you mean seed?"),
+  ([W, "--config=ablations:best"], "ablations.py:best: this configuration has no presets"),
   ([W, "--config", "quickstart:bst"], "preset 'bst': expected one of best, "),
   ([C], "--workdir is missing; it must be given"),
   ([], "--workdir is missing; it must be given"),
