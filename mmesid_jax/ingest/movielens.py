@@ -4,21 +4,21 @@ ratings.dat and movies.dat (1M, 10M), u.data (100K)."""
 from pathlib import Path
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.ingest.tables import Layout
+from mmesid_jax.ingest.tables import TableLayout
 
-CSV = Layout(
+CSV = TableLayout(
   {"user": "userId", "item": "movieId", "time": "timestamp", "rating": "rating"}
   | {"title": "title", "categories": "genres"}
 )
 EVENTS = {"user": "user", "item": "item", "time": "time", "rating": "rating"}
 MOVIES = {"item": "item", "title": "title", "categories": "genres"}
 DAT = {"delimiter": "::", "fallback": "latin-1", "quotes": False}  # 10M is UTF-8, 1M is not
-RATINGS_DAT = Layout(EVENTS, header=("user", "item", "rating", "time"), **DAT)
-MOVIES_DAT = Layout(MOVIES, header=("item", "title", "genres"), **DAT)
-U_DATA = Layout(EVENTS, delimiter="\t", header=("user", "item", "rating", "time"))
+RATINGS_DAT = TableLayout(EVENTS, header=("user", "item", "rating", "time"), **DAT)
+MOVIES_DAT = TableLayout(MOVIES, header=("item", "title", "genres"), **DAT)
+U_DATA = TableLayout(EVENTS, delimiter="\t", header=("user", "item", "rating", "time"))
 
 
-def file_layout(path: Path, *, of_items: bool) -> Layout:
+def file_layout(path: Path, *, of_items: bool) -> TableLayout:
   """How the file is written, by its name. Raises UserError for a name that GroupLens does not
   use."""
   name = path.name

@@ -63,7 +63,7 @@ def from_dataframe(
   check_settings(config, described=items_frame is not None)
   _check_output(Path(output))
   bad = BadLines(config.max_bad_lines)
-  layout = tables.Layout(config.columns)
+  layout = tables.TableLayout(config.columns)
   found = collect_events(tables.event_rows(events_frame, layout, bad))
   items = [] if items_frame is None else tables.item_rows(items_frame, layout, bad)
   _write(config, found, items, Path(output), bad)
@@ -169,11 +169,11 @@ def _items(config: ConfigDict, bad: BadLines) -> Iterator[Item]:
       yield from tables.item_rows(path, _layout(config, path, of_items=True), bad)
 
 
-def _layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.Layout:
+def _layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.TableLayout:
   if config.source == "movielens":
     return movielens.file_layout(path, of_items=of_items)
   header = () if of_items else tuple(split_names(config.header))
-  return tables.Layout(config.columns, config.delimiter, header)
+  return tables.TableLayout(config.columns, config.delimiter, header)
 
 
 def _check_output(output: Path) -> None:

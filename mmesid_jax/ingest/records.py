@@ -1,9 +1,11 @@
-"""Records of JSON lines, of lines in Python's notation, and of Parquet files: what a struct asks
-for, checked, and whatever else they hold left out."""
+"""Reads records from JSON lines, lines in Python's notation, and Parquet files.
+
+Only the fields that are asked for are decoded and checked; all others are skipped.
+"""
 
 import ast
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,16 +16,23 @@ from mmesid_jax.ingest import compressed_lines
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 LONGEST_LITERAL = 2**20  # bytes; Python's parser takes a hundred times as much memory
-ROWS = 50_000  # of a Parquet file that are held at once
+ROWS = 50_000  # rows of a Parquet file that are held in memory at once
+
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv", ".dat", ".txt")
+COMPRESSION_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd")
 
 
 def read_records(
   path: Path, struct: type[Record], bad: compressed_lines.BadLines
 ) -> Iterator[tuple[int, Record]]:
-  """Number of the line or row, from 1, and its record. Bad ones go to `bad`. Raises UserError for a
-  file that cannot be read."""
+  """Yields the number of every line or row, from 1, and its record; bad lines go to `bad`.
+
+  The file holds JSON lines, lines in Python's notation, or Parquet. Raises UserError for a file
+  that cannot be read.
+  """
   if compressed_lines.file_format(path) == compressed_lines.PARQUET:
-    yield from _of_rows(path, struct, bad)
+    yield from _read_parquet_records(path, struct, bad)
     return
   decode = msgspec.json.Decoder(struct).decode
   for number, line in compressed_lines.read_lines(path):
@@ -33,9 +42,9 @@ def read_records(
       bad.add(path, number, error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
       try:
-        record = msgspec.convert(_literal(line), struct)
-      except msgspec.ValidationError as other:
-        bad.add(path, number, other)
+        record = msgspec.convert(_parse_literal(line), struct)
+      except msgspec.ValidationError as literal_error:
+        bad.add(path, number, literal_error)
       except ValueError:
         bad.add(path, number, f"{error}: {line[:60]!r}")
       else:
@@ -44,9 +53,11 @@ def read_records(
       yield number, record
 
 
-def _literal(line: bytes) -> Any:
-  """The value of a line in Python's notation, as the metadata of 2014 is written: constants only,
-  nothing is ever evaluated. Raises ValueError for anything else."""
+def _parse_literal(line: bytes) -> Any:
+  """Parses a line in Python's notation, as in the metadata of 2014, without evaluating anything.
+
+  Only constants are allowed. Raises ValueError for anything else.
+  """
   if not line.lstrip().startswith(b"{") or len(line) > LONGEST_LITERAL:
     raise ValueError
   try:
@@ -55,7 +66,51 @@ def _literal(line: bytes) -> Any:
     raise ValueError from error
 
 
-def _of_rows(
+def is_json_lines(path: Path) -> bool:
+  """Whether the file holds JSON lines: by its name, or, if that says nothing, by its first byte."""
+  suffixes = [suffix.lower() for suffix in path.suffixes]
+  if suffixes and suffixes[-1] in COMPRESSION_SUFFIXES:
+    suffixes.pop()
+  if suffixes and suffixes[-1] in (*JSON_SUFFIXES, *TABLE_SUFFIXES):
+    return suffixes[-1] in JSON_SUFFIXES
+  _, line = next(compressed_lines.read_lines(path), (0, b""))
+  return line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+
+
+def first_field_names(path: Path) -> tuple[int, list[str]]:
+  """Returns number and field names of the first line; no names for a line that is no object.
+
+  Raises UserError for a file without lines.
+  """
+  number, line = next(compressed_lines.read_lines(path), (0, b""))
+  if not number:
+    raise UserError(f"{path}: is empty; expected one JSON object per line")
+  for parse in (msgspec.json.decode, _parse_literal):
+    try:
+      value = parse(line.removeprefix(codecs.BOM_UTF8))
+      return number, [*map(str, value)] if isinstance(value, dict) else []
+    except (ValueError, RecursionError):
+      continue
+  return number, []
+
+
+def read_json_fields(
+  path: Path, names: Sequence[str], bad: compressed_lines.BadLines
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields the number of every line, from 1, and those of the named fields that it has.
+
+  Lines that are not objects go to `bad`. Raises UserError as `read_records` does.
+  """
+  fields = [
+    (f"field_{i}", Any, msgspec.field(name=name, default=msgspec.UNSET))
+    for i, name in enumerate(names)
+  ]
+  for number, record in read_records(path, msgspec.defstruct("Fields", fields), bad):
+    values = zip(names, msgspec.structs.astuple(record), strict=True)
+    yield number, {name: value for name, value in values if value is not msgspec.UNSET}
+
+
+def _read_parquet_records(
   path: Path, struct: type[Record], bad: compressed_lines.BadLines
 ) -> Iterator[tuple[int, Record]]:
   names = [field.encode_name for field in msgspec.structs.fields(struct)]
@@ -70,8 +125,11 @@ def _of_rows(
 def read_parquet_rows(
   path: Path, names: list[str], required: list[str]
 ) -> Iterator[tuple[int, dict]]:
-  """Number, from 1, and values of every row of a Parquet file, of the columns `names` that it has.
-  Raises UserError where it lacks one of `required`, or cannot be read."""
+  """Yields the number of every row of a Parquet file, from 1, and its values by column.
+
+  Columns that are in `names` but not in the file are left out. Raises UserError when a column of
+  `required` is missing, and for a file that cannot be read.
+  """
   import polars as pl
 
   try:

@@ -1,16 +1,19 @@
 import datetime
+import gzip
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import zstandard
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import movielens
 from mmesid_jax.ingest.catalogue import Item
 from mmesid_jax.ingest.compressed_lines import BadLines
-from mmesid_jax.ingest.tables import Layout, event_rows, item_rows
+from mmesid_jax.ingest.tables import TableLayout, event_rows, item_rows
 
 EVENTS = {"user": "user", "item": "item", "time": "time", "rating": ""}
 ITEMS = {"item": "item", "title": "title", "categories": "tags", "image": "picture"}
@@ -26,7 +29,7 @@ def test_csv_with_quotes_a_mark_and_windows_lines(tmp_path):
   path.write_bytes(
     b'\xef\xbb\xbftime,"item",user,more\r\n5,"x, y",u,\r\n6,"line\nbreak",\xc3\xbc,1\r\n'
   )
-  found, bad = read(path, Layout(EVENTS))
+  found, bad = read(path, TableLayout(EVENTS))
   assert found == [("u", "x, y", 5), ("ü", "line\nbreak", 6)] and not bad
 
 
@@ -35,50 +38,50 @@ def test_bad_rows_of_csv_name_their_line(tmp_path):
   path.write_bytes(
     b'user,item,time\nu,x,1\nu,x\nu,x,soon\n,x,3\n\xff,x,4\nu,"x"y,5\nv,x,6\nv,x,7,8\n'
   )
-  found, bad = read(path, Layout(EVENTS))
+  found, bad = read(path, TableLayout(EVENTS))
   assert found == [("u", "x", 1), ("v", "x", 6)]
   assert [line.split(" ")[0] for line in bad] == [f"{path}:{n}:" for n in (3, 4, 5)]
   assert bad[0].endswith("2 fields; expected 3")
   counted = BadLines(99)
-  list(event_rows(path, Layout(EVENTS), counted))
+  list(event_rows(path, TableLayout(EVENTS), counted))
   assert counted.count == 6
 
 
 def test_a_quote_that_is_not_closed_costs_every_line_that_it_takes(tmp_path):
   path = tmp_path / "a.csv"
   path.write_bytes(b'user,item,time\nu,x,1\n"u,x,2\n' + b"v,y,3\n" * 50)
-  found, quoted = read(path, Layout(EVENTS))
+  found, quoted = read(path, TableLayout(EVENTS))
   assert found == [("u", "x", 1)] and quoted[0].startswith(f"{path}:3: ")
   assert "row that begins on line 3" in quoted[2]
   path.write_bytes(path.read_bytes() + b"v,y,3\n" * 100_000)
   with pytest.raises(UserError, match="at least 107 bad lines"):
-    list(event_rows(path, Layout(EVENTS), BadLines(6)))
+    list(event_rows(path, TableLayout(EVENTS), BadLines(6)))
 
 
 def test_a_first_line_that_cannot_be_read_is_told_as_such(tmp_path):
   path = tmp_path / "a.csv"
   path.write_bytes("user,item,time,größe\nu,x,1,2\n".encode("latin-1"))
   with pytest.raises(UserError, match="a.csv:1: not UTF-8 .*expected a first line that names"):
-    read(path, Layout(EVENTS))
+    read(path, TableLayout(EVENTS))
   path.write_text("user,item,time,item\nu,x,1,y\n")
   with pytest.raises(UserError, match="2 columns are called 'item'"):
-    read(path, Layout(EVENTS))
+    read(path, TableLayout(EVENTS))
 
 
 def test_columns_by_name_tabs_and_files_without_a_first_line_of_names(tmp_path):
   path = tmp_path / "a.tsv"
   path.write_text("who\twhat\nu\tx\n")
-  layout = Layout({"user": "who", "item": "what", "time": ""})
+  layout = TableLayout({"user": "who", "item": "what", "time": ""})
   assert read(path, layout)[0] == [("u", "x", None)]
   with pytest.raises(UserError, match=r"no column 'when' \(columns.time\); it has 'who', 'what'"):
-    read(path, Layout({"user": "who", "item": "what", "time": "when"}))
+    read(path, TableLayout({"user": "who", "item": "what", "time": "when"}))
   path = tmp_path / "ratings_Beauty.csv"
   path.write_text("A3,0205616461,5.0,1369699200\n")
-  layout = Layout({**EVENTS, "rating": "rating"}, header=("user", "item", "rating", "time"))
+  layout = TableLayout({**EVENTS, "rating": "rating"}, header=("user", "item", "rating", "time"))
   assert list(event_rows(path, layout, BadLines())) == [("A3", "0205616461", 1_369_699_200, 5.0)]
   (tmp_path / "empty.csv").write_text("")
   with pytest.raises(UserError, match="empty.csv: is empty"):
-    read(tmp_path / "empty.csv", Layout(EVENTS))
+    read(tmp_path / "empty.csv", TableLayout(EVENTS))
 
 
 def test_parquet_with_numbers_and_dates(tmp_path):
@@ -86,26 +89,111 @@ def test_parquet_with_numbers_and_dates(tmp_path):
   day = datetime.datetime(1970, 1, 2)
   frame = pl.DataFrame({"user": [7, None, 8], "item": ["x", "y", "z"], "time": [day, day, None]})
   frame.write_parquet(path)
-  found, bad = read(path, Layout(EVENTS))
+  found, bad = read(path, TableLayout(EVENTS))
   assert found == [("7", "x", 86_400)] and len(bad) == 2
+
+
+JSON_LINES = (  # a byte-order mark, numbers as keys, times of several kinds, Python's notation
+  b'\xef\xbb\xbf{"stars": 3.5, "who": "u", "date": "2018-07-07 22:09:11", "what": "x"}\n'
+  b'{"what": 7, "who": 8, "date": 1531087751000, "text": {"a": [1]}}\n\n'
+  b"{u'who': u'v', u'what': u'10', u'date': u'2017-12-17', u'stars': None}\n"
+)
+JSON_COLUMNS = {"user": "who", "item": "what", "time": "date", "rating": "stars"}
+
+
+@pytest.mark.parametrize(
+  "name", ["a.json", "a.jsonl.gz", "a.NDJSON.zst", "reviews", "reviews.2024.gz", "a.log"]
+)
+def test_json_lines_by_the_names_of_their_fields(tmp_path, name):
+  path = tmp_path / name
+  compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+  path.write_bytes(compress(JSON_LINES))
+  rows = list(event_rows(path, TableLayout(JSON_COLUMNS), BadLines()))
+  assert [row[:3] for row in rows] == [
+    ("u", "x", 1_531_001_351),
+    ("8", "7", 1_531_087_751),
+    ("v", "10", 1_513_468_800),
+  ]
+  assert rows[0][3] == 3.5 and math.isnan(rows[1][3]) and math.isnan(rows[2][3])
+
+
+def test_json_lines_and_csv_give_the_same_events(tmp_path):
+  """Times, keys and ratings follow one rule; what is in the name of a file decides."""
+  rows = [("u", "1", "2014-07-23T10:00:00+02:00", "5"), ("é", "2", "1400000000000", "")]
+  names = ("user", "item", "time", "rating")
+  lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+  (tmp_path / "a.json").write_text("\n".join(lines))
+  (tmp_path / "a.csv").write_text("\n".join(map(",".join, [names, *rows])))
+  layout = TableLayout(dict(zip(names, names, strict=True)))
+  (first, second), expected = (
+    list(event_rows(tmp_path / name, layout, BadLines())) for name in ("a.json", "a.csv")
+  )
+  assert [first, second[:3]] == [expected[0], expected[1][:3]] and math.isnan(second[3])
+  (tmp_path / "b.csv").write_text("{user,item,time\nu,x,1\n")
+  assert read(tmp_path / "b.csv", TableLayout({**EVENTS, "user": "{user"}))[0] == [("u", "x", 1)]
+
+
+def test_bad_lines_of_json_name_their_line(tmp_path):
+  path = tmp_path / "a.json"
+  path.write_text(
+    '{"user": "u", "item": "x", "time": 1}\n{"user": {"id": 1}, "item": "x", "time": 1}\n'
+    '{"user": "u", "time": 1}\n[1]\n{"user": "u", "item": "x", "time": [1]}\nuser,item,time\n'
+    '{"user": "u", "item": "y", "time": null}\n{"user": "u", "item": "z", "time": 2}\n'
+  )
+  bad = BadLines(99)
+  rows = event_rows(path, TableLayout(EVENTS), bad)
+  assert [row[:3] for row in rows] == [("u", "x", 1), ("u", "z", 2)] and bad.count == 6
+  assert [line.split(" ")[0] for line in bad.quoted] == [f"{path}:{n}:" for n in (2, 3, 4)]
+  assert bad.quoted[0].endswith("{'id': 1} as a key; expected a text or a whole number")
+  assert bad.quoted[1].endswith("no field 'item' (columns.item)")
+
+
+def test_wrong_names_of_fields_are_one_line(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"user_id": "u", "item": "x", "time": 1}\n' * 2)
+  with pytest.raises(
+    UserError,
+    match=r"a.jsonl:1: no field 'user' \(columns.user\); it has 'user_id', 'item', 'time'",
+  ):
+    list(event_rows(path, TableLayout(EVENTS), BadLines()))
+  columns = {"user": "user_id", "item": "item", "time": "time", "rating": "star"}
+  with pytest.raises(UserError, match=r"a.jsonl: no field 'star' \(columns.rating\); it has 'us"):
+    list(event_rows(path, TableLayout(columns), BadLines()))
+  path.write_text("\n")
+  with pytest.raises(UserError, match="a.jsonl: is empty; expected one JSON object per line"):
+    list(event_rows(path, TableLayout(EVENTS), BadLines()))
+
+
+def test_items_of_json_lines(tmp_path):
+  path = tmp_path / "items.jsonl"
+  path.write_text(
+    '{"item": 1, "title": " A ", "tags": [["x", "y"], ["z"]], "picture": "p.jpg"}\n'
+    '{"item": "2", "tags": "x| y"}\n{"item": 3, "title": {"en": "C"}}\n'
+  )
+  bad = BadLines(1)
+  assert list(item_rows(path, TableLayout(ITEMS), bad)) == [
+    Item("1", "A", categories=["x", "y"], images=["p.jpg"]),
+    Item("2", categories=["x", "y"]),
+  ]
+  assert bad.quoted == [f"{path}:3: title is a dict; expected a text"]
 
 
 @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, dict])
 def test_frames_in_memory(kind):
   columns = {"user": [7, 7], "item": ["x", "y"], "time": [datetime.datetime(1970, 1, 2)] * 2}
-  found, bad = read(kind(columns), Layout(EVENTS))
+  found, bad = read(kind(columns), TableLayout(EVENTS))
   assert found == [("7", "x", 86_400), ("7", "y", 86_400)] and not bad
 
 
 def test_arrays_and_gaps_in_frames():
   frame = {"user": np.array([1.0, math.nan]), "item": np.array([1, 2]), "time": np.array([5, 6])}
-  found, bad = read(frame, Layout(EVENTS))
+  found, bad = read(frame, TableLayout(EVENTS))
   assert found == [("1", "1", 5)]
   assert bad == ["row:2: None as a key; expected a text or a whole number"]
   with pytest.raises(UserError, match="the columns are not of one length"):
-    read({"user": [1], "item": [1, 2], "time": [5, 6]}, Layout(EVENTS))
+    read({"user": [1], "item": [1, 2], "time": [5, 6]}, TableLayout(EVENTS))
   with pytest.raises(UserError, match="the data frame: no column 'time'"):
-    read(pd.DataFrame({"user": [1], "item": [1]}), Layout(EVENTS))
+    read(pd.DataFrame({"user": [1], "item": [1]}), TableLayout(EVENTS))
 
 
 def test_gaps_of_every_kind():
@@ -117,7 +205,7 @@ def test_gaps_of_every_kind():
       "stars": pd.array([None, 2, 3], "Int64"),
     }
   )
-  rows = list(event_rows(frame, Layout({**EVENTS, "rating": "stars"}), BadLines(2)))
+  rows = list(event_rows(frame, TableLayout({**EVENTS, "rating": "stars"}), BadLines(2)))
   assert [row[:3] for row in rows] == [("1", "x", 5)] and math.isnan(rows[0][3])
 
 
@@ -126,7 +214,7 @@ def test_categories_of_every_kind():
   columns |= {"tags": [[["x", "y"], ["z"]], [0, 5], 7, None, {"a": 1}]}
   columns |= {"picture": [["u", "v"], "w", None, "", []]}
   bad = BadLines(1)
-  assert list(item_rows(columns, Layout(ITEMS), bad)) == [
+  assert list(item_rows(columns, TableLayout(ITEMS), bad)) == [
     Item("a", "1984", categories=["x", "y"], images=["u", "v"]),
     Item("b", categories=["0", "5"], images=["w"]),
     Item("c", "x", categories=["7"]),
@@ -138,12 +226,12 @@ def test_categories_of_every_kind():
 def test_items_of_tables(tmp_path):
   path = tmp_path / "items.csv"
   path.write_text("item,title,tags,picture\n1, A ,x| y|,p.jpg\n2,,,\n")
-  assert list(item_rows(path, Layout(ITEMS), BadLines())) == [
+  assert list(item_rows(path, TableLayout(ITEMS), BadLines())) == [
     Item("1", "A", categories=["x", "y"], images=["p.jpg"]),
     Item("2"),
   ]
   frame = pl.DataFrame({"item": [1], "title": ["A"], "tags": [["x", "y"]], "picture": [None]})
-  assert list(item_rows(frame, Layout(ITEMS), BadLines())) == [
+  assert list(item_rows(frame, TableLayout(ITEMS), BadLines())) == [
     Item("1", "A", categories=["x", "y"])
   ]
 
