@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from mmesid_jax import __version__
+import mmesid_jax
 from mmesid_jax.config.help_page import Groups, help_page
 from mmesid_jax.config.named_configs import config_file, load_config
 from mmesid_jax.config.schema import add_modalities
@@ -161,7 +161,7 @@ def _answer(argv: Sequence[str], doc: str | None, groups: Groups) -> bool:
     reporter.info(help_page(doc, groups, _own_flags(argv[0])))
     return True
   if options & {"-version", "--version"}:
-    reporter.info(f"mmesid_jax {__version__}")
+    reporter.info(f"mmesid_jax {mmesid_jax.__version__}")
     return True
   return False
 
