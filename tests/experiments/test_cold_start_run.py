@@ -1,6 +1,7 @@
 """Held-out items from the command to the table."""
 
 import json
+import re
 
 import numpy as np
 import pytest
