@@ -198,6 +198,14 @@ def test_the_table_of_packages_is_that_of_the_imports():
   assert [sorted(layer) for layer in layers[: len(LAYERS)]] == [sorted(names) for names in LAYERS]
 
 
+def test_the_page_for_pytorch_names_the_tensors_that_its_test_reads():
+  scorer = (ROOT / "tests" / "parity" / "test_scorer.py").read_text()
+  names = set(re.findall(r"`model\.([\w.]+)`", PAGES["docs/pytorch.md"]))
+  assert len(names) > 7
+  for name in names:
+    assert name.removesuffix(".weight").removesuffix(".m") in scorer, name
+
+
 def test_the_legend_of_shapes_is_that_of_the_code():
   legend = re.findall(r"^  [A-Z]  .*$", models.__doc__, re.MULTILINE)
   assert len(legend) > 20 and "\n".join(legend) in PAGES["docs/design.md"]
