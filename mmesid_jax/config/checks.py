@@ -14,6 +14,10 @@ def check_values(config: ConfigDict) -> None:
   _check_checkpoint(config.recommender)  # first: else sizes of 0 would be named instead
   for key, value in flatten(config).items():
     row = key_row(key)
+    if row is None and key.startswith("features."):
+      raise UserError(
+        f"--config.{key}: a name has lower-case letters, digits and _, a letter first"
+      )
     if row is None:
       raise UserError(f"--config.{key}: no such key; did you mean {nearest_name(key, list(KEYS))}?")
     if not row.rule.accepts(value):
@@ -42,7 +46,7 @@ def check_data_source(config: ConfigDict) -> None:
 
 
 def _check_select(evaluation: ConfigDict) -> None:
-  known = [f"{m}@{k}" for m in ("HR", "nDCG", "MRR") for k in evaluation.cutoffs]
+  known = [f"{m}@{k}" for m in ("HR", "nDCG", "MRR", "MAP") for k in evaluation.cutoffs]
   select = evaluation.select.removeprefix("unmasked/")
   if select not in known:
     by_small_letters = {name.lower(): name for name in known}

@@ -1,6 +1,5 @@
 """What the optimizers do to which parameters."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -27,29 +26,38 @@ def test_moving_averages_take_plain_steps_beside_adamw():
   assert optax.tree.norm(expected) > 0
 
 
-# One step of each kind from parameters p with gradient g, by its paper. Adam's first step is
-# g / (|g| + eps), bias corrected; Lion's is the sign of (1 - b1) g.
-FIRST_STEPS = {
-  "adamw": lambda p, g, rate, decay: p - rate * (g / (np.abs(g) + 1e-8) + decay * p),
-  "lion": lambda p, g, rate, decay: p - rate * (np.sign(g) + decay * p),
-}
+# The second step's direction from gradients g, then h, by the optimizers' papers. B1 is optax's.
+B1, B2 = 0.9, 0.95
+
+
+def adam_direction(g, h):
+  mean = (B1 * (1 - B1) * g + (1 - B1) * h) / (1 - B1**2)
+  square = (B2 * (1 - B2) * g**2 + (1 - B2) * h**2) / (1 - B2**2)
+  return mean / (np.sqrt(square) + 1e-8)
+
+
+def lion_direction(g, h):
+  return np.sign(B1 * (1 - B2) * g + (1 - B1) * h)
+
+
+DIRECTIONS = {"adamw": adam_direction, "lion": lion_direction}
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_kind_takes_the_step_of_its_formula(kind):
   config = default_config().recommender.optimizer
-  config.update(kind=kind, learning_rate=0.01, weight_decay=0.3, clip=0.0)
+  config.update(kind=kind, learning_rate=0.01, weight_decay=0.3, clip=0.0, b2=B2)
   config.update(schedule="constant", warmup_steps=0)
-  params = nnx.State({name: nnx.Param(jnp.array([2.0, -3.0])) for name in ("kernel", "bias")})
-  gradient = jax.tree.map(lambda p: 0.5 * p - 0.2, params)
+  p, g, h = (np.array(x) for x in ([2.0, -3.0], [0.8, -1.7], [-0.3, -0.4]))
+  params, first, second = (
+    nnx.State({name: nnx.Param(jnp.asarray(x)) for name in ("kernel", "bias")}) for x in (p, g, h)
+  )
   ours = optimizer.make_optimizer(config, 10)
-  update, state = ours.update(gradient, ours.init(params), params)
-  stepped = optax.apply_updates(params, update)
-  p, g = np.array([2.0, -3.0]), np.array([0.8, -1.7])
-  expected = FIRST_STEPS[kind](p, g, 0.01, 0.3)
-  np.testing.assert_allclose(stepped["kernel"][...], expected, rtol=1e-6)
-  expected = FIRST_STEPS[kind](p, g, 0.01, 0.0)  # biases do not decay
-  np.testing.assert_allclose(stepped["bias"][...], expected, rtol=1e-6)
+  _, state = ours.update(first, ours.init(params), params)
+  update, _ = ours.update(second, state, params)
+  direction = DIRECTIONS[kind](g, h)
+  np.testing.assert_allclose(update["kernel"][...], -0.01 * (direction + 0.3 * p), rtol=1e-5)
+  np.testing.assert_allclose(update["bias"][...], -0.01 * direction, rtol=1e-5)  # no decay
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
