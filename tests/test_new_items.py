@@ -39,7 +39,7 @@ def test_items_of_training_get_their_codes_again(trained, tmp_path):
     shutil.copy(trained / name, tmp_path)
   artifact, header = read_artifact(trained / f"{STAGE}.safetensors", STAGE)
   new = encoded(tmp_path, vectors(trained))
-  assert new.given == ("collaborative", "text") and new.quantiser == header["fingerprint"]
+  assert new.given == ("collaborative", "text") and new.quantizer == header["fingerprint"]
   for m in new.given:
     np.testing.assert_array_equal(new.codes[m], artifact[f"codes.{m}"][1:])
   assert len(np.unique(artifact["codes.text"][1:], axis=0)) > 3  # or this would show little
@@ -118,7 +118,7 @@ def test_what_is_offered_is_recommended_alone_with_the_same_scores(trained):
 def test_rows_are_whitened_as_in_training(trained):
   """A copy of an item stands in the model's table as the item does."""
   config = read_config(trained)
-  model = new_item_codes.recommender_stage.restore(trained, config)
+  model = new_item_codes.recommender_stage.load_recommender(trained, config)
   given = {m: x[[4, 6]] for m, x in vectors(trained).items()}
   extended = new_item_codes.append_new_items(model, trained, config, given)
   for m in given:
@@ -177,8 +177,8 @@ def test_files_that_do_not_fit_are_refused(workdir, tmp_path):
   with pytest.raises(UserError, match=r"not an artifact of the stage new_items .*encode"):
     model.add_items(workdir / "recommender.safetensors")
   new = encoded(workdir, {"text": vectors(workdir)["text"][:2]})
-  new_item_codes.write_new_items(file, dataclasses.replace(new, quantiser="other"))
-  with pytest.raises(UserError, match=r"new.safetensors: codes of another quantiser"):
+  new_item_codes.write_new_items(file, dataclasses.replace(new, quantizer="other"))
+  with pytest.raises(UserError, match=r"new.safetensors: codes of another quantizer"):
     model.add_items(file)
   new_item_codes.write_new_items(
     file, dataclasses.replace(new, codes={m: x + 4 for m, x in new.codes.items()})

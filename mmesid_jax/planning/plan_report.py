@@ -130,7 +130,7 @@ def _details(plan: Plan) -> str:
 
 
 def _compiler_report(planner: Planner, kind: str, mesh: Mapping[str, int]) -> str:
-  """What the compiler for TPUs says of a step on the mesh."""
+  """The memory of a step on the mesh as the compiler for TPUs counts it."""
   step, seconds = planner.compile(kind, mesh)
   size = math.prod(mesh.values())
   where = f"{size} of {tpu_compiler.smallest_topology(kind, size)}, attention: {step.attention}"
@@ -175,7 +175,7 @@ def _assumptions(
   mfu: float,
   estimated: bool,
 ) -> str:
-  """What the figures rest on, in words."""
+  """The assumptions of the figures, in words."""
   c, device = config.recommender, DEVICES[kind]
   vectors = ", ".join(f"{m} {width}" for m, width in widths.items())
   lines = [

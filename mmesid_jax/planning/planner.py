@@ -27,7 +27,7 @@ FITS = 0.9  # of the memory; the rest is for the runtime and lost between buffer
 
 
 class Epoch(NamedTuple):
-  """What an epoch of training packs: tokens and targets, batches of a layout, operations."""
+  """An epoch of training: tokens and targets, batches of a layout, operations."""
 
   tokens: int
   targets: int
@@ -38,7 +38,7 @@ class Epoch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What one mesh takes.
+  """Memory and time of the recommender stage on one mesh.
 
   bytes: on each device, by what they are for. memory: bytes of a device. rate: operations per
   second of all devices together.

@@ -80,7 +80,7 @@ def write_all_users(path: pathlib.Path, output: pathlib.Path, options: Options) 
 
 
 def _settings(served: ServedModel, options: Options, user_keys: Keys | None) -> dict:
-  """What the parts of a file must have in common."""
+  """The settings that all parts of a file must share."""
   artifact, new_items = served.workdir.artifact(RECOMMENDER.name), options.new_items
   return {
     "top_k": options.top_k,

@@ -12,7 +12,7 @@ from mmesid_jax.stages.workdir import Workdir, reopen_workdir
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is recommended, by which model.
+  """Which items are recommended, by which model.
 
   new_items: a file of items to add to the catalogue. only_new: recommend only those. data_dir:
   where the data is now, if it has moved. key: the field of items.jsonl that holds the keys; None =

@@ -1,4 +1,4 @@
-"""The recommender's backbone as the configuration wants it: sizes, pretrained weights, adapters."""
+"""The backbone of the recommender: its sizes, pretrained weights and adapters."""
 
 import dataclasses
 import hashlib
@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.hf import adapter, llama_weights, prompt
@@ -36,11 +37,11 @@ SIZES = {  # key of config.recommender -> field of LlamaConfig
 
 
 def resolve_sizes(config: ConfigDict, *, estimate: bool = False) -> bool:
-  """Fills what the checkpoint knows into config.recommender, in place; without one, nothing.
+  """Sets the sizes in config.recommender that are 0 to those of the checkpoint, if there is one.
 
-  A size that is not 0 must be the checkpoint's; so must prompt.length and prompt.response with a
-  prompt text, where they become the tokenizer's counts. estimate: where there is no tokenizer and
-  they are 0, they become about that. Returns whether they did. Raises UserError.
+  With a prompt text, prompt.length and prompt.response become the numbers of its tokens. Sizes that
+  are not 0 must agree. estimate: without a tokenizer, the numbers of tokens are estimated. Returns
+  whether they were. Raises UserError.
   """
   c = config.recommender
   if not c.backbone.checkpoint:
@@ -57,14 +58,14 @@ def resolve_sizes(config: ConfigDict, *, estimate: bool = False) -> bool:
     c.prompt.update(prompt.estimate_prompt_lengths(c.prompt.text))
     return True
   tokens = prompt.tokenize_prompt(directory, c.prompt.text)
-  counts = {"length": len(tokens.before), "response": len(tokens.behind)}
+  counts = {"length": len(tokens.before), "response": len(tokens.after)}
   _fill(c.prompt, counts, "the tokenizer")
   return False
 
 
 def check_checkpoint(config: ConfigDict) -> None:
-  """Whether checkpoint and adapter are what the resolved configuration takes them for; reads their
-  headers only. Raises UserError."""
+  """Raises UserError unless checkpoint and adapter fit the resolved configuration. Reads only their
+  headers."""
   c = config.recommender
   if not c.backbone.checkpoint:
     return
@@ -76,7 +77,7 @@ def check_checkpoint(config: ConfigDict) -> None:
 
 
 def check_storage(c: ConfigDict) -> None:
-  """Whether weights that are kept as codes have whole blocks of them. Raises UserError."""
+  """Raises UserError where quantized weights do not divide into whole blocks."""
   if c.backbone.kind != "full" and c.backbone.weights in ("int8", "nf4"):
     for key, width in (("width", c.width), ("mlp_width", c.mlp_width)):
       if width % BLOCK:
@@ -95,7 +96,8 @@ def _fill(section: ConfigDict, found: dict[str, float], source) -> None:
 
 
 def llama_config(c: ConfigDict) -> LlamaConfig:
-  """What config.recommender = c says of the backbone, and its checkpoint where there is one."""
+  """The backbone's configuration from config.recommender = c, and from its checkpoint if it has
+  one."""
   lora = None
   if c.backbone.kind == "lora":
     lora = LoRAConfig(
@@ -122,7 +124,7 @@ def llama_config(c: ConfigDict) -> LlamaConfig:
 
 
 def check_backbone_divides(c: ConfigDict) -> None:
-  """Raises UserError where the mesh of the context does not divide the sizes of
+  """Raises UserError where the mesh of the context does not divide the sizes in
   config.recommender = c."""
   axes = {"width": "embed", "heads": "heads", "kv_heads": "kv_heads", "mlp_width": "mlp"}
   for key, axis in axes.items():
@@ -130,7 +132,7 @@ def check_backbone_divides(c: ConfigDict) -> None:
 
 
 def load_backbone(model: RecommenderModel, c: ConfigDict) -> None:
-  """Reads what the checkpoint holds into the model: weights, vectors of a prompt text."""
+  """Reads the weights, and the vectors of a prompt text, from the checkpoint into the model."""
   if not c.backbone.checkpoint:
     return
   checkpoint = Checkpoint(c.backbone.checkpoint)
@@ -138,29 +140,29 @@ def load_backbone(model: RecommenderModel, c: ConfigDict) -> None:
   if c.prompt.text:
     tokens = prompt.tokenize_prompt(checkpoint.directory, c.prompt.text)
     model.prompt_PD.set_value(jnp.asarray(prompt.read_embeddings(checkpoint, tokens.before)))
-    if tokens.behind:
-      model.response_SD.set_value(jnp.asarray(prompt.read_embeddings(checkpoint, tokens.behind)))
+    if tokens.after:
+      model.response_SD.set_value(jnp.asarray(prompt.read_embeddings(checkpoint, tokens.after)))
 
 
 def prepare_backbone(model: RecommenderModel, c: ConfigDict) -> None:
-  """Before training: fills the model, reads the adapter to start from, says what is trained."""
+  """Prepares the model for training: loads its weights and adapter, places it on the mesh."""
   load_backbone(model, c)
   if c.backbone.kind == "lora":
     if c.lora.start:
       adapter.read_adapter(model.backbone, pathlib.Path(c.lora.start))
-    print(adapter.describe_adapter(model.backbone))
+    reporter.info(adapter.describe_adapter(model.backbone))
   place_model(model)
-  print(memory_line(model))
+  reporter.info(memory_line(model))
 
 
 def export_adapter(model: RecommenderModel, c: ConfigDict, directory: pathlib.Path) -> None:
-  """The trained LoRA factors for peft; without LoRA nothing."""
+  """Writes the trained LoRA factors as a PEFT directory; nothing without LoRA."""
   if c.backbone.kind == "lora":
     adapter.write_adapter(model.backbone, directory, base=c.backbone.checkpoint)
 
 
 def memory_line(model: RecommenderModel) -> str:
-  """What the model takes on every device, by what it is for, in one line."""
+  """The memory of the model on each device, by what it is for, in one line."""
   trained = nnx.state(model, nnx.Param)
   frozen = nnx.state(model.backbone, Pretrained)
   tables = nnx.state(model, nnx.All(Frozen, nnx.Not(Pretrained)))
@@ -178,10 +180,10 @@ def _mib(state: nnx.State, times: int = 1) -> str:
 
 
 def backbone_fingerprint(c: ConfigDict) -> dict[str, str]:
-  """What the stage's artifact depends on outside of the configuration's text; {} = nothing.
+  """Digests of the files that the artifact depends on; {} without a checkpoint.
 
-  Of the checkpoint: sha256 of config.json, tokenizer.json, names, shapes and a row of every tensor,
-  which tells checkpoints apart without reading them whole. Of the adapter: sha256 of its weights.
+  "checkpoint": sha256 of config.json, tokenizer.json, names, shapes and a row of every tensor,
+  which tells checkpoints apart without reading all of them. "adapter": sha256 of its weights.
   """
   if not c.backbone.checkpoint:
     return {}

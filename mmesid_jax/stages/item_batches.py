@@ -1,4 +1,4 @@
-"""Feature tables for batches of items: on the device, or row by row from where they lie."""
+"""Feature tables for batches of items: on the device, or rows that a batch brings along."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
+from mmesid_jax.display import reporter
 from mmesid_jax.models.mm_rqvae import MMRQVAE, Autoencoder
 from mmesid_jax.parallel.sharding import constrain, lookup_rows
 from mmesid_jax.parallel.variables import Frozen
 
-DEVICE_TABLE_BYTES = 2 * 2**30  # tables that take more together stay where they are
+DEVICE_TABLE_BYTES = 2 * 2**30  # tables that take more together stay on the host
 CHUNK = 4096  # items encoded at once
 
 
@@ -46,23 +46,25 @@ class FeatureTables(nnx.Module):
 
 
 def fit_device(features: Mapping[str, np.ndarray]) -> bool:
+  """Whether the tables are kept on the device."""
   return sum(x.nbytes for x in features.values()) <= DEVICE_TABLE_BYTES
 
 
 def make_item_batch(features: Mapping[str, np.ndarray], item_B: np.ndarray) -> ItemBatch:
-  """What `Tables.features` takes for these items."""
+  """The batch of these items that `FeatureTables.features` takes."""
   if fit_device(features):
     return item_B
   return ItemRows(item_B, {m: x_IV[item_B] for m, x_IV in features.items()})
 
 
 def item_ids(batch: ItemBatch) -> np.ndarray:
+  """The ids [B] of the items of a batch."""
   return batch.item_B if isinstance(batch, ItemRows) else batch
 
 
 def encode_table(part: Autoencoder, feature_IV: np.ndarray, width: int) -> np.ndarray:
-  """What the encoder makes of rows 1..I, float32 [I, width]; made in chunks, in place."""
-  encode = nnx.jit(lambda part, x_BV: part.encoded(x_BV))
+  """The encoder's output for rows 1 to I - 1, float32 [I - 1, width], computed in chunks."""
+  encode = nnx.jit(lambda part, x_BV: part.encode(x_BV))
   z_ED = np.empty((len(feature_IV) - 1, width), np.float32)
   for rows in item_chunks(len(z_ED)):
     z_ED[rows.start - 1 : rows.stop - 1] = encode(part, np.float32(feature_IV[rows]))
@@ -70,6 +72,6 @@ def encode_table(part: Autoencoder, feature_IV: np.ndarray, width: int) -> np.nd
 
 
 def item_chunks(num_items: int) -> Iterator[slice]:
-  """Of ids 1..num_items."""
-  for start in tqdm(range(1, num_items + 1, CHUNK), "encode", delay=3, leave=False):
+  """Slices of the ids 1 to num_items."""
+  for start in reporter.progress(range(1, num_items + 1, CHUNK), "encode", unit="chunks"):
     yield slice(start, min(start + CHUNK, num_items + 1))

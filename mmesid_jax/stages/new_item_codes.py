@@ -1,4 +1,4 @@
-"""New items from a workdir's artifacts: codes from its MM-RQ-VAE, scores from its recommender.
+"""New items: codes from a workdir's MM-RQ-VAE, and their place in its recommender.
 
 A file of new items holds `codes.<modality>` int32 [E, L] and `features.<modality>` float32 [E, V],
 the rows that were encoded; its header says which modalities were given.
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.data.features import new_features, read_new_features
 from mmesid_jax.data.whitening import Whitening
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
 from mmesid_jax.models.extend_catalogue import with_new_items
@@ -31,14 +32,16 @@ Sources = Mapping[str, str | os.PathLike | np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class NewItems:
-  """N items that training never saw. `rows` holds every modality of the training: as given, or the
-  mean of the training items; `given` names the former; quantiser is the fingerprint of what made
-  the codes."""
+  """N items that training never saw.
+
+  rows: every modality of the training, as given or the mean of the training items. given: the
+  modalities that were given. quantizer: the fingerprint of the artifact that made the codes.
+  """
 
   rows: dict[str, np.ndarray]  # modality -> float32 [E, V]
   codes: dict[str, np.ndarray]  # modality -> int32 [E, L]
   given: tuple[str, ...]
-  quantiser: str
+  quantizer: str
 
   def __len__(self) -> int:
     return len(next(iter(self.rows.values())))
@@ -61,18 +64,18 @@ def encode_new_items(workdir_path: pathlib.Path, config: ConfigDict, sources: So
 
 
 def write_new_items(path: pathlib.Path, new: NewItems) -> None:
-  """Under a temporary name, then renamed."""
+  """Writes new items to a file."""
   tensors = {f"codes.{m}": x for m, x in new.codes.items()}
   tensors |= {f"features.{m}": x for m, x in new.rows.items()}
-  header = {"stage": STAGE, "num_items": len(new), "given": new.given, "quantiser": new.quantiser}
+  header = {"stage": STAGE, "num_items": len(new), "given": new.given, "quantizer": new.quantizer}
   artifact.write_artifact(path, tensors, header)
 
 
 def read_new_items(path: pathlib.Path) -> NewItems:
-  """What `write` wrote. Raises UserError for another kind of file."""
+  """The new items in a file. Raises UserError for a file of another kind."""
   found, header = artifact.read_artifact(path, STAGE)
   rows, codes = (artifact.strip_prefix(found, prefix) for prefix in ("features.", "codes."))
-  return NewItems(rows, codes, tuple(header["given"]), header["quantiser"])
+  return NewItems(rows, codes, tuple(header["given"]), header["quantizer"])
 
 
 def append_new_items(
@@ -84,7 +87,7 @@ def append_new_items(
   """The workdir's recommender with new items appended, as `with_new_items` says.
 
   source: a file that `write` wrote, or their features by modality, files or arrays, as they were
-  before whitening. Raises UserError for what does not fit, or codes of another quantiser.
+  before whitening. Raises UserError for what does not fit, or codes of another quantizer.
   """
   maps = recommender_stage.load_whitenings(workdir_path, config)
   from_file, codes = isinstance(source, str | os.PathLike), {}
@@ -95,7 +98,7 @@ def append_new_items(
       if from_file
       else encode_new_items(workdir_path, config, source)
     )
-    _check_quantiser(model, workdir_path, new, name)
+    _check_quantizer(model, workdir_path, new, name)
     source, codes = {m: new.rows[m] for m in new.given}, new.codes
   given = _read(source, _widths(model, maps))
   features = {m: maps[m](x) if m in maps else x for m, x in given.items()}
@@ -106,23 +109,23 @@ def append_new_items(
 
 
 def _widths(model: RecommenderModel, maps: Mapping[str, Whitening]) -> dict[str, int]:
-  """Of a modality's vectors, before whitening."""
+  """modality -> width of its vectors before whitening."""
   tables = model.items.feature_IV
   return {
     m: len(maps[m].mean_V) if m in maps else tables[m][...].shape[1] for m in model.items.modalities
   }
 
 
-def _check_quantiser(
+def _check_quantizer(
   model: RecommenderModel, workdir_path: pathlib.Path, new: NewItems, name: str
 ) -> None:
   if not len(model.items.code_IL):
     return  # codes are not read
   path = workdir_path / f"{RECOMMENDER.name}.safetensors"
   upstream = artifact.read_header(path, RECOMMENDER.name).get("upstream", {})
-  if upstream.get(SEMANTIC_IDS.name) != new.quantiser:
+  if upstream.get(SEMANTIC_IDS.name) != new.quantizer:
     raise UserError(
-      f"{name}: codes of another quantiser than the one that {path} was trained with; encode them "
+      f"{name}: codes of another quantizer than the one that {path} was trained with; encode them "
       "with the semantic_ids.safetensors beside it"
     )
 
@@ -148,7 +151,8 @@ def _read(sources: Sources, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
 
 
 def encode_and_write(workdir: pathlib.Path, features: Sequence[str], output: pathlib.Path) -> None:
-  """features: MODALITY=FILE each. Raises UserError."""
+  """Encodes new items and writes them to `output`. features: MODALITY=FILE each. Raises
+  UserError."""
   sources = {}
   for text in features:
     modality, equals, file = text.partition("=")
@@ -159,7 +163,7 @@ def encode_and_write(workdir: pathlib.Path, features: Sequence[str], output: pat
     sources[modality] = file
   new = encode_new_items(workdir, read_config(workdir), sources)
   write_new_items(output, new)
-  print(f"{output}: {len(new):,} new items")
+  reporter.info(f"{output}: {len(new):,} new items")
   for m, code_EL in new.codes.items():
-    source = "" if m in new.given else " (of the training items' mean vector: not given)"
-    print(f"{m}: {len(np.unique(code_EL, axis=0)):,} different IDs{source}")
+    source = "" if m in new.given else " (not given: from the mean vector of the training items)"
+    reporter.info(f"{m}: {len(np.unique(code_EL, axis=0)):,} different IDs{source}")

@@ -1,6 +1,8 @@
-"""Recommender stage: a Llama on shared-prefix rows. Writes recommender.safetensors: the whole model
-but for what its checkpoint holds, and what whitened its feature tables; and with LoRA a PEFT
-directory, adapter/, beside it."""
+"""Recommender stage: a Llama on shared-prefix rows.
+
+Writes recommender.safetensors: the model without what its checkpoint holds, and the whitening of
+its feature tables; and with LoRA a PEFT directory, adapter/, beside it.
+"""
 
 from collections.abc import Mapping
 
@@ -51,7 +53,7 @@ def init_recommender(
   codebooks: Mapping[str, np.ndarray],
   counts_I: np.ndarray,
 ) -> RecommenderModel:
-  """The model of `config` = config.recommender, freshly drawn around the given tables."""
+  """The untrained model of `config` = config.recommender, around the given tables."""
   rngs = nnx.Rngs(RECOMMENDER.key(seed))
   items = ItemEncoder(
     features,
@@ -131,8 +133,8 @@ def _sampled_loss(model: RecommenderModel, batch: Batch, key: jax.Array, negativ
 
 
 def read_codes(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """Per modality, as config.recommender.codes says; random codebooks have the trained ones'
-  scale."""
+  """Codes and codebooks by modality, as config.recommender.codes says; random codebooks have the
+  scale of the trained ones."""
   choice = workdir.config.recommender.codes
   if choice == "none":
     return {}, {}
@@ -147,9 +149,10 @@ def read_codes(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.nd
 
 
 def rescale_codebooks(book_LCD: np.ndarray, code_EL: np.ndarray, std: float) -> np.ndarray:
-  """The codebooks shifted and scaled so that the items' sums of codes have mean 0 and `std`.
+  """The codebooks, shifted and scaled so that the items' sums of code vectors have mean 0 and
+  `std`.
 
-  Distances between items keep their proportions; without it the sums are several times as large as
+  Distances between items keep their proportions. Without it the sums are several times as large as
   the learned rows and the whitened features that they are added to.
   """
   levels = np.arange(len(book_LCD))
@@ -173,15 +176,18 @@ def make_batches(config: ConfigDict, dataset: Dataset) -> tuple[PackedBatches, P
 
 
 def fit_whitenings(workdir: Workdir) -> dict[str, Whitening]:
-  """What whitens the workdir's feature tables, by modality; {} when they stay as they are."""
+  """modality -> whitening of the workdir's feature table; {} without whitening."""
   c = workdir.config.recommender
   features = workdir.features() if c.whiten else {}
   return {m: fit_whitening(x, min(c.whiten, x.shape[1]), c.whiten_std) for m, x in features.items()}
 
 
 def init_model(workdir: Workdir, maps: Mapping[str, Whitening] | None = None) -> RecommenderModel:
-  """The model before training, around the workdir's features whitened by `maps` (None: the
-  workdir's `whitenings`), its codes and codebooks; a checkpoint's weights are not read yet."""
+  """The untrained model of a workdir, around its features, codes and codebooks.
+
+  maps: whitening of the features, None = `fit_whitenings`. The weights of a checkpoint are not read
+  yet.
+  """
   c, maps = workdir.config.recommender, fit_whitenings(workdir) if maps is None else maps
   features = workdir.features()
   features |= {m: whiten(features[m], by) for m, by in maps.items()}
@@ -199,8 +205,10 @@ def init_model(workdir: Workdir, maps: Mapping[str, Whitening] | None = None) ->
 def load_recommender(
   workdir_path, config: ConfigDict, *, pretrained: bool = True
 ) -> RecommenderModel:
-  """The trained model from workdir_path/recommender.safetensors alone: no data set, no other
-  artifact. pretrained=False leaves what its checkpoint holds as shapes: enough for its items."""
+  """The trained model, from workdir_path/recommender.safetensors alone.
+
+  pretrained: False leaves the checkpoint's weights as shapes, which is enough for the items.
+  """
   path = workdir_path / f"{RECOMMENDER.name}.safetensors"
   found, _ = RECOMMENDER.read(workdir_path)
   named = artifact.strip_prefix(found, "model.")
@@ -229,8 +237,8 @@ def load_recommender(
 
 
 def load_whitenings(workdir_path, config: ConfigDict) -> dict[str, Whitening]:
-  """What whitened the feature tables of the trained model, from its artifact alone; {} when they
-  stayed as they are."""
+  """modality -> whitening of the trained model's feature table, from its artifact alone; {} without
+  whitening."""
   if not config.recommender.whiten:
     return {}
   name, prefix = RECOMMENDER.name, "whitening."

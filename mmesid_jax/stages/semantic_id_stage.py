@@ -20,7 +20,7 @@ from mmesid_jax.data.batches import item_batches
 from mmesid_jax.data.whitening import covariance, mean_and_deviation, principal_components
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.codebook_health import measure_health, codebook_table
+from mmesid_jax.evaluation.codebook_health import codebook_table, measure_health
 from mmesid_jax.files import artifact
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models import flops
@@ -47,19 +47,21 @@ from mmesid_jax.training.throughput import Amounts
 
 
 def check_quantizer(config: ConfigDict, num_items: int) -> None:
-  """Raises UserError where config.semantic_ids = config asks for more codes than there are items,
-  for a grid that has not so many, or for k-means that is none; or where the mesh of the context
-  does not divide its batches."""
+  """Raises UserError for a quantizer that the data set does not allow.
+
+  config: config.semantic_ids. Refused are more codes than items, a grid without that many cells,
+  k-means with a random start, and batches that the mesh of the context does not divide.
+  """
   batch = min(config.batch, num_items)
   sharding.check_divides("--config.semantic_ids.batch, with the items there are", batch, "batch")
   if config.quantizer.codes > num_items:
     raise UserError(
       f"--config.semantic_ids.quantizer.codes={config.quantizer.codes}: more than the {num_items} "
-      "items of the data set, so most would stand for nothing"
+      "items of the data set, so most would never be used"
     )
   if (config.quantizer.kind, config.quantizer.start) == ("kmeans", "random"):
     raise UserError(
-      "--config.semantic_ids.quantizer.start=random: of kind kmeans the start is all there is; "
+      "--config.semantic_ids.quantizer.start=random: kind=kmeans has nothing but its start; "
       "expected balanced or plain"
     )
   if config.quantizer.kind == "fsq":
@@ -72,9 +74,9 @@ def check_quantizer(config: ConfigDict, num_items: int) -> None:
 def init_tables(
   config: ConfigDict, features: Mapping[str, np.ndarray], *, code_width: int, seed: int
 ) -> FeatureTables:
-  """Freshly drawn autoencoders whose codebooks start from k-means through the untrained encoders.
+  """Untrained autoencoders whose codebooks start from k-means through the untrained encoders.
 
-  Of quantizer.kind "kmeans" the encoders are principal components, and this is all there is.
+  With quantizer.kind "kmeans" the encoders are principal components, and training is complete.
   """
   widths = {m: x.shape[1] for m, x in features.items()}
   q, model = config.quantizer, init_mm_rqvae(config, widths, code_width=code_width, seed=seed)
@@ -104,7 +106,7 @@ def init_tables(
 def init_mm_rqvae(
   config: ConfigDict, widths: Mapping[str, int], *, code_width: int, seed: int
 ) -> MMRQVAE:
-  """Freshly drawn autoencoders and codebooks; widths: modality -> V."""
+  """Untrained autoencoders and codebooks. widths: modality -> V."""
   q = config.quantizer
   return MMRQVAE(
     widths,
@@ -127,7 +129,7 @@ def _principal(part: Autoencoder, table_IV: np.ndarray, mean_V: np.ndarray, D: i
 
 
 def loss_options(config: ConfigDict) -> dict:
-  """The keys of `config` = config.semantic_ids that mm_rqvae.loss takes."""
+  """The arguments of `semantic_id_loss` from `config` = config.semantic_ids."""
   names = (
     "reconstruction",
     "bandwidths",
@@ -141,19 +143,19 @@ def loss_options(config: ConfigDict) -> dict:
 
 
 def mm_rqvae_loss(config: ConfigDict):
-  """The loss of a batch of items by `config` = config.semantic_ids, as step.Loss."""
+  """The loss of a batch of items, as step.Loss. config: config.semantic_ids."""
   options = loss_options(config)
 
-  def of_batch(tables: FeatureTables, batch: ItemBatch, key: jax.Array):
-    del key  # nothing is drawn while it trains
+  def batch_loss(tables: FeatureTables, batch: ItemBatch, key: jax.Array):
+    del key  # training uses no random numbers
     value, parts = semantic_id_loss(tables.model, tables.features(batch), **options)
     return (value, jnp.ones(())), parts  # a loss of pairs of items is no sum over items
 
-  return of_batch
+  return batch_loss
 
 
 def mm_rqvae_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-  """AdamW; code vectors take plain steps where config.quantizer has them as moving averages."""
+  """The optimizer; code vectors that are moving averages take plain steps."""
   adamw = optimizer.make_optimizer(config.optimizer, steps)
   if config.quantizer.learning == "average":
     return optimizer.with_moving_averages(adamw, "codebook_LCD", config.quantizer.average_rate)
@@ -180,7 +182,7 @@ def encode_catalogue(
 
 
 class SemanticIDs(NamedTuple):
-  """What the artifact says of the items. modality -> codes int32 [I, L] and codebook float32
+  """The items' semantic IDs. modality -> codes int32 [I, L] and codebook float32
   [L, C, D]; and its header."""
 
   codes: dict[str, np.ndarray]

@@ -21,7 +21,7 @@ from mmesid_jax.training.loop import Result, Task, fit
 
 
 class Stage:
-  """What the pipeline, evaluation and planning know of a stage; a subclass says the rest.
+  """A stage as the pipeline, evaluation and planning see it; subclasses fill it in.
 
   `name` names its section of the configuration, its artifact and its folder in the workdir.
   `config_keys`: keys outside of its own section that its artifact depends on. `model_name`: its row

@@ -1,8 +1,7 @@
-"""Orbax checkpoints of a stage: what resumes it (state and data iterator), and its best
-parameters.
+"""Orbax checkpoints of a stage: state and data iterator, to resume it, and its best parameters.
 
-Every process reads the same batches, so the iterator's state is one for all, and a run goes on with
-another number of processes, or on another mesh.
+Every process reads the same batches, so they share the state of the iterator, and a run can
+continue with another number of processes or on another mesh.
 """
 
 import functools
@@ -10,30 +9,30 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 
 import grain
 import jax
 import orbax.checkpoint as ocp
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import Stop, UserError, disk_fault
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.parallel import processes
 
-SUMS = "sha256.json"  # in every checkpoint: file -> digest
+DIGESTS = "sha256.json"  # in every checkpoint: file -> digest
 
 
-class Unreadable(Exception):
-  """A checkpoint that cannot be restored: its path and the reason."""
+class UnreadableCheckpoint(Exception):
+  """A checkpoint cannot be restored; the message has its path and the reason."""
 
 
 class Checkpoints:
   """`folder/steps` holds the newest states with the Grain iterator, `folder/best` the best
   parameters.
 
-  As a context it waits for the last writes and closes. What the disk refused in it, to these or to
-  others that write in the folder, leaves it as a UserError that names the last good checkpoint.
+  As a context it waits for the last writes and closes. If the disk refuses anything that is written
+  in the folder, it raises a UserError that names the last good checkpoint.
   """
 
   def __init__(self, folder: pathlib.Path, *, keep: int = 2):
@@ -46,29 +45,29 @@ class Checkpoints:
     return self._steps.latest_step()
 
   def save(self, step: int, state, iterator: grain.DatasetIterator) -> None:
-    """Writes in the background. Call after the step `step` was trained and before the next batch is
+    """Writes in the background. Call it after the step `step` and before the next batch is
     taken."""
     if step in self._steps.all_steps():
       return
     if not self._best.is_saving_in_progress():
-      self._best.wait_until_finished()  # which tells how it ended
+      self._best.wait_until_finished()  # raises what went wrong
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(iterator.get_state())
     )
     self._save(self._steps, step, args)
 
   def restore(self, state, iterator: grain.DatasetIterator):
-    """The newest state that can be read, shaped as `state`; the iterator is moved to where it was.
+    """The newest state that can be read, shaped as `state`; sets the iterator to its position.
 
-    Newer ones that cannot be read are moved to folder/damaged, with a warning on stderr. Raises
-    UserError where none can be read, and leaves all where they are.
+    Newer ones that cannot be read are moved to folder/damaged, with a warning. Raises UserError
+    where none can be read, and then moves none.
     """
-    args = ocp.args.Composite(state=_shaped(state), data=ocp.args.JsonRestore())
-    damaged: dict[int, Unreadable] = {}
+    args = ocp.args.Composite(state=_restore_like(state), data=ocp.args.JsonRestore())
+    damaged: dict[int, UnreadableCheckpoint] = {}
     for step in sorted(self._steps.all_steps(), reverse=True):
       try:
-        found = _read(self._steps, step, args)
-      except Unreadable as error:
+        found = _restore_step(self._steps, step, args)
+      except UnreadableCheckpoint as error:
         damaged[step] = error
         if error.__cause__ is not None and processes.is_multiprocess():
           break  # Orbax failed here, and others may have read it
@@ -81,8 +80,8 @@ class Checkpoints:
 
   def save_best(self, step: int, params) -> None:
     """Replaces the best parameters."""
-    for saved in self._best.all_steps():  # a resumed run comes by the same step again
-      if saved == step and _refused(self._best.directory / str(step)) is None:
+    for saved in self._best.all_steps():  # a resumed run repeats steps
+      if saved == step and _damage(self._best.directory / str(step)) is None:
         return
       if saved >= step:  # else it would count as newer, and this one would not be written
         self._best.delete(saved)
@@ -90,23 +89,23 @@ class Checkpoints:
 
   def restore_best(self, params):
     """The best parameters, shaped as `params`. Raises UserError."""
-    args = ocp.args.Composite(params=_shaped(params))
+    args = ocp.args.Composite(params=_restore_like(params))
     try:
-      return _read(self._best, self._best.latest_step(), args)["params"]
-    except Unreadable as error:
+      return _restore_step(self._best, self._best.latest_step(), args)["params"]
+    except UnreadableCheckpoint as error:
       raise UserError(
         f"{error}; the best parameters of this stage are lost, and only of this one: delete "
         f"{self.folder} and run the same command to train it again from its start"
       ) from error
 
   def wait(self) -> None:
-    """Until everything is on disk; raises what went wrong in the background."""
+    """Waits until everything is on disk. Raises what went wrong in the background."""
     for manager in (self._steps, self._best):
       manager.wait_until_finished()
       manager.check_for_errors()
 
   def close(self) -> None:
-    """Waits for what is being written, and so, with several processes, for the others."""
+    """Waits for pending writes, and so, with several processes, for the others."""
     try:
       self._steps.close()
     finally:
@@ -133,7 +132,7 @@ class Checkpoints:
       raise late
 
   def last_good(self) -> str:
-    """What a message says of the newest checkpoint on disk."""
+    """The newest checkpoint on disk, for a message."""
     if self.latest is None:
       return f"no checkpoint was saved yet in {self.folder}"
     return f"the last good checkpoint is step {self.latest} in {self.folder}"
@@ -144,46 +143,45 @@ class Checkpoints:
     manager.save(step, args=args)
 
   def _move_aside(self, damaged: dict[int, Exception], used: pathlib.Path) -> None:
-    """Out of the way of the next save at the same step."""
+    """Moves damaged checkpoints out of the way of the next save at the same step."""
     processes.barrier("read the checkpoints")
     for step, error in damaged.items() if processes.is_main() else ():
       aside = self.folder / "damaged" / str(step)
       shutil.rmtree(aside, ignore_errors=True)
       aside.parent.mkdir(exist_ok=True)
       os.replace(self._steps.directory / str(step), aside)
-      print(
-        f"warning: {error}; going on from {used}, and what is left of the other is in {aside}",
-        file=sys.stderr,
-      )
+      reporter.warn(f"{error}; continuing from {used}; what is left of the other is in {aside}")
     processes.barrier("move what is damaged aside")
     if damaged:
       self._steps.reload()
 
 
-def _shaped(tree) -> ocp.args.StandardRestore:
-  """What restores arrays like those of the tree, where they lie. Not strict: on another mesh tables
-  of items have another number of rows of zeros behind them."""
+def _restore_like(tree) -> ocp.args.StandardRestore:
+  """Restores arrays with the shapes and shardings of the tree. Not strict: on another mesh, tables
+  of items are padded with another number of zero rows."""
   shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
   return ocp.args.StandardRestore(shapes, strict=False)
 
 
 class _Manager(ocp.CheckpointManager):
-  """Leaves it to the loop when a run stops."""
+  """A manager that never stops a run: the loop decides that."""
 
   def reached_preemption(self, step: int) -> bool:
-    # Orbax would ask the runtime by the number of the step, where the loop counts its looks
-    # (stopping.py): whoever comes second overwrites the other, and a signal may be lost.
+    # Orbax would ask the runtime with the number of the step, but StopRequest counts its own calls:
+    # the second one would overwrite the first, and a signal could be lost.
     return False
 
 
 def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-  written = ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_sums, directory))
+  written = ocp.AsyncOptions(
+    post_finalization_callback=functools.partial(_write_digests, directory)
+  )
   return _Manager(
     directory,
     options=ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       cleanup_tmp_directories=True,  # what a killed run, or a full disk, left half written
-      async_options=written,
+      async_options=options,
       # Both managers write at the same time, and one must not take the barriers of the other.
       multiprocessing_options=ocp.options.MultiprocessingOptions(
         barrier_sync_key_prefix=directory.name
@@ -192,24 +190,28 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
   )
 
 
-def _read(manager: ocp.CheckpointManager, step: int | None, args):
-  """What Orbax restores. Raises Unreadable, by what Orbax raised unless the digests spoke first."""
+def _restore_step(manager: ocp.CheckpointManager, step: int | None, args):
+  """Restores a step with Orbax. Raises UnreadableCheckpoint, from what Orbax raised if the digests
+  were right."""
   path = manager.directory / str(step)
-  cause, reason = None, _refused(path)
+  cause, reason = None, _damage(path)
   if reason is None:
     try:
       return manager.restore(step, args=args)
     except Exception as error:  # Orbax raises many kinds for a damaged file
       cause, reason = error, _first_line(error)
-  raise Unreadable(f"{path}: not a readable checkpoint of this model ({reason})") from cause
+  raise UnreadableCheckpoint(
+    f"{path}: not a readable checkpoint of this model ({reason})"
+  ) from cause
 
 
-def _refused(checkpoint: pathlib.Path) -> str | None:
-  """What `changed` says, or why it cannot; the first process reads the files, for all."""
+def _damage(checkpoint: pathlib.Path) -> str | None:
+  """Why a checkpoint must not be read, None if it may; the first process reads the files for
+  all."""
   reason = None
   if processes.is_main():
     try:
-      reason = changed(checkpoint)
+      reason = find_changed_file(checkpoint)
     except Exception as error:  # of a damaged list of digests, or a file that cannot be read
       reason = _first_line(error)
   refused = processes.broadcast(reason is not None)
@@ -221,21 +223,23 @@ def _first_line(error: Exception) -> str:
   return lines[0][:200] if lines else str(type(error))
 
 
-def _write_sums(directory: pathlib.Path) -> None:
-  """Puts the digests of its files into the one checkpoint that is about to get its name: Orbax
-  notices changed bytes in what it knows of the arrays, and not in the arrays."""
+def _write_digests(directory: pathlib.Path) -> None:
+  """Writes the digests of its files into the one checkpoint that is about to get its name.
+
+  Orbax notices changed bytes in the description of the arrays, but not in the arrays.
+  """
   (checkpoint,) = directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*")
   # not those beside the items: Orbax writes one of them again, and restoring reads none
   files = sorted(file for file in checkpoint.glob("*/**/*") if file.is_file())
-  sums = {str(file.relative_to(checkpoint)): file_sha256(file) for file in files}
-  write_text(checkpoint / SUMS, json.dumps(sums, indent=1) + "\n")
+  digests = {str(file.relative_to(checkpoint)): file_sha256(file) for file in files}
+  write_text(checkpoint / DIGESTS, json.dumps(digests, indent=1) + "\n")
 
 
-def changed(checkpoint: pathlib.Path) -> str | None:
-  """What of a checkpoint's files is not as it was written, None where nothing is known to be."""
-  if not (checkpoint / SUMS).is_file():
+def find_changed_file(checkpoint: pathlib.Path) -> str | None:
+  """The first file that is not as it was written, in words; None if there is none."""
+  if not (checkpoint / DIGESTS).is_file():
     return None  # of an earlier version; Orbax sees what is missing
-  for name, digest in json.loads((checkpoint / SUMS).read_text()).items():
+  for name, digest in json.loads((checkpoint / DIGESTS).read_text()).items():
     if not (checkpoint / name).is_file():
       return f"{name} is missing"
     if file_sha256(checkpoint / name) != digest:

@@ -33,7 +33,7 @@ Steps = list[list[Any]]  # the batches (inner list: microbatches) of consecutive
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a stage hands to the loop.
+  """A model, its batches and everything else that a stage hands to the loop.
 
   loss: as step.Loss; a step learns from `microbatches` of the `batches`. validate(model) ->
   metrics, of which `select` is maximized. `amounts` counts what a batch gives to do, its targets or

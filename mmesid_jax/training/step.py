@@ -18,7 +18,7 @@ Loss = Callable[[nnx.Module, Any, jax.Array], tuple[tuple[jax.Array, jax.Array],
 
 
 class BatchSums(NamedTuple):
-  """What microbatches are added up to: the loss, its weight, its gradient, scalars to be logged."""
+  """Sums over microbatches: the loss, its weight, its gradient, scalars to be logged."""
 
   loss: jax.Array
   weight: jax.Array

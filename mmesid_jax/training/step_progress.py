@@ -1,4 +1,4 @@
-"""What a person sees of a stage while it trains: epoch, remaining time, loss and rates."""
+"""The progress of a stage in the terminal: epoch, remaining time, loss and rates."""
 
 import contextlib
 import time

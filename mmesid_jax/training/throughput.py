@@ -1,4 +1,4 @@
-"""What the accelerator gets done: work per second, floating-point operations, memory."""
+"""Rates of training: work and floating-point operations per second, and memory."""
 
 import collections
 import contextlib
@@ -13,8 +13,8 @@ from mmesid_jax.parallel.mesh import device_count
 
 
 class Amounts(NamedTuple):
-  """What one step gets done: targets or items, model operations, and in stages that read rows the
-  real tokens and the places for them."""
+  """The work of one step: targets or items, model operations, and in stages that read rows the real
+  tokens and the places for them."""
 
   work: float
   flops: float

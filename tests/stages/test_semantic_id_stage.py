@@ -63,7 +63,7 @@ def test_the_step_that_reconstructs_best_is_kept(trained):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"kind": "kmeans", "start": "random"}, "the start is all there is"),
+    ({"kind": "kmeans", "start": "random"}, "kind=kmeans has nothing but its start"),
     ({"kind": "fsq", "codes": 6}, "power of two"),
   ],
 )

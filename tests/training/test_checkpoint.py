@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.training.checkpoint import SUMS, Checkpoints
+from mmesid_jax.training.checkpoint import DIGESTS, Checkpoints
 
 RANDOM = np.random.default_rng(0).normal(size=(9, 5000)).astype(np.float32)  # in files of its own
 
@@ -67,7 +67,7 @@ def delete(checkpoint: pathlib.Path) -> None:
 
 def forget(checkpoint: pathlib.Path) -> None:
   """Metadata, in a checkpoint that has no sums either, as those of an earlier version."""
-  (checkpoint / SUMS).unlink()
+  (checkpoint / DIGESTS).unlink()
   (checkpoint / "state" / "_METADATA").unlink()
 
 
@@ -82,7 +82,7 @@ def empty(checkpoint: pathlib.Path) -> None:
 
 
 def blot(checkpoint: pathlib.Path) -> None:
-  (checkpoint / SUMS).write_bytes(b"\xff{")
+  (checkpoint / DIGESTS).write_bytes(b"\xff{")
 
 
 DAMAGES = (flip, truncate, delete, forget, move_in_the_data, empty, blot)
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_moved_aside_for_the_one_before(tmp_path, damage
   assert restored(tmp_path) == (3, 3)
   warning = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
   (line,) = warning
-  assert f"{steps}/5: not a readable checkpoint" in line and f"going on from {steps}/3" in line
+  assert f"{steps}/5: not a readable checkpoint" in line and f"continuing from {steps}/3" in line
   assert (tmp_path / "damaged" / "5").is_dir() and f"{tmp_path}/damaged/5" in line
   assert saved(tmp_path, 5) and restored(tmp_path) == (5, 5)
 
@@ -137,7 +137,7 @@ def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
 
 def test_sums_name_every_file_that_is_read(tmp_path):
   checkpoint = saved(tmp_path, 3) / "steps" / "3"
-  named = json.loads((checkpoint / SUMS).read_text()).keys()
+  named = json.loads((checkpoint / DIGESTS).read_text()).keys()
   items = [file for item in ("state", "data") for file in (checkpoint / item).rglob("*")]
   assert named == {str(file.relative_to(checkpoint)) for file in items if file.is_file()}
 

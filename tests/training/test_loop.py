@@ -180,7 +180,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_behind_the_one_before(tmp_p
   whole = fit(task(), tmp_path, log_every=3, save_every=5)
   shutil.rmtree(tmp_path / "steps" / "12" / "state")
   again = fit(task(), tmp_path, log_every=3, save_every=5)
-  assert f"going on from {tmp_path}/steps/10" in capsys.readouterr().err
+  assert f"continuing from {tmp_path}/steps/10" in capsys.readouterr().err
   np.testing.assert_array_equal(again.model.weight[...], whole.model.weight[...])
   assert (again.best, again.best_step) == (whole.best, whole.best_step)
   assert Checkpoints(tmp_path).latest == 12
