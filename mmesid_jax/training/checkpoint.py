@@ -173,9 +173,8 @@ class _Manager(ocp.CheckpointManager):
 
 
 def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-  written = ocp.AsyncOptions(
-    post_finalization_callback=functools.partial(_write_digests, directory)
-  )
+  write_digests = functools.partial(_write_digests, directory)
+  options = ocp.AsyncOptions(post_finalization_callback=write_digests)
   return _Manager(
     directory,
     options=ocp.CheckpointManagerOptions(
