@@ -80,7 +80,7 @@ def examined(name: str, output: pathlib.Path) -> dict:
       "usage": [level["usage"] for level in one.get("levels", [])],
       "perplexity": [level["perplexity"] for level in one.get("levels", [])],
       "collision_rate": one["collision_rate"],
-      "tau": tau[m]["quantised"]["mean"] if m in tau else None,
+      "tau": tau[m]["quantized"]["mean"] if m in tau else None,
     }
     for m, one in health.items()
   }

@@ -11,7 +11,7 @@ from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.reports import export_backbone
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import recommender_stage
-from mmesid_jax.stages.workdir import reopen
+from mmesid_jax.stages.workdir import reopen_workdir
 
 ROWS, D = 6, 4
 
@@ -50,7 +50,7 @@ def test_code_tables_move_unless_they_are_frozen(workdir, tiny, tmp_path, codes,
   changes = {"recommender.codes": codes, "recommender.whiten": whiten, "recommender.epochs": 1}
   config = tiny(changes=changes)
   pipeline.run(config, workdir, overwrite=True)
-  _, start = recommender_stage.codes_and_codebooks(reopen(workdir))
+  _, start = recommender_stage.read_codes(reopen_workdir(workdir))
   learned, _ = read_artifact(workdir / "recommender.safetensors", "recommender")
   quantised, _ = read_artifact(workdir / "semantic_ids.safetensors", "semantic_ids")
   for m, book_LCD in start.items():
@@ -60,4 +60,4 @@ def test_code_tables_move_unless_they_are_frozen(workdir, tiny, tmp_path, codes,
     assert as_quantised == (codes != "random" and not whiten)
   if codes == "frozen" and whiten:
     assert len(Recommender.load(workdir).recommend([[1, 2]], top_k=3)[0]) == 3
-    export_backbone.run(workdir, tmp_path / "export")
+    export_backbone.export_backbone(workdir, tmp_path / "export")

@@ -1,4 +1,4 @@
-"""Pages of HTML that need no other file: tables, notes, and pictures held inside."""
+"""Parts of HTML pages that need no other file: tables, small print, and embedded pictures."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -19,14 +19,17 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 h3 { font-size: 1rem; margin: 2rem 0 0; }
 p, figcaption { max-width: 46rem; }
 .note { color: #8a4b00; }
+.yes { color: #2c6b31; }
+.partly { color: #8a6a00; }
+.no { color: #a3271a; }
 .small { color: #555; font-size: .9rem; }
 figure { margin: .6rem 0 0; }
 figure img { width: 100%; }
 """
 
 
-def document(title: str, parts: Iterable[str]) -> str:
-  """The whole page; parts are HTML."""
+def html_page(title: str, parts: Iterable[str]) -> str:
+  """A whole page from parts that are HTML; the title is text."""
   body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -36,8 +39,8 @@ def document(title: str, parts: Iterable[str]) -> str:
   )
 
 
-def figure(picture: Picture) -> str:
-  """Title, picture, and what good looks like."""
+def html_figure(picture: Picture) -> str:
+  """A picture under its title and over its caption."""
   data = base64.b64encode(picture.png).decode()
   return (
     f'<h3>{escape(picture.title)}</h3>\n<figure><img alt="{escape(picture.title)}" '
@@ -46,8 +49,8 @@ def figure(picture: Picture) -> str:
   )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-  """Everything but the first column is taken for numbers."""
+def html_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+  """A table whose first column is text and whose other columns are numbers, aligned right."""
 
   def row(tag: str, cells: Sequence[object]) -> str:
     return "<tr>" + "".join(f"<{tag}>{escape(str(c))}</{tag}>" for c in cells) + "</tr>"
@@ -56,6 +59,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
-def small(text: str) -> str:
-  """A paragraph that explains."""
+def small_text(text: str) -> str:
+  """A paragraph of small print."""
   return f'<p class="small">{escape(text)}</p>'

@@ -1,16 +1,19 @@
-"""Are the semantic IDs any good: how evenly codes are used, how many items share one ID, whether
-items of one prefix are of one kind, what the levels leave."""
+"""Health of codebooks: how evenly codes are used, how many items share an ID, whether the items of
+a prefix have the same category, and what each level leaves."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mmesid_jax.display.table import format_table
+
 
 def level_health(code_E: np.ndarray, codes: int) -> dict[str, float]:
-  """One level: share of codes in use, how many are dead, perplexity, Gini coefficient.
+  """One level: share of codes in use, number of dead codes, perplexity, Gini coefficient.
 
-  perplexity = exp(-sum p log p), at most `codes`. Gini of the codes' counts, dead codes among them:
-  0 when all codes have as many items, 1 - 1 / codes when one code has all.
+  A dead code has no items. perplexity = exp(-sum p log p), at most `codes`. Gini of the number of
+  items of every code, dead ones included: 0 if all codes have the same number, 1 - 1 / codes if one
+  code has all items.
   """
   count_C = np.bincount(code_E, minlength=codes)
   p_C = count_C / max(len(code_E), 1)
@@ -25,13 +28,13 @@ def level_health(code_E: np.ndarray, codes: int) -> dict[str, float]:
 
 
 def collisions(code_EL: np.ndarray) -> dict[str, float]:
-  """collision rate = 1 - distinct IDs / items, and how many items the most shared ID has."""
+  """Collision rate = 1 - distinct IDs / items, and the number of items of the most shared ID."""
   _, count = np.unique(prefix_groups(code_EL)[:, -1], return_counts=True)
   return {"collision_rate": 1 - len(count) / len(code_EL), "largest_group": int(count.max())}
 
 
 def prefix_groups(code_EL: np.ndarray) -> np.ndarray:
-  """int64 [E, L]: column l numbers the items' first l + 1 codes, from 0 on without gaps; equal
+  """int64 [E, L]: column l numbers the items' first l + 1 codes from 0 without gaps; equal
   numbers for equal codes."""
   group_E, groups = np.zeros(len(code_EL), np.int64), []
   for code_E in code_EL.astype(np.int64).T:
@@ -41,14 +44,13 @@ def prefix_groups(code_EL: np.ndarray) -> np.ndarray:
 
 
 def entropy(group_E: np.ndarray) -> float:
-  """Bits of the groups' distribution: log2 of how many equal groups would tell as much."""
+  """Entropy in bits of the groups' sizes: log2 of the number of equal groups as informative."""
   p = np.unique(group_E, return_counts=True)[1] / len(group_E)
   return float(-(p * np.log2(p)).sum()) + 0.0  # no -0
 
 
 def purity(group_E: np.ndarray, category_E: np.ndarray) -> float:
-  """Share of the items whose category is the most frequent one of their group; int arrays from 0
-  on."""
+  """Share of items that have the most frequent category of their group; int arrays from 0."""
   categories = int(category_E.max()) + 1
   pair, count = np.unique(group_E * categories + category_E, return_counts=True)
   largest = np.zeros(int(group_E.max()) + 1, np.int64)
@@ -57,11 +59,10 @@ def purity(group_E: np.ndarray, category_E: np.ndarray) -> float:
 
 
 def _purities(group_EL: np.ndarray, categories: Sequence[str | None]) -> dict[str, object]:
-  """By length of the prefix; {} when no category is known.
+  """Purities by length of the prefix; {} when no category is known.
 
-  Groups of one item are pure whatever they mean, so what the same groups have when they are filled
-  at random stands beside it; and the share of the largest category, what all items as one group
-  have.
+  Groups of one item are pure whatever they mean. To compare with: the purity of the same groups
+  filled at random, and the share of the largest category, which is that of one group of all items.
   """
   known = np.array([c is not None for c in categories])
   if not known.any():
@@ -76,7 +77,7 @@ def _purities(group_EL: np.ndarray, categories: Sequence[str | None]) -> dict[st
   }
 
 
-def health(
+def measure_health(
   codes: Mapping[str, np.ndarray], num_codes: int, categories: Sequence[str | None] = ()
 ) -> dict[str, dict]:
   """modality -> {"levels": [of level_health], collisions, "entropy": [...]}, and "joint":
@@ -101,36 +102,39 @@ def health(
   return report | {"joint": collisions(np.concatenate(list(codes.values()), axis=1))}
 
 
-def table(report: Mapping[str, Mapping]) -> str:
-  """Two text tables: a row a level of every modality, and a row an ID's collisions."""
-  pure = any("purity" in found for found in report.values())
-  lines = [
-    f"{'codes':<14}{'level':>6}{'usage':>8}{'dead':>6}{'perplexity':>12}{'Gini':>7}{'entropy':>10}"
-    + (f"{'purity':>9}{'by chance':>11}" if pure else "")
+def codebook_table(report: Mapping[str, Mapping]) -> str:
+  """Two text tables of `measure_health`: a row for every level, and the collisions of every ID."""
+  pure = any("purity" in figures for figures in report.values())
+  header = ["codes", "level", "usage", "dead", "perplexity", "Gini", "entropy"]
+  levels = []
+  for modality, figures in report.items():
+    for l, level in enumerate(figures.get("levels", [])):  # noqa: E741
+      row = [modality if not l else "", l + 1, f"{level['usage']:.1%}", level["dead"]]
+      row += [f"{level['perplexity']:.1f}", f"{level['gini']:.2f}"]
+      row.append(f"{figures['entropy'][l]:.1f} bit")
+      if "purity" in figures:
+        row += [f"{figures['purity'][l]:.1%}", f"{figures['purity_by_chance'][l]:.1%}"]
+      levels.append(row)
+  ids = [
+    [modality, f"{figures['collision_rate']:.2%}", figures["largest_group"]]
+    for modality, figures in report.items()
   ]
-  for modality, found in report.items():
-    for l, level in enumerate(found.get("levels", [])):  # noqa: E741
-      line = (
-        f"{modality if not l else '':<14}{l + 1:>6}{level['usage']:>8.1%}{level['dead']:>6}"
-        f"{level['perplexity']:>12.1f}{level['gini']:>7.2f}{found['entropy'][l]:>6.1f} bit"
-      )
-      if "purity" in found:
-        line += f"{found['purity'][l]:>9.1%}{found['purity_by_chance'][l]:>11.1%}"
-      lines.append(line)
-  lines.append(f"{'IDs':<14}{'collisions':>11}{'largest':>9}")
-  for modality, found in report.items():
-    lines.append(f"{modality:<14}{found['collision_rate']:>11.2%}{found['largest_group']:>9}")
-  about = "entropy, purity: of the codes from the first level to this one"
-  for found in report.values():
-    if "largest_category" in found:
-      about += f"; the largest category has {found['largest_category']:.1%} of the items"
+  note = "entropy, purity: of the codes from the first level to this one"
+  for figures in report.values():
+    if "largest_category" in figures:
+      note += f"; the largest category has {figures['largest_category']:.1%} of the items"
       break
-  return "\n".join([*lines, about])
+  return "\n".join(
+    [
+      format_table(header + (["purity", "by chance"] if pure else []), levels),
+      format_table(["IDs", "collisions", "largest"], ids),
+      note,
+    ]
+  )
 
 
 def residual_norms(z_ED: np.ndarray, code_EL: np.ndarray, book_LCD: np.ndarray) -> list[float]:
-  """What is left of the encoded vectors z behind level 0 (1.0), 1 .. L: |residual| / |z|, the mean
-  over the items."""
+  """|residual| / |z|, the mean over the items, after level 0 (1.0), 1 .. L; z: encoded vectors."""
   residual_ED = np.array(z_ED, np.float32)
   size_E = np.maximum(np.linalg.norm(residual_ED, axis=1), 1e-12)
   norms = [1.0]

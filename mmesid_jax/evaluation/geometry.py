@@ -1,5 +1,5 @@
-"""What the vectors of items keep: the order of distances (forgetting), and how many directions they
-fill (collapse). Source: MME-SID, section 1."""
+"""Geometry of item vectors: whether they keep the order of distances (forgetting), and how many
+directions they fill (collapse). Source: MME-SID, section 1."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset, evaluated_users
+from mmesid_jax.display.table import format_table
 
-NUMBERS_AT_ONCE = 4_000_000  # of pairs or of vectors, so that memory does not grow with the users
+NUMBERS_AT_ONCE = 4_000_000  # pairs, or numbers of vectors: bounds the memory for many users
 
 
 class Tau(NamedTuple):
-  """Kendall's tau, the mean over users; and over how many, and the share of tied pairs."""
+  """Kendall's tau as the mean over users, the number of users, and the share of tied pairs."""
 
   mean: float
   users: int
@@ -20,7 +21,7 @@ class Tau(NamedTuple):
 
 
 def kendall_tau(original_IV: np.ndarray, other_ID: np.ndarray, dataset: Dataset) -> Tau:
-  """How far other vectors keep the order in which a user's items are near to the target.
+  """Kendall's tau of two tables: do both put a user's items in the same order around the target?
 
   For every user with a test target t and a history h_1 .. h_n of at least 2 distinct items, all
   pairs of history items are compared by their Euclidean distance to t: a pair is concordant when
@@ -28,7 +29,7 @@ def kendall_tau(original_IV: np.ndarray, other_ID: np.ndarray, dataset: Dataset)
   them puts both at the same distance. tau = (concordant - discordant) / pairs, averaged over the
   users: tau-a, so ties count against the tables. Source: MME-SID, equation of the Kendall's tau.
 
-  original_IV, other_ID: [I + 1, width], any two widths. Raises ValueError when no user has a pair.
+  original_IV, other_ID: [I, width], any two widths. Raises ValueError when no user has a pair.
   """
   total, tied, pairs, users = 0.0, 0, 0, 0
   widest = max(original_IV.shape[1], other_ID.shape[1])
@@ -71,7 +72,7 @@ def _order(table_IV: np.ndarray, history_UX: np.ndarray, target_U: np.ndarray) -
 
 
 def spectrum(x_ED: np.ndarray) -> np.ndarray:
-  """Singular values of the centred rows, largest first, divided by their sum; float64
+  """Singular values of the centered rows, largest first, divided by their sum; float64
   [min(E, D)]."""
   x_ED = np.asarray(x_ED, np.float64)
   x_ED = x_ED - x_ED.mean(0)
@@ -81,21 +82,23 @@ def spectrum(x_ED: np.ndarray) -> np.ndarray:
 
 
 def effective_rank(spectrum_W: np.ndarray) -> float:
-  """exp of the entropy of a spectrum: how many directions are filled alike. Between 1 and W; 0 for
-  rows that are all equal. Source: Roy and Vetterli 2007."""
+  """exp of the entropy of a spectrum: the number of directions that are filled, if all equally.
+
+  Between 1 and W; 0 for rows that are all equal. Source: Roy and Vetterli 2007.
+  """
   p_W = spectrum_W[spectrum_W > 0]
   return float(np.exp(-(p_W * np.log(p_W)).sum())) if len(p_W) else 0.0
 
 
 class Plane(NamedTuple):
-  """Places of the rows on the two principal axes, [E, 2], and the share of the variance there."""
+  """Coordinates of the rows on the two principal axes, and the share of the variance there."""
 
   place_E2: np.ndarray
   share: float
 
 
 def principal_plane(x_ED: np.ndarray) -> Plane:
-  """Rows, centred, on the two directions of their largest variance (PCA); the larger first."""
+  """Centered rows on the two directions of their largest variance (PCA), the larger first."""
   x_ED = np.asarray(x_ED, np.float64)
   x_ED = x_ED - x_ED.mean(0)
   variance_D, directions_DD = np.linalg.eigh(x_ED.T @ x_ED)
@@ -104,20 +107,30 @@ def principal_plane(x_ED: np.ndarray) -> Plane:
   return Plane(place_E2, float(variance_D[-2:].sum() / max(variance_D.sum(), 1e-300)))
 
 
-def table(tau: Mapping[str, Mapping], inputs: Mapping[str, Mapping]) -> str:
+def geometry_table(tau: Mapping[str, Mapping], inputs: Mapping[str, Mapping]) -> str:
   """Two text tables: tau of every modality's codes, and the effective rank of the item inputs.
 
-  tau: modality -> column -> Tau as a dict; inputs: column -> part -> {"width", "effective_rank"}.
-  What is not there is shown as -.
+  Args:
+    tau: modality -> column -> Tau as a dict.
+    inputs: column -> part -> {"width", "effective_rank"}.
+
+  A missing value is shown as -.
   """
-  columns = ("quantised", "before", "after")
-  lines = [f"{'tau to the original':<27}" + "".join(f"{c:>11}" for c in columns)]
-  for modality, found in tau.items():
-    cells = (f"{found[c]['mean']:>11.4f}" if c in found else f"{'-':>11}" for c in columns)
-    lines.append(f"{modality:<27}" + "".join(cells))
-  lines.append(f"{'effective rank':<27}" + "".join(f"{c:>11}" for c in ("width", *columns[1:])))
-  for part, one in inputs["before"].items():
-    ranks = [inputs[c][part]["effective_rank"] if c in inputs else None for c in columns[1:]]
-    cells = (f"{'-':>11}" if rank is None else f"{rank:>11.1f}" for rank in ranks)
-    lines.append(f"{part:<27}{one['width']:>11}" + "".join(cells))
-  return "\n".join(lines)
+  columns = ("quantized", "before", "after")
+  taus = [
+    [modality, *(f"{found[c]['mean']:.4f}" if c in found else "-" for c in columns)]
+    for modality, found in tau.items()
+  ]
+  ranks = [
+    [
+      part,
+      one["width"],
+      *(f"{inputs[c][part]['effective_rank']:.1f}" if c in inputs else "-" for c in columns[1:]),
+    ]
+    for part, one in inputs["before"].items()
+  ]
+  tables = (
+    format_table(["tau to the original", *columns], taus),
+    format_table(["effective rank", "width", *columns[1:]], ranks),
+  )
+  return "\n".join(tables)

@@ -1,4 +1,4 @@
-"""What a prepared dataset holds, to be read: a few lines for the terminal, a page with pictures."""
+"""Reports on a prepared dataset: a few lines for the terminal, and a page with pictures."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,52 +10,62 @@ import numpy as np
 
 from mmesid_jax.display.html import html_figure, html_page, html_table, small_text
 from mmesid_jax.display.plots import COLORS, Picture, draw_histogram, draw_line, render_png
+from mmesid_jax.display.table import format_table
 from mmesid_jax.ingest.events import Events
 
 COUNTED = ("users", "items", "events")
 
 
 def report_text(output: Path, figures: Mapping[str, Any]) -> str:
-  """Counts after every step, as a table."""
-  header = ("", *COUNTED)
-  rows = [(name, *(f"{c[k]:,}" for k in COUNTED)) for name, c in figures["steps"].items()]
-  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-  lines = [
-    f"{name:<{widths[0]}}  "
-    + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths[1:], strict=True))
-    for name, *cells in (header, *rows)
+  """Formats the counts after every filter as a table, followed by notes.
+
+  figures: as in the file statistics.json.
+  """
+  table = format_table(("after the step", *COUNTED), _count_rows(figures))
+  end = f"wrote {output}; for details open {output / 'report.html'}"
+  return "\n".join([table, *_notes(figures), end])
+
+
+def _count_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+  return [
+    [step, *(f"{counts[name]:,}" for name in COUNTED)] for step, counts in figures["steps"].items()
   ]
-  return "\n".join([*lines, *_notes(figures), f"{output}: read {output / 'report.html'}"])
 
 
 def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
   bad, dataset = figures["bad lines"], figures["dataset"]
   if bad["count"]:
-    yield f"{bad['count']:,} bad lines left out, first of all {'; '.join(bad['first'])}"
+    yield f"{bad['count']:,} bad lines were left out; the first are {'; '.join(bad['first'])}"
   yield (
-    f"{dataset['items described']:,} of {dataset['items']:,} items are described, "
-    f"{dataset['items with title']:,} have a title, {dataset['items with image']:,} an image"
+    f"Of {dataset['items']:,} items, {dataset['items described']:,} have a description: "
+    f"{dataset['items with title']:,} a title, {dataset['items with image']:,} an image."
   )
-  if again := figures["items described more than once"]:
-    yield f"{again:,} descriptions of items described before are left out: the first one counts"
-  if dataset["evaluated users"] < dataset["users"]:
-    few = dataset["users"] - dataset["evaluated users"]
-    yield f"{few:,} users have fewer than 3 events: they only train"
+  if duplicates := figures["items described more than once"]:
+    yield f"{duplicates:,} repeated descriptions of items were left out; the first one counts."
+  if few := dataset["users"] - dataset["evaluated users"]:
+    yield f"{few:,} users have fewer than 3 events: they train, but leave-one-out skips them."
 
 
 def report_page(name: str, figures: Mapping[str, Any], events: Events) -> str:
-  """The page of the dataset `name`: figures as in its statistics.json, and its events."""
+  """Makes the HTML page of the dataset `name`.
+
+  Args:
+    figures: as in the file statistics.json.
+    events: those of the dataset, sorted.
+  """
   dataset = figures["dataset"]
-  steps = [[name, *(f"{c[k]:,}" for k in COUNTED)] for name, c in figures["steps"].items()]
-  spreads = {"events of a user": dataset["length"], "events of an item": dataset["popularity"]}
+  spreads = {"events per user": dataset["length"], "events per item": dataset["popularity"]}
   quantiles = list(dataset["length"])
   parts = [
     *(f'<p class="note">{escape(note)}</p>' for note in _notes(figures)),
-    "<h2>What every step left</h2>",
-    html_table(["", *COUNTED], steps),
-    "<h2>Lengths and popularity</h2>",
+    "<h2>Counts after every step</h2>",
+    html_table(["after the step", *COUNTED], _count_rows(figures)),
+    "<h2>Events per user and per item</h2>",
     html_table(["", *quantiles], [[name, *spread.values()] for name, spread in spreads.items()]),
-    small_text("Shares of users, or items, that have at most so many events."),
+    small_text(
+      "A column such as 75% is a quantile: three quarters of the users, or items, have at most this "
+      "number of events. 0% is the minimum and 100% the maximum."
+    ),
     *map(html_figure, _pictures(events)),
     "<h2>Figures</h2>",
     f"<pre>{escape(json.dumps(dataset, indent=1))}</pre>",
@@ -67,50 +77,54 @@ def report_page(name: str, figures: Mapping[str, Any], events: Events) -> str:
 
 def _pictures(events: Events) -> Iterator[Picture]:
   yield Picture(
-    "Users by their number of events",
-    render_png(lambda figure: _users_by_events(figure, events), height=2.8),
-    "Good: the bulk well above the shortest length; what a row holds should be near the right end.",
+    "Number of events per user",
+    _draw_lengths(np.bincount(events.user_E)),
+    "Good: most users have clearly more events than the minimum. Choose the length of a row so that "
+    "it holds the history of nearly all users.",
   )
   yield Picture(
-    "Events of every item, most popular first",
-    _popularity(np.bincount(events.item_E)),
-    "A straight line is usual: few items have most events. The steeper, the more a list of what is "
-    "popular gets right, so compare with it.",
+    "Number of events per item, from the most to the least popular",
+    _draw_popularity(np.bincount(events.item_E)),
+    "A straight line is usual: a few items have most of the events. The steeper the line, the better "
+    "a list of popular items predicts, so compare your model with such a list.",
   )
   if events.time_E is not None:
     yield Picture(
       "Events over time",
-      _over_time(events.time_E),
-      "Good: no gap and no pile-up at one date, which would be a default that some program wrote.",
+      _draw_times(events.time_E),
+      "Good: no gaps, and no peak at a single date. Such a peak is often a default value that a "
+      "program wrote in place of an unknown date.",
     )
 
 
-def _users_by_events(figure, events: Events) -> None:
-  events_U = np.bincount(events.user_E)
-  draw_histogram(figure.subplots(), events_U, xlabel="events of a user", ylabel="users")
+def _draw_lengths(count_U: np.ndarray) -> bytes:
+  def draw(figure) -> None:
+    draw_histogram(figure.subplots(), count_U, xlabel="events per user", ylabel="users")
+
+  return render_png(draw, height=2.8)
 
 
-def _popularity(count_I: np.ndarray) -> bytes:
+def _draw_popularity(count_I: np.ndarray) -> bytes:
   sorted_I = np.sort(count_I)[::-1]
   shown = np.unique(np.geomspace(1, len(sorted_I), 2_000).astype(int))
 
   def draw(figure) -> None:
     axis = figure.subplots()
     draw_line(axis, 0, shown, sorted_I[shown - 1], None)
-    axis.set(xscale="log", yscale="log", xlabel="items, most popular first", ylabel="events")
+    axis.set(xscale="log", yscale="log", xlabel="rank of the item", ylabel="events")
 
   return render_png(draw, height=2.8)
 
 
-def _over_time(time_E: np.ndarray) -> bytes:
-  # what matplotlib can write as dates; a program's "no time" may be the year 1
-  inside = np.clip(time_E, *np.array(["1000", "9000"], "datetime64[s]").astype(np.int64))
-  first, last = int(inside.min()), int(inside.max())
+def _draw_times(time_E: np.ndarray) -> bytes:
+  # the years that matplotlib can draw; a program may write the year 1 for an unknown time
+  clipped_E = np.clip(time_E, *np.array(["1000", "9000"], "datetime64[s]").astype(np.int64))
+  first, last = int(clipped_E.min()), int(clipped_E.max())
   edges = np.linspace(first, max(last, first + 1), 101)
 
   def draw(figure) -> None:
     axis = figure.subplots()
-    heights, _ = np.histogram(inside, edges)
+    heights, _ = np.histogram(clipped_E, edges)
     axis.stairs(heights, edges.astype("datetime64[s]"), fill=True, color=COLORS[0])
     axis.set(ylabel="events")
 

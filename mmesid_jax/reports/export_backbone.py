@@ -1,4 +1,4 @@
-"""What the command `export` does: the backbone for transformers, in a directory of its own."""
+"""Exports the trained backbone to a new directory that the library transformers can load."""
 
 import itertools
 import json
@@ -6,9 +6,9 @@ import pathlib
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mmesid_jax.config.saved import read_config
+from mmesid_jax.display import reporter
 from mmesid_jax.hf.architecture import architecture_json
 from mmesid_jax.hf.llama_weights import EMBEDDING, TABLE, to_hugging_face
 from mmesid_jax.hf.safetensors_dir import Checkpoint, check_new_directory, write_checkpoint
@@ -17,19 +17,23 @@ from mmesid_jax.stages import recommender_stage
 
 
 def export_backbone(workdir: pathlib.Path, output: pathlib.Path) -> None:
-  """Raises UserError for a workdir without a trained recommender, or an output that exists."""
+  """Writes the backbone of a workdir's recommender to the directory `output`.
+
+  Raises UserError for a workdir without a trained recommender, or an output that exists.
+  """
   check_new_directory(output)
   config = read_config(workdir)
   write_backbone(recommender_stage.load_recommender(workdir, config), config.recommender, output)
-  print(f"wrote {output}")
+  reporter.info(f"wrote {output}")
 
 
 def write_backbone(model: RecommenderModel, c: ConfigDict, output: pathlib.Path) -> None:
-  """The backbone of config.recommender = c. Raises UserError when the output exists.
+  """Writes the backbone of `model`, made from config.recommender = c.
 
-  From a checkpoint: its config, tokenizer, embeddings and lm_head, which training leaves alone, and
-  the weights with LoRA merged in. From scratch: the learned vectors of prompt and response stand in
-  for the embeddings, so `inputs_embeds` finds them and token i is vector i.
+  A backbone from a checkpoint keeps that checkpoint's config, tokenizer, embeddings and lm_head,
+  which training does not change; LoRA is merged into the weights. A backbone trained from scratch
+  gets the learned vectors of prompt and response as its embeddings: token i is vector i. Raises
+  UserError when the output exists.
   """
   llama, source = model.backbone, None
   if c.backbone.checkpoint:
@@ -41,8 +45,8 @@ def write_backbone(model: RecommenderModel, c: ConfigDict, output: pathlib.Path)
     table = np.concatenate([np.asarray(t[...]) for t in tables])
     architecture = architecture_json(llama.config, vocabulary=len(table), dtype="float32")
     embeddings = [(EMBEDDING, table)]
-  tensors = tqdm(
-    to_hugging_face(llama, source), "export", len(TABLE) * llama.config.layers, delay=3, leave=False
+  tensors = reporter.progress(
+    to_hugging_face(llama, source), "export", total=len(TABLE) * llama.config.layers
   )
   write_checkpoint(
     output,
@@ -53,7 +57,7 @@ def write_backbone(model: RecommenderModel, c: ConfigDict, output: pathlib.Path)
 
 
 def _architecture_of(source: Checkpoint, weights: str) -> dict:
-  """The source's config.json; its dtype is what the weights are kept in, unless that is codes."""
+  """The source's config.json with the dtype that the weights are stored in, unless quantized."""
   architecture = json.loads((source.directory / "config.json").read_text())
   dtype = "float32" if weights == "trained" else weights
   if dtype in ("float32", "bfloat16"):

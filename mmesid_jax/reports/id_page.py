@@ -1,82 +1,106 @@
-"""The page of stages.id_report: one HTML file that needs no other, tables first, then pictures."""
+"""The semantic-ID page: one HTML file without links, with verdict, tables and pictures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mmesid_jax.display.html import document, figure, small, table
+from mmesid_jax.display.html import html_figure, html_page, html_table, small_text
 from mmesid_jax.display.plots import Picture
+from mmesid_jax.reports.id_verdict import COLLISIONS, TAU, USED, Finding, find_verdict
 
 
-def page(name: str, figures: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
-  """The page of the workdir `name`: figures as stages.id_report makes them, and their pictures."""
+def semantic_id_page(name: str, figures: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
+  """The page of the workdir `name`: HTML, from the figures of `id_report` and their pictures."""
+  modalities = ", ".join(figures["tau"])
   parts = [
-    f"<p>{figures['num_items']:,} items; modalities: {escape(', '.join(figures['tau']))}.</p>",
+    f"<p>{figures['num_items']:,} items; modalities: {escape(modalities)}.</p>",
+    "<h2>Verdict</h2>",
+    *_verdict(find_verdict(figures)),
     *(f'<p class="note">{escape(note)}</p>' for note in figures["notes"]),
     "<h2>Codebooks</h2>",
     *_health(figures["health"]),
     "<h2>Geometry</h2>",
     *_geometry(figures["tau"], figures["inputs"]),
     "<h2>Pictures</h2>",
-    *map(figure, pictures),
+    *map(html_figure, pictures),
   ]
-  return document(f"Semantic IDs of {name}", parts)
+  return html_page(f"Semantic IDs of {name}", parts)
+
+
+def _verdict(findings: Sequence[Finding]) -> Iterable[str]:
+  for finding in findings:
+    yield (
+      f'<p><strong>{escape(finding.question)} <span class="{finding.answer}">'
+      f"{finding.answer.capitalize()}.</span></strong> {escape(finding.text)}</p>"
+    )
+  yield small_text(
+    "Yes and partly, by rules of thumb: the worst level uses at least "
+    f"{USED[0]:.0%} and {USED[1]:.0%} of its codes; at most {COLLISIONS[0]:.0%} and "
+    f"{COLLISIONS[1]:.0%} of the IDs are lost to collisions; tau is at least {TAU[0]} and "
+    f"{TAU[1]}. Good codes do not guarantee good recommendations: compare the test metrics too."
+  )
 
 
 def _health(health: Mapping[str, Mapping]) -> Iterable[str]:
-  modalities = {m: found for m, found in health.items() if "levels" in found}
+  modalities = {m: figures for m, figures in health.items() if "levels" in figures}
   largest = [f["largest_category"] for f in modalities.values() if "largest_category" in f]
-  header = ["codes", "level", "used", "dead", "perplexity", "Gini", "entropy, bits"]
+  header = ["modality", "level", "codes in use", "unused codes", "perplexity", "Gini"]
+  header.append("entropy (bits)")
   rows = []
-  for m, found in modalities.items():
-    for l, level in enumerate(found["levels"]):  # noqa: E741
+  for m, figures in modalities.items():
+    for l, level in enumerate(figures["levels"]):  # noqa: E741
       row = [m if not l else "", l + 1, f"{level['usage']:.1%}", level["dead"]]
-      row += [f"{level['perplexity']:.1f}", f"{level['gini']:.2f}", f"{found['entropy'][l]:.2f}"]
+      row += [f"{level['perplexity']:.1f}", f"{level['gini']:.2f}", f"{figures['entropy'][l]:.2f}"]
       if largest:
-        row += [f"{found['purity'][l]:.1%}", f"{found['purity_by_chance'][l]:.1%}"]
+        row += [f"{figures['purity'][l]:.1%}", f"{figures['purity_by_chance'][l]:.1%}"]
       rows.append(row)
-  yield table(header + (["purity", "by chance"] if largest else []), rows)
-  yield small(
-    "Perplexity: as many codes, used alike, would tell as much. Gini: 0 when all codes have as "
-    "many items, near 1 when few have all. Entropy and purity are those of the codes from the "
-    "first level to this one."
+  yield html_table(header + (["purity", "purity by chance"] if largest else []), rows)
+  yield small_text(
+    "Perplexity: the number of codes that would be as informative if all were used equally often; "
+    "higher is better. Gini: 0 if all codes have the same number of items, near 1 if a few codes "
+    "have nearly all items. Entropy and purity: for the codes from the first level to this one."
   )
   if largest:
-    yield small(
-      "Purity: the share of items whose category is the commonest among the items with the same "
-      "codes. Small groups are pure whatever they mean, so what the same groups have when items "
-      "fall into them at random stands beside it. The commonest category has "
-      f"{largest[0]:.1%} of the items."
+    yield small_text(
+      "Purity: group the items by their codes; the share of items that have the most frequent "
+      "category of their group. Small groups are pure whatever the codes mean, so compare with "
+      "purity by chance: the same groups, filled with items at random. The most frequent category "
+      f"has {largest[0]:.1%} of all items."
     )
   rows = [[m, f"{f['collision_rate']:.2%}", f"{f['largest_group']:,}"] for m, f in health.items()]
-  yield table(["IDs", "collisions", "items of the most shared ID"], rows)
-  yield small("Collisions: 1 - distinct IDs / items. Joint: the codes of all modalities together.")
+  yield html_table(["ID", "collision rate", "items of the most shared ID"], rows)
+  yield small_text(
+    "Collision rate: 1 - number of different IDs / number of items. Joint: the codes of all "
+    "modalities together, which are an item's full ID."
+  )
 
 
 def _geometry(tau: Mapping[str, Mapping], inputs: Mapping[str, Mapping]) -> Iterable[str]:
   whens = ("before", "after")
   rows = []
-  for m, found in tau.items():
-    row = [f"{found[c]['mean']:.4f}" if c in found else "-" for c in ("quantised", *whens)]
-    ties = [f"{found[c]['ties']:.1%}" if c in found else "-" for c in ("quantised",)]
-    rows.append([m, *row, *ties])
-  columns = ["quantised", "before training", "after training", "tied pairs"]
-  yield table(["Kendall's tau to the features", *columns], rows)
-  users = max((c["users"] for found in tau.values() for c in found.values()), default=0)
-  yield small(
-    "How far the sums of code vectors keep the order in which the items of a history are near to "
-    f"the test item, mean over {users:,} users: 1 all pairs alike, 0 as by chance. Quantised: of "
-    "semantic_ids.safetensors; before and after training: of the recommender's code tables. What "
-    "falls from before to after is forgotten. Tied pairs: at the same distance, as items of one "
-    "ID are."
+  for m, columns in tau.items():
+    row = [f"{columns[c]['mean']:.4f}" if c in columns else "-" for c in ("quantized", *whens)]
+    ties = f"{columns['quantized']['ties']:.1%}" if "quantized" in columns else "-"
+    rows.append([m, *row, ties])
+  titles = ["quantized", "before training", "after training", "tied pairs"]
+  yield html_table(["Kendall's tau to the features", *titles], rows)
+  users = max((c["users"] for columns in tau.values() for c in columns.values()), default=0)
+  yield small_text(
+    "Take a user's test item and sort the items of the history by their distance to it, once by "
+    "features and once by codes (an item's code vectors, summed). Tau compares the two orders: 1 "
+    f"if they are equal, 0 if they are unrelated. Mean over {users:,} users. Quantized: the codes "
+    "of semantic_ids.safetensors. Before and after training: the code tables of the recommender; a "
+    "fall from before to after means that training forgets the features. Tied pairs: pairs of "
+    "items with equal distance, for example with the same ID."
   )
   rows = []
   for part, one in inputs["before"].items():
     ranks = [inputs[w][part]["effective_rank"] if w in inputs else None for w in whens]
     rows.append([part, one["width"], *("-" if rank is None else f"{rank:.1f}" for rank in ranks)])
-  yield table(["Effective rank", "width", "before training", "after training"], rows)
-  yield small(
-    "exp of the entropy of the singular values: how many directions are filled alike. A rank far "
-    "below the width is a collapse. Item token: what the backbone reads, with what was learned of "
+  yield html_table(["Effective rank", "width", "before training", "after training"], rows)
+  yield small_text(
+    "Effective rank: how many directions of the space the vectors fill, at most the width; the "
+    "exponential of the entropy of the singular values. A rank far below the width means that the "
+    "space has collapsed. Item token: what the backbone reads, including what was learned for "
     "every item."
   )

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from mmesid_jax.evaluation.codebook_health import (
+  codebook_table,
   collisions,
-  health,
   level_health,
+  measure_health,
   prefix_groups,
   residual_norms,
-  table,
 )
 
 
@@ -51,7 +51,7 @@ def test_collisions_are_counted_row_by_row(levels, codes):
 def test_joint_codes_are_all_modalities_together():
   """Each modality collides, items in pairs; together they tell every item apart."""
   codes = {"text": np.array([[0], [0], [1], [1]]), "visual": np.array([[0], [1], [0], [1]])}
-  report = health(codes, 2)
+  report = measure_health(codes, 2)
   assert report.keys() == {"text", "visual", "joint"}
   assert report["text"]["collision_rate"] == report["visual"]["collision_rate"] == 0.5
   assert report["joint"] == {"collision_rate": 0, "largest_group": 1}
@@ -59,7 +59,7 @@ def test_joint_codes_are_all_modalities_together():
 
 def test_levels_are_columns():
   codes = {"text": np.array([[0, 0], [0, 1], [0, 2]])}
-  first, second = health(codes, 3)["text"]["levels"]
+  first, second = measure_health(codes, 3)["text"]["levels"]
   assert (first["usage"], second["usage"]) == (pytest.approx(1 / 3), 1)
 
 
@@ -92,7 +92,7 @@ def test_entropy_and_purity_counted_by_hand():
   Kinds: code 0 holds a a b b, of which 2 are the commonest; code 1 holds b and one of no kind.
   """
   codes = {"text": np.array([[0, 0], [0, 0], [0, 1], [0, 2], [1, 0], [1, 1]])}
-  found = health(codes, 4, ["a", "b", "b", "a", "b", None])["text"]
+  found = measure_health(codes, 4, ["a", "b", "b", "a", "b", None])["text"]
   first = -(4 / 6 * np.log2(4 / 6) + 2 / 6 * np.log2(2 / 6))
   second = -(2 / 6 * np.log2(2 / 6) + 4 * 1 / 6 * np.log2(1 / 6))
   assert found["entropy"] == pytest.approx([first, second])
@@ -106,7 +106,7 @@ def test_purity_by_chance_is_that_of_the_same_groups_filled_at_random():
   share, and groups of one stay pure: both are no merit of the codes."""
   kinds = [k for k in "abcd" for _ in range(500)]
   code_NL = np.stack([np.repeat(np.arange(4), 500), np.arange(2000)], axis=1)
-  found = health({"m": code_NL}, 2000, kinds)["m"]
+  found = measure_health({"m": code_NL}, 2000, kinds)["m"]
   assert found["purity"] == [1, 1]
   assert found["purity_by_chance"][0] == pytest.approx(0.25, abs=0.06)
   assert found["purity_by_chance"][1] == 1
@@ -115,10 +115,10 @@ def test_purity_by_chance_is_that_of_the_same_groups_filled_at_random():
 
 def test_without_categories_there_is_no_purity():
   codes = {"text": np.array([[0], [1]])}
-  assert "purity" not in health(codes, 2)["text"]
-  assert "purity" not in health(codes, 2, [None, None])["text"]
+  assert "purity" not in measure_health(codes, 2)["text"]
+  assert "purity" not in measure_health(codes, 2, [None, None])["text"]
   with pytest.raises(ValueError, match="1 categories of 2 items"):
-    health(codes, 2, ["a"])
+    measure_health(codes, 2, ["a"])
 
 
 def test_residual_norms():
@@ -126,18 +126,18 @@ def test_residual_norms():
   book_LCD = np.array([[[3, 0], [0, 0]], [[0, 4], [1, 0]]], np.float32)
   z_ND = np.array([[3, 4], [0, 2]], np.float32)
   norms = residual_norms(z_ND, np.array([[0, 0], [1, 1]]), book_LCD)
-  assert norms == pytest.approx([1, (4 / 5 + 1) / 2, (0 + 5**0.5 / 2) / 2])
+  assert norms == pytest.approx([1, (4 / 5 + 1) / 2, (0 + 5**0.5 / 2) / 2], rel=1e-5)  # float32
   assert z_ND.tolist() == [[3, 4], [0, 2]]
 
 
 def test_table_shows_every_modality_and_level():
   codes = {"text": np.array([[0, 0], [0, 1], [0, 1]])}
-  lines = table(health(codes, 4)).splitlines()
+  lines = codebook_table(measure_health(codes, 4)).splitlines()
   assert lines[1].split() == "text 1 25.0% 3 1.0 0.75 0.0 bit".split()
   assert lines[2].split() == "2 50.0% 2 1.9 0.58 0.9 bit".split()
   assert lines[4].split() == ["text", "33.33%", "2"]
   assert lines[5].split() == ["joint", "33.33%", "2"]
-  lines = table(health(codes, 4, ["a", "b", "b"])).splitlines()
+  lines = codebook_table(measure_health(codes, 4, ["a", "b", "b"])).splitlines()
   assert lines[0].endswith("purity  by chance")
   assert lines[1].split()[-2:] == ["66.7%", "66.7%"]
   assert lines[-1].endswith("the largest category has 66.7% of the items")

@@ -7,10 +7,10 @@ from flax import nnx
 from mmesid_jax.data.held_out_items import make_cases
 from mmesid_jax.data.packing import Layout
 from mmesid_jax.evaluation.cold_start_ranks import (
-  chance,
-  choose_last,
-  content,
+  chance_metrics,
+  content_vectors,
   model_ranks,
+  ndcg_by_last,
   nearest_ranks,
 )
 from mmesid_jax.evaluation.metrics import user_values
@@ -89,19 +89,19 @@ def test_the_nearest_by_the_cosine_to_the_mean_of_the_last():
     newest = found.history[q][-3:]
     return sum(x @ x[newest].mean(0) for x in unit.values())
 
-  assert_ranks(nearest_ranks(content(features), found, 3, WARM), by_hand(found, score))
+  assert_ranks(nearest_ranks(content_vectors(features), found, 3, WARM), by_hand(found, score))
 
 
 def test_how_many_are_averaged_is_decided_by_cases_without_cold_items():
   """Users who stay near their newest item: older ones only mislead."""
-  x_IV = content({"text": table(4)})
+  x_IV = content_vectors({"text": table(4)})
   rng = np.random.default_rng(5)
   history = [rng.permutation(WARM)[:9].astype(np.int32) + 1 for _ in range(200)]
   cosine_II = x_IV @ x_IV.T - 2 * np.eye(len(x_IV))
   item = [1 + int(cosine_II[h[-1], 1 : WARM + 1].argmax()) for h in history]
   kept = [q for q, i in enumerate(item) if i not in history[q]]
   found = make_cases(*([x[q] for q in kept] for x in (history, history, item)))
-  by_last = choose_last(x_IV[: WARM + 1], found)
+  by_last = ndcg_by_last(x_IV[: WARM + 1], found)
   assert max(by_last, key=by_last.get) == 1 and by_last[1] == 1.0 > by_last[5]
 
 
@@ -111,10 +111,10 @@ def test_chance_is_the_mean_over_random_orders():
   for _ in range(150):
     for name, rank_Q in by_hand(found, lambda q: rng.random(WARM + COLD + 1)).items():
       drawn[name] += rank_Q
-  for name, metrics in chance(found, WARM, COLD, (3, 5, 50)).items():
+  for name, metrics in chance_metrics(found, WARM, COLD, (3, 5, 50)).items():
     for metric, x_Q in user_values(np.array(drawn[name]), (3, 5, 50)).items():
       np.testing.assert_allclose(metrics[metric]["mean"], x_Q.mean(), atol=0.01, err_msg=metric)
-  assert chance(found, WARM, COLD, (50,))["cold only"]["HR@50"]["mean"] == 1
+  assert chance_metrics(found, WARM, COLD, (50,))["cold only"]["HR@50"]["mean"] == 1
 
 
 def test_the_targets_of_an_item_are_drawn_together():

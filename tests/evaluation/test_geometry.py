@@ -112,11 +112,11 @@ def test_principal_plane_is_the_best_two_directions():
 
 
 def test_table_has_a_dash_for_what_is_not_there():
-  tau = {"text": {"quantised": {"mean": 0.5}, "before": {"mean": 0.25}}, "visual": {}}
+  tau = {"text": {"quantized": {"mean": 0.5}, "before": {"mean": 0.25}}, "visual": {}}
   inputs = {"before": {"item token": {"width": 8, "effective_rank": 6.54}}}
-  lines = geometry.table(tau, inputs).splitlines()
+  lines = geometry.geometry_table(tau, inputs).splitlines()
   assert lines[1].split() == ["text", "0.5000", "0.2500", "-"]
   assert lines[2].split() == ["visual", "-", "-", "-"]
   assert lines[4].split() == ["item", "token", "8", "6.5", "-"]
   inputs["after"] = {"item token": {"width": 8, "effective_rank": 1.26}}
-  assert geometry.table(tau, inputs).splitlines()[4].split()[-2:] == ["6.5", "1.3"]
+  assert geometry.geometry_table(tau, inputs).splitlines()[4].split()[-2:] == ["6.5", "1.3"]

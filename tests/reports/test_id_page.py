@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 
-from mmesid_jax.evaluation.codebook_health import health
+from mmesid_jax.evaluation.codebook_health import measure_health
 from mmesid_jax.evaluation.geometry import principal_plane
 from mmesid_jax.reports import id_plots
-from mmesid_jax.reports.id_page import page
+from mmesid_jax.reports.id_page import semantic_id_page
 
 VOID = {"meta", "img"}
 DATA = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
@@ -49,18 +49,18 @@ def figures(modalities, *, levels=2, codes=5, after=True, categories=True):
   tau = {"mean": 0.3, "users": 9, "ties": 0.1}
   found = {
     "num_items": 30,
-    "health": health(code, codes, ["a", "b", "c"] * 10 if categories else ()),
+    "health": measure_health(code, codes, ["a", "b", "c"] * 10 if categories else ()),
     "count_LC": {
       m: [np.bincount(c, minlength=codes).tolist() for c in x.T] for m, x in code.items()
     },
     "residual_norm": {m: np.linspace(1, 0.2, levels + 1).tolist() for m in modalities},
-    "tau": {m: {"quantised": tau, "before": tau} for m in modalities},
+    "tau": {m: {"quantized": tau, "before": tau} for m in modalities},
     "inputs": inputs | ({"after": inputs["before"]} if after else {}),
     "notes": ["<note> & more"],
   }
   vectors = {m: rng.normal(size=(30, 4)) for m in modalities}
   planes = {m: (principal_plane(vectors[m]), code[m][:, 0]) for m in modalities}
-  return found, id_plots.of(found, planes)
+  return found, id_plots.make_pictures(found, planes)
 
 
 NASTY = "<b>\"$\\frac$&'</b>"
@@ -70,7 +70,7 @@ NASTY = "<b>\"$\\frac$&'</b>"
 def test_the_page_is_whole_and_takes_names_as_text():
   modalities = ("collaborative", NASTY, "_hidden")
   found, drawn = figures(modalities)
-  text = page("/runs/<script>", found, drawn)
+  text = semantic_id_page("/runs/<script>", found, drawn)
   outline = Outline(text)
   assert {"script", "b", "note", "link", "iframe"}.isdisjoint(outline.tags)
   assert "/runs/<script>" in outline.text and "<note> & more" in outline.text
@@ -81,7 +81,7 @@ def test_the_page_is_whole_and_takes_names_as_text():
 
 
 def test_nothing_is_fetched():
-  text = page("runs/a", *figures(("text",)))
+  text = semantic_id_page("runs/a", *figures(("text",)))
   outside = DATA.sub("", text)
   assert "http" not in outside and "//" not in outside and "url(" not in outside
   links = [v for k, v in Outline(text).attributes if k in ("src", "href", "srcset", "action")]
@@ -90,7 +90,7 @@ def test_nothing_is_fetched():
 
 def test_pictures_are_png_files_that_open():
   image = pytest.importorskip("PIL.Image")  # comes with matplotlib
-  text = page("runs/a", *figures(("text",)))
+  text = semantic_id_page("runs/a", *figures(("text",)))
   for data in DATA.findall(text):
     png = base64.b64decode(data, validate=True)
     assert b"http" not in png  # matplotlib's signature
@@ -101,11 +101,13 @@ def test_pictures_are_png_files_that_open():
 
 
 def test_the_same_figures_give_the_same_page():
-  assert page("runs/a", *figures(("text",))) == page("runs/a", *figures(("text",)))
+  assert semantic_id_page("runs/a", *figures(("text",))) == semantic_id_page(
+    "runs/a", *figures(("text",))
+  )
 
 
 def test_what_is_not_there_is_a_dash_and_no_column():
-  outline = Outline(page("runs/a", *figures(("text",), after=False, categories=False)))
+  outline = Outline(semantic_id_page("runs/a", *figures(("text",), after=False, categories=False)))
   assert "by chance" not in outline.text.replace("0 as by chance", "")
   assert "after training" in outline.text and "-" in outline.text
 
@@ -113,13 +115,13 @@ def test_what_is_not_there_is_a_dash_and_no_column():
 @pytest.mark.parametrize(("levels", "codes"), [(1, 2), (3, 17), (8, 300)])
 def test_any_number_of_levels_and_codes_is_drawn(levels, codes):
   found, drawn = figures(("text",), levels=levels, codes=codes)
-  Outline(page("runs/a", found, drawn))
+  Outline(semantic_id_page("runs/a", found, drawn))
 
 
 def test_usage_has_a_square_for_every_code():
   """Of one level with 4 codes, 2 dead: as many grey pixels as coloured ones."""
   image = pytest.importorskip("PIL.Image")
-  png = id_plots.usage(np.array([[9, 9, 0, 0]]))
+  png = id_plots.usage_squares(np.array([[9, 9, 0, 0]]))
   colours = dict(
     (colour, n) for n, colour in image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 20)
   )
