@@ -1,4 +1,4 @@
-"""What every part of MME-SID is worth on Amazon Beauty: variants of configs/beauty.py, three seeds.
+"""Ablations of MME-SID on Amazon Beauty: variants of configs/beauty.py, three seeds.
 
   python -m mmesid_jax.ablate --config=configs/ablations.py --config.base.data.dir=DIR
     --workdir=runs/ablations --results=results/ablations

@@ -16,7 +16,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_file
 from mmesid_jax.parallel.processes import main_only
 
-SCHEMA = 1  # raised whenever the tensors of an artifact change their meaning
+SCHEMA = 2  # raised whenever the tensors of an artifact change their meaning
 # Artifacts that no training stage writes -> the command that does.
 MAKERS = {"new_items": "mmesid_jax.semantic_ids encode"}
 

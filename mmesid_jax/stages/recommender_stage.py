@@ -157,9 +157,9 @@ def rescale_codebooks(book_LCD: np.ndarray, code_EL: np.ndarray, std: float) -> 
   """
   levels = np.arange(len(book_LCD))
   shift_L1D = np.stack([book_LCD[level][code_EL[:, level]].mean(0) for level in levels])[:, None]
-  centred_LCD = book_LCD - shift_L1D
-  spread = centred_LCD[levels, code_EL].sum(1).std()
-  return (centred_LCD * (std / max(spread, 1e-12))).astype(np.float32)
+  centered_LCD = book_LCD - shift_L1D
+  spread = centered_LCD[levels, code_EL].sum(1).std()
+  return (centered_LCD * (std / max(spread, 1e-12))).astype(np.float32)
 
 
 def make_batches(config: ConfigDict, dataset: Dataset) -> tuple[PackedBatches, PieceCounts]:

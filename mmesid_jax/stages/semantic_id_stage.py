@@ -122,10 +122,10 @@ def _principal(part: Autoencoder, table_IV: np.ndarray, mean_V: np.ndarray, D: i
   """Encoder and decoder become the first D principal components, the rest of D zero."""
   _, directions = principal_components(covariance(table_IV, mean_V), min(len(mean_V), D))
   kernel_VD = np.pad(directions, ((0, 0), (0, D - directions.shape[1]))).astype(np.float32)
-  centre_V = np.asarray(part.standardize(jnp.asarray(mean_V, jnp.float32)))
+  center_V = np.asarray(part.standardize(jnp.asarray(mean_V, jnp.float32)))
   (encode,), (decode,) = part.encoder.layers, part.decoder.layers
-  encode.kernel[...], encode.bias[...] = jnp.asarray(kernel_VD), jnp.asarray(-centre_V @ kernel_VD)
-  decode.kernel[...], decode.bias[...] = jnp.asarray(kernel_VD.T), jnp.asarray(centre_V)
+  encode.kernel[...], encode.bias[...] = jnp.asarray(kernel_VD), jnp.asarray(-center_V @ kernel_VD)
+  decode.kernel[...], decode.bias[...] = jnp.asarray(kernel_VD.T), jnp.asarray(center_V)
 
 
 def loss_options(config: ConfigDict) -> dict:
