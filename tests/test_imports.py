@@ -110,7 +110,7 @@ def test_no_modules_import_each_other():
   graphlib.TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names them
 
 
-@pytest.mark.parametrize("module", ["__main__", *COMMANDS, "config.schema"])
+@pytest.mark.parametrize("module", ["__main__", *COMMANDS, "config.schema", "ingest.settings"])
 def test_a_mistyped_command_is_refused_before_jax_is_loaded(module):
   """Nothing that parsing a command needs imports jax, not even over other modules."""
   heavy = {"jax", "flax", "optax", "orbax", "grain", "numpy"}

@@ -1,5 +1,6 @@
-"""Amazon's reviews and their items as published in 2014, 2018 and 2023: JSON lines, lines in
-Python's notation (metadata of 2014), or Parquet.
+"""Reads Amazon reviews and item metadata as published in 2014, 2018 and 2023.
+
+The files are JSON lines, lines in Python's notation (metadata of 2014), or Parquet.
 
 https://jmcauley.ucsd.edu/data/amazon, https://nijianmo.github.io/amazon,
 https://amazon-reviews-2023.github.io
@@ -18,7 +19,7 @@ from mmesid_jax.ingest.compressed_lines import BadLines
 from mmesid_jax.ingest.records import read_records
 
 
-class _Review2014(Struct):  # of 2018 as well
+class _Review2014(Struct):  # 2018 has the same fields
   user: str = field(name="reviewerID")
   item: str = field(name="asin")
   time: int | float | str = field(name="unixReviewTime")
@@ -36,7 +37,7 @@ class _Item2014(Struct):
   key: str = field(name="asin")
   title: str | None = None
   brand: str | None = None
-  categories: Any = None  # a list of paths, of which the first counts
+  categories: Any = None  # a list of paths; the first counts
   description: str | list | None = None
   images: str | list | None = field(name="imUrl", default=None)
 
@@ -62,12 +63,14 @@ class _Item2023(Struct):
 
 REVIEWS = {"amazon2014": _Review2014, "amazon2018": _Review2014, "amazon2023": _Review2023}
 ITEMS = {"amazon2014": _Item2014, "amazon2018": _Item2018, "amazon2023": _Item2023}
-SIZES = ("hi_res", "large", "thumb")  # of an image of 2023, best first
+SIZES = ("hi_res", "large", "thumb")  # of the images of 2023, best first
 
 
 def read_reviews(source: str, path: Path, bad: BadLines) -> Iterator[tuple[str, str, int, float]]:
-  """User's key, item's key, seconds and rating of every review. Raises UserError as
-  `records.records` does."""
+  """Yields user key, item key, seconds and rating of every review; bad lines go to `bad`.
+
+  Raises UserError as `read_records` does.
+  """
   for number, review in read_records(path, REVIEWS[source], bad):
     try:
       yield (
@@ -81,36 +84,42 @@ def read_reviews(source: str, path: Path, bad: BadLines) -> Iterator[tuple[str, 
 
 
 def read_metadata(source: str, path: Path, bad: BadLines) -> Iterator[Item]:
-  """What the metadata say of every item. Raises UserError as `records.records` does."""
-  for _, found in read_records(path, ITEMS[source], bad):
-    categories = found.categories
+  """Yields the metadata of every item; bad lines go to `bad`.
+
+  Raises UserError as `read_records` does.
+  """
+  for _, record in read_records(path, ITEMS[source], bad):
+    categories = record.categories
     if isinstance(categories, list) and categories and isinstance(categories[0], list):
       categories = categories[0]
-    images = _images(found.images) or _images(getattr(found, "small_images", None))
+    images = _image_urls(record.images) or _image_urls(getattr(record, "small_images", None))
     yield Item(
-      key=found.key,
-      title=_text(found.title),
-      brand=_text(found.brand),
-      categories=[*map(_text, _texts(categories))] or None,
-      description=_text(" ".join(_texts(found.description))),
+      key=record.key,
+      title=_clean_text(record.title),
+      brand=_clean_text(record.brand),
+      categories=[*map(_clean_text, _list_texts(categories))] or None,
+      description=_clean_text(" ".join(_list_texts(record.description))),
       images=images or None,
     )
 
 
-def _text(value: str | None) -> str | None:
-  """Without HTML's entities and double spaces; None for nothing."""
+def _clean_text(value: str | None) -> str | None:
+  """Replaces HTML entities and repeated spaces; None for an empty text."""
   return " ".join(html.unescape(value).split()) or None if value else None
 
 
-def _texts(value: Any) -> list[str]:
-  """The texts of a value that is one, a list of them, or neither."""
+def _list_texts(value: Any) -> list[str]:
+  """Returns the texts in a value that may be a text, a list, or anything else."""
   parts = value if isinstance(value, list) else [value]
   return [part for part in parts if isinstance(part, str) and part.strip()]
 
 
-def _images(value: Any) -> list[str]:
-  """Addresses of images: of a text, a list of texts, 2023's list of objects (a size each) or the
-  object of lists that its Parquet files hold."""
+def _image_urls(value: Any) -> list[str]:
+  """Returns one address per image, in its best size.
+
+  `value` is a text, a list of texts, a list of objects with a key for every size (2023), or an
+  object with a list for every size (Parquet of 2023).
+  """
   if isinstance(value, Mapping):
     columns = [value[s] for s in SIZES if isinstance(value.get(s), list)]
     value = [list(sizes) for sizes in zip(*columns, strict=False)]
@@ -118,5 +127,5 @@ def _images(value: Any) -> list[str]:
     value = [[v.get(s) for s in SIZES] if isinstance(v, Mapping) else [v] for v in value]
   else:
     value = [[value]]
-  best = (next(iter(_texts(sizes)), None) for sizes in value)
+  best = (next(iter(_list_texts(sizes)), None) for sizes in value)
   return [url for url in best if url]

@@ -1,4 +1,4 @@
-"""What is known of an item besides its events."""
+"""Descriptions of items by key."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-  """None where the source says nothing."""
+  """Description of an item; None for what the source does not have."""
 
   key: str
   title: str | None = None
@@ -16,7 +16,7 @@ class Item:
   images: list[str] | None = None  # addresses or paths, best first
 
   def has(self, field: str) -> bool:
-    """Whether the source says anything of it, by the singular: "title", "image", ..."""
+    """Whether a field of REQUIRABLE is known: "title", "image", ..."""
     return bool(getattr(self, {"image": "images"}.get(field, field)))
 
 
@@ -24,14 +24,15 @@ REQUIRABLE = ("title", "brand", "categories", "description", "image")
 
 
 class Catalogue:
-  """Items by key, of those that are asked for; the first of several of one key counts."""
+  """Descriptions of a given set of items by key; the first description of a key counts."""
 
   def __init__(self, keys: Iterable[str]):
     self._wanted = frozenset(keys)
     self._items: dict[str, Item] = {}
-    self.duplicates = 0  # items that came again
+    self.duplicates = 0  # descriptions of an item that has one already
 
   def add(self, items: Iterable[Item]) -> None:
+    """Adds the descriptions of items whose keys were given."""
     for item in items:
       if item.key in self._items:
         self.duplicates += 1
@@ -39,7 +40,7 @@ class Catalogue:
         self._items[item.key] = item
 
   def __getitem__(self, key: str) -> Item:
-    """The item, with nothing but its key where the source does not hold it."""
+    """Returns the description of an item; it is empty for an item without one."""
     return self._items.get(key) or Item(key)
 
   def __contains__(self, key: str) -> bool:

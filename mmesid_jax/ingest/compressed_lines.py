@@ -1,47 +1,46 @@
-"""Raw files: lines of text, compressed or not, read in bounded memory with a progress bar."""
+"""Reads lines of text, compressed or not, in bounded memory with a progress bar."""
 
 import contextlib
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import tqdm
 import zstandard
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 
-LONGEST = 16 * 2**20  # bytes of a line; one without an end would otherwise fill the memory
+LONGEST = 16 * 2**20  # bytes of a line; a file without line ends must not fill the memory
 CHUNK = 2**20
-QUOTED = 3  # bad lines that are told
-BEYOND = 100  # bad lines behind the last allowed one, after which the rest is not read
+QUOTED = 3  # number of bad lines that are quoted
+BEYOND = 100  # reading stops after this number of bad lines more than allowed
 
 GZIP, ZSTANDARD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 
 
 class BadLines:
-  """Lines that cannot be used: counted, the first ones quoted, at most `allowed` of them."""
+  """Counts lines that cannot be used, and quotes the first ones; `allowed` of them are no error."""
 
   def __init__(self, allowed: int = 0):
     self.allowed, self.count, self.quoted = allowed, 0, []
 
   def add(self, path: Path | str, number: int, reason: object) -> None:
-    """reason: what is wrong with line (or row) `number`. Raises UserError as `check` does, once far
-    too many are bad."""
+    """Adds a bad line (or row) and the reason. Raises UserError once far too many are bad."""
     self.count += 1
     if len(self.quoted) < QUOTED:
       self.quoted.append(f"{path}:{number}: {' '.join(str(reason).split())[:160]}")
     if self.count > self.allowed + BEYOND:
-      self._refuse("at least ")
+      self._raise("at least ")
 
   def check(self) -> None:
-    """Raises UserError where more than the allowed lines are bad."""
+    """Raises UserError if more lines are bad than allowed."""
     if self.count > self.allowed:
-      self._refuse("")
+      self._raise("")
 
-  def _refuse(self, at_least: str) -> None:
+  def _raise(self, at_least: str) -> None:
     raise UserError(
       f"{at_least}{self.count} bad lines, allowed are {self.allowed} (--config.max_bad_lines): "
       + "; ".join(self.quoted)
@@ -49,10 +48,13 @@ class BadLines:
 
 
 def file_format(path: Path) -> bytes:
-  """GZIP, ZSTANDARD or PARQUET by the first bytes, b"" for anything else. Raises UserError, for
-  what is no regular file too: its first bytes are read twice."""
+  """Returns GZIP, ZSTANDARD or PARQUET by the first bytes, b"" for anything else.
+
+  Raises UserError for a file that cannot be read, and for one that is not a regular file, because
+  its first bytes are read twice.
+  """
   if path.exists() and not path.is_file() and not path.is_dir():
-    raise UserError(f"{path}: not a regular file; write what it gives to one first")
+    raise UserError(f"{path}: not a regular file; write its contents to one first")
   try:
     with path.open("rb") as file:
       start = file.read(4)
@@ -60,30 +62,30 @@ def file_format(path: Path) -> bytes:
     raise UserError(f"{path}: no such file") from None
   except OSError as error:
     raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-  return next((m for m in (GZIP, ZSTANDARD, PARQUET) if start.startswith(m)), b"")
+  return next((magic for magic in (GZIP, ZSTANDARD, PARQUET) if start.startswith(magic)), b"")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-  """Number, from 1, and bytes of every line that is not blank, without its end.
+  """Yields number, from 1, and bytes without line end of every line that is not blank.
 
-  gzip and Zstandard are told by their first bytes. Raises UserError for a file that cannot be read
-  or ends in the middle of its compressed data, and for a line of more than 16 MiB.
+  gzip and Zstandard are recognized by their first bytes. Raises UserError for a file that cannot be
+  read or ends in the middle of its compressed data, and for a line of more than 16 MiB.
   """
   number = 0
   try:
-    with _opened(path) as file:
-      begun = b""
+    with _open_decompressed(path) as file:
+      partial = b""  # line whose end has not been read
       while chunk := file.read(CHUNK):
-        *whole, begun = (begun + chunk).split(b"\n")
-        for number, line in enumerate(whole, number + 1):  # noqa: B020
+        *lines, partial = (partial + chunk).split(b"\n")
+        for number, line in enumerate(lines, number + 1):  # noqa: B020
           if line and not line.isspace():
             yield number, line
-        if len(begun) > LONGEST:
+        if len(partial) > LONGEST:
           raise UserError(
             f"{path}:{number + 1}: longer than {LONGEST >> 20} MiB; is this a text file?"
           )
-      if begun and not begun.isspace():
-        yield number + 1, begun
+      if partial and not partial.isspace():
+        yield number + 1, partial
   except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
     raise UserError(
       f"{path}: damaged or incomplete after line {number} ({error}); get the file again"
@@ -91,42 +93,44 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-  compressed = file_format(path)
-  with path.open("rb") as raw, _progress(raw, path) as counted:
-    if compressed == GZIP:
+def _open_decompressed(path: Path) -> Iterator[BinaryIO]:
+  compression = file_format(path)
+  with path.open("rb") as raw, _count_bytes(raw, path) as counted:
+    if compression == GZIP:
       yield io.BufferedReader(gzip.GzipFile(fileobj=counted), CHUNK)
-    elif compressed == ZSTANDARD:
+    elif compression == ZSTANDARD:
       yield io.BufferedReader(_Zstandard(counted), CHUNK)
     else:
       yield io.BufferedReader(counted, CHUNK)
 
 
 @contextlib.contextmanager
-def _progress(raw: BinaryIO, path: Path) -> Iterator["_Counted"]:
-  options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "delay": 2, "leave": False}
-  with tqdm.tqdm(total=path.stat().st_size, desc=path.name, **options) as bar:
-    yield _Counted(raw, bar)
+def _count_bytes(raw: BinaryIO, path: Path) -> Iterator["_CountedFile"]:
+  options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+  with reporter.progress(label=path.name, total=path.stat().st_size, **options) as bar:
+    yield _CountedFile(raw, bar.update)
 
 
-class _Counted(io.RawIOBase):
-  """A file whose bytes move a progress bar."""
+class _CountedFile(io.RawIOBase):
+  """A file that calls `on_read` with the number of bytes of every read."""
 
-  def __init__(self, raw: BinaryIO, bar: tqdm.tqdm):
-    self._raw, self._bar = raw, bar
+  def __init__(self, raw: BinaryIO, on_read: Callable[[int], object]):
+    self._raw, self._on_read = raw, on_read
 
   def readable(self) -> bool:
     return True
 
   def readinto(self, buffer) -> int:
-    read = self._raw.readinto(buffer)
-    self._bar.update(read)
-    return read
+    count = self._raw.readinto(buffer)
+    self._on_read(count)
+    return count
 
 
 class _Zstandard(io.RawIOBase):
-  """Decompressed frames one after another. Unlike zstandard's own reader it does not take the end
-  of a file that is cut off for the end of the data."""
+  """Decompresses Zstandard frames one after another.
+
+  Unlike the reader of zstandard, it raises EOFError for a file that is cut off.
+  """
 
   def __init__(self, raw: io.RawIOBase):
     self._raw, self._frame, self._left = raw, None, b""

@@ -1,4 +1,4 @@
-"""Events as arrays: who met what, when; keys by their numbers."""
+"""Events as arrays of user, item, time and rating; keys are replaced by numbers."""
 
 import dataclasses
 import datetime
@@ -11,15 +11,17 @@ from collections.abc import Iterable
 import numpy as np
 
 NO_RATING = math.nan
-# A time beyond these is in milliseconds, microseconds, nanoseconds: seconds reach the year 5138.
+# Larger times are in nanoseconds, microseconds, milliseconds. Seconds reach the year 5138.
 UNITS = ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3))
-LATEST = 2**62  # of seconds, for times that no unit explains
+LATEST = 2**62  # larger numbers are not a time in any unit
 
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-  """N events, in the order of their source unless said otherwise. Users and items are numbered from
-  0 by first appearance."""
+  """Arrays of events, in the order of their source unless sorted.
+
+  Users and items are numbered from 0 by first appearance.
+  """
 
   user_E: np.ndarray  # int32
   item_E: np.ndarray  # int32
@@ -32,33 +34,33 @@ class Events:
     return len(self.user_E)
 
   def counts(self) -> dict[str, int]:
-    """How many events, and how many users and items they are of."""
-    seen = {"users": self.user_E, "items": self.item_E}
-    return {"events": len(self), **{k: int((np.bincount(v) > 0).sum()) for k, v in seen.items()}}
+    """Counts the events, and the users and items that have any."""
+    users, items = (int((np.bincount(x_E) > 0).sum()) for x_E in (self.user_E, self.item_E))
+    return {"events": len(self), "users": users, "items": items}
 
-  def only(self, keep_E: np.ndarray) -> "Events":
-    """The events under a mask, or at places; numbers as they are."""
+  def select(self, keep_E: np.ndarray) -> "Events":
+    """Selects events by a mask or by places; users and items keep their numbers."""
     arrays = {
       name: x_E if (x_E := getattr(self, name)) is None else x_E[keep_E]
       for name in ("user_E", "item_E", "time_E", "rating_E")
     }
     return dataclasses.replace(self, **arrays)
 
-  def renumbered(self) -> "Events":
-    """Users and items that still have events, numbered from 0 by first appearance again."""
-    user_E, user_keys = _renumbered(self.user_E, self.user_keys)
-    item_E, item_keys = _renumbered(self.item_E, self.item_keys)
+  def renumber(self) -> "Events":
+    """Numbers the users and items that have events from 0 again, by first appearance."""
+    user_E, user_keys = _renumber(self.user_E, self.user_keys)
+    item_E, item_keys = _renumber(self.item_E, self.item_keys)
     return dataclasses.replace(
       self, user_E=user_E, item_E=item_E, user_keys=user_keys, item_keys=item_keys
     )
 
-  def in_order(self) -> "Events":
-    """By user, then time, then place in the source."""
+  def sort(self) -> "Events":
+    """Sorts by user, then time, then place in the source."""
     columns = (self.user_E,) if self.time_E is None else (self.time_E, self.user_E)
-    return self.only(np.lexsort(columns))  # stable
+    return self.select(np.lexsort(columns))  # lexsort is stable
 
 
-def _renumbered(x_E: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]]:
+def _renumber(x_E: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]]:
   old, first = np.unique(x_E, return_index=True)
   old = old[np.argsort(first)]
   new = np.zeros(len(keys), np.int32)
@@ -67,8 +69,7 @@ def _renumbered(x_E: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]
 
 
 def collect_events(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
-  """Events of rows (user's key, item's key, seconds, rating); of every row or of none the seconds
-  are None."""
+  """Collects rows of (user key, item key, seconds, rating); all rows have seconds, or none has."""
   users: dict[str, int] = {}
   items: dict[str, int] = {}
   user_E, item_E, time_E, rating_E = array("i"), array("i"), array("q"), array("f")
@@ -89,10 +90,13 @@ def collect_events(rows: Iterable[tuple[str, str, int | None, float]]) -> Events
 
 
 def parse_key(value: object) -> str:
-  """A user's or item's key as text. Raises ValueError for one that is missing, no key, or half a
-  character, which no file could hold."""
+  """Converts the key of a user or item to text.
+
+  Raises ValueError for a missing key, for anything but a text or a whole number, and for unpaired
+  surrogates, which cannot be written to a file.
+  """
   if isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool):
-    # a column of whole numbers with a gap becomes one of floats, exact to this size
+    # whole numbers in a column with gaps become floats, which are exact below 2^53
     if value % 1 == 0 and (not isinstance(value, float) or abs(value) < 2**53):
       return str(int(value))
   if not isinstance(value, str) or not value:
@@ -103,16 +107,19 @@ def parse_key(value: object) -> str:
 
 
 def parse_time(value: object) -> int:
-  """A time as whole seconds since 1970 UTC: numbers, by their size in seconds, milliseconds,
-  microseconds or nanoseconds; these as text; dates and times of ISO 8601, UTC where they do not
-  say; datetime objects. Raises ValueError for anything else."""
-  if type(value) is int and -UNITS[-1][0] < value < UNITS[-1][0]:  # as nearly all are
+  """Converts a time to whole seconds since 1970 UTC.
+
+  The time is a number, by its size in seconds, milliseconds, microseconds or nanoseconds; such a
+  number as text; a date or time of ISO 8601, in UTC unless it says otherwise; or a datetime object.
+  Raises ValueError for anything else.
+  """
+  if type(value) is int and -UNITS[-1][0] < value < UNITS[-1][0]:  # the usual case
     return value
   if isinstance(value, str):
     try:
       value = int(value)
     except ValueError:
-      value = _of_text(value)
+      value = _parse_time_text(value)
   if isinstance(value, datetime.datetime):
     utc = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
     return math.floor(utc.timestamp())
@@ -122,7 +129,7 @@ def parse_time(value: object) -> int:
     value = float(value)
   if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LATEST:
     raise ValueError(
-      f"{value!r} is no time; expected seconds or milliseconds since 1970, or a date"
+      f"{value!r} is not a time; expected seconds or milliseconds since 1970, or a date"
     )
   for beyond, per_second in UNITS:
     if abs(value) >= beyond:
@@ -130,17 +137,17 @@ def parse_time(value: object) -> int:
   return math.floor(value)
 
 
-def _of_text(text: str) -> object:
+def _parse_time_text(text: str) -> float | datetime.datetime:
   for parse in (float, datetime.datetime.fromisoformat):
     try:
       return parse(text.strip())
     except ValueError:
       continue
-  raise ValueError(f"{text[:40]!r} is no time; expected a number or a date as in 2014-07-23")
+  raise ValueError(f"{text[:40]!r} is not a time; expected a number or a date as in 2014-07-23")
 
 
 def parse_rating(value: object) -> float:
-  """A rating as a number, NaN for none. Raises ValueError for anything else."""
+  """Converts a rating to a number, NaN for a missing one. Raises ValueError for anything else."""
   try:
     return NO_RATING if value is None or value == "" else float(value)
   except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Which events stay: first of duplicates, ratings, known items, k-core, length."""
+"""Filters events: duplicates and the k-core."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,13 +7,13 @@ import numpy as np
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest.events import Events
 
-DUPLICATES = ("keep", "exact", "pair")
-
 
 def first_of_duplicates(events: Events, kind: str) -> np.ndarray:
-  """Mask [E] of events that no earlier one is equal to: "exact" in user, item and time, which
-  without times none is; "pair" in user and item, of which the one with the earliest time stays;
-  "keep" keeps all."""
+  """Returns a mask [E] of the events to keep.
+
+  kind: "exact" keeps the first of events with the same user, item and time, and all events without
+  times; "pair" keeps the earliest event of every user and item; "keep" keeps all.
+  """
   if kind == "keep" or (kind == "exact" and events.time_E is None):
     return np.ones(len(events), bool)
   time_E = np.zeros(len(events), np.int64) if events.time_E is None else events.time_E
@@ -28,8 +28,10 @@ def first_of_duplicates(events: Events, kind: str) -> np.ndarray:
 
 
 def k_core(user_E: np.ndarray, item_E: np.ndarray, users: int, items: int) -> np.ndarray:
-  """Mask [E] of the largest part in which every user has at least `users` events and every item at
-  least `items`, found by leaving out, until nothing changes, those that have fewer."""
+  """Returns a mask [E] of the k-core: every user has `users` events or more, every item `items`.
+
+  It is the largest such part. Users and items with fewer events are removed until none is left.
+  """
   kept = np.arange(len(user_E))
   while True:
     u, i = user_E[kept], item_E[kept]
@@ -45,12 +47,15 @@ def k_core(user_E: np.ndarray, item_E: np.ndarray, users: int, items: int) -> np
 def apply_filters(
   events: Events, steps: Sequence[tuple[str, Callable[[Events], np.ndarray]]]
 ) -> Iterator[tuple[str, Events]]:
-  """The events after every step, by its name. A step says which to keep, mask [E]. Raises UserError
-  for a step behind which none is left."""
+  """Yields (name, remaining events) after every step.
+
+  A step is a name and a function that returns a mask [E] of the events to keep. Raises UserError
+  when a step leaves no event.
+  """
   for name, keep in steps:
     before = events.counts()
-    events = events.only(keep(events))
+    events = events.select(keep(events))
     if not len(events):
-      told = ", ".join(f"{count:,} {what}" for what, count in before.items())
-      raise UserError(f"no event is left after the step {name!r}; before it there were {told}")
+      counts = ", ".join(f"{count:,} {what}" for what, count in before.items())
+      raise UserError(f"no event is left after the step {name!r}; before it there were {counts}")
     yield name, events

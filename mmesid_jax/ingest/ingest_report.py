@@ -63,8 +63,8 @@ def report_page(name: str, figures: Mapping[str, Any], events: Events) -> str:
     "<h2>Events per user and per item</h2>",
     html_table(["", *quantiles], [[name, *spread.values()] for name, spread in spreads.items()]),
     small_text(
-      "A column such as 75% is a quantile: three quarters of the users, or items, have at most this "
-      "number of events. 0% is the minimum and 100% the maximum."
+      "The columns with % are quantiles: 75% of the users, or items, have at most the number of "
+      "events in the column 75%. 0% is the minimum and 100% the maximum."
     ),
     *map(html_figure, _pictures(events)),
     "<h2>Figures</h2>",
@@ -79,14 +79,14 @@ def _pictures(events: Events) -> Iterator[Picture]:
   yield Picture(
     "Number of events per user",
     _draw_lengths(np.bincount(events.user_E)),
-    "Good: most users have clearly more events than the minimum. Choose the length of a row so that "
-    "it holds the history of nearly all users.",
+    "Good: most users have clearly more events than the minimum. A row should be long enough for "
+    "the history of nearly all users.",
   )
   yield Picture(
     "Number of events per item, from the most to the least popular",
     _draw_popularity(np.bincount(events.item_E)),
-    "A straight line is usual: a few items have most of the events. The steeper the line, the better "
-    "a list of popular items predicts, so compare your model with such a list.",
+    "A straight line is usual: a few items have most of the events. The steeper the line, the "
+    "better a list of popular items predicts, so compare your model with such a list.",
   )
   if events.time_E is not None:
     yield Picture(

@@ -1,5 +1,8 @@
-"""MovieLens as GroupLens publishes it: ratings.csv and movies.csv (20M, 25M, 32M, latest),
-ratings.dat and movies.dat (1M, 10M), u.data (100K)."""
+"""Formats of the MovieLens files as GroupLens publishes them.
+
+They are ratings.csv and movies.csv (20M, 25M, 32M, latest), ratings.dat and movies.dat (1M, 10M),
+and u.data (100K).
+"""
 
 from pathlib import Path
 
@@ -19,8 +22,7 @@ U_DATA = TableLayout(EVENTS, delimiter="\t", header=("user", "item", "rating", "
 
 
 def file_layout(path: Path, *, of_items: bool) -> TableLayout:
-  """How the file is written, by its name. Raises UserError for a name that GroupLens does not
-  use."""
+  """Returns the format of a file by its name. Raises UserError for an unknown name."""
   name = path.name
   if ".csv" in name:
     return CSV

@@ -1,4 +1,4 @@
-"""What the command `prepare` does: raw files in, a dataset folder out."""
+"""Turns raw events into a dataset folder: the work of the command `prepare`."""
 
 import functools
 import json
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.folder.writer import FIELDS, write_keyed_folder
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.ingest import amazon, filters, ingest_report, movielens, statistics, tables
@@ -24,17 +25,19 @@ from mmesid_jax.ingest.settings import check_settings, default_settings, split_n
 
 
 def prepare_folder(config: ConfigDict, output: Path) -> None:
-  """Reads what the configuration names and writes the folder `output`, which appears complete or
-  not at all. Raises UserError."""
+  """Reads the files that the configuration names and writes the folder `output`.
+
+  The folder appears complete or not at all. Raises UserError.
+  """
   check_settings(config, described=bool(split_names(config.metadata)))
   if not split_names(config.events):
     raise UserError("--config.events is missing; expected the files that hold events")
   _check_output(output)
   for path in split_names(config.metadata):
-    file_format(Path(path))  # before all events are read
+    file_format(Path(path))  # so that a missing file is reported before all events are read
   bad = BadLines(config.max_bad_lines)
-  found = collect_events(_events(config, bad))
-  _write(config, found, _items(config, bad), output, bad)
+  events = collect_events(_read_events(config, bad))
+  _filter_and_write(config, events, _read_metadata(config, bad), output, bad)
 
 
 def from_dataframe(
@@ -44,10 +47,16 @@ def from_dataframe(
   items_frame: Mapping[str, Iterable] | None = None,
   settings: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
-  """The same from tables in memory: data frames of pandas or Polars, or lists by name.
+  """Writes a dataset folder from tables in memory, as the command `prepare` does from files.
 
-  settings: keys of raw.settings.default_settings that differ, as {"columns.user": "customer",
-  "core.user": 2}. Raises UserError.
+  Args:
+    events_frame: one row per event; a data frame of pandas or Polars, or lists by name.
+    output: the folder to write; it must not exist.
+    items_frame: one row per item, or None.
+    settings: those that differ from `ingest.settings.default_settings`, as {"columns.user":
+      "customer", "core.user": 2}.
+
+  Raises UserError.
   """
   config = default_settings()
   keys = flatten(config)
@@ -64,46 +73,46 @@ def from_dataframe(
   _check_output(Path(output))
   bad = BadLines(config.max_bad_lines)
   layout = tables.TableLayout(config.columns)
-  found = collect_events(tables.event_rows(events_frame, layout, bad))
+  events = collect_events(tables.event_rows(events_frame, layout, bad))
   items = [] if items_frame is None else tables.item_rows(items_frame, layout, bad)
-  _write(config, found, items, Path(output), bad)
+  _filter_and_write(config, events, items, Path(output), bad)
 
 
-def _write(
-  config: ConfigDict, found: Events, items: Iterable[Item], output: Path, bad: BadLines
+def _filter_and_write(
+  config: ConfigDict, events: Events, items: Iterable[Item], output: Path, bad: BadLines
 ) -> None:
   bad.check()
-  if not len(found):
-    raise UserError("no events: nothing to prepare")
-  catalogue = Catalogue(found.item_keys)
+  if not len(events):
+    raise UserError("there are no events to prepare")
+  catalogue = Catalogue(events.item_keys)
   catalogue.add(items)
   bad.check()
-  counts = {"read": found.counts()}
-  for name, left in filters.apply_filters(found, _steps(config, catalogue)):
-    counts[name], found = left.counts(), left
-  found = found.renumbered().in_order()
+  counts = {"read": events.counts()}
+  for name, events in filters.apply_filters(events, _filter_steps(config, catalogue)):  # noqa: B020
+    counts[name] = events.counts()
+  events = events.renumber().sort()
   figures = {
     "settings": config.to_dict(),
     "bad lines": {"count": bad.count, "first": bad.quoted},
     "items described more than once": catalogue.duplicates,
     "steps": counts,
-    "dataset": statistics.dataset_statistics(found, catalogue),
+    "dataset": statistics.dataset_statistics(events, catalogue),
   }
   with atomic_folder(output) as folder:
-    write_events(folder, found, catalogue)
+    write_events(folder, events, catalogue)
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     (folder / "statistics.json").write_text(text, encoding="utf-8")
-    page = ingest_report.report_page(output.name, figures, found)
+    page = ingest_report.report_page(output.name, figures, events)
     (folder / "report.html").write_text(page, encoding="utf-8")
     if config.tfds:
       write_tfds(folder)
-  print(ingest_report.report_text(output, figures))
+  reporter.info(ingest_report.report_text(output, figures))
 
 
 def write_events(folder: Path, events: Events, catalogue: Catalogue) -> None:
   """Writes sequences.txt, users.jsonl, items.jsonl and, if there are times, times.npy.
 
-  The events are sorted as by `Events.in_order`, and their users and items are numbered without
+  The events are sorted as by `Events.sort`, and their users and items are numbered without
   gaps. Raises UserError when the disk refuses a file.
   """
   write_keyed_folder(
@@ -120,56 +129,56 @@ def write_events(folder: Path, events: Events, catalogue: Catalogue) -> None:
 
 
 def write_tfds(folder: Path, beam: str | None = None) -> None:
-  """Writes the TensorFlow dataset folder/tfds, as `tfds.builder.write` does. Raises UserError."""
-  from mmesid_jax.data.folder import tfds_builder  # takes seconds
+  """Writes the TensorFlow dataset folder/tfds. Raises UserError as `write_tfds_dataset` does."""
+  from mmesid_jax.data.folder import tfds_builder  # the import takes seconds
 
   tfds_builder.write_tfds_dataset(folder, beam)
 
 
-def _steps(config: ConfigDict, catalogue: Catalogue):
-  """The filters that the configuration asks for, in their order."""
+def _filter_steps(config: ConfigDict, catalogue: Catalogue):
+  """Returns the filters of the configuration in order, each as (name, function of events)."""
   steps = []
   if config.min_rating > 0:
-    name = f"ratings of {config.min_rating:g} and more"
+    name = f"ratings of at least {config.min_rating:g}"
     steps.append((name, lambda e: e.rating_E >= config.min_rating))
   for field in split_names(config.require):
-    having = functools.partial(_having, catalogue=catalogue, field=field)
-    steps.append((f"items with {field}", having))
+    has_field = functools.partial(_has_field, catalogue=catalogue, field=field)
+    steps.append((f"items with {field}", has_field))
   if config.duplicates != "keep":
     name = f"without duplicates ({config.duplicates})"
     steps.append((name, lambda e: filters.first_of_duplicates(e, config.duplicates)))
   if max(config.core.user, config.core.item) > 1:
-    name = f"core of users with {config.core.user} and items with {config.core.item}"
+    name = f"k-core: {config.core.user} events per user, {config.core.item} per item"
     sizes = (config.core.user, config.core.item)
     steps.append((name, lambda e: filters.k_core(e.user_E, e.item_E, *sizes)))
   if config.min_length > max(config.core.user, 1):
-    name = f"users with {config.min_length} and more"
+    name = f"users with at least {config.min_length} events"
     steps.append((name, lambda e: np.bincount(e.user_E)[e.user_E] >= config.min_length))
   return steps
 
 
-def _having(events: Events, catalogue: Catalogue, field: str) -> np.ndarray:
-  """Mask [E] of events with items of which the field is known."""
+def _has_field(events: Events, catalogue: Catalogue, field: str) -> np.ndarray:
+  """Returns a mask [E] of the events with items whose description has the field."""
   return np.array([catalogue[key].has(field) for key in events.item_keys])[events.item_E]
 
 
-def _events(config: ConfigDict, bad: BadLines) -> Iterator[tuple[str, str, int | None, float]]:
+def _read_events(config: ConfigDict, bad: BadLines) -> Iterator[tuple[str, str, int | None, float]]:
   for path in map(Path, split_names(config.events)):
     if config.source in amazon.REVIEWS:
       yield from amazon.read_reviews(config.source, path, bad)
     else:
-      yield from tables.event_rows(path, _layout(config, path, of_items=False), bad)
+      yield from tables.event_rows(path, _table_layout(config, path, of_items=False), bad)
 
 
-def _items(config: ConfigDict, bad: BadLines) -> Iterator[Item]:
+def _read_metadata(config: ConfigDict, bad: BadLines) -> Iterator[Item]:
   for path in map(Path, split_names(config.metadata)):
     if config.source in amazon.ITEMS:
       yield from amazon.read_metadata(config.source, path, bad)
     else:
-      yield from tables.item_rows(path, _layout(config, path, of_items=True), bad)
+      yield from tables.item_rows(path, _table_layout(config, path, of_items=True), bad)
 
 
-def _layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.TableLayout:
+def _table_layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.TableLayout:
   if config.source == "movielens":
     return movielens.file_layout(path, of_items=of_items)
   header = () if of_items else tuple(split_names(config.header))
@@ -177,9 +186,9 @@ def _layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.TableLa
 
 
 def _check_output(output: Path) -> None:
-  """Raises UserError where no folder could be made: told before anything is read."""
+  """Raises UserError if the folder cannot be made, before anything is read."""
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise UserError(f"--output={output}: exists; name another, or delete it")
   above = next(folder for folder in output.resolve().parents if folder.exists())
   if not above.is_dir() or not os.access(above, os.W_OK):
-    raise UserError(f"--output={output}: nothing can be written in {above}")
+    raise UserError(f"--output={output}: no permission to write in {above}")

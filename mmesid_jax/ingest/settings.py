@@ -1,4 +1,4 @@
-"""What a configuration of `prepare` may hold."""
+"""The settings of `prepare`: their defaults, meanings and checks."""
 
 from typing import Any
 
@@ -6,51 +6,54 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest.catalogue import REQUIRABLE
-from mmesid_jax.ingest.filters import DUPLICATES
 
+DUPLICATES = ("keep", "exact", "pair")
 SOURCES = ("amazon2014", "amazon2018", "amazon2023", "movielens", "table")
 
 
 def default_settings() -> ConfigDict:
-  """The configuration that configs/prepare.py hands out; every key with its default."""
+  """Returns the configuration of configs/prepare.py: every key with its default."""
   columns = {"user": "user", "item": "item", "time": "time", "rating": ""}
   details = {"title": "title", "brand": "", "categories": "", "description": "", "image": ""}
   return ConfigDict(
     {
       "source": "table",
-      # files, with commas between them: reviews, ratings, or tables with a row an event; and those
-      # that describe items
-      "events": "",
-      "metadata": "",
-      # columns of a table, "" = it has none; without `time` a user's events are in order
+      "events": "",  # files of reviews, ratings, or one row per event; separated by commas
+      "metadata": "",  # files that describe items, separated by commas
+      # names of a table's columns, or of the fields in JSON lines; "" = there is none. Without
+      # `time`, the events of a user must be in order.
       "columns": {**columns, **details},
-      "delimiter": "",  # of a table; "" = comma, or tab in .tsv
-      "header": "",  # "a,b,c": a table's columns, where its first line does not name them
-      "max_bad_lines": 0,  # lines that cannot be read and are left out; one more is an error
-      "min_rating": 0.0,  # events below, and those without one, are left out; 0 = none are
-      "require": "",  # "title,image": of every item: title, brand, categories, description, image
-      # left out: "exact", the same user, item and time again (without times none); "pair", the same
-      # user and item; "keep" leaves out none
+      "delimiter": "",  # of a CSV table; "" = comma, or tab in .tsv
+      "header": "",  # "a,b,c": names of a CSV table's columns if its first line has no names
+      "max_bad_lines": 0,  # this number of lines that cannot be read is left out; more is an error
+      "min_rating": 0.0,  # minimum rating of an event; 0 keeps events without a rating too
+      # fields that every item must have, as "title,image": title, brand, categories, description,
+      # image
+      "require": "",
+      # "exact" removes events with the same user, item and time as an earlier one (none without
+      # times); "pair" those with the same user and item; "keep" removes none
       "duplicates": "exact",
-      "core": {"user": 5, "item": 5},  # each has at least so many events; 0 or 1 = no such filter
-      "min_length": 3,  # of a user's sequence: shorter ones cannot be evaluated
-      "tfds": False,  # a TensorFlow dataset too, in the folder `tfds` within the output; slow
+      "core": {"user": 5, "item": 5},  # minimum number of events of each; 0 or 1 = no filter
+      "min_length": 3,  # minimum number of a user's events; shorter sequences are not evaluated
+      "tfds": False,  # also write a TensorFlow dataset to the folder `tfds` in the output; slow
     }
   )
 
 
 def split_names(value: str) -> list[str]:
-  """What stands between commas."""
+  """Splits a value at its commas."""
   return [name.strip() for name in value.split(",") if name.strip()]
 
 
 def check_settings(config: ConfigDict, *, described: bool) -> None:
-  """Raises UserError, which names the key, for a value that cannot be. described: whether there is
-  anything that describes items."""
-  _one_of("source", config.source, SOURCES)
-  _one_of("duplicates", config.duplicates, DUPLICATES)
+  """Raises UserError, which names the key, for an invalid value.
+
+  described: whether there is a file or table that describes items.
+  """
+  _check_one_of("source", config.source, SOURCES)
+  _check_one_of("duplicates", config.duplicates, DUPLICATES)
   for name in split_names(config.require):
-    _one_of("require", name, REQUIRABLE)
+    _check_one_of("require", name, REQUIRABLE)
   for key in ("max_bad_lines", "min_length", "min_rating", "core.user", "core.item"):
     value: Any = config
     for part in key.split("."):
@@ -62,7 +65,7 @@ def check_settings(config: ConfigDict, *, described: bool) -> None:
   if config.source == "table":
     for name in ("user", "item"):
       if not config.columns[name]:
-        raise UserError(f"--config.columns.{name}: expected the name of a column")
+        raise UserError(f"--config.columns.{name}: expected the name of a column or field")
     if config.min_rating and not config.columns.rating:
       raise UserError("--config.min_rating: needs --config.columns.rating, the name of a column")
     for field in split_names(config.require):
@@ -70,6 +73,6 @@ def check_settings(config: ConfigDict, *, described: bool) -> None:
         raise UserError(f"--config.require={field}: needs --config.columns.{field}")
 
 
-def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+def _check_one_of(key: str, value: str, known: tuple[str, ...]) -> None:
   if value not in known:
     raise UserError(f"--config.{key}={value}: expected one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Counts of a prepared dataset: what every step left, lengths, what the split gives."""
+"""Statistics of a prepared dataset: counts, lengths, popularity and times."""
 
 from typing import Any
 
@@ -11,12 +11,14 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
 def dataset_statistics(events: Events, catalogue: Catalogue) -> dict[str, Any]:
-  """Of the events that are kept, as `Events.in_order` has them, users and items numbered without
-  gaps; as JSON has it."""
+  """Computes the statistics of sorted events, with users and items numbered without gaps.
+
+  The result can be written as JSON.
+  """
   lengths_U = np.bincount(events.user_E)
   counts_I = np.bincount(events.item_E)
   users, items = len(lengths_U), len(counts_I)
-  found = {
+  figures = {
     **events.counts(),
     "density": len(events) / (users * items),
     "length": _spread(lengths_U),
@@ -28,12 +30,12 @@ def dataset_statistics(events: Events, catalogue: Catalogue) -> dict[str, Any]:
   for key in events.item_keys:
     item = catalogue[key]
     for name in REQUIRABLE:
-      found[f"items with {name}"] += item.has(name)
+      figures[f"items with {name}"] += item.has(name)
   if events.time_E is not None:
     first, last = int(events.time_E.min()), int(events.time_E.max())
-    found["time"] = {"first": _date(first), "last": _date(last)}
-    found["events at the time of the user's event before"] = _ties(events)
-  return found
+    figures["time"] = {"first": _date(first), "last": _date(last)}
+    figures["events at the same time as the user's previous event"] = _count_ties(events)
+  return figures
 
 
 def _spread(count_E: np.ndarray) -> dict[str, float]:
@@ -46,6 +48,6 @@ def _date(seconds: int) -> str:
   return str(np.datetime64(seconds, "s"))
 
 
-def _ties(events: Events) -> int:
+def _count_ties(events: Events) -> int:
   user_E, time_E = events.user_E, events.time_E
   return int(((user_E[1:] == user_E[:-1]) & (time_E[1:] == time_E[:-1])).sum())

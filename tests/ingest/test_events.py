@@ -41,7 +41,7 @@ def test_times_before_1970():
   ["", "soon", "12 3, 2009", None, True, [], math.nan, math.inf, "nan", 1e30, 10**30, "9" * 99],
 )
 def test_what_is_no_time(value):
-  with pytest.raises(ValueError, match="no time"):
+  with pytest.raises(ValueError, match="not a time"):
     events.parse_time(value)
 
 
@@ -68,7 +68,7 @@ def test_numbers_are_by_first_appearance_also_after_a_filter():
   found = collect_events(rows)
   assert found.user_keys == ["u", "v", "w"] and found.item_keys == ["x", "y", "z"]
   assert found.user_E.tolist() == [0, 1, 0, 2, 1] and found.time_E.tolist() == [5, 4, 3, 2, 1]
-  left = found.only(np.array([False, True, False, True, True])).renumbered()
+  left = found.select(np.array([False, True, False, True, True])).renumber()
   assert left.user_keys == ["v", "w"] and left.item_keys == ["y", "z", "x"]
   assert left.user_E.tolist() == [0, 1, 0] and left.item_E.tolist() == [0, 1, 2]
   assert left.time_E.tolist() == [4, 2, 1]
@@ -77,4 +77,4 @@ def test_numbers_are_by_first_appearance_also_after_a_filter():
 
 def test_no_times_at_all():
   found = collect_events([("u", "x", None, math.nan), ("u", "y", None, math.nan)])
-  assert found.time_E is None and found.only(np.array([True, False])).time_E is None
+  assert found.time_E is None and found.select(np.array([True, False])).time_E is None

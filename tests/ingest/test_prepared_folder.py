@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mmesid_jax.data import dataset
 from mmesid_jax.data.folder.keys import item_keys, user_keys
 from mmesid_jax.errors import UserError
-from mmesid_jax.ingest import prepared_folder
+from mmesid_jax.ingest import from_dataframe, prepared_folder
 from mmesid_jax.ingest.settings import default_settings
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared/data"
@@ -88,7 +88,7 @@ def test_the_sample_of_2014(tmp_path):
   found = prepare(tmp_path / "out", **options, also=NO_FILTERS)
   assert sequences_by_key(tmp_path / "out") == by_pandas(reviews, 0, 0)
   assert found["dataset"]["users"] == 259 and found["dataset"]["evaluated users"] == 0
-  with pytest.raises(UserError, match="after the step 'core of users with 5 and items with 5'"):
+  with pytest.raises(UserError, match="after the step 'k-core: 5 events per user, 5 per item'"):
     prepare(tmp_path / "core", **options)
   assert not (tmp_path / "core").exists() and os.listdir(tmp_path) == ["out"]
 
@@ -115,7 +115,7 @@ def test_ties_keep_the_order_of_the_files(tmp_path):
   events = f"{tmp_path / 'a.csv'}, {tmp_path / 'b.csv'}"
   found = prepare(tmp_path / "out", events=events, also=NO_FILTERS)
   assert sequences_by_key(tmp_path / "out") == {"u": ["x", "y", "z", "w"]}  # x is there once
-  assert found["dataset"]["events at the time of the user's event before"] == 3
+  assert found["dataset"]["events at the same time as the user's previous event"] == 3
   prepare(tmp_path / "all", events=events, duplicates="keep", also=NO_FILTERS)
   assert sequences_by_key(tmp_path / "all") == {"u": ["x", "y", "z", "w", "x"]}
 
@@ -135,7 +135,7 @@ def test_ratings_titles_and_lengths_filter(tmp_path):
   also = {"columns.rating": "stars", **NO_FILTERS}
   found = prepare(tmp_path / "1", **options, min_rating=4.0, also=also)
   assert sequences_by_key(tmp_path / "1") == {"u": ["a", "c", "d"], "v": ["a", "c"], "w": ["c"]}
-  assert [*found["steps"]] == ["read", "ratings of 4 and more", "without duplicates (exact)"]
+  assert [*found["steps"]] == ["read", "ratings of at least 4", "without duplicates (exact)"]
   prepare(tmp_path / "2", **options, require="title", also=also)
   assert sequences_by_key(tmp_path / "2") == {"u": ["a", "b", "d"], "v": ["a", "d"]}
   prepare(tmp_path / "3", **options, also={**also, "min_length": 4})
@@ -148,7 +148,7 @@ def test_from_dataframe_does_what_the_command_does(tmp_path, kind):
   items = {"item": [1, 2], "title": ["one", None]}
   changes = {"columns.user": "who", "columns.time": "when", **NO_FILTERS}
   output = tmp_path / "frame"
-  prepared_folder.from_dataframe(kind(columns), output, items_frame=kind(items), settings=changes)
+  from_dataframe(kind(columns), output, items_frame=kind(items), settings=changes)
   pd.DataFrame(columns).to_csv(tmp_path / "a.csv", index=False)
   pd.DataFrame(items).to_csv(tmp_path / "items.csv", index=False)
   names = {"events": tmp_path / "a.csv", "metadata": tmp_path / "items.csv"}
@@ -156,7 +156,7 @@ def test_from_dataframe_does_what_the_command_does(tmp_path, kind):
   for name in ("sequences.txt", "items.jsonl", "users.jsonl", "times.npy"):
     assert (output / name).read_bytes() == (tmp_path / "command" / name).read_bytes(), name
   with pytest.raises(UserError, match="no key 'colums.user'; did you mean 'columns.user'"):
-    prepared_folder.from_dataframe(columns, tmp_path / "x", settings={"colums.user": "who"})
+    from_dataframe(columns, tmp_path / "x", settings={"colums.user": "who"})
 
 
 def test_odd_keys_survive(tmp_path):
@@ -189,7 +189,7 @@ PAGE = "configs/prepare.py"
     (["--config.events=a.csv", "--config.require=title"], "name one by --config.metadata"),
     (["--config.events=a.csv", "--config.require=size"], "--config.require=size: expected one of"),
     (["--config.events=a.csv", "--config.min_rating=4"], "needs --config.columns.rating"),
-    (["--config.events=/dev/null"], "/dev/null: not a regular file; write what it gives to one"),
+    (["--config.events=/dev/null"], "/dev/null: not a regular file; write its contents to one"),
     (["--config.events=a.csv", "--config.core.user=-1"], "--config.core.user=-1: expected a numb"),
   ],
 )
@@ -217,7 +217,7 @@ def test_a_link_is_followed_and_a_year_1_is_no_picture(tmp_path):
   (tmp_path / "a.csv").write_text("user,item,time\nu,x,0001-01-01\nu,y,2024-01-01\n")
   prepare(tmp_path / "link", events=tmp_path / "a.csv", also=NO_FILTERS)
   assert sequences_by_key(tmp_path / "real") == {"u": ["x", "y"]}
-  with pytest.raises(UserError, match="nothing can be written in"):
+  with pytest.raises(UserError, match="no permission to write in"):
     prepare(tmp_path / "a.csv/below", events=tmp_path / "a.csv", also=NO_FILTERS)
 
 
