@@ -142,8 +142,8 @@ def measure(
   from step_contestants import contestant, peak_memory
 
   from mmesid_jax.models import flops
-  from mmesid_jax.stages import recommender_stage as stage
   from mmesid_jax.parallel.devices import peak_flops
+  from mmesid_jax.stages import recommender_stage as stage
 
   inputs = draw(size, variant, data, changes)
   contestants = {name: contestant(name, inputs, micro_batch) for name in names}

@@ -117,7 +117,7 @@ class Gates(nn.Module):
 class Samples(NamedTuple):
   """A padded batch of B samples of T tokens, prompt and response among them."""
 
-  item_N: torch.Tensor  # the distinct items
+  item_E: torch.Tensor  # the distinct items
   source_BT: torch.Tensor  # row of [prompt; response; items] that stands there
   mask_BT: torch.Tensor | None  # 1 = a token; None where padding comes last: nothing sees it
   last_B: torch.Tensor  # place of the sample's last token

@@ -20,17 +20,17 @@ TARGET = np.array([3, 1, 0, 10, 0, 3])  # 0 = unused place
 WEIGHT = np.float32([1, 0.5, 0, 2, 0, 1])
 
 
-def drawn(*shape, seed=0):
+def random_array(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def scorer(sources: int = 2) -> Scorer:
   widths = (4, 3)[:sources]
   return Scorer(
-    query=tuple(drawn(Q, v, seed=v) for v in widths),
-    table=tuple(drawn(ITEMS, v, seed=10 + v) for v in widths),
-    offset=(None, drawn(Q, seed=5))[:sources],
-    weight_IO=drawn(ITEMS, 2, seed=6) if sources == 2 else None,
+    query=tuple(random_array(Q, v, seed=v) for v in widths),
+    table=tuple(random_array(ITEMS, v, seed=10 + v) for v in widths),
+    offset=(None, random_array(Q, seed=5))[:sources],
+    weight_IO=random_array(ITEMS, 2, seed=6) if sources == 2 else None,
   )
 
 

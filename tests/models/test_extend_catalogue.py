@@ -24,19 +24,19 @@ WIDTHS = {"collaborative": 5, "text": 9, "visual": 3}
 KINDS = list(itertools.product(("tied", "untied", "mlp"), ("frequency", "sum"), (True, False)))
 
 
-def drawn(*shape, seed):
+def random_array(*shape, seed):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def recommender(encoder="tied", fusion="frequency", coded=True) -> RecommenderModel:
   rngs = nnx.Rngs(0)
-  features = {m: drawn(ITEMS + 1, V, seed=V) + 1 for m, V in WIDTHS.items()}
+  features = {m: random_array(ITEMS + 1, V, seed=V) + 1 for m, V in WIDTHS.items()}
   for x_IV in features.values():
     x_IV[0] = 0
   coded = WIDTHS if coded else ()
   rng = np.random.default_rng(1)
   codes = {m: rng.integers(CODES, size=(ITEMS + 1, LEVELS), dtype=np.int32) for m in coded}
-  books = {m: drawn(LEVELS, CODES, D, seed=2) for m in coded}
+  books = {m: random_array(LEVELS, CODES, D, seed=2) for m in coded}
   items = ItemEncoder(features, codes, books, D=D, kind=encoder, rngs=rngs)
   counts = np.arange(ITEMS + 1) ** 2
   gates = FrequencyFusion(counts, len(WIDTHS), kind=fusion, temperature=0.3, rngs=rngs)
@@ -46,8 +46,8 @@ def recommender(encoder="tied", fusion="frequency", coded=True) -> RecommenderMo
   linears += gates.layers if fusion == "frequency" else []
   for n, linear in enumerate(linears):  # zero at the start: one left out would not show
     if linear.bias is not None:
-      linear.bias[...] = jnp.asarray(drawn(*linear.bias.shape, seed=n))
-  items.identity_ID[...] = jnp.asarray(drawn(ITEMS + 1, D, seed=3))
+      linear.bias[...] = jnp.asarray(random_array(*linear.bias.shape, seed=n))
+  items.identity_ID[...] = jnp.asarray(random_array(ITEMS + 1, D, seed=3))
   return model
 
 
@@ -72,7 +72,7 @@ def linear(layer, x):
 
 
 def weights_of_the_rarest(model, given):
-  """Of every source, those that a new item lacks at 0 and the others renormalised."""
+  """Weights by origin: 0 for those that a new item lacks, the others renormalized."""
   if model.gates.kind == "sum":
     return {m: 1.0 for m in given}
   first, down, up, last = model.gates.layers
@@ -102,7 +102,7 @@ def test_copies_of_trained_items_are_scored_and_read_by_the_formula(encoder, fus
   of = (4, 9)
   features, codes = copies(model, of, given)
   extended = with_new_items(model, features, codes)
-  o_QD = drawn(3, D, seed=5)
+  o_QD = random_array(3, D, seed=5)
   scores, tokens = extended.scores(o_QD), extended.items(jnp.arange(ITEMS + 1, ITEMS + 3))
   weight = weights_of_the_rarest(model, given)
   for n, item in enumerate(of):
@@ -166,7 +166,7 @@ def test_items_that_differ_only_in_what_is_not_known_tie():
   """Copies of one item: neither its identity nor its collaborative vector speaks for it."""
   model = recommender()
   features, codes = copies(model, of=(4, 4))
-  scores = with_new_items(model, features, codes).scores(drawn(3, D, seed=5))
+  scores = with_new_items(model, features, codes).scores(random_array(3, D, seed=5))
   np.testing.assert_allclose(scores[:, -1], scores[:, -2], rtol=1e-5, atol=1e-6)
   assert np.abs(scores[:, -1] - scores[:, 4]).min() > 1e-3
 
@@ -183,7 +183,7 @@ def test_training_takes_items_for_new_as_they_will_be_appended(encoder, fusion, 
   """Read and scored like their copies by `with_new_items`; all others as ever."""
   model = recommender(encoder, fusion, coded)
   disguised, extended = mask_as_new(model, marked()), with_new_items(model, *copies(model, MARKED))
-  o_QD = drawn(3, D, seed=5)
+  o_QD = random_array(3, D, seed=5)
   scores, expected = disguised.scores(o_QD), np.array(model.scores(o_QD))
   expected[:, MARKED] = extended.scores(o_QD)[:, ITEMS + 1 :]
   np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
@@ -200,7 +200,7 @@ def test_gradients_reach_the_model_but_not_the_rows_of_items_taken_for_new():
   def total(params):
     disguised = mask_as_new(nnx.merge(graph, params, rest), marked())
     tokens = disguised.items(jnp.arange(ITEMS + 1))
-    return (tokens**2).sum() + (disguised.scores(drawn(3, D, seed=5)) ** 2).sum()
+    return (tokens**2).sum() + (disguised.scores(random_array(3, D, seed=5)) ** 2).sum()
 
   slope = jax.grad(total)(params)["items"]
   moved_I = np.abs(slope["identity_ID"][...]).max(1) > 0
@@ -213,7 +213,7 @@ def test_gradients_reach_the_model_but_not_the_rows_of_items_taken_for_new():
 
 @pytest.mark.parametrize("negatives", [0, 6])
 def test_a_step_takes_its_share_of_the_items_for_new(negatives):
-  """Seen by the learned rows that get a gradient; drawn anew for every key."""
+  """Seen by the learned rows that get a gradient; sampled again for every key."""
   graph, params, rest = nnx.split(recommender(fusion="sum"), nnx.Param, ...)
   (batch,) = batch_sequences([np.arange(1, ITEMS + 1)], Layout(1, 16, 16))
   config = default_config().recommender

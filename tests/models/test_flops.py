@@ -1,4 +1,4 @@
-"""The count of operations behind MFU against XLA's own, of the compiled gradient: layers unrolled
+"""The count of operations for MFU against XLA's own, of the compiled gradient: layers unrolled
 and nothing recomputed, since XLA counts the body of a loop once."""
 
 import dataclasses
@@ -30,7 +30,7 @@ ITEMS, P = 1500, 16
 
 
 def compiled_flops(make, loss, data) -> float:
-  """What XLA counts in loss(model, data) and its gradient; nothing is allocated."""
+  """XLA's count of operations in loss(model, data) and its gradient; nothing is allocated."""
   graph, trained, frozen = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
 
   def value(trained, frozen, data):
@@ -41,7 +41,7 @@ def compiled_flops(make, loss, data) -> float:
 
 
 def padded(layout: Layout, prompt: int) -> flops.Work:
-  """What the compiled step does: every place of the batch, and every pair, seen or not."""
+  """Work of the compiled step: every place of the batch, and every pair, seen or not."""
   tokens = layout.rows * layout.row_length
   pairs = prompt * prompt + tokens * (prompt + layout.row_length)
   return flops.Work(tokens, prompt, pairs, tokens + 1, layout.targets)

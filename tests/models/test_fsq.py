@@ -1,4 +1,4 @@
-"""Finite scalar quantisation against its definition in numpy."""
+"""Finite scalar quantization against its definition in numpy."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def test_codes_and_vectors(z):
   assert found.code_BL.dtype == np.int32 and found.loss == found.averaging == 0
 
 
-def test_codebooks_add_up_to_the_quantised_vector(z):
+def test_codebooks_add_up_to_the_quantized_vector(z):
   fsq = make(16)
   found, book = fsq(z), np.asarray(fsq.codebook_LCD)
   assert book.shape == (LEVELS, 16, D)

@@ -17,17 +17,17 @@ WIDTHS = {"collaborative": 5, "text": 9}
 COUNTS = np.array([0, 0, 1, 3, 7, 7, 20, 400, 2, 1, 0, 55])
 
 
-def drawn(shape, seed):
+def random_array(shape, seed):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def encoder(kind="mlp", codebook_seed=0):
-  features = {m: drawn((ROWS, V), V) for m, V in WIDTHS.items()}
+  features = {m: random_array((ROWS, V), V) for m, V in WIDTHS.items()}
   codes = {m: np.random.default_rng(V).integers(4, size=(ROWS, 3)) for m, V in WIDTHS.items()}
-  books = {m: drawn((3, 4, D), codebook_seed) for m in WIDTHS}
+  books = {m: random_array((3, 4, D), codebook_seed) for m in WIDTHS}
   items = ItemEncoder(features, codes, books, D=D, kind=kind, rngs=nnx.Rngs(0))
   for m in WIDTHS:  # zero at the start: a bias left out would not show
-    items.project[m].bias[...] = jnp.asarray(drawn(D, 1))
+    items.project[m].bias[...] = jnp.asarray(random_array(D, 1))
   return items
 
 
@@ -35,7 +35,7 @@ def gates(kind="frequency", temperature=0.5):
   g = FrequencyFusion(COUNTS, len(WIDTHS), kind=kind, temperature=temperature, rngs=nnx.Rngs(1))
   for layer in g.layers if kind == "frequency" else ():
     if layer.bias is not None:
-      layer.bias[...] = jnp.asarray(drawn(layer.bias.shape, 2))
+      layer.bias[...] = jnp.asarray(random_array(layer.bias.shape, 2))
   return g
 
 
@@ -56,7 +56,7 @@ def formula(o, items, weight):
 @pytest.mark.parametrize("kind", ["mlp", "tied", "untied"])
 @pytest.mark.parametrize("targets", [1, D, D + 1, 30])
 def test_scores_equal_the_formula(targets, kind):
-  items, o = encoder(kind), drawn((targets, D), 3)
+  items, o = encoder(kind), random_array((targets, D), 3)
   weight = np.float32(np.random.default_rng(4).random((ROWS, 3)))
   expected = formula(o, items, weight)
   np.testing.assert_allclose(
@@ -66,7 +66,7 @@ def test_scores_equal_the_formula(targets, kind):
 
 def test_both_orders_have_one_value_and_one_gradient():
   """The first targets of a large batch, scored alone."""
-  items, o, cotangent = encoder(), drawn((D + 3, D), 5), drawn((3, ROWS), 6)
+  items, o, cotangent = encoder(), random_array((D + 3, D), 5), random_array((3, ROWS), 6)
   weight = gates().weights()
   np.testing.assert_allclose(
     fusion_scorer(o, items, weight).score_all()[:3],
@@ -91,7 +91,7 @@ def test_both_orders_have_one_value_and_one_gradient():
 def test_codes_are_read_but_not_scored(kind):
   one, other, item = encoder(kind), encoder(kind, codebook_seed=9), jnp.arange(ROWS)
   assert np.abs(one(item) - other(item)).max() > 0.1
-  o, weight = drawn((2, D), 7), gates().weights()
+  o, weight = random_array((2, D), 7), gates().weights()
   np.testing.assert_array_equal(
     fusion_scorer(o, one, weight).score_all(), fusion_scorer(o, other, weight).score_all()
   )

@@ -1,6 +1,6 @@
-"""What training holds for the backward pass, by XLA's own account, and that less of it is the same.
+"""Memory that training holds for the backward pass, by XLA's own count, and equal results.
 
-Differences between numbers of layers are compared, so whatever a step takes once does not count.
+Compares differences between numbers of layers, so memory that a step takes once does not count.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def bytes_a_layer(T: int, **changes) -> float:
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_the_floats_of_quantised_layers_are_never_all_there(kind):
+def test_the_floats_of_quantized_layers_are_never_all_there(kind):
   assert bytes_a_layer(8, weights=kind) < 2 * WEIGHTS  # what they take in bfloat16
 
 
@@ -54,7 +54,7 @@ def test_remat_keeps_what_enters_a_layer_only():
 
 
 def test_keeping_products_lies_between():
-  """Of a layer's input, q, k, v, out, gate and up; the products of LoRA's factors are sums by
+  """Bytes of a layer's input, q, k, v, out, gate and up; the products of LoRA's factors are sums by
   then, and what `down` gives is the next layer's input."""
   T = 128
   kept = bytes_a_layer(T, weights="float32", remat="products")

@@ -45,7 +45,7 @@ def loss(model, x, **changed):
 
 
 def passed(model, x):
-  """modality -> quantised, decoded, quantisation loss."""
+  """modality -> quantized, decoded, quantization loss."""
   found = {}
   for m, x_BV in x.items():
     part = model.by_modality[m]
@@ -55,7 +55,7 @@ def passed(model, x):
 
 
 @pytest.mark.parametrize("names", SETS, ids="+".join)
-def test_sums_over_whatever_modalities_there_are(names):
+def test_sums_over_all_modalities(names):
   net, x = model(names), features(names)
   total, parts = loss(net, x)
   found = passed(net, x)
@@ -121,7 +121,7 @@ def test_refuses_an_unknown_switch(switch):
 
 
 def test_every_parameter_has_a_gradient():
-  """The straight-through gradient reaches encoders; codebooks learn from the quantisation loss
+  """The straight-through gradient reaches encoders; codebooks learn from the quantization loss
   alone."""
   net, x = model(), features()
 
@@ -194,7 +194,7 @@ def test_loss_falls_in_training():
 
 
 def test_features_are_standardized_before_anything_else():
-  """Tables in other units, with the units told: the same codes and the same loss."""
+  """Tables in other units, with mean and scale set: the same codes and the same loss."""
   net, x = model(), features()
   expected, codes = loss(net, x), {m: net.encode(m, x_BV) for m, x_BV in x.items()}
   for part in net.by_modality.values():
@@ -205,7 +205,7 @@ def test_features_are_standardized_before_anything_else():
     np.testing.assert_array_equal(net.encode(m, x_BV), codes[m])
 
 
-def test_averaged_codebooks_move_whatever_the_weights():
+def test_averaged_codebooks_move_with_all_weights_zero():
   x, zero = (
     features(),
     {f"{n}_weight": 0.0 for n in ("reconstruction", "quantization", "alignment")},

@@ -1,4 +1,4 @@
-"""Shared-prefix rows are an optimisation: one target a row, alone, is the oracle."""
+"""Shared-prefix rows are an optimization: one target a row, alone, is the oracle."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The residual quantiser against numpy, level by level."""
+"""The residual quantizer against numpy, level by level."""
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +49,12 @@ def test_codes_residual_and_loss(quantizer, z):
   np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
 
 
-def test_quantised_and_residual_make_the_input(quantizer, z):
+def test_quantized_and_residual_make_the_input(quantizer, z):
   found = quantizer(z)
   np.testing.assert_allclose(found.quantized_BD + found.residual_BD, z, rtol=1e-5, atol=1e-6)
 
 
-def test_quantised_is_what_the_codes_decode_to(quantizer, z):
+def test_quantized_is_what_the_codes_decode_to(quantizer, z):
   found = quantizer(z)
   decoded = quantizer.decode(found.code_BL)
   np.testing.assert_allclose(found.quantized_BD, decoded, rtol=1e-5, atol=1e-6)

@@ -14,8 +14,8 @@ BEAUTY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "beauty" / "tex
 def blobs(sizes, width, seed):
   rng = np.random.default_rng(seed)
   label = np.repeat(np.arange(len(sizes)), sizes)
-  centre = 2 * rng.normal(size=(len(sizes), width))
-  return np.float32(centre[label] + rng.normal(size=(len(label), width)))
+  center = 2 * rng.normal(size=(len(sizes), width))
+  return np.float32(center[label] + rng.normal(size=(len(label), width)))
 
 
 def normal(seed):

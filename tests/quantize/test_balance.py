@@ -29,12 +29,12 @@ def cost(distance, code):
 
 def distances(points, codes, seed, kind):
   rng = np.random.default_rng(seed)
-  x, centre = rng.normal(size=(points, 2)), rng.normal(size=(codes, 2))
+  x, center = rng.normal(size=(points, 2)), rng.normal(size=(codes, 2))
   if kind == "skewed":  # all near one code, the others far off
-    centre += 30 * np.arange(codes)[:, None]
+    center += 30 * np.arange(codes)[:, None]
   if kind == "repeated":
     x = x[rng.integers(0, 3, points)]
-  return ((x[:, None] - centre) ** 2).sum(2).astype(np.float32)
+  return ((x[:, None] - center) ** 2).sum(2).astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", ["plain", "skewed", "repeated"])

@@ -70,7 +70,7 @@ def test_fewer_points_than_clusters_and_repeated_points(balanced):
 
 
 def test_levels_take_what_remains():
-  """Two scales: the first level finds the coarse centres, the second the fine offsets."""
+  """Two scales: the first level finds the coarse centers, the second the fine offsets."""
   coarse = np.float32([[0, 0], [40, 0], [0, 40], [40, 40]])
   fine = np.float32([[-1, 0], [1, 0], [0, -2], [0, 2]])
   x = (coarse[:, None] + fine).reshape(-1, 2)
@@ -140,7 +140,7 @@ def test_many_points_are_found_by_a_sample(monkeypatch, balanced, limit, value):
   np.testing.assert_array_equal(code, ((x[:, None] - centroid) ** 2).sum(2).argmin(1))
 
 
-def test_what_is_quantised_stays_as_it_is_unless_told_otherwise():
+def test_the_input_is_overwritten_only_on_request():
   x = np.float32(np.random.default_rng(8).normal(size=(30, 3)))
   before = x.copy()
   book = residual_kmeans(x, 2, 4, balanced=True)

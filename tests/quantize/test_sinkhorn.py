@@ -31,7 +31,7 @@ def test_equals_the_plain_domain(scale, iterations):
 
 
 def test_small_epsilon_in_float32():
-  """What training uses. exp(1 / 0.003) overflows float32; the codes must be those of float64."""
+  """The epsilon of training: exp(1 / 0.003) overflows float32; codes must be those of float64."""
   d = distances(rows=512, codes=16)
   log_plan = np.float64(sinkhorn(d, epsilon=0.003, iterations=50))
   assert np.isfinite(log_plan).all()

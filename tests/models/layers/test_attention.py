@@ -15,14 +15,14 @@ P, N, K = 3, 4, 2
 
 
 def packed_mask(row_length: int) -> jax.Array:
-  """Two rows of several users with two response tokens behind every target."""
+  """Two rows of several users with two response tokens after every target."""
   rng = np.random.default_rng(0)
   histories = [rng.integers(1, 40, n) for n in (1, 7, 20, 3, 15, 9, 2)]
   (batch,) = batch_sequences(histories, Layout(2, row_length, 64, response=2))
   return visibility_mask(batch, P)
 
 
-def drawn(mask_RTS: jax.Array, H: int, dtype) -> list[jax.Array]:
+def random_array(mask_RTS: jax.Array, H: int, dtype) -> list[jax.Array]:
   R, T, S = mask_RTS.shape
   shapes = ((R, T, N, H), (R, S, K, H), (R, S, K, H), (R, T, N, H))
   keys = jax.random.split(jax.random.key(0), 4)
@@ -30,7 +30,7 @@ def drawn(mask_RTS: jax.Array, H: int, dtype) -> list[jax.Array]:
 
 
 def output_and_gradient(kind: str, mask_RTS, *arrays):
-  """Of the queries that see anything of their row: others are padding, which no target reads."""
+  """Compares only queries that see a token of their row: others are padding."""
   q, k, v, cotangent = arrays
   used_RT = mask_RTS[:, :, P:].any(2)
 
@@ -44,7 +44,7 @@ def output_and_gradient(kind: str, mask_RTS, *arrays):
 
 def assert_like_xla(kind: str, H: int, dtype, tolerance: float, row_length: int = 128) -> None:
   mask_RTS = packed_mask(row_length)
-  arrays = drawn(mask_RTS, H, dtype)
+  arrays = random_array(mask_RTS, H, dtype)
   found, expected = (output_and_gradient(k, mask_RTS, *arrays) for k in (kind, "xla"))
   for ours, xla in zip(found, expected, strict=True):
     ours, xla = (np.asarray(x, np.float32) for x in (ours, xla))

@@ -58,5 +58,5 @@ def test_zeros_and_extremes(kind):
 
 
 def test_blocks_must_fit():
-  with pytest.raises(ValueError, match="blocks of 64, got 65"):
+  with pytest.raises(ValueError, match="multiple of 64, got 65"):
     QuantizedWeight((65, 8), "nf4")
