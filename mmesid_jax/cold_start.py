@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
   del argv
   from mmesid_jax.experiments import cold_start_run
 
-  cold_start_run.run(
+  cold_start_run.run_cold_start(
     CONFIG.value,
     pathlib.Path(WORKDIR.value),
     fraction=FRACTION.value,

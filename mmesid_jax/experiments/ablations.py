@@ -145,7 +145,7 @@ class AblationPlan:
     return self.results / f"{name}-seed{seed}.json"
 
   def changes(self, name: str) -> dict:
-    """What the variant changes, by flat key; for a sum, its parts."""
+    """The changes of a variant, by flat key; for a sum, its parts."""
     if name in self.config.sums:
       return {"sum": list(self.config.sums[name])}
     return flatten(self.config.variants[name])
