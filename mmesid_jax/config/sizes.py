@@ -39,7 +39,7 @@ def sizes_from_data(users: int, items: int, interactions: int) -> dict[str, int]
   }
 
 
-def resolve_sizes(
+def fit_sizes_to_data(
   config: ConfigDict, count_data: Callable[[ConfigDict], tuple[int, int, int]]
 ) -> None:
   """Replaces every size that is 0 by one that follows the data, in place.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mmesid_jax.config import default_config
 from mmesid_jax.config.checks import check_values
 from mmesid_jax.config.schema import flatten
-from mmesid_jax.config.sizes import SIZE_KEYS, resolve_sizes, sizes_from_data
+from mmesid_jax.config.sizes import SIZE_KEYS, fit_sizes_to_data, sizes_from_data
 from mmesid_jax.errors import UserError
 
 DEFAULTS = {key: flatten(default_config())[key] for key in SIZE_KEYS}
@@ -53,12 +53,12 @@ def test_open_sizes_are_filled_in_and_given_ones_stay():
   config = open_config()
   config.recommender.rows = 3
   config.lock()  # as the flag's configuration is
-  resolve_sizes(config, lambda c: (2000, 600, 20_000))
+  fit_sizes_to_data(config, lambda c: (2000, 600, 20_000))
   expected = {**sizes_from_data(2000, 600, 20_000), "recommender.rows": 3}
   assert {key: flatten(config)[key] for key in SIZE_KEYS} == expected
   assert expected["collaborative.targets"] == 512 and expected["collaborative.rows"] == 8
   before = flatten(config)
-  resolve_sizes(config, refuse_to_count)
+  fit_sizes_to_data(config, refuse_to_count)
   assert flatten(config) == before
 
 
@@ -66,7 +66,7 @@ def test_open_sizes_without_data_name_the_missing_folder():
   config = open_config()
   config.data.dir = ""
   with pytest.raises(UserError, match="--config.data.dir is not set"):
-    resolve_sizes(config, refuse_to_count)
+    fit_sizes_to_data(config, refuse_to_count)
 
 
 @pytest.mark.parametrize("key", SIZE_KEYS)
