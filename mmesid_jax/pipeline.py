@@ -20,14 +20,14 @@ from mmesid_jax.data import split as splits
 from mmesid_jax.display import reporter
 from mmesid_jax.display.duration import format_duration
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation import codebook_health, geometry, ranking
+from mmesid_jax.evaluation import codebook_health, geometry, metrics, ranking
 from mmesid_jax.files import artifact
 from mmesid_jax.files.atomic import atomic_file
 from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.files.provenance import check_same_settings
 from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.parallel.mesh import mesh_from_config, use_mesh
-from mmesid_jax.reports import id_report, test_ranks
+from mmesid_jax.reports import id_report, id_verdict, test_ranks
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.stage import Stage
@@ -111,6 +111,7 @@ def check_config(config: ConfigDict) -> None:
   """Fills in what a checkpoint knows, then checks the whole configuration. Raises UserError."""
   backbone.resolve_sizes(config)
   check_values(config)
+  metrics.check_select(config.evaluation.select, config.evaluation.cutoffs)
   backbone.check_checkpoint(config)
 
 
@@ -129,8 +130,9 @@ def evaluate(workdir: Workdir, split: str) -> None:
 
 
 def examine(workdir: Workdir) -> None:
-  """Examines the semantic IDs, prints the tables and writes a page. Raises UserError."""
+  """Examines the semantic IDs, prints verdict and tables, writes a page. Raises UserError."""
   found = id_report.examine_semantic_ids(workdir)
+  reporter.info(id_verdict.verdict_text(id_verdict.find_verdict(found)) + "\n")
   reporter.info(codebook_health.codebook_table(found["health"]))
   reporter.info(f"\n{geometry.geometry_table(found['tau'], found['inputs'])}")
   reporter.info("\n".join(found["notes"]))

@@ -1,7 +1,5 @@
 """Checks of a whole configuration, before anything heavy starts."""
 
-import difflib
-
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.command_line import nearest_name
@@ -10,7 +8,10 @@ from mmesid_jax.errors import UserError
 
 
 def check_values(config: ConfigDict) -> None:
-  """Raises UserError for the first value out of range, or for values that contradict each other."""
+  """Raises UserError for the first value out of range, or for values that contradict each other.
+
+  evaluation.select is checked by `evaluation.metrics`, the only list of metrics.
+  """
   _check_checkpoint(config.recommender)  # first: else sizes of 0 would be named instead
   for key, value in flatten(config).items():
     row = key_row(key)
@@ -31,7 +32,6 @@ def check_values(config: ConfigDict) -> None:
       "table, such as --config.features.text"
     )
   _check_widths(config)
-  _check_select(config.evaluation)
 
 
 def check_data_source(config: ConfigDict) -> None:
@@ -42,18 +42,6 @@ def check_data_source(config: ConfigDict) -> None:
   if config.data.source == "synthetic" and config.data.split == "temporal":
     raise UserError(
       "--config.data.split=temporal: the synthetic catalogue has no times; take leave_one_out"
-    )
-
-
-def _check_select(evaluation: ConfigDict) -> None:
-  known = [f"{m}@{k}" for m in ("HR", "nDCG", "MRR", "MAP") for k in evaluation.cutoffs]
-  select = evaluation.select.removeprefix("unmasked/")
-  if select not in known:
-    by_small_letters = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(select.lower(), by_small_letters, 1, cutoff=0)
-    raise UserError(
-      f"--config.evaluation.select={evaluation.select}: no such metric at these cutoffs; "
-      f"did you mean {by_small_letters[near[0]]}?"
     )
 
 

@@ -219,10 +219,6 @@ def test_every_key_has_a_meaning_of_one_line(key):
     ),
     ({"recommender.backbone.kind": "lora"}, "backbone.kind=lora: .*backbone.checkpoint"),
     ({"recommender.prompt.text": "a {items}"}, "prompt.text: .*backbone.checkpoint"),
-    ({"evaluation.select": "nDCG@7"}, "--config.evaluation.select=nDCG@7: .*mean nDCG@"),
-    ({"evaluation.select": "ndcg@10"}, "--config.evaluation.select=ndcg@10: .*mean nDCG@10"),
-    ({"evaluation.select": "masked/HR@5"}, "--config.evaluation.select=masked/HR@5: .*mean HR@5"),
-    ({"evaluation.cutoffs": (5,)}, "--config.evaluation.select=nDCG@10: .*mean nDCG@5"),
   ],
 )
 def test_values_that_do_not_fit_each_other_are_refused(changes, message):
@@ -237,8 +233,6 @@ def test_values_that_do_not_fit_each_other_are_refused(changes, message):
     {"features.collaborative": "", "features.text": "text.npy"},
     {"recommender.heads": 4, "recommender.kv_heads": 2},
     {"recommender.row_length": 5, "recommender.prompt.response": 4},
-    {"evaluation.select": "unmasked/MRR@20"},
-    {"evaluation.cutoffs": (7,), "evaluation.select": "HR@7"},
   ],
 )
 def test_values_that_fit_each_other_are_taken(changes):

@@ -122,7 +122,7 @@ def test_without_categories_there_is_no_purity():
 
 
 def test_residual_norms():
-  """(3, 4) has 5; behind (3, 0) there is 4, behind (0, 4) nothing."""
+  """The length of (3, 4) is 5; after (3, 0) there is 4 left, after (0, 4) nothing."""
   book_LCD = np.array([[[3, 0], [0, 0]], [[0, 4], [1, 0]]], np.float32)
   z_ND = np.array([[3, 4], [0, 2]], np.float32)
   norms = residual_norms(z_ND, np.array([[0, 0], [1, 1]]), book_LCD)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from mmesid_jax import pipeline
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import metrics, ranking
 from mmesid_jax.evaluation.metrics import catalogue_summary, check_select, user_values
@@ -62,9 +63,30 @@ def test_a_metric_more_is_one_entry(monkeypatch):
   assert table.splitlines()[1].split() == ["masked", "SASRec", "0.6667"]
 
 
-@pytest.mark.parametrize("select", ["nDCG@10", "unmasked/MRR@5", "MAP@1", "HR@10"])
-def test_a_metric_at_a_cutoff_may_be_selected_by(select):
-  check_select(select, CUTOFFS)
+@pytest.mark.parametrize(
+  ("select", "cutoffs"),
+  [
+    ("nDCG@10", CUTOFFS),
+    ("unmasked/MRR@20", (5, 10, 20)),
+    ("MAP@1", CUTOFFS),
+    ("HR@10", CUTOFFS),
+    ("HR@7", (7,)),
+  ],
+)
+def test_a_metric_at_a_cutoff_may_be_selected_by(select, cutoffs):
+  check_select(select, cutoffs)
+
+
+@pytest.mark.parametrize(
+  ("changes", "near"),
+  [
+    ({"evaluation.select": "ndcg@10"}, "select=ndcg@10: .*mean nDCG@10"),
+    ({"evaluation.cutoffs": (5,)}, "select=nDCG@10: .*mean nDCG@5"),
+  ],
+)
+def test_it_is_checked_before_anything_trains(tiny, changes, near):
+  with pytest.raises(UserError, match=f"^--config.evaluation.{near}"):
+    pipeline.check_config(tiny(changes=changes))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from mmesid_jax.evaluation.ranking import summarize_ranks, target_ranks
 
 
 def oracle(score_I, target, history):
-  """The target's place in a stable sort in which it stands behind everything that ties with it."""
+  """The target's place in a stable sort in which it comes after all that tie with it."""
   candidates = [i for i in range(1, len(score_I)) if i not in history or i == target]
   by_score = sorted(candidates, key=lambda i: (-score_I[i], i == target))
   return by_score.index(target) + 1

@@ -119,13 +119,13 @@ def test_any_number_of_levels_and_codes_is_drawn(levels, codes):
 
 
 def test_usage_has_a_square_for_every_code():
-  """Of one level with 4 codes, 2 dead: as many grey pixels as coloured ones."""
+  """Of one level with 4 codes, 2 dead: as many grey pixels as colored ones."""
   image = pytest.importorskip("PIL.Image")
   png = id_plots.usage_squares(np.array([[9, 9, 0, 0]]))
-  colours = dict(
-    (colour, n) for n, colour in image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 20)
+  colors = dict(
+    (color, n) for n, color in image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 20)
   )
-  grey = colours[tuple(int(id_plots.GREY[i : i + 2], 16) for i in (1, 3, 5))]
-  dark = colours[tuple(int(id_plots.SHADES[-1][i : i + 2], 16) for i in (1, 3, 5))]
+  grey = colors[tuple(int(id_plots.GREY[i : i + 2], 16) for i in (1, 3, 5))]
+  dark = colors[tuple(int(id_plots.SHADES[-1][i : i + 2], 16) for i in (1, 3, 5))]
   assert grey > 10_000
   assert dark == pytest.approx(grey, rel=0.1)

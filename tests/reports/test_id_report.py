@@ -107,6 +107,7 @@ def test_the_command_prints_both_tables(workdir, capsys):
   out = capsys.readouterr().out
   assert re.search(r"^collaborative +1 ", out, re.M) and re.search(r"^joint ", out, re.M)
   assert "tau to the original" in out and "effective rank" in out
+  assert out.startswith("Are the codes in use? ") and "\nDo distances survive? " in out
   assert str(workdir / "semantic_ids.html") in out
 
 
