@@ -108,14 +108,14 @@ def make_cases(history: list[np.ndarray], had: list[np.ndarray], item: list[int]
   return Cases(history, had_QX, np.array(item, np.int32))
 
 
-def cold_cases(dataset: Dataset, split: ItemSplit, left: Dataset) -> tuple[Cases, np.ndarray]:
+def cold_cases(dataset: Dataset, split: ItemSplit, warm: Dataset) -> tuple[Cases, np.ndarray]:
   """Returns the first time that each user meets each cold item after a warm one.
 
-  Also returns bool [Q]: whether the user's whole training part is before that item. `left` is the
+  Also returns bool [Q]: whether the user's whole training part is before that item. `warm` is the
   dataset that `write_warm_dataset` wrote.
   """
   ids, I = split.new_ids(), len(split.warm)  # noqa: E741
-  trained = dict(zip(left.users.tolist(), left.train_lengths.tolist(), strict=True))
+  trained = dict(zip(warm.users.tolist(), warm.train_lengths.tolist(), strict=True))
   history, had, item, later = [], [], [], []
   for u, user in enumerate(dataset.users.tolist()):
     sequence = ids[dataset.sequence(u)]

@@ -43,7 +43,7 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
   if duplicates := figures["items described more than once"]:
     yield f"{duplicates:,} repeated descriptions of items were left out; the first one counts."
   if few := dataset["users"] - dataset["evaluated users"]:
-    yield f"{few:,} users have fewer than 3 events: they train, but leave-one-out skips them."
+    yield f"Users with fewer than 3 events, which train but are not evaluated: {few:,}."
 
 
 def report_page(name: str, figures: Mapping[str, Any], events: Events) -> str:

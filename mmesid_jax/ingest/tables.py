@@ -75,7 +75,7 @@ def item_rows(
 
 def _to_text(row: Mapping[str, Any], name: str) -> str | None:
   value = row.get(name)
-  if _is_nothing(value):
+  if _is_missing(value):
     return None
   if not isinstance(value, str | int | float):
     raise ValueError(f"{name} is a {type(value).__name__}; expected a text")
@@ -88,7 +88,7 @@ def _to_texts(value: Any, separator: str | None) -> list[str] | None:
   A text is divided at `separator`; of a list of paths the first counts. Returns None for nothing.
   Raises ValueError for anything else.
   """
-  if _is_nothing(value):
+  if _is_missing(value):
     return None
   if isinstance(value, str | int | float):
     value = str(value).split(separator) if separator else [value]
@@ -97,11 +97,11 @@ def _to_texts(value: Any, separator: str | None) -> list[str] | None:
   parts = _to_list(value)
   if parts and isinstance(parts[0], list | tuple):
     parts = parts[0]
-  texts = (str(part).strip() for part in parts if not _is_nothing(part))
+  texts = (str(part).strip() for part in parts if not _is_missing(part))
   return [text for text in texts if text and text != NO_GENRES] or None
 
 
-def _is_nothing(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
   """Whether a value is missing: None, or NaN, NaT or NA of a data frame."""
   # NaN, NaT and NA are not equal to themselves
   return value is None or type(value).__name__ == "NAType" or (value != value) is True
@@ -161,7 +161,7 @@ def _frame_rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   _check_columns("the data frame", theirs, [*getattr(frame, "columns", frame)])
   columns = [frame[name] for name in theirs.values()]
-  lists = [[None if _is_nothing(x) else x for x in _to_list(column)] for column in columns]
+  lists = [[None if _is_missing(x) else x for x in _to_list(column)] for column in columns]
   if len({len(column) for column in lists}) > 1:
     raise UserError("the columns are not of one length")
   for number, values in enumerate(zip(*lists, strict=True), start=1):
