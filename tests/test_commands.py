@@ -167,7 +167,7 @@ def test_ablate_names_what_is_wrong_and_makes_a_table_without_a_workdir(tmp_path
   plan = ("--config=configs/ablations.py", f"--results={tmp_path}")
   assert "--workdir is missing" in refused("ablate", *plan)
   line = refused("ablate", *plan, f"--workdir={tmp_path}", "--variants=base,no_code")
-  assert "--variants=no_code: no such one; did you mean no_codes?" in line
+  assert "--variants=no_code: unknown; did you mean no_codes?" in line
   line = refused("ablate", *plan, f"--workdir={tmp_path}")
   assert "--config.base.data.dir is not set" in line and "variant" not in line
   assert not list(tmp_path.iterdir())
