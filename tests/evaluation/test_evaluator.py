@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.data.dataset import prepare_dataset
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.evaluation.evaluator import NEVER, Evaluator, summarize_ranking
 from mmesid_jax.evaluation.ranking import PROTOCOLS, top_items
+from mmesid_jax.parallel.mesh import make_mesh, use_mesh
 
 ITEMS, LENGTH, WIDTH = 23, 6, 3
 
@@ -71,6 +72,15 @@ def test_places_are_those_of_every_users_list(dataset, length):
   assert plain.place_E == {}
   jax.tree.map(np.testing.assert_array_equal, plain.rank_U, ranking.rank_U)
   assert "coverage@2" not in summarize_ranking(plain, (2,), resamples=0, seed=0)["masked"]
+
+
+def test_a_mesh_gives_the_same_places(dataset):
+  x_ID = np.random.default_rng(1).normal(size=(ITEMS + 1, WIDTH)).astype(np.float32)
+  expected = walked(dataset, lambda history: np.float64(x_ID) @ x_ID[history[-1]], LENGTH)
+  with use_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+    ranking = Evaluator(dataset, Layout(2, 8, 4), "test").model_ranking(LastItem(x_ID), LENGTH)
+  for protocol in PROTOCOLS:
+    assert ranking.place_E[protocol].tolist() == expected[protocol]
 
 
 def test_popularity_shows_everybody_the_same(dataset):
