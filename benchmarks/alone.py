@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from mmesid_jax.data.batches import batch_sequences
-from mmesid_jax.data.packing import Batch, Layout, Packer
+from mmesid_jax.data.packing import Batch, Packer
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.models.flops import Work
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 

@@ -108,7 +108,7 @@ def folder_of(output: pathlib.Path, response: int, composition: str, seed: int) 
 
 def configuration(source: pathlib.Path, seed: int, response: int, targets_per_piece: int):
   """The workdir's, with rows enough for the same number of targets a batch."""
-  from mmesid_jax.data.packing import with_rows_for
+  from mmesid_jax.data.row_layout import with_rows_for
   from mmesid_jax.stages import recommender_stage
 
   config = read_config(source)

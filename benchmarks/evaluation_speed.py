@@ -30,7 +30,7 @@ from absl import flags
 from mmesid_jax.config import command_line
 from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.dataset import Dataset, evaluated_users, popularity
-from mmesid_jax.data.packing import Pieces
+from mmesid_jax.data.row_layout import Pieces
 from mmesid_jax.errors import UserError
 
 NAMES = ("batched", "alone", "torch_released")

@@ -198,7 +198,7 @@ def history_series() -> Series:
   import numpy as np
 
   from mmesid_jax.data.batches import batch_sequences
-  from mmesid_jax.data.packing import Layout
+  from mmesid_jax.data.row_layout import Layout
   from mmesid_jax.models.sequence_recommender import RecommenderModel
 
   model = recommender(D)
@@ -237,7 +237,8 @@ def width_series() -> Series:
   import jax
   import numpy as np
 
-  from mmesid_jax.data.packing import Layout, Packer
+  from mmesid_jax.data.packing import Packer
+  from mmesid_jax.data.row_layout import Layout
   from mmesid_jax.models.flops import recommender_flops as operations
   from mmesid_jax.models.flops import useful_work
   from mmesid_jax.models.sequence_recommender import RecommenderModel

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from mmesid_jax.data.packing import Layout, Packer
+from mmesid_jax.data.packing import Packer
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import should_project_catalogue
 from mmesid_jax.models.llama import LlamaConfig

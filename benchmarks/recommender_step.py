@@ -182,7 +182,8 @@ def draw(size: str, variant: str, data: str | None, changes: Sequence[str] = ())
   from step_contestants import Inputs
 
   from mmesid_jax.data.batches import PackedBatches
-  from mmesid_jax.data.packing import training_pieces, with_capacity
+  from mmesid_jax.data.history_pieces import training_pieces
+  from mmesid_jax.data.row_layout import with_capacity
   from mmesid_jax.stages.recommender_stage import batch_layout
 
   rng, s, config = np.random.default_rng(0), SIZES[size], default_config()

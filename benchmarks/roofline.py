@@ -131,13 +131,14 @@ def build(config, dataset):
   from mmesid_jax.planning import memory as footprint
 
   widths = {m: min(V, config.recommender.whiten or V) for m, V in WIDTHS.items()}
-  return footprint.shapes(config, dataset.num_items + 1, widths)
+  return footprint.model_shapes(config, dataset.num_items + 1, widths)
 
 
 def pack(config, dataset) -> Epoch:
   """The batches of the first epoch, as the stage packs them, and of the test users."""
   from mmesid_jax.data.batches import batch_pieces
-  from mmesid_jax.data.packing import evaluation_pieces, with_rows_for
+  from mmesid_jax.data.history_pieces import evaluation_pieces
+  from mmesid_jax.data.row_layout import with_rows_for
   from mmesid_jax.models.flops import useful_work
   from mmesid_jax.stages import recommender_stage
   from mmesid_jax.stages.sequence_task import evaluation_layout

@@ -48,9 +48,8 @@ def main(argv: list[str]) -> None:
   output = pathlib.Path(OUTPUT.value)
   for name in (names := ONLY.value or list(VARIANTS)):
     if name not in VARIANTS:
-      raise UserError(
-        f"--variants={name}: no such one; did you mean {command_line.nearest_name(name, [*VARIANTS])}?"
-      )
+      near = command_line.nearest_name(name, [*VARIANTS])
+      raise UserError(f"--variants={name}: unknown; did you mean {near}?")
   found = {name: examined(name, output) for name in names}
   print(table(found))
   write(output / "semantic_id_quality.json", {"environment": environment(), "variants": found})

@@ -174,9 +174,8 @@ def our_step(config: ConfigDict, tables, batch: int) -> tuple[Callable, list]:
   state = initial_state(params, optimizer)
   arrays = jax.tree.leaves((state, frozen))
   item_B = np.arange(batch, dtype=np.int32)
-  compiled = (
-    make_step(mm_rqvae_loss(config), optimizer, graph, seed=0).lower(state, frozen, item_B).compile()
-  )
+  step = make_step(mm_rqvae_loss(config), optimizer, graph, seed=0)
+  compiled = step.lower(state, frozen, item_B).compile()
 
   def step(item_B):
     nonlocal state

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.config.checks import check_values
 from mmesid_jax.config.saved import LOCATIONS, RUN_KEYS, identity, read_config
 from mmesid_jax.config.schema import flatten
+from mmesid_jax.config.sizes import fit_sizes_to_data
 from mmesid_jax.data import split as splits
 from mmesid_jax.display import reporter
 from mmesid_jax.display.duration import format_duration
@@ -31,7 +32,7 @@ from mmesid_jax.reports import id_report, id_verdict, test_ranks
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.stage import Stage
-from mmesid_jax.stages.workdir import Workdir, open_workdir
+from mmesid_jax.stages.workdir import Workdir, count_data, open_workdir
 
 
 def run(
@@ -108,8 +109,9 @@ def _bring_up_to_date(workdir: Workdir, stage: Stage, others: Sequence[pathlib.P
 
 
 def check_config(config: ConfigDict) -> None:
-  """Fills in what a checkpoint knows, then checks the whole configuration. Raises UserError."""
+  """Fills in what a checkpoint and the data know, then checks the whole. Raises UserError."""
   backbone.resolve_sizes(config)
+  fit_sizes_to_data(config, count_data)
   check_values(config)
   metrics.check_select(config.evaluation.select, config.evaluation.cutoffs)
   backbone.check_checkpoint(config)

@@ -29,8 +29,8 @@ LAYERS = (
   ("quantize",),
   ("data",),
   ("files",),
-  ("parallel",),
   ("config",),
+  ("parallel",),
   ("display",),
   ("errors",),
 )

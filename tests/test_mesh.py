@@ -9,14 +9,15 @@ import pytest
 from flax import nnx
 
 from mmesid_jax import pipeline
-from mmesid_jax.config.schema import MESH_AXES
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import popularity
-from mmesid_jax.data.packing import Layout, training_pieces
+from mmesid_jax.data.history_pieces import training_pieces
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.mesh import make_mesh, mesh_shape
+from mmesid_jax.parallel.mesh_axes import MESH_AXES
 from mmesid_jax.parallel.placement import model_tensors, place_model
 from mmesid_jax.parallel.sharding import device_put_batch
 from mmesid_jax.serving.recommender import Recommender
@@ -82,7 +83,11 @@ def recommender_parts(workdir):
   c = workdir.config.recommender
   model = recommender_stage.init_model(workdir)
   batches, _ = recommender_stage.make_batches(workdir.config, workdir.dataset)
-  return model, recommender_stage.recommender_loss(c, popularity(workdir.dataset)), next(iter(batches))
+  return (
+    model,
+    recommender_stage.recommender_loss(c, popularity(workdir.dataset)),
+    next(iter(batches)),
+  )
 
 
 def collaborative_parts(workdir):
@@ -97,7 +102,11 @@ def collaborative_parts(workdir):
 def semantic_id_parts(workdir):
   c = workdir.config.semantic_ids
   tables = semantic_id_stage.init_tables(c, workdir.features(), code_width=16, seed=0)
-  return tables, semantic_id_stage.mm_rqvae_loss(c), np.random.default_rng(0).permutation(ITEMS)[:32] + 1
+  return (
+    tables,
+    semantic_id_stage.mm_rqvae_loss(c),
+    np.random.default_rng(0).permutation(ITEMS)[:32] + 1,
+  )
 
 
 def value_and_gradient(model, loss, batch, mesh):

@@ -13,7 +13,7 @@ from flax import nnx
 
 import mmesid_jax.models
 from mmesid_jax.data.batches import batch_sequences
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.evaluation.geometry import principal_plane
 from mmesid_jax.losses.next_item import chunked_cross_entropy, sampled_cross_entropy
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss

@@ -12,7 +12,7 @@ from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.experiments import cold_start_run
 from mmesid_jax.files.artifact import read_artifact
-from mmesid_jax.stages.workdir import reopen
+from mmesid_jax.stages.workdir import reopen_workdir
 
 DAY = 86_400
 
@@ -72,7 +72,7 @@ def test_every_stage_learns_of_what_is_before_and_ranks_what_is_behind(run, caps
   tensors, _ = read_artifact(path / "recommender.safetensors", "recommender")
   np.testing.assert_array_equal(tensors["counts"], counts)
   for split, expected in (("test", test), ("valid", valid)):
-    pipeline.evaluate(reopen(path), split)
+    pipeline.evaluate(reopen_workdir(path), split)
     out = capsys.readouterr().out
     assert f"{split} (temporal): {len(expected):,} users (" in out and "MME-SID" in out
     name = "evaluation.json" if split == "test" else "evaluation_valid.json"
@@ -96,9 +96,9 @@ def test_the_first_run_tells_where_it_cuts(tiny, source, run, tmp_path, capsys):
 
 def test_another_split_is_another_experiment(tiny, source, run, tmp_path):
   copy = shutil.copytree(run[0], tmp_path / "copy")
-  with pytest.raises(UserError, match="data.split is temporal, now leave_one_out"):
+  with pytest.raises(UserError, match="data.split was 'temporal', now 'leave_one_out'"):
     pipeline.run(config_of(tiny, source, split="leave_one_out"), copy)
-  with pytest.raises(UserError, match=r"data.split_at is \[0.2, 0.4\], now \[0.2, 0.5\]"):
+  with pytest.raises(UserError, match=r"data.split_at was \[0.2, 0.4\], now \[0.2, 0.5\]"):
     pipeline.run(config_of(tiny, source, split_at=(0.2, 0.5)), copy)
   data = shutil.copytree(source, tmp_path / "data")
   np.save(data / "times.npy", np.load(source / "times.npy") + DAY)
@@ -109,7 +109,8 @@ def test_another_split_is_another_experiment(tiny, source, run, tmp_path):
 @pytest.mark.slow
 def test_items_are_held_out_of_a_temporal_split(tiny, source, tmp_path, capsys):
   path = tmp_path / "cold"
-  cold_start_run.run(config_of(tiny, source), path, fraction=0.1, split_seed=3, overwrite=False)
+  options = {"fraction": 0.1, "split_seed": 3, "overwrite": False}
+  cold_start_run.run_cold_start(config_of(tiny, source), path, **options)
   assert "test (temporal): " in capsys.readouterr().out
   kept = sum(len(s) for s in sequences(path / "warm"))
   assert len(np.load(path / "warm" / "times.npy")) == kept < len(np.load(source / "times.npy"))

@@ -23,11 +23,11 @@ from mmesid_jax.config.rules import (
   words,
 )
 from mmesid_jax.errors import UserError
+from mmesid_jax.parallel.mesh_axes import MESH_AXES
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
 FROM_EVENTS = "collaborative"  # the modality that an item has only once somebody has met it
 PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
-MESH_AXES = ("data", "fsdp", "tensor")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 # Functions of optax that take a learning rate, b2, weight_decay and mask: a name here is enough.
 OPTIMIZERS = ("adamw", "lion")

@@ -11,7 +11,8 @@ import grain
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.packing import Batch, Layout, Packer, Pieces
+from mmesid_jax.data.packing import Batch, Packer
+from mmesid_jax.data.row_layout import Layout, Pieces
 
 
 class Epoch(NamedTuple):

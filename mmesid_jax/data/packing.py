@@ -8,16 +8,14 @@ one short branch per target:
 
 A target with index t (t items before it) is read at the last token of its branch, or, without
 response tokens, at item token t - 1. A target with an empty history is then read at the end of the
-prompt. Everything here is numpy and integers; `models.layers.attention` makes a mask of them.
+prompt. Everything here is numpy and integers; `models.packed_rows` makes a mask of them.
 """
 
-import dataclasses
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from mmesid_jax.data.dataset import Dataset, evaluated_users
+from mmesid_jax.data.row_layout import Layout
 
 
 class Batch(NamedTuple):
@@ -34,152 +32,6 @@ class Batch(NamedTuple):
   read_Q: np.ndarray  # 0 = end of the prompt, else 1 + flat index into [R, T]
   weight_Q: np.ndarray  # float32, 1 = a target, 0 = unused
   piece_Q: np.ndarray  # row of the piece table that the target came from; -1 = unused
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """Static shape of a batch; a step is compiled once for each.
-
-  response: number of response tokens after every target, 0 = none.
-  items: maximum number of distinct items, 0 = as many as tokens.
-  """
-
-  rows: int
-  row_length: int
-  targets: int
-  response: int = 0
-  items: int = 0
-
-  def tokens(self, items: int, targets: int) -> int:
-    """Tokens of a piece with this number of items and targets; its last item is never an input."""
-    return items - 1 + self.response * targets
-
-  @property
-  def item_places(self) -> int:
-    """Maximum number of distinct items in a batch."""
-    return self.items or self.rows * self.row_length
-
-  @property
-  def longest_training_piece(self) -> int:
-    """Maximum number of items of a piece in which every item may be a target."""
-    fits_row = (self.row_length + 1) // (1 + self.response)
-    return min(fits_row, self.targets)
-
-  @property
-  def longest_history(self) -> int:
-    """Maximum number of items that fit before a single target."""
-    return self.row_length - self.response
-
-
-class Pieces(NamedTuple):
-  """Table of what is packed: every entry is a slice of one user's sequence. All int64 [E]."""
-
-  user: np.ndarray  # row of the user in the dataset
-  start: np.ndarray  # first item of the slice
-  stop: np.ndarray  # one after its last item
-  first_target: np.ndarray  # its targets are the items at first_target .. stop - 1
-
-  def __len__(self) -> int:  # a NamedTuple would answer 4
-    return self.user.shape[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class PieceCounts:
-  """Counts after cutting users' sequences into pieces."""
-
-  users: int  # with at least one target
-  pieces: int
-  cut_users: int  # with more items than one row holds
-  targets: int
-
-
-def training_pieces(
-  dataset: Dataset,
-  layout: Layout,
-  *,
-  min_history: int = 0,
-  targets_per_user: int = 0,
-  targets_per_piece: int = 0,
-) -> tuple[Pieces, PieceCounts]:
-  """Cuts the training sequences into pieces that fit a row; every target is in exactly one piece.
-
-  A user with more items than a row holds is cut: a later piece starts up to half a row before its
-  first target, positions restart there, and its targets see the items from there on.
-
-  Args:
-    min_history: the minimum number of items before a target.
-    targets_per_user: keep only this number of a user's last targets, with their whole histories
-      (0 = all; the paper keeps 50).
-    targets_per_piece: targets per piece, each piece with the whole trunk before it (0 = all of a
-      user's, 1 = shuffled samples of one target). It does not change what is computed for a
-      target, only which targets share a batch.
-  """
-  rows, cut_users, targets, users = [], 0, 0, 0
-  longest = layout.longest_training_piece
-  step = targets_per_piece or longest
-  for user, length in enumerate(dataset.train_lengths.tolist()):
-    next_target = max(min_history, length - targets_per_user if targets_per_user else 0)
-    targets += max(0, length - next_target)
-    users += next_target < length
-    cut_users += length > longest
-    while next_target < length:
-      start = max(0, min(next_target - longest // 2, length - longest))
-      stop = min(length, start + longest)
-      for first_target in range(next_target, stop, step):
-        rows.append((user, start, min(stop, first_target + step), first_target))
-      next_target = stop
-  columns = np.asarray(rows, np.int64).reshape(-1, 4).T
-  return Pieces(*columns), PieceCounts(users, len(rows), cut_users, targets)
-
-
-def evaluation_pieces(dataset: Dataset, layout: Layout, split: str) -> Pieces:
-  """One piece per user with a target in `split` ("valid" or "test").
-
-  A history that does not fit is cut to its newest items.
-  """
-  users = evaluated_users(dataset, split)
-  stop = dataset.split.targets[split][users] + 1
-  start = np.maximum(0, stop - 1 - layout.longest_history)
-  return Pieces(users, start, stop, stop - 1)
-
-
-def with_rows_for(layout: Layout, pieces: Pieces, multiple: int = 1) -> Layout:
-  """Returns the layout with as many rows as its number of targets needs on average, plus 5%.
-
-  So a batch of shuffled pieces runs out of targets before it runs out of tokens. The number of rows
-  is a multiple of `multiple`.
-  """
-  targets = pieces.stop - pieces.first_target
-  tokens = layout.tokens(pieces.stop - pieces.start, targets)
-  tokens_per_target = tokens.sum() / max(targets.sum(), 1)
-  rows = math.ceil(1.05 * tokens_per_target * layout.targets / layout.row_length)
-  return dataclasses.replace(layout, rows=max(rows + -rows % multiple, multiple))
-
-
-def with_capacity(layout: Layout, pieces: Pieces, multiple: int = 1) -> Layout:
-  """Returns the layout with room for the items and targets that these pieces need, plus 25%.
-
-  The need is that of an average batch, but the largest piece always fits. Every place costs a
-  vector or all scores, used or not; where response tokens fill most of a row, a batch holds few
-  items and targets. The number of targets is a multiple of `multiple` if that of `layout` is.
-  """
-  item_tokens = pieces.stop - pieces.start - 1
-  targets = pieces.stop - pieces.first_target
-  tokens = layout.tokens(pieces.stop - pieces.start, targets).sum()
-  capacity = layout.rows * layout.row_length
-  # The share of all pieces that one batch holds: it runs out of targets or of tokens first.
-  share = min(layout.targets / max(targets.sum(), 1), capacity / max(tokens, 1))
-
-  def places(amount_E: np.ndarray, limit: int) -> int:
-    average = math.ceil(1.25 * share * amount_E.sum())
-    return min(max(average, amount_E.max(initial=1)), limit)
-
-  target_places = places(targets, layout.targets)
-  return dataclasses.replace(
-    layout,
-    items=places(item_tokens, capacity),
-    targets=target_places + -target_places % multiple,
-  )
 
 
 class _Placed(NamedTuple):

@@ -10,7 +10,7 @@ from flax import nnx
 
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.held_out_items import Cases
-from mmesid_jax.data.packing import Layout, Pieces, with_rows_for
+from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.display import reporter
 from mmesid_jax.evaluation.evaluator import SequenceModel, item_vectors
 from mmesid_jax.evaluation.metrics import user_values

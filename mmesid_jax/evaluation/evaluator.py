@@ -11,7 +11,9 @@ from flax import nnx
 
 from mmesid_jax.data.batches import batch_pieces
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.packing import Batch, Layout, evaluation_pieces, with_rows_for
+from mmesid_jax.data.history_pieces import evaluation_pieces
+from mmesid_jax.data.packing import Batch
+from mmesid_jax.data.row_layout import Layout, with_rows_for
 from mmesid_jax.evaluation.metrics import UNMASKED, catalogue_summary
 from mmesid_jax.evaluation.ranking import PROTOCOLS, summarize_ranks, target_ranks, top_items
 from mmesid_jax.models.catalogue_scores import Scorer

@@ -20,7 +20,7 @@ from mmesid_jax.models.layers.projection import Projection
 from mmesid_jax.models.layers.weight_quantization import BLOCK, QuantizedWeight, quantize_weight
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.mesh import is_partitioned
+from mmesid_jax.parallel.mesh import FSDP, TENSOR, is_partitioned
 from mmesid_jax.parallel.placement import check_shape_divides
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -184,7 +184,7 @@ def _load_quantized(weight: QuantizedWeight, checkpoint: Checkpoint, entry: Entr
     if (rows[0] % BLOCK) or (rows[1] % BLOCK):
       raise UserError(
         f"{entry.path}: {weight.kind} wants whole blocks of {BLOCK} input rows a device; "
-        f"a smaller mesh.fsdp or mesh.tensor, or bfloat16"
+        f"a smaller mesh.{FSDP} or mesh.{TENSOR}, or bfloat16"
       )
     codes, scale = None, []
     for i in range(*layers):

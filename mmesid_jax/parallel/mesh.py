@@ -11,7 +11,7 @@ masks, which are sampled for each device. These places set it, and no other:
   callers of `serving.Recommender`, tests and benchmarks, for themselves
 
 Without a mesh, or with a single device, everything stays on one device. The names of the mesh axes
-are in `config.schema.MESH_AXES`, and nowhere else.
+are in `parallel.mesh_axes`, and nowhere else.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from mmesid_jax.config.schema import MESH_AXES
 from mmesid_jax.errors import UserError
+from mmesid_jax.parallel.mesh_axes import MESH_AXES
 
 DATA, FSDP, TENSOR = MESH_AXES  # copies of the model, shards of its parameters, parts of its layers
 _AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)

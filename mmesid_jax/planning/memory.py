@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.data.packing import Layout, Packer
+from mmesid_jax.data.packing import Packer
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import flat_name, place_model

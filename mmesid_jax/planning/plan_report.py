@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.config.checks import check_values
 from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.schema import modalities, split_at
+from mmesid_jax.config.sizes import fit_sizes_to_data
 from mmesid_jax.data.dataset import Dataset, read_dataset
 from mmesid_jax.data.features import feature_width
 from mmesid_jax.display import reporter
@@ -18,10 +19,11 @@ from mmesid_jax.display.table import format_table
 from mmesid_jax.errors import UserError
 from mmesid_jax.parallel.devices import DEVICES
 from mmesid_jax.parallel.mesh import mesh_shape
+from mmesid_jax.parallel.mesh_axes import MESH_AXES
 from mmesid_jax.planning import tpu_compiler
 from mmesid_jax.planning.planner import FITS, Plan, Planner
 from mmesid_jax.stages import backbone
-from mmesid_jax.stages.workdir import OWN_VECTORS, feature_dir, plain_data_dir
+from mmesid_jax.stages.workdir import OWN_VECTORS, count_data, feature_dir, plain_data_dir
 
 JAX_TAKES = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 GIB = 2**30
@@ -74,6 +76,7 @@ def print_plan(
     tpu_compiler.check_compiler(kind)
   jax.config.update("jax_platforms", "cpu")
   estimated = backbone.resolve_sizes(config, estimate=True)
+  fit_sizes_to_data(config, count_data)
   check_values(config)
   backbone.check_storage(config.recommender)
   dataset, widths = _read_data(config)
@@ -148,7 +151,7 @@ def _byte_rows(sizes: Mapping[str, int]) -> list[tuple[str, str]]:
 def _meshes_table(planner: Planner, counts: Sequence[int]) -> str:
   """All possible meshes of the numbers of devices, and the reasons of those that are not
   possible."""
-  header = ("devices", "data", "fsdp", "tensor", "rows", *COLUMNS, "GiB per device", "fits")
+  header = ("devices", *MESH_AXES, "rows", *COLUMNS, "GiB per device", "fits")
   rows, refusals = [], []
   for count in counts:
     plans, refused = planner.plans(count)

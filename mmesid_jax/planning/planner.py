@@ -9,14 +9,14 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.schema import MESH_AXES
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.models import flops
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.devices import Device
 from mmesid_jax.parallel.mesh import use_mesh_shape
+from mmesid_jax.parallel.mesh_axes import MESH_AXES
 from mmesid_jax.planning import memory, tpu_compiler
 from mmesid_jax.planning.activations import Activations
 from mmesid_jax.planning.tpu_compiler import CompiledStep

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmesid_jax.data.dataset import Dataset, popularity
-from mmesid_jax.data.packing import Layout, Packer
+from mmesid_jax.data.packing import Packer
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.models.layers.attention import preferred_kernel
 from mmesid_jax.parallel import sharding

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.data.batches import batch_sequences
-from mmesid_jax.data.packing import Batch, Layout, Pieces, with_rows_for
+from mmesid_jax.data.packing import Batch
+from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import item_vectors
 from mmesid_jax.models.catalogue_scores import Scorer

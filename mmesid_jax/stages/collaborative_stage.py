@@ -9,7 +9,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.data.batches import PackedBatches
-from mmesid_jax.data.packing import Batch, Layout, training_pieces
+from mmesid_jax.data.history_pieces import training_pieces
+from mmesid_jax.data.packing import Batch
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files import artifact
 from mmesid_jax.losses.next_item import binary_cross_entropy, catalogue_cross_entropy

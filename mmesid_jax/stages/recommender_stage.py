@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import Dataset, popularity
-from mmesid_jax.data.packing import Batch, Layout, PieceCounts, training_pieces, with_capacity
+from mmesid_jax.data.history_pieces import PieceCounts, training_pieces
+from mmesid_jax.data.packing import Batch
+from mmesid_jax.data.row_layout import Layout, with_capacity
 from mmesid_jax.data.whitening import Whitening, fit_whitening, whiten
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator

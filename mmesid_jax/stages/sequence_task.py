@@ -7,7 +7,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.data.batches import PackedBatches
-from mmesid_jax.data.packing import Batch, Layout, PieceCounts
+from mmesid_jax.data.history_pieces import PieceCounts
+from mmesid_jax.data.packing import Batch
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator

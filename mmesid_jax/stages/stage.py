@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import identity
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.evaluation.evaluator import SequenceModel
 from mmesid_jax.files import artifact
 from mmesid_jax.files.digest import json_sha256

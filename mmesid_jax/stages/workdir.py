@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.config.schema import modalities, split_at
-from mmesid_jax.data.dataset import Dataset, prepare_dataset
+from mmesid_jax.data.dataset import Dataset, prepare_dataset, read_dataset
 from mmesid_jax.data.features import open_features, read_features
 from mmesid_jax.data.folder.tfds_reader import export_plain_files
 from mmesid_jax.data.synthetic import write_synthetic
@@ -104,6 +105,13 @@ def plain_data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
     export_plain_files(pathlib.Path(config.data.dir), path / "plain")
     return path / "plain"
   return pathlib.Path(config.data.dir)
+
+
+def count_data(config: ConfigDict) -> tuple[int, int, int]:
+  """Users, items and interactions of the data that config.data names. Raises UserError."""
+  with tempfile.TemporaryDirectory() as temporary:
+    dataset = read_dataset(plain_data_dir(config, pathlib.Path(temporary)))
+  return len(dataset), dataset.num_items, len(dataset.items)
 
 
 def feature_dir(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:

@@ -24,6 +24,7 @@ from mmesid_jax.config.schema import (
   modalities,
   split_at,
 )
+from mmesid_jax.config.sizes import fit_sizes_to_data
 from mmesid_jax.errors import UserError
 from mmesid_jax.stages import backbone
 
@@ -318,6 +319,7 @@ def test_a_config_file_loads_locked_and_valid(file, preset, tmp_path):
     write_tiny_checkpoint(tmp_path / "base")
     config.recommender.backbone.checkpoint = str(tmp_path / "base")
     backbone.resolve_sizes(config)
+  fit_sizes_to_data(config, lambda _: (22_363, 12_101, 198_502))  # Amazon Beauty
   check_values(config)
   with pytest.raises(AttributeError):
     config.recommender.epoch = 3

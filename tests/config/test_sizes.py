@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmesid_jax import pipeline
 from mmesid_jax.config import default_config
 from mmesid_jax.config.checks import check_values
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.config.sizes import SIZE_KEYS, fit_sizes_to_data, sizes_from_data
 from mmesid_jax.errors import UserError
@@ -75,3 +77,15 @@ def test_a_size_that_was_not_filled_in_is_refused(key):
   config.update_from_flattened_dict({**DEFAULTS, key: 0})
   with pytest.raises(UserError, match=f"--config.{key}=0: expected a number >= "):
     check_values(config)
+
+
+def test_a_run_records_sizes_that_follow_its_data(tiny, tmp_path):
+  changes = dict.fromkeys(SIZE_KEYS, 0) | {"data.synthetic.num_users": 60}
+  config = tiny(changes={**changes, "stages": ("collaborative",), "collaborative.epochs": 1})
+  pipeline.run(config, tmp_path)
+  found = flatten(read_config(tmp_path))
+  interactions = sum(
+    len(line.split()) - 1 for line in (tmp_path / "synthetic/sequences.txt").open()
+  )
+  expected = sizes_from_data(60, 40, interactions)
+  assert {key: found[key] for key in SIZE_KEYS} == expected

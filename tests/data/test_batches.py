@@ -8,7 +8,8 @@ import pytest
 
 from mmesid_jax.data.batches import PackedBatches, batch_sequences, item_batches
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.packing import Layout, training_pieces
+from mmesid_jax.data.history_pieces import training_pieces
+from mmesid_jax.data.row_layout import Layout
 
 LAYOUT = Layout(rows=2, row_length=24, targets=30, response=1)
 

@@ -6,14 +6,9 @@ from hypothesis import strategies as st
 
 from mmesid_jax.data.batches import batch_pieces
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.packing import (
-  Layout,
-  Packer,
-  evaluation_pieces,
-  training_pieces,
-  with_capacity,
-  with_rows_for,
-)
+from mmesid_jax.data.history_pieces import evaluation_pieces, training_pieces
+from mmesid_jax.data.packing import Packer
+from mmesid_jax.data.row_layout import Layout, with_capacity, with_rows_for
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 layouts = st.builds(

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from mmesid_jax.data.dataset import evaluated_users, popularity, prepare_dataset, read_dataset
 from mmesid_jax.data.held_out_items import ItemSplit, cold_cases, valid_cases, write_warm_dataset
-from mmesid_jax.data.packing import Layout, evaluation_pieces, training_pieces
+from mmesid_jax.data.history_pieces import evaluation_pieces, training_pieces
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.geometry import kendall_tau
 

@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 from mmesid_jax.data.held_out_items import make_cases
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.evaluation.cold_start_ranks import (
   chance_metrics,
   content_vectors,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mmesid_jax.config.checks import check_values
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.batches import batch_sequences
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablations
 from mmesid_jax.reports import test_ranks

@@ -11,7 +11,7 @@ from flax import nnx
 
 from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.batches import batch_sequences
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.models.extend_catalogue import mask_as_new, with_new_items
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder

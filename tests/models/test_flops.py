@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.data.packing import Batch, Layout, Packer
+from mmesid_jax.data.packing import Batch, Packer
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models import flops

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mmesid_jax.data.batches import batch_pieces, batch_sequences
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.packing import Layout, training_pieces
+from mmesid_jax.data.history_pieces import training_pieces
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.data.batches import batch_sequences
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder

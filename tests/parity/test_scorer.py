@@ -12,7 +12,7 @@ from parity.llamas import llama_from, randomise_lora, torch_llama
 
 from mmesid_jax.config.presets import PROMPTS
 from mmesid_jax.data.batches import batch_sequences
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.hf.adapter import write_adapter
 from mmesid_jax.hf.prompt import read_embeddings, tokenize_prompt
 from mmesid_jax.hf.safetensors_dir import Checkpoint

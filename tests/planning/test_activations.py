@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.config.schema import default_config
-from mmesid_jax.data.packing import Batch, Layout, Packer
+from mmesid_jax.data.packing import Batch, Packer
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.losses.next_item import catalogue_cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder

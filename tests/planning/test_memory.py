@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.config.schema import MESH_AXES
-from mmesid_jax.data.packing import Layout, Packer
+from mmesid_jax.data.packing import Packer
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.parallel.mesh import make_mesh, use_mesh_shape
+from mmesid_jax.parallel.mesh_axes import MESH_AXES
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.parallel.sharding import device_put_batch, shardings_of
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained

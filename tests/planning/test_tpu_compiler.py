@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmesid_jax.config.schema import MESH_AXES
 from mmesid_jax.data.dataset import popularity, read_dataset
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.parallel.mesh import make_mesh
+from mmesid_jax.parallel.mesh_axes import MESH_AXES
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.parallel.sharding import device_put_batch, shardings_of
 from mmesid_jax.planning import tpu_compiler

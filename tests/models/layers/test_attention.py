@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmesid_jax.data.batches import batch_sequences
-from mmesid_jax.data.packing import Layout
+from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.models.layers.attention import attention, preferred_kernel
 from mmesid_jax.models.packed_rows import visibility_mask
 from mmesid_jax.parallel.mesh import make_mesh
