@@ -48,4 +48,4 @@ def test_trains_variants_and_skips_what_is_done(trained, tmp_path):
 
 def test_an_unknown_variant_is_one_line(tmp_path):
   line = run("--data=x", f"--output={tmp_path}", "--variants=our")
-  assert "error: --variants=our: no such one; did you mean ours?" in line
+  assert "error: --variants=our: unknown; did you mean ours?" in line
