@@ -113,7 +113,7 @@ def sinkhorn(distance_BC: torch.Tensor, epsilon: float, iterations: int) -> torc
   return plan_BC
 
 
-def quantise(
+def quantize(
   z_BD: torch.Tensor, book_LCD: torch.Tensor, config: QuantizerConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
   """The sum of the chosen code vectors [B, D], straight through, and the loss over the levels."""
@@ -145,22 +145,22 @@ def loss(
   quantization_weight: float,
   alignment_weight: float,
 ) -> torch.Tensor:
-  """Weighted sum of reconstruction, quantisation and alignment; options as our loss takes them."""
-  total, quantised = 0, {}
+  """Weighted sum of reconstruction, quantization and alignment; options as our loss takes them."""
+  total, quantized = 0, {}
   for m, x_BV in features.items():
     part = model.by_modality[m]
     z_BD = part.encoder(x_BV)
-    quantised[m], quantisation = quantise(z_BD, part.codebook_LCD, model.quantizer)
-    y_BV = part.decoder(quantised[m])
-    total += quantization_weight * quantisation
+    quantized[m], quantization = quantize(z_BD, part.codebook_LCD, model.quantizer)
+    y_BV = part.decoder(quantized[m])
+    total += quantization_weight * quantization
     if reconstruction in ("mmd", "both"):
       total += reconstruction_weight * mmd(x_BV, y_BV, bandwidths, distances)
     if reconstruction in ("mse", "both"):
       total += reconstruction_weight * F.mse_loss(y_BV, x_BV)
-  if alignment == "info_nce" and ANCHOR in quantised:
-    for m, key_BD in quantised.items():
+  if alignment == "info_nce" and ANCHOR in quantized:
+    for m, key_BD in quantized.items():
       if m != ANCHOR:
-        total += alignment_weight * info_nce(quantised[ANCHOR], key_BD, temperature)
+        total += alignment_weight * info_nce(quantized[ANCHOR], key_BD, temperature)
   return total
 
 

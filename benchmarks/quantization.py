@@ -1,9 +1,9 @@
-"""What 8- and 4-bit storage of a frozen backbone costs: python benchmarks/quantisation.py
---workdir=runs/quickstart --output=runs/quantisation
+"""What 8- and 4-bit storage of a frozen backbone costs: python benchmarks/quantization.py
+--workdir=runs/quickstart --output=runs/quantization
 
 Exports the backbone that the workdir trained to a Hugging Face directory, loads it back frozen in
 every kind of storage, and trains LoRA and the recommender's other parts around it for 200 steps:
-same seed, same batches. Prints a table and writes OUTPUT/quantisation.json.
+same seed, same batches. Prints a table and writes OUTPUT/quantization.json.
 """
 
 import json
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
       f"{kind:9} {row['bytes']:12.3f} {row['weight_error']:13.2%} {row['layer_error']:12.2%} "
       f"{row['loss']:6.4f} {row['to_bfloat16']:12.2%} {row['nDCG@5']:7.4f}"
     )
-  artifact.write_text(output / "quantisation.json", json.dumps(rows, indent=1) + "\n")
+  artifact.write_text(output / "quantization.json", json.dumps(rows, indent=1) + "\n")
 
 
 def storage(checkpoint: pathlib.Path, kind: str) -> dict[str, float]:
