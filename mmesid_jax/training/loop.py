@@ -134,7 +134,8 @@ def fit(
       step += len(steps)
       metrics.add(step, scalars, steps)
       if trace.is_complete(len(steps)):
-        with metrics.paused(until=step):
+        # one process alone is here: it must not fetch, and so not raise, before the others do
+        with metrics.throughput.paused():
           reporter.info(trace.write(scalars["loss"]))
       if step % task.validate_every == 0 or step == task.steps:
         # never judge or keep parameters that came out of a NaN: paused raises Diverged before

@@ -159,6 +159,57 @@ def test_a_loss_that_is_not_finite_names_step_batch_and_checkpoint(tmp_path):
   assert Checkpoints(tmp_path).latest == step - 1  # nothing was saved behind the NaN
 
 
+def test_several_steps_in_a_call_train_and_log_as_single_ones(tmp_path):
+  """Three at once: fewer before a validation every 4 steps and a save every 5."""
+  results, logs = [], []
+  for at_once in (1, 3):
+    folder = tmp_path / str(at_once)
+    with compiled_programs() as compiled:
+      results.append(fit(task(), folder, log_every=100, save_every=5, steps_at_once=at_once))
+    assert compiled.count("jit(step)" if at_once == 1 else "jit(run)") == 1
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    names = ("step", "loss", "gradient_norm", "learning_rate", "valid/score")
+    logs.append([[line.get(name, 0) for name in names] for line in lines])
+  single, several = results
+  np.testing.assert_allclose(several.model.weight[...], single.model.weight[...], rtol=1e-5)
+  assert several.best_step == single.best_step
+  np.testing.assert_allclose(logs[1], logs[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_parameters_of_a_nan_are_never_validated(tmp_path, at_once):
+  """Also where no log or save looks at the loss before: the validation itself does."""
+  validated = []
+  poisoned = task(poison=17, steps=40, on_validate=lambda: validated.append(1))
+  with pytest.raises(Diverged) as caught:
+    fit(poisoned, tmp_path, log_every=100, save_every=100, steps_at_once=at_once)
+  step = int(str(caught.value).split("at step ")[1].split(",")[0])
+  assert len(validated) == (step - 1) // 4
+  assert "17" in str(caught.value).split("items [")[1].split("]")[0].split(", ")
+
+
+def test_a_trace_ends_with_the_run_that_fails_and_the_next_one_can_trace(tmp_path):
+  def fail():
+    raise ValueError("of the validation")
+
+  for folder in (tmp_path / "first", tmp_path / "second"):
+    with pytest.raises(ValueError, match="of the validation"):
+      fit(task(on_validate=fail), folder, log_every=2, save_every=100, profile_steps=9)
+    assert list((folder / "trace").rglob("*.xplane.pb"))
+
+
+def test_a_trace_changes_no_line_of_the_log(tmp_path):
+  """Of several processes one alone traces: it must not look at a loss before the others do."""
+  steps = []
+  for traced in (0, 3):
+    folder = tmp_path / str(traced)
+    fit(task(steps=16), folder, log_every=100, save_every=100, profile_steps=traced)
+    assert (folder / "trace").exists() == bool(traced)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    steps.append([json.loads(line)["step"] for line in lines])
+  assert steps[0] == steps[1]
+
+
 def test_a_damaged_checkpoint_is_one_clear_line(tmp_path):
   fit(task(), tmp_path, log_every=3, save_every=5)
   for file in (tmp_path / "steps").rglob("*"):
