@@ -222,6 +222,7 @@ class SemanticIDStage(Stage):
   def train(self, workdir: Workdir) -> None:
     config = workdir.config
     c = config.semantic_ids
+    categories = workdir.dataset.categories()[1:]  # first: a damaged items.jsonl stops here
     features = workdir.features(mapped=True)
     tables = init_tables(c, features, code_width=config.recommender.width, seed=config.seed)
     best_step = 0
@@ -232,7 +233,7 @@ class SemanticIDStage(Stage):
     report = measure_health(
       {m: code_IL[1:] for m, code_IL in codes.items()},
       c.quantizer.codes,
-      workdir.dataset.categories()[1:],
+      categories,
     )
     reporter.info(codebook_table(report))
     books = {m: part.quantizer.codebook_LCD[...] for m, part in tables.model.by_modality.items()}

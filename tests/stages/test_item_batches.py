@@ -14,6 +14,8 @@ from mmesid_jax.models.mm_rqvae import MMRQVAE
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.stages import item_batches
 from mmesid_jax.stages.item_batches import FeatureTables, ItemRows, item_ids, make_item_batch
+from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS
+from mmesid_jax.stages.workdir import open_workdir
 
 
 def text_only(trained, tiny, folder: pathlib.Path, text: np.ndarray, **changes):
@@ -77,3 +79,15 @@ def test_fewer_items_than_codes_are_refused_before_anything_trains(tiny, tmp_pat
   with pytest.raises(UserError, match=r"semantic_ids\.quantizer\.codes=41: more than the 40 items"):
     pipeline.run(config, tmp_path)
   assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_an_items_file_that_changed_is_refused_before_the_stage_trains(trained, tiny, tmp_path):
+  """The health of the codes reads categories, which comes after the training."""
+  text_IV = np.random.default_rng(0).normal(size=(41, 8)).astype(np.float32)
+  config = text_only(trained, tiny, tmp_path, text_IV)
+  workdir = open_workdir(config, tmp_path / "run")
+  items = tmp_path / "data" / "items.jsonl"
+  items.write_text("".join(items.read_text().splitlines(keepends=True)[:-1]))
+  with pytest.raises(UserError, match=r"items\.jsonl: 39 items; .* prepared for 40"):
+    SEMANTIC_IDS.train(workdir)
+  assert not workdir.folder("semantic_ids").exists()
