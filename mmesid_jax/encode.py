@@ -5,10 +5,10 @@ Examples:
   python -m mmesid_jax.encode --data=DIR --modality=visual --model=MODEL_DIR --images=DIR/images
 
 DIR holds items.jsonl, as the command prepare writes it. DIR/text.npy or DIR/visual.npy is written:
-row i for item i, row 0 zeros, and beside it text.json with what it was made from. MODEL_DIR is a
-local folder (`hf download NAME --local-dir MODEL_DIR`) with weights in safetensors; nothing is
-downloaded, and no code that comes with them is run. Needs PyTorch and Pillow: pip install
-"mmesid_jax[encode]".
+row i for item i, row 0 zeros; text.json beside it says what it was made from. MODEL_DIR is a local
+folder (`hf download NAME --local-dir MODEL_DIR`) with weights in safetensors; nothing is
+downloaded, and no code that comes with them is run. Needs PyTorch and Pillow: in the clone,
+pip install --editable ".[encode]".
 
 The same command continues a run that was killed, from DIR/text.npy.partial; on the same machine the
 table has the same bytes as that of an uninterrupted run.

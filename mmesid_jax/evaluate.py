@@ -4,8 +4,14 @@ Examples:
   python -m mmesid_jax.evaluate --workdir=runs/quickstart --split=valid
   python -m mmesid_jax.evaluate --workdir=runs/quickstart --stage=semantic_ids
 
-The second one trains nothing: it prints how healthy the codebooks are and how well codes keep the
-vectors' geometry, and writes semantic_ids.json and the page semantic_ids.html.
+Nothing is trained. The first one ranks all items for every user, prints a table of popularity,
+SASRec and the recommender, and writes evaluation_valid.json (evaluation.json for --split=test):
+HR, nDCG, MRR, MAP (equal to MRR with one target per user) and coverage, the share of the catalogue
+in at least one user's top k.
+
+The second one prints a verdict on the semantic IDs (are the codes in use, does every item have its
+own ID, do the codes keep the order of distances?) and tables, and writes semantic_ids.json and the
+page semantic_ids.html.
 """
 
 import pathlib

@@ -24,7 +24,7 @@ RETRIES = flags.DEFINE_integer(
   "retries", 3, "Retries of a request that may succeed later.", lower_bound=0
 )
 TIMEOUT = flags.DEFINE_float(
-  "timeout", 20, "Seconds without an answer, and for one image.", lower_bound=0.1
+  "timeout", 20, "Seconds to wait for an answer, and for one whole image.", lower_bound=0.1
 )
 MAX_MEGABYTES = flags.DEFINE_float(
   "max_megabytes", 20, "Largest size of an image.", lower_bound=0.001

@@ -25,7 +25,7 @@ ROWS = flags.DEFINE_integer(
   "rows_per_device", None, "Rows of a batch for each device that shares them; the batch then grows."
 )
 COMPILE = flags.DEFINE_bool(
-  "compile", False, "Also compile a step for the TPU, which takes minutes; needs jax[tpu], no TPU."
+  "compile", False, "Also compile a step for TPUs, for minutes; needs jax[tpu], but no TPU."
 )
 GROUPS = {
   "Required": "config=NAME[:PRESET] device=KIND",

@@ -4,9 +4,11 @@ Examples:
   python -m mmesid_jax.prepare --config=prepare --config.events=orders.csv --output=data/shop
   python -m mmesid_jax.prepare --check=data/shop
 
---check reads all that training would read and lists everything that is wrong. --tfds=DIR writes a
-TensorFlow dataset, DIR/tfds, from a folder that exists, as --config.tfds=True does while the folder
-is written; with --beam="--runner=DirectRunner" Apache Beam writes it.
+--check reads all that training would read and lists everything that is wrong.
+
+--tfds=DIR writes a TensorFlow dataset, DIR/tfds, for a folder that exists already; for a new
+folder, add --config.tfds=True to --output. With --tfds=DIR --beam="--runner=DirectRunner", Apache
+Beam writes it.
 """
 
 import pathlib
@@ -24,7 +26,7 @@ OUTPUT = flags.DEFINE_string(
   "output", None, "The folder to write; it must not exist. Needs --config."
 )
 TFDS = flags.DEFINE_string("tfds", None, "A prepared folder that gets a TensorFlow dataset.")
-BEAM = flags.DEFINE_string("beam", None, "Flags of Apache Beam, which then writes, with --tfds.")
+BEAM = flags.DEFINE_string("beam", None, "Let Apache Beam write, with these flags of its own.")
 CHECK = flags.DEFINE_string("check", None, "A folder to check.")
 GROUPS = {
   "What to do; exactly one": "output=DIR check=DIR tfds=DIR",
