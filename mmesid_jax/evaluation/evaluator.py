@@ -50,7 +50,8 @@ def _rank(score_QI, target_Q, history_QH, length: int, num_items: int | None = N
   """Ranks [Q] of both protocols, and lists [Q, A] of both, () for length 0."""
   ranks = target_ranks(score_QI, target_Q, history_QH, num_items)
   lists = top_items(score_QI, history_QH, length, num_items) if length else ()
-  return ranks, lists
+  # every process reads all of them
+  return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), (ranks, lists))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -64,9 +65,7 @@ def _model_ranks(
 ):
   model = nnx.merge(graph, state)
   score_QI = Scorer((model.hidden(batch),), (item_ID,)).score_all()
-  found = _rank(score_QI, batch.target_Q, history_QH, length, model.num_items)
-  # every process reads all of them
-  return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), found)
+  return _rank(score_QI, batch.target_Q, history_QH, length, model.num_items)
 
 
 @functools.partial(jax.jit, static_argnums=0)

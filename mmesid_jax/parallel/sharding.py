@@ -173,9 +173,10 @@ def pick_columns(x_QI: jax.Array, index_Q: jax.Array) -> jax.Array:
 def top_k(x_QI: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """jax.lax.top_k, [Q, k] values and columns, where the columns are divided by "items".
 
-  Every device sends only the k best of its own columns.
+  Every device sends only the k best of its own columns. Columns that the mesh does not divide
+  evenly, as those of scores that no table of items gave, are whole on every device.
   """
-  if shard_count("items") == 1:
+  if x_QI.shape[1] % shard_count("items") or shard_count("items") == 1:
     return jax.lax.top_k(x_QI, k)
   names = mesh_axes("items")
 

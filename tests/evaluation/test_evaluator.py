@@ -83,9 +83,12 @@ def test_a_mesh_gives_the_same_places(dataset):
     assert ranking.place_E[protocol].tolist() == expected[protocol]
 
 
-def test_popularity_shows_everybody_the_same(dataset):
+@pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2}, {"fsdp": 5}], ids=str)
+def test_popularity_shows_everybody_the_same(dataset, axes):
+  """Also on a mesh that does not divide the items: their scores are no table that is padded."""
   score_I = np.random.default_rng(2).integers(0, 3, ITEMS + 1).astype(np.float32)  # with ties
-  ranking = Evaluator(dataset, Layout(2, 8, 4), "test").fixed_ranking(score_I, LENGTH)
+  with use_mesh(make_mesh(**axes)):
+    ranking = Evaluator(dataset, Layout(2, 8, 4), "test").fixed_ranking(score_I, LENGTH)
   expected = walked(dataset, lambda history: score_I, LENGTH)
   for protocol in PROTOCOLS:
     assert ranking.place_E[protocol].tolist() == expected[protocol]
