@@ -43,7 +43,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   different = flatten(config).keys() ^ flatten(default_config()).keys()
   if different := sorted(k for k in different if not k.startswith("features.")):
     raise UserError(
-      f"{file}: written by another version of mmesid_jax: {different[0]} is on one side only"
+      f"{file}: written by another version of mmesid_jax ({different[0]} is on one side only); "
+      "train again in another --workdir"
     )
   return config
 
