@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import mmesid_jax
 from mmesid_jax.config.help_page import Groups, help_page
 from mmesid_jax.config.named_configs import config_file, load_config
-from mmesid_jax.config.schema import add_modalities
+from mmesid_jax.config.schema import add_modalities, flatten
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, Stop, UserError
 
@@ -184,6 +184,7 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   if file is not None:
     argv = _with_config(argv, file)
     _accept_modalities(argv)
+    argv = _with_tuples_of_words(argv, file)
   try:
     rest = flags.FLAGS(list(argv))
   except UserError:
@@ -294,6 +295,26 @@ def _required() -> list[str]:
 def _missing(names: Sequence[str]) -> str:
   listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
   return f"{listed} {'is missing; it' if len(names) == 1 else 'are missing; they'} must be given"
+
+
+def _with_tuples_of_words(argv: Sequence[str], file: str) -> list[str]:
+  """The command line with --config.key=a,b written once for a and once for b, where the key holds
+  a tuple of words: ml_collections splits only numbers at commas."""
+  config = load_config(file)
+  tuples = {
+    key
+    for key, value in (flatten(config) if isinstance(config, ConfigDict) else {}).items()
+    if isinstance(value, list) and value and all(isinstance(x, str) for x in value)
+  }
+  expanded = []
+  for word in argv:
+    flag, equals, value = word.partition("=")
+    key = flag.lstrip("-").removeprefix(f"{CONFIG}.")
+    if equals and key in tuples and re.fullmatch(r"[\w.-]+(,[\w.-]+)+", value):
+      expanded += [f"{flag}={part}" for part in value.split(",")]
+    else:
+      expanded.append(word)
+  return expanded
 
 
 def _check_tuples(argv: Sequence[str]) -> None:

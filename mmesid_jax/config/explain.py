@@ -71,7 +71,8 @@ def documentation() -> str:
     rows = [_row(key) for key in keys]
     if section == "features":
       rows.append(_row("features.name", "any other name is a modality too"))
-    parts += [f"## {SECTIONS[section]}", _table(["key", "default", "allowed", "meaning"], rows)]
+    title = SECTIONS.get(section, section)
+    parts += [f"## {title}", _table(["key", "default", "allowed", "meaning"], rows)]
   changed = sorted({key for changes in PRESETS.values() for key in changes})
   rows = [
     [f"`{key}`", *(_code(changes.get(key, KEYS[key].default)) for changes in PRESETS.values())]

@@ -6,19 +6,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.schema import default_config, flatten
+from mmesid_jax.config.schema import BASELINES, KEYS, default_config, flatten, key_row
 from mmesid_jax.errors import UserError
 
 RUN_KEYS = ("run", "mesh", "profile", "stages")  # may differ between two runs of one workdir
 # Places may differ too: their contents are compared by fingerprint.
 LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
-
-# Keys that were added later: a workdir without them was made with their defaults.
-LATER_KEYS = {
-  "data": ("split", "split_at"),
-  "semantic_ids": ("bandwidths",),
-  "recommender": ("as_new",),
-}
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
@@ -35,18 +28,32 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     raise UserError(
       f"{file}: not a JSON object ({error}); delete it and run mmesid_jax.train again"
     ) from error
-  for section in ("run", "mesh", "profile"):  # keys that may differ may also be missing
-    config[section] = {**default_config()[section].to_dict(), **config.get(section, {})}
-  for section, names in LATER_KEYS.items():
-    defaults = {name: default_config()[section][name] for name in names}
-    config[section] = {**defaults, **config.get(section, {})}
-  different = flatten(config).keys() ^ flatten(default_config()).keys()
-  if different := sorted(k for k in different if not k.startswith("features.")):
+  saved, defaults = flatten(config), flatten(default_config())
+  unknown = [key for key in saved if key_row(key) is None]
+  missing = [key for key in KEYS if key not in saved and not key.startswith("features.")]
+  lost = [key for key in missing if not _may_be_missing(key)]
+  if different := sorted([*unknown, *lost]):
     raise UserError(
       f"{file}: written by another version of mmesid_jax ({different[0]} is on one side only); "
       "train again in another --workdir"
     )
+  for key in missing:
+    _set(config, key, defaults[key])
   return config
+
+
+def _may_be_missing(key: str) -> bool:
+  """Whether a workdir without the key was made with its default, or without regard to it."""
+  return KEYS[key].added or key.split(".")[0] in (*RUN_KEYS, *BASELINES)
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+  *sections, name = key.split(".")
+  for section in sections:
+    if section not in config:
+      config[section] = ConfigDict()
+    config = config[section]
+  config[name] = value
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
@@ -57,3 +64,18 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     for key, value in flat.items()
     if key.split(".")[0] not in RUN_KEYS and key not in LOCATIONS
   }
+
+
+def artifact_keys(config: ConfigDict, prefixes: tuple[str, ...]) -> dict[str, Any]:
+  """The flat keys under the prefixes that an artifact depends on.
+
+  A key that was added later counts only where it is not at its default, so a new key makes no
+  artifact stale.
+  """
+  defaults = flatten(default_config())
+
+  def counts(key: str, value: Any) -> bool:
+    row = KEYS.get(key)
+    return key.startswith(prefixes) and not (row and row.added and value == defaults[key])
+
+  return {key: value for key, value in identity(config).items() if counts(key, value)}

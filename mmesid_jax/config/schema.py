@@ -25,7 +25,8 @@ from mmesid_jax.config.rules import (
 from mmesid_jax.errors import UserError
 from mmesid_jax.parallel.mesh_axes import MESH_AXES
 
-STAGES = ("collaborative", "semantic_ids", "recommender")
+STAGES = ("collaborative", "semantic_ids", "recommender")  # these run unless others are named
+BASELINES = ()  # stages that run only where config.stages names them
 FROM_EVENTS = "collaborative"  # the modality that an item has only once somebody has met it
 PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
@@ -34,11 +35,15 @@ OPTIMIZERS = ("adamw", "lion")
 
 
 class Key(NamedTuple):
-  """A row of the table of keys; the meaning is one line of at most 100 characters."""
+  """A row of the table of keys; the meaning is one line of at most 100 characters.
+
+  added: the key came later, and a workdir without it was made with its default.
+  """
 
   default: Any
   rule: Rule
   meaning: str
+  added: bool = False
 
 
 def optimizer_keys(
@@ -48,7 +53,8 @@ def optimizer_keys(
   # fmt: off
   rows = {
     "kind": Key("adamw", one_of(*OPTIMIZERS),
-      "Optimizer; lion wants a learning rate 3 to 10 times lower than adamw's, and b2 = 0.99."),
+      "Optimizer; lion wants a learning rate 3 to 10 times lower than adamw's, and b2 = 0.99.",
+      added=True),
     "learning_rate": Key(learning_rate, above_zero(),
       "Highest learning rate, reached after the warm-up."),
     "schedule": Key(schedule, one_of("cosine", "constant"),
@@ -94,7 +100,7 @@ KEYS: Mapping[str, Key] = {
     "Named set of choices, chosen together with the file: --config=configs/beauty.py:paper."),
   "seed": Key(0, at_least(0),
     "Seed of all random numbers: initial parameters, order of the batches, dropout."),
-  "stages": Key(STAGES, some_of(*STAGES),
+  "stages": Key(STAGES, some_of(*STAGES, *BASELINES),
     "Stages to train; the workdir must already hold the artifacts of those that are left out."),
 
   "data.source": Key("files", one_of("files", "synthetic", "tfds"),
@@ -102,12 +108,14 @@ KEYS: Mapping[str, Key] = {
   "data.dir": Key("", words("a folder"),
     "Folder of the dataset: sequences.txt, perhaps items.jsonl, times.npy and feature tables."),
   "data.split": Key("leave_one_out", one_of("leave_one_out", "temporal"),
-    "Test item: a user's last one, or the first one after a point in time (needs times.npy)."),
+    "Test item: a user's last one, or the first one after a point in time (needs times.npy).",
+    added=True),
   "data.split_at": Key(
     (0.8, 0.9),
     Rule(lambda x: len(x) == 2 and 0 < x[0] < x[1] < 1,
       "two shares of all interactions, 0 < first < second < 1"),
-    "Temporal split: shares of all interactions that are before validation and before test."),
+    "Temporal split: shares of all interactions that are before validation and before test.",
+    added=True),
   "data.synthetic.num_users": Key(2000, at_least(1),
     "Users of the synthetic catalogue."),
   "data.synthetic.num_items": Key(600, at_least(2),
@@ -165,7 +173,7 @@ KEYS: Mapping[str, Key] = {
     "Loss: maximum mean discrepancy (the paper's), mean squared error, or the sum of the two."),
   "semantic_ids.bandwidths": Key(
     (0.5,), list_of(lambda x: x > 0, "a non-empty tuple of numbers > 0"),
-    "Variance of each Gaussian kernel of MMD, in units of the mean squared distance."),
+    "Variance of each Gaussian kernel of MMD, in units of the mean squared distance.", added=True),
   "semantic_ids.alignment": Key("info_nce", one_of("info_nce", "mmd", "none"),
     "Loss that makes the decoded modalities of an item agree: InfoNCE, MMD, or none."),
   "semantic_ids.temperature": Key(0.1, above_zero(),
@@ -257,7 +265,7 @@ KEYS: Mapping[str, Key] = {
   "recommender.negatives": Key(0, at_least(0),
     "Sampled items that the softmax is over; 0 = all items, exact."),
   "recommender.as_new": Key(0.0, fraction(),
-    "Share of items that a step treats as new, known by their content alone."),
+    "Share of items that a step treats as new, known by their content alone.", added=True),
   "recommender.microbatches": Key(1, at_least(1),
     "Batches whose gradients are added up for one step of the optimizer."),
   **batch_keys("recommender", rows=16, row_length=128, targets=2048, epochs=8),
@@ -284,7 +292,7 @@ KEYS: Mapping[str, Key] = {
   **{
     f"run.steps_at_once.{stage}": Key(steps, at_least(1),
       "Steps that go to the device in one call; more than 1 where the call itself takes longer.")
-    for stage, steps in zip(STAGES, (1, 8, 1), strict=True)
+    for stage, steps in {**dict.fromkeys((*STAGES, *BASELINES), 1), "semantic_ids": 8}.items()
   },
   "run.compilation_cache": Key(True, true_or_false(),
     "Keep slow compilations in the workdir, or where JAX_COMPILATION_CACHE_DIR says."),

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.saved import identity
+from mmesid_jax.config.saved import artifact_keys
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.evaluation.evaluator import SequenceModel
 from mmesid_jax.files import artifact
@@ -70,7 +70,7 @@ class Stage:
       "schema": artifact.SCHEMA,
       "stage": self.name,
       "dataset": workdir.dataset.fingerprint,
-      "config": {k: v for k, v in identity(config).items() if k.startswith(keys)},
+      "config": artifact_keys(config, keys),
       "upstream": self._upstream_fingerprints(workdir),
       **self.further_inputs(config),
     }

@@ -7,7 +7,7 @@ import types
 import pytest
 
 import mmesid_jax
-from mmesid_jax.config import named_configs
+from mmesid_jax.config import command_line, named_configs
 from mmesid_jax.config.command_line import nearest_name
 
 CONFIG = """
@@ -76,7 +76,11 @@ def test_a_good_command_line_reaches_main(program):
   assert (result.returncode, result.stdout) == (0, "1 a 3\n"), result.stderr
   result = program("--workdir", "a", "--config", "config.py:best", "--config.seed", "4")
   assert (result.returncode, result.stdout) == (0, "1 a 10\n"), result.stderr
-  for sizes in ("--config.recommender.sizes=5,6", "--config.recommender.sizes=(5,)"):
+  for sizes in (
+    "--config.recommender.sizes=5,6",
+    "--config.recommender.sizes=(5,)",
+    "--config.recommender.stages=c,b",
+  ):
     assert program("--workdir=a", "--config=config.py", sizes).returncode == 0
   result = program("--workdir=a")
   assert (result.returncode, result.stdout) == (0, "1 a None\n"), result.stderr
@@ -84,6 +88,16 @@ def test_a_good_command_line_reaches_main(program):
   assert (result.returncode, result.stdout) == (0, "1 -1 -3\n"), result.stderr
   result = program("--config=config.py", "--config.recommender.masked", "--workdir=a")
   assert (result.returncode, result.stdout) == (0, "1 a 10\n"), result.stderr
+
+
+def test_a_tuple_of_words_is_split_at_commas(tmp_path):
+  """As numbers are; ml_collections takes "c,b" for one word."""
+  (tmp_path / "config.py").write_text(CONFIG)
+  words = ["x", "--config.recommender.stages=c,b", "--config.recommender.steps=3", "--a=b,c"]
+  assert command_line._with_tuples_of_words(words, str(tmp_path / "config.py")) == [
+    *("x", "--config.recommender.stages=c", "--config.recommender.stages=b"),
+    *("--config.recommender.steps=3", "--a=b,c"),
+  ]
 
 
 W, C, R = "--workdir=a", "--config=config.py", "--config.recommender"

@@ -73,7 +73,7 @@ def test_held_out_items_are_ranked_by_a_model_that_never_saw_them(tiny, tmp_path
   [
     ({"features.text": ""}, "new items need content"),
     ({"features.collaborative": "own.npy"}, "vectors made elsewhere may know"),
-    ({"recommender.rows": 0}, "recommender.rows=0"),
+    ({"recommender.rows": -1}, "recommender.rows=-1"),
   ],
 )
 def test_what_cannot_be_held_out_is_refused_before_anything_is_written(

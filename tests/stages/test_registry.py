@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mmesid_jax.config.schema import default_config
+from mmesid_jax.config.saved import artifact_keys
+from mmesid_jax.config.schema import BASELINES, default_config
 from mmesid_jax.stages.registry import MODELS, STAGES
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import open_workdir
@@ -12,7 +13,7 @@ from mmesid_jax.stages.workdir import open_workdir
 
 def test_the_configuration_names_the_same_stages_in_the_same_order():
   config = default_config()
-  assert tuple(config.stages) == tuple(STAGES)
+  assert (*config.stages, *BASELINES) == tuple(STAGES)
   assert all(name in config for name in STAGES)
   assert set(config.run.steps_at_once) == set(STAGES)
 
@@ -61,3 +62,12 @@ def test_a_key_changes_the_fingerprints_of_the_stages_that_depend_on_it(key, tin
   after = open_workdir(tiny(changes={**own, key: value}), tmp_path)
   changed = {n for n, s in STAGES.items() if s.fingerprint(before) != s.fingerprint(after)}
   assert changed == expected
+
+
+def test_a_key_that_was_added_makes_nothing_stale_until_it_is_used():
+  config = default_config()
+  assert "recommender.as_new" not in artifact_keys(config, ("recommender.",))
+  assert "recommender.optimizer.kind" not in artifact_keys(config, ("recommender.",))
+  config.recommender.as_new = 0.1
+  assert artifact_keys(config, ("recommender.",))["recommender.as_new"] == 0.1
+  assert artifact_keys(config, ("seed",)) == {"seed": 0}
