@@ -113,7 +113,7 @@ def trained(workdir: pathlib.Path, output: pathlib.Path, kind: str) -> dict[str,
   r.backbone.checkpoint = str(output / "backbone")
   r.epochs = 7  # of 32 batches
   config.run.log_every = AVERAGED
-  pipeline.run(config, path)
+  pipeline.run_pipeline(config, path)
   lines = map(json.loads, (path / "recommender" / "metrics.jsonl").read_text().splitlines())
   losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
   test = json.loads((path / "evaluation.json").read_text())["models"]["MME-SID"]

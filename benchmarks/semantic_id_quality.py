@@ -71,7 +71,9 @@ def examined(name: str, output: pathlib.Path) -> dict:
   for change in SET.value:
     key, _, value = change.partition("=")
     config.update_from_flattened_dict({key: json.loads(value)})
-  workdir = pipeline.run(config, output / name, others=[output / n for n in VARIANTS if n != name])
+  workdir = pipeline.run_pipeline(
+    config, output / name, others=[output / n for n in VARIANTS if n != name]
+  )
   figures = id_report.examine_semantic_ids(workdir)
   health, tau = figures["health"], figures["tau"]
   return {

@@ -55,9 +55,9 @@ def main(argv: list[str]) -> None:
     "open the workdir", lambda: reopen_workdir(path, DATA_DIR.value, MESH.value)
   )
   if STAGE.value == "semantic_ids":
-    pipeline.examine(workdir)
+    pipeline.report_semantic_ids(workdir)
   else:
-    pipeline.evaluate(workdir, SPLIT.value)
+    pipeline.report_ranks(workdir, SPLIT.value)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir, count_data, open_workdir
 
 
-def run(
+def run_pipeline(
   config: ConfigDict,
   path: pathlib.Path,
   *,
@@ -58,7 +58,7 @@ def run(
     for number, stage in enumerate(stages, 1):
       reporter.info(f"\nStage {number} of {len(stages)}: {stage.name} ({stage.summary})")
       _bring_up_to_date(workdir, stage, others)
-    evaluate(workdir, "test")
+    report_ranks(workdir, "test")
   reporter.info(f"\nDone in {format_duration(time.monotonic() - start)}.")
   if workdir.artifact("recommender").exists():
     reporter.info(f"Next: python -m mmesid_jax.recommend --workdir={path} --user=1,2,3")
@@ -117,7 +117,7 @@ def check_config(config: ConfigDict) -> None:
   backbone.check_checkpoint(config)
 
 
-def evaluate(workdir: Workdir, split: str) -> None:
+def report_ranks(workdir: Workdir, split: str) -> None:
   """Ranks the items of "valid" or "test" on the mesh of workdir.config, and prints the table."""
   with use_mesh(mesh_from_config(workdir.config.mesh)):
     result = test_ranks.evaluate_models(workdir, split)
@@ -131,7 +131,7 @@ def evaluate(workdir: Workdir, split: str) -> None:
   reporter.info(f"with 95 % intervals: {workdir.path / test_ranks.evaluation_file(split)}")
 
 
-def examine(workdir: Workdir) -> None:
+def report_semantic_ids(workdir: Workdir) -> None:
   """Examines the semantic IDs, prints verdict and tables, writes a page. Raises UserError."""
   found = id_report.examine_semantic_ids(workdir)
   reporter.info(id_verdict.verdict_text(id_verdict.find_verdict(found)) + "\n")

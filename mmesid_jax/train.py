@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
 
   heartbeat_seconds = CONFIG.value.run.heartbeat_seconds
   processes.start(command_line.process_environment(), heartbeat_seconds=heartbeat_seconds)
-  pipeline.run(CONFIG.value, pathlib.Path(WORKDIR.value), overwrite=OVERWRITE.value)
+  pipeline.run_pipeline(CONFIG.value, pathlib.Path(WORKDIR.value), overwrite=OVERWRITE.value)
 
 
 if __name__ == "__main__":

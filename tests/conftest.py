@@ -78,7 +78,7 @@ def tiny():
 def trained(tiny, tmp_path_factory) -> pathlib.Path:
   """A workdir with every stage trained once. Read only: copy it to change it."""
   path = tmp_path_factory.mktemp("runs") / "tiny"
-  pipeline.run(tiny(), path)
+  pipeline.run_pipeline(tiny(), path)
   return path
 
 

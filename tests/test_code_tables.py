@@ -49,7 +49,7 @@ def test_frozen_codes_are_read_alike_and_are_no_parameters():
 def test_code_tables_move_unless_they_are_frozen(workdir, tiny, tmp_path, codes, whiten, moves):
   changes = {"recommender.codes": codes, "recommender.whiten": whiten, "recommender.epochs": 1}
   config = tiny(changes=changes)
-  pipeline.run(config, workdir, overwrite=True)
+  pipeline.run_pipeline(config, workdir, overwrite=True)
   _, start = recommender_stage.read_codes(reopen_workdir(workdir))
   learned, _ = read_artifact(workdir / "recommender.safetensors", "recommender")
   quantised, _ = read_artifact(workdir / "semantic_ids.safetensors", "semantic_ids")

@@ -72,7 +72,7 @@ def opened(tiny, tmp_path_factory):
       path = tmp_path_factory.mktemp(variant)
       config.collaborative.epochs = 1
       config.recommender.codes = "none"
-      pipeline.run(config, path)
+      pipeline.run_pipeline(config, path)
       made[variant] = open_workdir(config, path)
     return made[variant]
 
@@ -256,5 +256,5 @@ def test_a_mesh_that_cannot_be_is_refused(asked, devices, message):
 def test_sizes_that_the_mesh_does_not_divide_are_refused_first(tiny, tmp_path, changes, message):
   config = tiny(changes={"mesh.data": 2, "mesh.fsdp": 2, **changes})
   with pytest.raises(UserError, match=message):
-    pipeline.run(config, tmp_path)
+    pipeline.run_pipeline(config, tmp_path)
   assert not list(tmp_path.glob("*.safetensors"))

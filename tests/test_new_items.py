@@ -131,7 +131,7 @@ def test_rows_are_whitened_as_in_training(trained):
 def test_without_codes_and_whitening_features_suffice(workdir, tiny):
   changes = {"codes": "none", "whiten": 0, "encoder": "mlp", "epochs": 1}
   config = tiny(changes={f"recommender.{k}": v for k, v in changes.items()})
-  pipeline.run(config, workdir, overwrite=True)
+  pipeline.run_pipeline(config, workdir, overwrite=True)
   text = vectors(workdir)["text"]
   (workdir / f"{STAGE}.safetensors").unlink()
   model = Recommender.load(workdir)

@@ -63,7 +63,7 @@ def test_config_and_environment_are_written_down(trained, tiny):
 def test_a_second_run_trains_nothing(workdir, tiny, capsys):
   before = artifacts(workdir)
   config = tiny(changes={"run.log_every": 3})  # how it runs may differ
-  pipeline.run(config, workdir)
+  pipeline.run_pipeline(config, workdir)
   assert capsys.readouterr().out.count("up to date") == 3
   assert artifacts(workdir) == before
 
@@ -71,7 +71,7 @@ def test_a_second_run_trains_nothing(workdir, tiny, capsys):
 def test_another_experiment_is_refused_by_what_differs(workdir, tiny):
   before = artifacts(workdir)
   with pytest.raises(UserError) as caught:
-    pipeline.run(tiny(changes={"recommender.mlp_width": 24}), workdir)
+    pipeline.run_pipeline(tiny(changes={"recommender.mlp_width": 24}), workdir)
   message = str(caught.value)
   assert "recommender.mlp_width was 16, now 24" in message and "--overwrite" in message
   assert artifacts(workdir) == before
@@ -80,9 +80,9 @@ def test_another_experiment_is_refused_by_what_differs(workdir, tiny):
 def test_a_workdir_in_training_is_read_and_not_trained_in(workdir, tiny):
   with lock_folder(workdir):
     with pytest.raises(UserError, match="is training here"):
-      pipeline.run(tiny(), workdir)
-    pipeline.evaluate(reopen_workdir(workdir), "valid")
-  pipeline.run(tiny(), workdir)
+      pipeline.run_pipeline(tiny(), workdir)
+    pipeline.report_ranks(reopen_workdir(workdir), "valid")
+  pipeline.run_pipeline(tiny(), workdir)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_workdir_in_training_is_read_and_not_trained_in(workdir, tiny):
 )
 def test_overwrite_redoes_what_the_change_concerns(workdir, tiny, change, redone):
   before = artifacts(workdir)
-  pipeline.run(tiny(changes=change), workdir, overwrite=True)
+  pipeline.run_pipeline(tiny(changes=change), workdir, overwrite=True)
   after = artifacts(workdir)
   assert {name for name in after if after[name] != before[name]} == redone
 
@@ -107,14 +107,16 @@ def test_overwrite_redoes_what_the_change_concerns(workdir, tiny, change, redone
 def test_other_data_under_the_same_configuration_is_refused(workdir, tiny, tmp_path, file):
   source = pathlib.Path(shutil.copytree(workdir / "synthetic", tmp_path / "data"))
   config = tiny(changes={"data.source": "files", "data.dir": str(source)})
-  pipeline.run(config, workdir, overwrite=True)  # adopt the folder: the same data, nothing stale
+  pipeline.run_pipeline(
+    config, workdir, overwrite=True
+  )  # adopt the folder: the same data, nothing stale
   if file == "text.npy":
     np.save(source / file, np.load(source / file) + 1)
   else:
     lines = (source / file).read_text().splitlines()
     (source / file).write_text("\n".join(lines[:-1]) + "\n")
   with pytest.raises(UserError, match="made from other data or features; --overwrite redoes it"):
-    pipeline.run(config, workdir)
+    pipeline.run_pipeline(config, workdir)
 
 
 def truncate(workdir):
@@ -141,7 +143,7 @@ def foreign(workdir):
 def test_a_damaged_or_foreign_artifact_is_named(workdir, tiny, damage, says):
   damage(workdir)
   with pytest.raises(UserError) as caught:
-    pipeline.run(tiny(), workdir)
+    pipeline.run_pipeline(tiny(), workdir)
   message = str(caught.value)
   assert says in message and str(workdir / "collaborative.safetensors") in message
   assert "run mmesid_jax.train with the stage collaborative" in message
@@ -149,7 +151,7 @@ def test_a_damaged_or_foreign_artifact_is_named(workdir, tiny, damage, says):
 
 def test_a_stage_without_its_upstream_is_refused(tiny, tmp_path):
   with pytest.raises(UserError, match="add collaborative to --config.stages"):
-    pipeline.run(tiny(changes={"stages": ("recommender",)}), tmp_path)
+    pipeline.run_pipeline(tiny(changes={"stages": ("recommender",)}), tmp_path)
   assert not artifacts(tmp_path)
 
 
@@ -178,7 +180,7 @@ def test_a_feature_table_that_does_not_fit_stops_before_anything_trains(
     np.save(source / "text.npy", x, allow_pickle=True)
   config = tiny(changes={"data.source": "files", "data.dir": str(source)})
   with pytest.raises(UserError) as caught:
-    pipeline.run(config, tmp_path / "run")
+    pipeline.run_pipeline(config, tmp_path / "run")
   assert str(source / "text.npy") in str(caught.value) and says in str(caught.value)
   assert not artifacts(tmp_path / "run")
 
@@ -195,10 +197,10 @@ def test_a_stopped_recommender_ends_as_one_that_was_not(workdir, trained, tiny, 
 
   monkeypatch.setattr(Evaluator, "metrics", stop)
   with pytest.raises(Interrupted, match="recommender: SIGTERM|SIGTERM at step"):
-    pipeline.run(tiny(), workdir)
+    pipeline.run_pipeline(tiny(), workdir)
   assert "recommender.safetensors" not in artifacts(workdir)
   monkeypatch.undo()
-  pipeline.run(tiny(), workdir)
+  pipeline.run_pipeline(tiny(), workdir)
   resumed, whole = (
     read_artifact(path / "recommender.safetensors", "recommender")[0] for path in (workdir, trained)
   )
@@ -218,7 +220,7 @@ def test_checkpoints_by_steps_or_by_minutes_are_kept_as_asked(
     shutil.copytree(trained / name, tmp_path / name)
   run = {"run.save_every": every, "run.save_minutes": minutes, "run.keep": keep}
   changes = {**run, "stages": ("collaborative",), "collaborative.epochs": 2}
-  pipeline.run(tiny(changes=changes), tmp_path)
+  pipeline.run_pipeline(tiny(changes=changes), tmp_path)
   steps = sorted(int(file.name) for file in (tmp_path / "collaborative" / "steps").iterdir())
   assert steps == [*range(steps[-1] - kept + 1, steps[-1] + 1)]
 
@@ -259,7 +261,7 @@ VARIANTS = {
 def test_every_choice_runs(tiny, tmp_path, name):
   preset, changes = VARIANTS[name]
   quick = {f"{stage}.epochs": 1 for stage in STAGES}
-  pipeline.run(tiny(preset, {**quick, **changes}), tmp_path)
+  pipeline.run_pipeline(tiny(preset, {**quick, **changes}), tmp_path)
   assert {f"{stage}.safetensors" for stage in STAGES} == artifacts(tmp_path).keys()
 
 
@@ -274,7 +276,7 @@ def test_own_vectors_and_no_codes_need_only_the_recommender(trained, tiny, tmp_p
     "recommender.whiten": 4,
     "stages": ("recommender",),
   }
-  pipeline.run(tiny(changes=changes), tmp_path / "run")
+  pipeline.run_pipeline(tiny(changes=changes), tmp_path / "run")
   assert artifacts(tmp_path / "run").keys() == {"recommender.safetensors"}
   found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
   assert list(found["models"]) == ["popularity", "MME-SID"]
@@ -297,7 +299,7 @@ def test_compiled_steps_are_kept_in_the_workdir_unless_told_otherwise(
 
 
 def test_a_softmax_by_chunks_trains_the_same_model(workdir, trained, tiny):
-  pipeline.run(tiny(changes={"recommender.softmax_chunk": 7}), workdir, overwrite=True)
+  pipeline.run_pipeline(tiny(changes={"recommender.softmax_chunk": 7}), workdir, overwrite=True)
   found, expected = (
     read_artifact(path / "recommender.safetensors", "recommender")[0] for path in (workdir, trained)
   )
@@ -311,7 +313,7 @@ def test_sampled_softmax_microbatches_and_several_steps_at_once(workdir, trained
     "recommender.microbatches": 2,
     "run.steps_at_once.recommender": 3,
   }
-  pipeline.run(tiny(changes=changes), workdir, overwrite=True)
+  pipeline.run_pipeline(tiny(changes=changes), workdir, overwrite=True)
   lines = (workdir / "recommender" / "metrics.jsonl").read_text().splitlines()
   before = (trained / "recommender" / "metrics.jsonl").read_text().splitlines()
   last, whole = (max(json.loads(line)["step"] for line in x) for x in (lines, before))

@@ -54,7 +54,7 @@ def first(base, tmp_path_factory):
   """A trained workdir, and what its training printed."""
   path, out = tmp_path_factory.mktemp("runs") / "llama3", io.StringIO()
   with contextlib.redirect_stdout(out):
-    pipeline.run(llama3(base), path)
+    pipeline.run_pipeline(llama3(base), path)
   return path, out.getvalue()
 
 
@@ -111,25 +111,25 @@ def test_it_recommends_and_evaluates_from_the_workdir(workdir, capsys):
   answer = Recommender.load(workdir).recommend([[3, 5], []], top_k=4)
   assert [len(a) for a in answer] == [4, 4]
   table = json.loads((workdir / "evaluation.json").read_text())["models"]["MME-SID"]
-  pipeline.evaluate(reopen_workdir(workdir), "test")
+  pipeline.report_ranks(reopen_workdir(workdir), "test")
   again = json.loads((workdir / "evaluation.json").read_text())["models"]["MME-SID"]
   assert again == table
 
 
 def test_a_second_run_trains_nothing(workdir, base, capsys):
-  pipeline.run(llama3(base), workdir)
+  pipeline.run_pipeline(llama3(base), workdir)
   assert "recommender: up to date" in capsys.readouterr().out
 
 
 def test_the_checkpoint_may_move_but_not_change(workdir, base, tmp_path, capsys):
   moved = shutil.copytree(base, tmp_path / "moved")
-  pipeline.run(llama3(moved), workdir)
+  pipeline.run_pipeline(llama3(moved), workdir)
   assert "recommender: up to date" in capsys.readouterr().out
   tensors = safetensors.numpy.load_file(moved / SINGLE)
   tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
   safetensors.numpy.save_file(tensors, moved / SINGLE)
   with pytest.raises(UserError, match="recommender was made from other data.*--overwrite"):
-    pipeline.run(llama3(moved), workdir)
+    pipeline.run_pipeline(llama3(moved), workdir)
 
 
 @pytest.mark.parametrize("weights", ["int8", "nf4"])
@@ -137,8 +137,8 @@ def test_a_quantised_base_trains_and_answers(first, base, weights, tmp_path, cap
   workdir = pathlib.Path(shutil.copytree(first[0], tmp_path / weights))
   config = llama3(base, **{"backbone.weights": weights})
   with pytest.raises(UserError, match=f"backbone.weights was 'bfloat16', now '{weights}'"):
-    pipeline.run(config, workdir)
-  pipeline.run(config, workdir, overwrite=True)
+    pipeline.run_pipeline(config, workdir)
+  pipeline.run_pipeline(config, workdir, overwrite=True)
   size = {"int8": "1.0", "nf4": "0.5"}[weights]
   assert f"({size}" in capsys.readouterr().out.split("frozen backbone")[1][:20]
   assert len(Recommender.load(workdir).recommend([[3, 5]], top_k=4)[0]) == 4
@@ -149,7 +149,7 @@ def test_training_starts_from_an_adapter(first, base, tmp_path):
   workdir = pathlib.Path(shutil.copytree(first[0], tmp_path / "second"))
   config = llama3(base, **{"lora.start": str(first[0] / "adapter"), "epochs": 1})
   config.recommender.optimizer.learning_rate = 1e-12
-  pipeline.run(config, workdir, overwrite=True)
+  pipeline.run_pipeline(config, workdir, overwrite=True)
   old, new = (
     safetensors.numpy.load_file(w / "adapter/adapter_model.safetensors")
     for w in (first[0], workdir)
@@ -157,7 +157,7 @@ def test_training_starts_from_an_adapter(first, base, tmp_path):
   for key, x in old.items():
     np.testing.assert_allclose(new[key], x, atol=1e-7)
   with pytest.raises(UserError, match="r is 8, the configuration has 4"):
-    pipeline.run(
+    pipeline.run_pipeline(
       llama3(base, **{"lora.start": str(first[0] / "adapter"), "lora.rank": 4}), tmp_path / "new"
     )
   assert not (tmp_path / "new").exists()
@@ -165,7 +165,9 @@ def test_training_starts_from_an_adapter(first, base, tmp_path):
 
 def test_all_weights_may_train(first, base, tmp_path):
   workdir = pathlib.Path(shutil.copytree(first[0], tmp_path / "full"))
-  pipeline.run(llama3(base, **{"backbone.kind": "full", "epochs": 1}), workdir, overwrite=True)
+  pipeline.run_pipeline(
+    llama3(base, **{"backbone.kind": "full", "epochs": 1}), workdir, overwrite=True
+  )
   named, _ = artifact.read_artifact(workdir / "recommender.safetensors", "recommender")
   up = named["model.backbone.blocks.mlp.up.weight"][0]
   start = Checkpoint(base).read("model.layers.0.mlp.up_proj.weight").T.astype(np.float32)
@@ -185,7 +187,7 @@ def test_all_weights_may_train(first, base, tmp_path):
 )
 def test_what_the_checkpoint_contradicts_is_refused(base, tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
-    pipeline.run(llama3(base, **changes), tmp_path / "run")
+    pipeline.run_pipeline(llama3(base, **changes), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 

@@ -51,7 +51,7 @@ def run(tiny, source, tmp_path_factory):
   """The workdir of a run, read only, and what is expected of it: (training parts, users who are
   validated, users who are tested)."""
   path = tmp_path_factory.mktemp("temporal") / "run"
-  pipeline.run(config_of(tiny, source), path)
+  pipeline.run_pipeline(config_of(tiny, source), path)
   times, users, at = np.load(source / "times.npy"), [], 0
   for items in sequences(source):
     users.append(list(zip(items, times[at : at + len(items)].tolist(), strict=True)))
@@ -72,7 +72,7 @@ def test_every_stage_learns_of_what_is_before_and_ranks_what_is_behind(run, caps
   tensors, _ = read_artifact(path / "recommender.safetensors", "recommender")
   np.testing.assert_array_equal(tensors["counts"], counts)
   for split, expected in (("test", test), ("valid", valid)):
-    pipeline.evaluate(reopen_workdir(path), split)
+    pipeline.report_ranks(reopen_workdir(path), split)
     out = capsys.readouterr().out
     assert f"{split} (temporal): {len(expected):,} users (" in out and "MME-SID" in out
     name = "evaluation.json" if split == "test" else "evaluation_valid.json"
@@ -87,7 +87,7 @@ def test_the_first_run_tells_where_it_cuts(tiny, source, run, tmp_path, capsys):
   path, (train, valid, test) = run
   copy = shutil.copytree(path, tmp_path / "copy")
   capsys.readouterr()
-  pipeline.run(config_of(tiny, source), copy)
+  pipeline.run_pipeline(config_of(tiny, source), copy)
   out = capsys.readouterr().out
   assert out.count("up to date") == 3
   assert f"{sum(map(bool, train))} users train, {len(valid)} validate (" in out
@@ -97,13 +97,13 @@ def test_the_first_run_tells_where_it_cuts(tiny, source, run, tmp_path, capsys):
 def test_another_split_is_another_experiment(tiny, source, run, tmp_path):
   copy = shutil.copytree(run[0], tmp_path / "copy")
   with pytest.raises(UserError, match="data.split was 'temporal', now 'leave_one_out'"):
-    pipeline.run(config_of(tiny, source, split="leave_one_out"), copy)
+    pipeline.run_pipeline(config_of(tiny, source, split="leave_one_out"), copy)
   with pytest.raises(UserError, match=r"data.split_at was \[0.2, 0.4\], now \[0.2, 0.5\]"):
-    pipeline.run(config_of(tiny, source, split_at=(0.2, 0.5)), copy)
+    pipeline.run_pipeline(config_of(tiny, source, split_at=(0.2, 0.5)), copy)
   data = shutil.copytree(source, tmp_path / "data")
   np.save(data / "times.npy", np.load(source / "times.npy") + DAY)
   with pytest.raises(UserError, match="collaborative was made from other data"):
-    pipeline.run(config_of(tiny, data), copy)
+    pipeline.run_pipeline(config_of(tiny, data), copy)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def run_ablations(
 
   Seeds are the outer loop, so that early results cover all variants. A run that fails is reported
   in a line and the next one starts. Raises UserError, before anything trains, for an unknown
-  variant or seed; Interrupted as `pipeline.run` does; Stop at the end if runs failed.
+  variant or seed; Interrupted as `pipeline.run_pipeline` does; Stop at the end if runs failed.
   """
   if not workdir:
     raise UserError("--workdir is missing; it must be given, but for --table")
@@ -220,8 +220,8 @@ class AblationPlan:
     folder = self.folder(name, seed)
     others = sorted(path for path in self.workdir.glob("*-seed*") if path != folder)
     with self._timed(folder):
-      workdir = pipeline.run(self.config_of(name, seed), folder, others=others)
-      pipeline.evaluate(workdir, "valid")
+      workdir = pipeline.run_pipeline(self.config_of(name, seed), folder, others=others)
+      pipeline.report_ranks(workdir, "valid")
     codes = None
     if SEMANTIC_IDS in RECOMMENDER.upstream(workdir.config):
       header = artifact.read_header(workdir.artifact("semantic_ids"), "semantic_ids")

@@ -47,7 +47,7 @@ def run_cold_start(
     held_out_items.write_warm_dataset(dataset, split, features, path / WARM)
     config.data.source, config.data.dir = "files", str(path / WARM)
     config.features.update({m: f"{m}.npy" for m in content})
-    pipeline.run(config, path, overwrite=overwrite)
+    pipeline.run_pipeline(config, path, overwrite=overwrite)
     _evaluate(open_workdir(config, path), dataset, split, features)
 
 

@@ -16,7 +16,7 @@ def test_an_audio_table_trains(tiny, tmp_path):
   changes = {"features.collaborative": "", "features.audio": "visual.npy"}
   changes |= {"stages": ("semantic_ids", "recommender"), "semantic_ids.validate_every_epochs": 1}
   config = tiny(changes={**changes, "semantic_ids.epochs": 1, "recommender.epochs": 1})
-  pipeline.run(config, tmp_path)
+  pipeline.run_pipeline(config, tmp_path)
   codes, _ = read_artifact(tmp_path / "semantic_ids.safetensors", "semantic_ids")
   assert {name for name in codes if name.startswith("codes.")} == {"codes.audio", "codes.text"}
   assert codes["codes.audio"].shape == (41, 2)

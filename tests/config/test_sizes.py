@@ -82,7 +82,7 @@ def test_a_size_that_was_not_filled_in_is_refused(key):
 def test_a_run_records_sizes_that_follow_its_data(tiny, tmp_path):
   changes = dict.fromkeys(SIZE_KEYS, 0) | {"data.synthetic.num_users": 60}
   config = tiny(changes={**changes, "stages": ("collaborative",), "collaborative.epochs": 1})
-  pipeline.run(config, tmp_path)
+  pipeline.run_pipeline(config, tmp_path)
   found = flatten(read_config(tmp_path))
   interactions = sum(
     len(line.split()) - 1 for line in (tmp_path / "synthetic/sequences.txt").open()

@@ -103,7 +103,7 @@ def test_tau_and_rank_are_those_of_the_two_models(examined):
 
 
 def test_the_command_prints_both_tables(workdir, capsys):
-  pipeline.examine(reopen_workdir(workdir))
+  pipeline.report_semantic_ids(reopen_workdir(workdir))
   out = capsys.readouterr().out
   assert re.search(r"^collaborative +1 ", out, re.M) and re.search(r"^joint ", out, re.M)
   assert "tau to the original" in out and "effective rank" in out
@@ -113,7 +113,7 @@ def test_the_command_prints_both_tables(workdir, capsys):
 
 def test_without_a_recommender_there_is_no_after_and_that_is_said(workdir, capsys):
   (workdir / "recommender.safetensors").unlink()
-  pipeline.examine(reopen_workdir(workdir))
+  pipeline.report_semantic_ids(reopen_workdir(workdir))
   assert "No figures after training: recommender.safetensors does not exist." in (
     capsys.readouterr().out
   )

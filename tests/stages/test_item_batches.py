@@ -38,7 +38,7 @@ def test_rows_from_disk_train_the_same_model(trained, tiny, tmp_path, monkeypatc
   ):
     monkeypatch.setattr(item_batches, "DEVICE_TABLE_BYTES", limit)
     monkeypatch.setattr(item_batches, "CHUNK", 41 if limit else 7)
-    pipeline.run(config, path)
+    pipeline.run_pipeline(config, path)
     found.append(read_artifact(path / "semantic_ids.safetensors", "semantic_ids")[0])
   resident, rows = found
   assert resident.keys() == rows.keys()
@@ -65,7 +65,7 @@ def test_what_a_batch_holds(monkeypatch):
 def test_mostly_one_row_trains_without_nan(trained, tiny, tmp_path):
   text_IV = np.random.default_rng(0).normal(size=(41, 8)).astype(np.float32)
   text_IV[3:] = text_IV[3]
-  pipeline.run(text_only(trained, tiny, tmp_path, text_IV), tmp_path / "run")
+  pipeline.run_pipeline(text_only(trained, tiny, tmp_path, text_IV), tmp_path / "run")
   found, header = read_artifact(tmp_path / "run" / "semantic_ids.safetensors", "semantic_ids")
   assert all(np.isfinite(x).all() for x in found.values())
   assert header["health"]["text"]["largest_group"] >= 38
@@ -77,7 +77,7 @@ def test_mostly_one_row_trains_without_nan(trained, tiny, tmp_path):
 def test_fewer_items_than_codes_are_refused_before_anything_trains(tiny, tmp_path):
   config = tiny(changes={"semantic_ids.quantizer.codes": 41})
   with pytest.raises(UserError, match=r"semantic_ids\.quantizer\.codes=41: more than the 40 items"):
-    pipeline.run(config, tmp_path)
+    pipeline.run_pipeline(config, tmp_path)
   assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -284,7 +284,7 @@ def test_training_from_it_gives_the_same_bytes(whole, tiny, tmp_path):
   artifacts = []
   for kind, config in both_ways(whole, tiny, tmp_path).items():
     config.stages = ("collaborative",)
-    run = pipeline.run(config, tmp_path / kind)
+    run = pipeline.run_pipeline(config, tmp_path / kind)
     artifacts.append(run.artifact("collaborative").read_bytes())
   assert artifacts[0] == artifacts[1]
 
