@@ -34,7 +34,7 @@ def test_the_random_key_depends_on_the_name_of_the_stage_alone():
   """A new stage, wherever it stands, leaves the seeds of the others as they are."""
 
   class NewStage(Stage):
-    name = "gru4rec"
+    name = "another_stage"
 
   keys = [np.asarray(jax.random.key_data(s.key(3))) for s in (*STAGES.values(), NewStage())]
   assert len({key.tobytes() for key in keys}) == len(STAGES) + 1
