@@ -9,8 +9,18 @@ from mmesid_jax.config.checks import check_values
 from mmesid_jax.config.schema import add_modalities, modalities
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact
+from mmesid_jax.stages.recommender_stage import init_model
+from mmesid_jax.stages.workdir import open_workdir
 
 
+def test_a_model_reads_an_audio_table(tiny, tmp_path):
+  """The synthetic catalogue's second table, under a name that no code knows."""
+  changes = {"features.collaborative": "", "features.audio": "visual.npy"}
+  workdir = open_workdir(tiny(changes={**changes, "recommender.codes": "none"}), tmp_path)
+  assert init_model(workdir).items.modalities == ("audio", "text")
+
+
+@pytest.mark.slow
 def test_an_audio_table_trains(tiny, tmp_path):
   """The synthetic catalogue's second table, under a name that no code knows."""
   changes = {"features.collaborative": "", "features.audio": "visual.npy"}
