@@ -1,4 +1,4 @@
-"""What 8- and 4-bit storage of a frozen backbone costs: python benchmarks/quantization.py
+"""Measures the cost of storing a frozen backbone in 8 or 4 bits: python benchmarks/quantization.py
 --workdir=runs/quickstart --output=runs/quantization
 
 Exports the backbone that the workdir trained to a Hugging Face directory, loads it back frozen in

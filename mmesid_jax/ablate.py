@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     ablations.print_table(CONFIG.value, results)
     return
   options = {"variants": VARIANTS.value, "seeds": SEEDS.value}
-  ablations.run_ablations(CONFIG.value, WORKDIR.value, results, **options)
+  ablations.run_ablations(CONFIG.value, pathlib.Path(WORKDIR.value), results, **options)
 
 
 if __name__ == "__main__":

@@ -189,11 +189,13 @@ def _taken(workdir: Workdir, stage: Stage, others: Sequence[pathlib.Path]) -> pa
   It is a link to the same bytes, or a copy. Artifacts are replaced and never written into, so
   neither run can change the other's.
   """
-  ours = workdir.artifact(stage.name)
+  if not others:
+    return None
+  ours, fingerprint = workdir.artifact(stage.name), stage.fingerprint(workdir)
   for path in others:
     source = path / ours.name
     try:
-      if artifact.read_header(source, stage.name)["fingerprint"] != stage.fingerprint(workdir):
+      if artifact.read_header(source, stage.name)["fingerprint"] != fingerprint:
         continue
     except UserError:  # unfinished or damaged
       continue

@@ -1,4 +1,4 @@
-"""What the README and docs/ say to type does what they say."""
+"""The commands and examples in the README and docs/ do what the text says."""
 
 import ast
 import json

@@ -297,9 +297,14 @@ def _missing(names: Sequence[str]) -> str:
   return f"{listed} {'is missing; it' if len(names) == 1 else 'are missing; they'} must be given"
 
 
+_WORDS_WITH_COMMAS = re.compile(rf"--?{CONFIG}\.(?P<key>[^=]+)=(?P<words>[\w.-]+(,[\w.-]+)+)")
+
+
 def _with_tuples_of_words(argv: Sequence[str], file: str) -> list[str]:
   """The command line with --config.key=a,b written once for a and once for b, where the key holds
   a tuple of words: ml_collections splits only numbers at commas."""
+  if not any(_WORDS_WITH_COMMAS.fullmatch(word) for word in argv):
+    return [*argv]  # the config file need not be run once more
   config = load_config(file)
   tuples = {
     key
@@ -308,10 +313,9 @@ def _with_tuples_of_words(argv: Sequence[str], file: str) -> list[str]:
   }
   expanded = []
   for word in argv:
-    flag, equals, value = word.partition("=")
-    key = flag.lstrip("-").removeprefix(f"{CONFIG}.")
-    if equals and key in tuples and re.fullmatch(r"[\w.-]+(,[\w.-]+)+", value):
-      expanded += [f"{flag}={part}" for part in value.split(",")]
+    match = _WORDS_WITH_COMMAS.fullmatch(word)
+    if match and match["key"] in tuples:
+      expanded += [f"--{CONFIG}.{match['key']}={part}" for part in match["words"].split(",")]
     else:
       expanded.append(word)
   return expanded

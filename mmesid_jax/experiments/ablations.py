@@ -39,7 +39,7 @@ NEXT = "next "  # before a part of a sum: the model of the next seed
 
 def run_ablations(
   config: ConfigDict,
-  workdir: str | None,
+  workdir: pathlib.Path,
   results: pathlib.Path,
   *,
   variants: Sequence[str] | None,
@@ -51,10 +51,8 @@ def run_ablations(
   in a line and the next one starts. Raises UserError, before anything trains, for an unknown
   variant or seed; Interrupted as `pipeline.run_pipeline` does; Stop at the end if runs failed.
   """
-  if not workdir:
-    raise UserError("--workdir is missing; it must be given, but for --table")
   chosen = [BASE, *_choose(variants, _names(config), "--variants")]
-  plan = AblationPlan(config, pathlib.Path(workdir), results)
+  plan = AblationPlan(config, workdir, results)
   models = [name for name in _names(config) if name in chosen and name not in config.sums]
   sums = [name for name in config.sums if name in chosen]
   numbers = [int(s) for s in _choose(seeds, [*map(str, config.seeds)], "--seeds")]

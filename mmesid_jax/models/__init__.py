@@ -7,7 +7,7 @@ digit is an axis of exactly that size. Every letter has one meaning in every mod
   B  batch: items, texts or images that are computed together
   C  codes of a level, clusters
   D  width of the model, or of the space that codes are in
-  E  entries: any other number, as of events, points, sampled items or new items
+  E  entries: any other count: events, points, sampled items, new items
   F  hidden width of a gated MLP
   G  groups that a batch's rows are divided into, one per device; groups of users
   H  width of an attention head

@@ -31,15 +31,19 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   """
   config, dataset = workdir.config, workdir.dataset
   cutoffs = config.evaluation.cutoffs
-  evaluators = {name: make_evaluator(workdir, stage, split) for name, stage in MODELS.items()}
-  any_evaluator = next(iter(evaluators.values()))
-  if not len(any_evaluator):
+  first, *_ = MODELS
+  evaluators = {
+    name: make_evaluator(workdir, stage, split)
+    for name, stage in MODELS.items()
+    if name == first or workdir.artifact(name).exists()
+  }
+  if not len(evaluators[first]):
     raise UserError(
       f"{workdir.data_dir}: no user has a {split} target; the {dataset.split.name} split takes "
       f"them of {dataset.split.evaluates}"
     )
   counts_I = popularity(dataset).astype("float32")
-  rankings = {"popularity": any_evaluator.fixed_ranking(counts_I, max(cutoffs))}
+  rankings = {"popularity": evaluators[first].fixed_ranking(counts_I, max(cutoffs))}
   for name, stage in MODELS.items():
     if workdir.artifact(name).exists():
       model = stage.load_model(workdir)
@@ -47,7 +51,7 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   options = {"resamples": config.evaluation.resamples, "seed": config.seed}
   result = {
     "split": split,
-    "users": len(any_evaluator),
+    "users": len(evaluators[first]),
     "left_out": dataset.split.left_out[split],
     "dataset": dataset.fingerprint,
     "seed": config.seed,

@@ -64,7 +64,7 @@ def config(tiny):
 def ablate(config, folder: pathlib.Path, variants=None, seeds=None) -> str:
   out = io.StringIO()
   with contextlib.redirect_stdout(out):
-    ablations.run_ablations(config, str(folder), folder / "results", variants=variants, seeds=seeds)
+    ablations.run_ablations(config, folder, folder / "results", variants=variants, seeds=seeds)
   return out.getvalue()
 
 

@@ -36,16 +36,16 @@ def test_held_out_items_are_ranked_by_a_model_that_never_saw_them(tiny, tmp_path
   result = json.loads((path / "cold_start.json").read_text())
   assert result["items"] == {"warm": 36, "cold": 4}
   anywhere = result["anywhere in a user's sequence"]
-  behind = result["after the user's training part"]
+  later = result["after the user's training part"]
   met = [s.split()[1:] for s in (path / "synthetic" / "sequences.txt").read_text().splitlines()]
   cold = set(map(str, split["cold"]))
-  # nobody meets an item twice here, so every meeting behind a warm item is a target
+  # nobody meets an item twice here, so every meeting after a warm item is a target
   assert anywhere["targets"] == sum(
     item in cold and bool(set(sequence[:t]) - cold)
     for sequence in met
     for t, item in enumerate(sequence)
   )
-  assert 0 < behind["targets"] < anywhere["targets"] and anywhere["items"] <= 4
+  assert 0 < later["targets"] < anywhere["targets"] and anywhere["items"] <= 4
   last = result["nearest"]["last"]
   assert list(anywhere["models"]) == ["chance", f"nearest to last {last}", "MME-SID"]
   for model, judged in anywhere["models"].items():

@@ -124,7 +124,7 @@ def test_time_is_operations_by_what_devices_do(llama3, capsys):
 
 
 def test_what_the_compiler_says_stands_beside_the_prediction(tiny, monkeypatch, capsys):
-  """What it says is tried where there is one: tests/planning/test_tpu_compiler.py."""
+  """A stand-in for the compiler; tests/planning/test_tpu_compiler.py runs the real one."""
   said = tpu_compiler.CompiledStep("splash", {"arguments": 2**30, "temporaries": 3 * 2**29})
   asked = []
 

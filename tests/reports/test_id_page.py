@@ -119,7 +119,7 @@ def test_any_number_of_levels_and_codes_is_drawn(levels, codes):
 
 
 def test_usage_has_a_square_for_every_code():
-  """Of one level with 4 codes, 2 dead: as many grey pixels as colored ones."""
+  """One level with 4 codes, 2 of them dead: as many grey pixels as colored ones."""
   image = pytest.importorskip("PIL.Image")
   png = id_plots.usage_squares(np.array([[9, 9, 0, 0]]))
   colors = dict(
