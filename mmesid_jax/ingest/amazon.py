@@ -67,9 +67,9 @@ SIZES = ("hi_res", "large", "thumb")  # of the images of 2023, best first
 
 
 def read_reviews(source: str, path: Path, bad: BadLines) -> Iterator[tuple[str, str, int, float]]:
-  """Yields user key, item key, seconds and rating of every review; bad lines go to `bad`.
+  """Yields user key, item key, time and rating of every review; bad lines go to `bad`.
 
-  Raises UserError as `read_records` does.
+  Times are in nanoseconds since 1970. Raises UserError as `read_records` does.
   """
   for number, review in read_records(path, REVIEWS[source], bad):
     try:

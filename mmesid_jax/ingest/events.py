@@ -5,15 +5,19 @@ import datetime
 import decimal
 import math
 import numbers
+import re
 from array import array
 from collections.abc import Iterable
 
 import numpy as np
 
 NO_RATING = math.nan
+NANO = 10**9  # nanoseconds of a second
 # Larger times are in nanoseconds, microseconds, milliseconds. Seconds reach the year 5138.
-UNITS = ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3))
+UNITS = ((10**17, 1), (10**14, 10**3), (10**11, 10**6))  # and the nanoseconds of each unit
 LATEST = 2**62  # larger numbers are not a time in any unit
+BELOW_MICROSECONDS = re.compile(r"[.,]\d{6}(\d+)")
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Events:
 
   user_E: np.ndarray  # int32
   item_E: np.ndarray  # int32
-  time_E: np.ndarray | None  # int64, seconds since 1970 UTC; None = the source has no times
+  time_E: np.ndarray | None  # int64, whole seconds since 1970 UTC; None = the source has no times
+  nano_E: np.ndarray | None  # int32, nanoseconds after `time_E`; None as above
   rating_E: np.ndarray  # float32, NaN without one
   user_keys: list[str]
   item_keys: list[str]
@@ -42,7 +47,7 @@ class Events:
     """Selects events by a mask or by places; users and items keep their numbers."""
     arrays = {
       name: x_E if (x_E := getattr(self, name)) is None else x_E[keep_E]
-      for name in ("user_E", "item_E", "time_E", "rating_E")
+      for name in ("user_E", "item_E", "time_E", "nano_E", "rating_E")
     }
     return dataclasses.replace(self, **arrays)
 
@@ -56,7 +61,9 @@ class Events:
 
   def sort(self) -> "Events":
     """Sorts by user, then time, then place in the source."""
-    columns = (self.user_E,) if self.time_E is None else (self.time_E, self.user_E)
+    columns = (self.user_E,)
+    if self.time_E is not None:
+      columns = (self.nano_E, self.time_E, self.user_E)
     return self.select(np.lexsort(columns))  # lexsort is stable
 
 
@@ -69,20 +76,27 @@ def _renumber(x_E: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]]:
 
 
 def collect_events(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
-  """Collects rows of (user key, item key, seconds, rating); all rows have seconds, or none has."""
+  """Collects rows of (user key, item key, time, rating); all rows have a time, or none has.
+
+  Times are in nanoseconds since 1970 UTC.
+  """
   users: dict[str, int] = {}
   items: dict[str, int] = {}
-  user_E, item_E, time_E, rating_E = array("i"), array("i"), array("q"), array("f")
+  user_E, item_E, rating_E = array("i"), array("i"), array("f")
+  time_E, nano_E = array("q"), array("i")  # apart: the year 9999 in nanoseconds is above 2^63
   for user, item, time, rating in rows:
     user_E.append(users.setdefault(user, len(users)))
     item_E.append(items.setdefault(item, len(items)))
     rating_E.append(rating)
     if time is not None:
-      time_E.append(time)
+      time_E.append(time // NANO)
+      nano_E.append(time % NANO)
+  has_times = len(time_E) or not len(user_E)
   return Events(
     np.frombuffer(user_E, np.int32),
     np.frombuffer(item_E, np.int32),
-    np.frombuffer(time_E, np.int64) if len(time_E) or not len(user_E) else None,
+    np.frombuffer(time_E, np.int64) if has_times else None,
+    np.frombuffer(nano_E, np.int32) if has_times else None,
     np.frombuffer(rating_E, np.float32),
     [*users],
     [*items],
@@ -107,43 +121,49 @@ def parse_key(value: object) -> str:
 
 
 def parse_time(value: object) -> int:
-  """Converts a time to whole seconds since 1970 UTC.
+  """Converts a time to nanoseconds since 1970 UTC; parts of a second count.
 
   The time is a number, by its size in seconds, milliseconds, microseconds or nanoseconds; such a
   number as text; a date or time of ISO 8601, in UTC unless it says otherwise; or a datetime object.
   Raises ValueError for anything else.
   """
   if type(value) is int and -UNITS[-1][0] < value < UNITS[-1][0]:  # the usual case
-    return value
+    return value * NANO
   if isinstance(value, str):
     try:
       value = int(value)
     except ValueError:
-      value = _parse_time_text(value)
+      return _parse_time_text(value.strip())
   if isinstance(value, datetime.datetime):
     utc = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
-    return math.floor(utc.timestamp())
+    microseconds = (utc - EPOCH) // datetime.timedelta(microseconds=1)
+    return microseconds * 1_000 + getattr(value, "nanosecond", 0)  # as pandas has them
   if isinstance(value, datetime.date):
-    return (value - datetime.date(1970, 1, 1)).days * 86_400
-  if isinstance(value, decimal.Decimal):
-    value = float(value)
-  if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LATEST:
+    return (value - EPOCH.date()).days * 86_400 * NANO
+  if isinstance(value, float):
+    value = decimal.Decimal(str(value))  # 0.9 is nine tenths, not the nearest sum of powers of 2
+  is_number = isinstance(value, int | decimal.Decimal) and not isinstance(value, bool)
+  if not is_number or decimal.Decimal(value).is_nan() or not abs(value) < LATEST:
     raise ValueError(
       f"{value!r} is not a time; expected seconds or milliseconds since 1970, or a date"
     )
-  for beyond, per_second in UNITS:
-    if abs(value) >= beyond:
-      return int(value // per_second)
-  return math.floor(value)
+  unit = next((nanos for beyond, nanos in UNITS if abs(value) >= beyond), NANO)
+  return math.floor(value * unit)
 
 
-def _parse_time_text(text: str) -> float | datetime.datetime:
-  for parse in (float, datetime.datetime.fromisoformat):
-    try:
-      return parse(text.strip())
-    except ValueError:
-      continue
-  raise ValueError(f"{text[:40]!r} is not a time; expected a number or a date as in 2014-07-23")
+def _parse_time_text(text: str) -> int:
+  try:
+    return parse_time(decimal.Decimal(text))
+  except decimal.InvalidOperation:
+    pass
+  try:
+    nanoseconds = parse_time(datetime.datetime.fromisoformat(text))
+  except ValueError:
+    raise ValueError(
+      f"{text[:40]!r} is not a time; expected a number or a date as in 2014-07-23"
+    ) from None
+  below = BELOW_MICROSECONDS.search(text)  # the library leaves these digits out
+  return nanoseconds + (int(below[1].ljust(3, "0")[:3]) if below else 0)
 
 
 def parse_rating(value: object) -> float:

@@ -16,11 +16,10 @@ def first_of_duplicates(events: Events, kind: str) -> np.ndarray:
   """
   if kind == "keep" or (kind == "exact" and events.time_E is None):
     return np.ones(len(events), bool)
-  time_E = np.zeros(len(events), np.int64) if events.time_E is None else events.time_E
-  order = np.lexsort((time_E, events.item_E, events.user_E))
+  times = () if events.time_E is None else (events.nano_E, events.time_E)
+  order = np.lexsort((*times, events.item_E, events.user_E))
   same = np.ones(max(len(events) - 1, 0), bool)
-  columns = (events.user_E, events.item_E, *([time_E] if kind == "exact" else []))
-  for x_E in columns:
+  for x_E in (events.user_E, events.item_E, *(times if kind == "exact" else ())):
     same &= x_E[order[1:]] == x_E[order[:-1]]
   keep_E = np.ones(len(events), bool)
   keep_E[order[1:][same]] = False

@@ -131,6 +131,7 @@ def read_parquet_rows(
   `required` is missing, and for a file that cannot be read.
   """
   import polars as pl
+  from polars import selectors
 
   try:
     lazy = pl.scan_parquet(path, glob=False)
@@ -141,6 +142,8 @@ def read_parquet_rows(
       )
     number = 0
     chosen = lazy.select([name for name in dict.fromkeys(names) if name in columns])
+    # as text, because Python's own dates have no nanoseconds
+    chosen = chosen.with_columns(selectors.datetime("ns").dt.to_string("iso:strict"))
     for batch in chosen.collect_batches(chunk_size=ROWS, maintain_order=True):
       for row in batch.iter_rows(named=True):
         number += 1

@@ -49,5 +49,5 @@ def _date(seconds: int) -> str:
 
 
 def _count_ties(events: Events) -> int:
-  user_E, time_E = events.user_E, events.time_E
-  return int(((user_E[1:] == user_E[:-1]) & (time_E[1:] == time_E[:-1])).sum())
+  columns = (events.user_E, events.time_E, events.nano_E)
+  return int(np.logical_and.reduce([x_E[1:] == x_E[:-1] for x_E in columns]).sum())

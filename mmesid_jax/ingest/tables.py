@@ -37,10 +37,10 @@ class TableLayout:
 def event_rows(
   source: Source, layout: TableLayout, bad: compressed_lines.BadLines
 ) -> Iterator[tuple[str, str, int | None, float]]:
-  """Yields user key, item key, seconds and rating of every row; bad rows go to `bad`.
+  """Yields user key, item key, time and rating of every row; bad rows go to `bad`.
 
-  Seconds are None without a column of times. Raises UserError for a file that cannot be read or
-  lacks a column.
+  Times are in nanoseconds since 1970, None without a column of times. Raises UserError for a file
+  that cannot be read or lacks a column.
   """
   has_times = bool(layout.columns.get("time"))
   for number, row in _rows(source, layout, EVENT, bad):

@@ -81,7 +81,7 @@ def test_reviews_of_2023(tmp_path):
           "rating": 5.0, "text": "", "title": "", "images": []}  # fmt: skip
   path.write_text(json.dumps(line))
   assert list(amazon.read_reviews("amazon2023", path, BadLines())) == [
-    ("u", "p", 1_588_615_855, 5.0)
+    ("u", "p", 1_588_615_855_070_000_000, 5.0)
   ]
 
 

@@ -3,10 +3,11 @@ import decimal
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from mmesid_jax.ingest import events
-from mmesid_jax.ingest.events import collect_events
+from mmesid_jax.ingest import events, filters
+from mmesid_jax.ingest.events import NANO, collect_events
 
 AUGUST = 1_406_073_600  # 2014-07-23 00:00 UTC
 
@@ -22,23 +23,67 @@ AUGUST = 1_406_073_600  # 2014-07-23 00:00 UTC
   ],
 )
 def test_times_in_every_form(value):
-  assert events.parse_time(value) == AUGUST
+  assert events.parse_time(value) // NANO == AUGUST
+
+
+@pytest.mark.parametrize(
+  ("value", "nanoseconds"),
+  [
+    (AUGUST * 1_000 + 106, 106_000_000),
+    (AUGUST * 10**6 + 106, 106_000),
+    (AUGUST * 10**9 + 106, 106),
+    *((AUGUST + 0.106, 106_000_000), (f"{AUGUST}.106", 106_000_000)),
+    (decimal.Decimal(AUGUST) + decimal.Decimal("0.106"), 106_000_000),
+    *(("2014-07-23T00:00:00.106Z", 106_000_000), ("2014-07-23 00:00:00,1064", 106_400_000)),
+    ("2014-07-23T02:00:00.123456789+02:00", 123_456_789),
+    ("2014-07-23T00:00:00.1234567", 123_456_700),
+    (datetime.datetime(2014, 7, 23, 0, 0, 0, 106), 106_000),
+    (pd.Timestamp("2014-07-23T00:00:00.123456789"), 123_456_789),
+  ],
+)  # fmt: skip
+def test_parts_of_a_second_are_kept(value, nanoseconds):
+  assert events.parse_time(value) == AUGUST * NANO + nanoseconds
+
+
+def test_events_of_one_second_are_sorted_and_no_duplicates():
+  times = [AUGUST * NANO + nano for nano in (900, 106, 500, 106)]
+  found = collect_events([("u", item, time, 1.0) for item, time in zip("cabb", times, strict=True)])
+  assert found.time_E.tolist() == [AUGUST] * 4 and found.nano_E.tolist() == [900, 106, 500, 106]
+  assert [found.item_keys[i] for i in found.sort().item_E] == ["a", "b", "b", "c"]
+  assert filters.first_of_duplicates(found, "exact").all()
+  assert filters.first_of_duplicates(found, "pair").tolist() == [True, True, False, True]
 
 
 def test_dates_are_no_numbers_of_milliseconds():
   """As databases write "no end"."""
   for value in ("9999-12-31", datetime.date(9999, 12, 31), datetime.datetime(9999, 12, 31)):
-    assert events.parse_time(value) == 253_402_214_400
+    assert events.parse_time(value) == 253_402_214_400 * NANO
 
 
 def test_times_before_1970():
-  assert events.parse_time(-5) == -5 == events.parse_time("-5")
-  assert events.parse_time("1969-12-31") == -86_400
+  assert events.parse_time(-5) == -5 * NANO == events.parse_time("-5")
+  assert events.parse_time("1969-12-31") == -86_400 * NANO
+  assert collect_events([("u", "x", -1, 0.0)]).time_E.tolist() == [-1]  # rounded down
 
 
 @pytest.mark.parametrize(
   "value",
-  ["", "soon", "12 3, 2009", None, True, [], math.nan, math.inf, "nan", 1e30, 10**30, "9" * 99],
+  [
+    "",
+    "soon",
+    "12 3, 2009",
+    None,
+    True,
+    [],
+    math.nan,
+    math.inf,
+    "nan",
+    "sNaN",
+    1e30,
+    10**30,
+    "9" * 99,
+    "1e" + "9" * 30,
+  ],
 )
 def test_what_is_no_time(value):
   with pytest.raises(ValueError, match="not a time"):
@@ -65,7 +110,7 @@ def test_ratings():
 
 def test_numbers_are_by_first_appearance_also_after_a_filter():
   rows = [("u", "x", 5, 1), ("v", "y", 4, 1), ("u", "y", 3, 1), ("w", "z", 2, 1), ("v", "x", 1, 1)]
-  found = collect_events(rows)
+  found = collect_events((*row[:2], row[2] * NANO, row[3]) for row in rows)
   assert found.user_keys == ["u", "v", "w"] and found.item_keys == ["x", "y", "z"]
   assert found.user_E.tolist() == [0, 1, 0, 2, 1] and found.time_E.tolist() == [5, 4, 3, 2, 1]
   left = found.select(np.array([False, True, False, True, True])).renumber()

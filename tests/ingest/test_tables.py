@@ -13,6 +13,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import movielens
 from mmesid_jax.ingest.catalogue import Item
 from mmesid_jax.ingest.compressed_lines import BadLines
+from mmesid_jax.ingest.events import NANO
 from mmesid_jax.ingest.tables import TableLayout, event_rows, item_rows
 
 EVENTS = {"user": "user", "item": "item", "time": "time", "rating": ""}
@@ -21,7 +22,8 @@ ITEMS = {"item": "item", "title": "title", "categories": "tags", "image": "pictu
 
 def read(source, layout, allowed=99):
   bad = BadLines(allowed)
-  return [row[:3] for row in event_rows(source, layout, bad)], bad.quoted
+  rows = event_rows(source, layout, bad)
+  return [(user, item, time and time // NANO) for user, item, time, _ in rows], bad.quoted
 
 
 def test_csv_with_quotes_a_mark_and_windows_lines(tmp_path):
@@ -78,7 +80,9 @@ def test_columns_by_name_tabs_and_files_without_a_first_line_of_names(tmp_path):
   path = tmp_path / "ratings_Beauty.csv"
   path.write_text("A3,0205616461,5.0,1369699200\n")
   layout = TableLayout({**EVENTS, "rating": "rating"}, header=("user", "item", "rating", "time"))
-  assert list(event_rows(path, layout, BadLines())) == [("A3", "0205616461", 1_369_699_200, 5.0)]
+  assert list(event_rows(path, layout, BadLines())) == [
+    ("A3", "0205616461", 1_369_699_200 * NANO, 5.0)
+  ]
   (tmp_path / "empty.csv").write_text("")
   with pytest.raises(UserError, match="empty.csv: is empty"):
     read(tmp_path / "empty.csv", TableLayout(EVENTS))
@@ -91,6 +95,14 @@ def test_parquet_with_numbers_and_dates(tmp_path):
   frame.write_parquet(path)
   found, bad = read(path, TableLayout(EVENTS))
   assert found == [("7", "x", 86_400)] and len(bad) == 2
+
+
+def test_parquet_keeps_nanoseconds(tmp_path):
+  path = tmp_path / "a.parquet"
+  times = pd.to_datetime([1_433_221_337_900_000_001, 1_433_221_337_900_000_000], unit="ns")
+  pd.DataFrame({"user": "u", "item": ["x", "y"], "time": times}).to_parquet(path)
+  times = [row[2] for row in event_rows(path, TableLayout(EVENTS), BadLines())]
+  assert times == [1_433_221_337_900_000_001, 1_433_221_337_900_000_000]
 
 
 JSON_LINES = (  # a byte-order mark, numbers as keys, times of several kinds, Python's notation
@@ -109,7 +121,7 @@ def test_json_lines_by_the_names_of_their_fields(tmp_path, name):
   compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
   path.write_bytes(compress(JSON_LINES))
   rows = list(event_rows(path, TableLayout(JSON_COLUMNS), BadLines()))
-  assert [row[:3] for row in rows] == [
+  assert [(*row[:2], row[2] // NANO) for row in rows] == [
     ("u", "x", 1_531_001_351),
     ("8", "7", 1_531_087_751),
     ("v", "10", 1_513_468_800),
@@ -142,7 +154,7 @@ def test_bad_lines_of_json_name_their_line(tmp_path):
   )
   bad = BadLines(99)
   rows = event_rows(path, TableLayout(EVENTS), bad)
-  assert [row[:3] for row in rows] == [("u", "x", 1), ("u", "z", 2)] and bad.count == 6
+  assert [row[1] for row in rows] == ["x", "z"] and bad.count == 6
   assert [line.split(" ")[0] for line in bad.quoted] == [f"{path}:{n}:" for n in (2, 3, 4)]
   assert bad.quoted[0].endswith("{'id': 1} as a key; expected a text or a whole number")
   assert bad.quoted[1].endswith("no field 'item' (columns.item)")
@@ -206,7 +218,7 @@ def test_gaps_of_every_kind():
     }
   )
   rows = list(event_rows(frame, TableLayout({**EVENTS, "rating": "stars"}), BadLines(2)))
-  assert [row[:3] for row in rows] == [("1", "x", 5)] and math.isnan(rows[0][3])
+  assert [row[:2] for row in rows] == [("1", "x")] and math.isnan(rows[0][3])
 
 
 def test_categories_of_every_kind():
@@ -248,7 +260,7 @@ def test_movielens(tmp_path, name, text):
   path = tmp_path / name
   path.write_text(text)
   layout = movielens.file_layout(path, of_items=False)
-  assert list(event_rows(path, layout, BadLines())) == [("1", "31", 1_260_759_144, 2.5)]
+  assert list(event_rows(path, layout, BadLines())) == [("1", "31", 1_260_759_144 * NANO, 2.5)]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])  # of 1M and of 10M

@@ -32,7 +32,12 @@ def prepared(folder: pathlib.Path, *, times: bool = True) -> pathlib.Path:
   rng = np.random.default_rng(0)
   pairs = [(u, int(i)) for u in range(12) for i in rng.permutation(11)[: 5 + u % 4]]
   rows = (
-    (f"u{u}{ODD[u % 5]}", f"i{i}{ODD[i % 5]}", 1_400_000_000 + 3600 * n if times else None, np.nan)
+    (
+      f"u{u}{ODD[u % 5]}",
+      f"i{i}{ODD[i % 5]}",
+      (1_400_000_000 + 3600 * n) * 10**9 if times else None,
+      np.nan,
+    )
     for n, (u, i) in enumerate(pairs)
   )
   found = collect_events(rows)
