@@ -210,18 +210,54 @@ def without_a_shard(folder):
   next(folder.rglob("*items.array_record-00000*")).unlink()
 
 
-def without_features(folder):
-  (folder / "interactions" / "users" / "1.0.0" / "features.json").unlink()
+def info_of_users(**changes):
+  """Damage: other values in the description of the first split."""
+
+  def damage(folder):
+    path = folder / "interactions" / "users" / "1.0.0" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0] |= changes
+    path.write_text(json.dumps(info))
+
+  return damage
 
 
 @pytest.mark.parametrize(
-  "damage", [cut_off, emptied, flipped, swapped, without_a_shard, without_features]
+  "damage",
+  [
+    *(cut_off, emptied, flipped, swapped, without_a_shard),
+    info_of_users(shardLengths=["4", "4", "5"]),
+    info_of_users(shardLengths=["4", "-4", "4"]),
+    info_of_users(shardLengths=[]),
+    info_of_users(shardLengths=["9" * 5000]),
+    info_of_users(shardLengths=None),
+    info_of_users(name="others"),
+  ],
 )
 def test_what_is_damaged_is_told_in_one_line(copy, tmp_path, damage):
   damage(copy)
   with pytest.raises(UserError, match=r"1\.0\.0: damaged or incomplete \(.*\); copy it again"):
     tfds_reader.export_plain_files(copy, tmp_path / "plain")
   assert {path.name for path in tmp_path.iterdir()} == {"copy"}
+
+
+def test_no_code_runs_that_the_dataset_names(copy, tmp_path, monkeypatch):
+  """TFDS itself would import the class of a feature, also from the folder of the data."""
+  users = copy / "interactions" / "users" / "1.0.0"
+  ran = tmp_path / "ran"
+  program = f"open({str(ran)!r}, 'w').close()\n"
+  for name in ("hostile", "interactions"):
+    (users / f"{name}.py").write_text(program)
+    (users.parent / f"{name}.py").write_text(program)
+  monkeypatch.syspath_prepend(users)
+  features = users / "features.json"
+  hostile = features.read_text().replace("tensorflow_datasets.core.features.text_feature", "hostile")
+  features.write_text(hostile)
+  info = users / "dataset_info.json"
+  info.write_text(info.read_text().replace("mmesid_jax.data.folder.tfds_builder", "hostile"))
+  tfds_reader.export_plain_files(copy, tmp_path / "plain")
+  assert (tmp_path / "plain" / "sequences.txt").is_file()
+  assert not ran.exists()
 
 
 def test_the_dataset_is_found_or_one_line_says_what_is_missing(copy, tmp_path):
