@@ -152,6 +152,25 @@ def test_nothing_is_unpickled(module):
       assert any(keyword.arg == "allow_pickle" for keyword in node.keywords), module
 
 
+# What loads a checkpoint with transformers, peft or sentence-transformers, and may run its code.
+LOADERS = ("from_pretrained", "get_class_from_dynamic_module", "SentenceTransformer")
+BENCHMARKS = {
+  f"benchmarks.{file.stem}": ast.parse(file.read_text(), str(file))
+  for file in sorted((PACKAGE.parent / "benchmarks").glob("*.py"))
+}
+
+
+@pytest.mark.parametrize("module", [*MODULES, *BENCHMARKS])
+def test_no_code_of_a_checkpoint_runs(module):
+  """Every loader gets LOCAL_ONLY, with trust_remote_code=False; without it transformers asks."""
+  for node in ast.walk({**MODULES, **BENCHMARKS}[module]):
+    if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+      assert isinstance(node.value, ast.Constant) and node.value.value is False, module
+    if isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] in LOADERS:
+      given = [dotted(keyword.value) for keyword in node.keywords if keyword.arg is None]
+      assert given == ["LOCAL_ONLY"], f"{module}:{node.lineno}"
+
+
 def test_files_are_short_and_named_after_what_they_hold():
   for file in PACKAGE.rglob("*.py"):
     assert len(file.read_text().splitlines()) <= 400, file

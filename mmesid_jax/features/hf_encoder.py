@@ -1,8 +1,7 @@
 """Runs an encoder from a local Hugging Face directory: safetensors only, and none of its code."""
 
-import contextlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.digest import file_sha256, json_sha256
+from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 
 
@@ -134,30 +134,6 @@ def _require_all_weights(directory: Path, report: Mapping[str, Any], pooling: st
       f"{directory}: holds no weights for {sorted(missing)[0]} ({len(missing)} such tensors); its "
       "config.json belongs to another model"
     )
-
-
-# Nothing is downloaded, and no code next to the weights is run.
-LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
-
-
-@contextlib.contextmanager
-def explain_load_errors(directory: Path, part: str) -> Iterator[None]:
-  """Raises UserError for any error of transformers while it loads a `part` of the directory."""
-  logging = import_extra("transformers").utils.logging
-  logging.set_verbosity_error()
-  logging.disable_progress_bar()
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as error:  # many types, for damaged files and those of another model
-    if "trust_remote_code" in str(error):
-      raise UserError(
-        f"{directory}: needs its own code, which is not run here; export its vectors with that "
-        "code and read them with mmesid_jax.vectors"
-      ) from error
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
-    raise UserError(f"{directory}: its {part} does not load ({reason})") from error
 
 
 def model_sha256(directory: Path) -> str:

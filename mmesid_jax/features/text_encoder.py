@@ -8,8 +8,9 @@ import numpy as np
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.hf_encoder import LOCAL_ONLY, HFEncoder, explain_load_errors
+from mmesid_jax.features.hf_encoder import HFEncoder
 from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors
 
 CHUNK_TEXTS = 4096  # texts that are tokenized at once
 

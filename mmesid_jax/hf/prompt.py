@@ -9,6 +9,7 @@ import numpy as np
 from mmesid_jax.config.presets import ITEMS
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.llama_weights import EMBEDDING
+from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 
 
@@ -32,16 +33,13 @@ def tokenize_prompt(directory: pathlib.Path, template: str) -> Prompt:
       f"{directory}: holds neither tokenizer.json nor tokenizer.model; copy the checkpoint's "
       "tokenizer files there, or leave recommender.prompt.text empty for a learned prompt"
     )
-  import transformers  # heavy, and needed for text prompts only
+  with explain_load_errors(directory, "tokenizer"):
+    import transformers  # heavy, and needed for text prompts only
 
-  try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-  except Exception as error:  # the kinds differ, for files that are damaged or of another model
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
-    raise UserError(f"{directory}: its tokenizer does not load ({reason})") from error
-  before, after = (
-    tuple(tokenizer.encode(part, add_special_tokens=False)) for part in template.split(ITEMS)
-  )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **LOCAL_ONLY)
+    before, after = (
+      tuple(tokenizer.encode(part, add_special_tokens=False)) for part in template.split(ITEMS)
+    )
   return Prompt(before, after)
 
 

@@ -1,6 +1,7 @@
 """The prompt, token by token."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -73,6 +74,26 @@ def test_special_tokens_of_the_tokenizer_stay_one_token(base):
 def test_a_text_without_one_place_for_items_is_refused(base, text):
   with pytest.raises(UserError, match="prompt.text=.*expected text, {items} once"):
     tokenize_prompt(base, text)
+
+
+def test_a_tokenizer_that_needs_its_own_code_is_refused_and_nobody_is_asked(
+  base, tmp_path, monkeypatch
+):
+  directory = shutil.copytree(base, tmp_path / "base")
+  for name, change in {
+    "tokenizer_config.json": {"tokenizer_class": "OwnTokenizer"},
+    "config.json": {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
+  }.items():
+    content = json.loads((directory / name).read_text()) if (directory / name).is_file() else {}
+    own = {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]}}
+    (directory / name).write_text(json.dumps(content | own | change))
+  (directory / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+  asked = []
+  monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "y")
+  with pytest.raises(UserError, match="its tokenizer needs code of its own, which is not run"):
+    tokenize_prompt(directory, PROMPTS["paper"])
+  assert not asked
+  assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path):

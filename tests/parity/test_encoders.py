@@ -248,7 +248,7 @@ def test_models_that_cannot_be_trusted_or_are_not_whole_are_refused(mini_lm, tmp
 
   foreign = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
   (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-  refused_config("needs its own code", model_type="evil", auto_map=foreign)
+  refused_config("needs code of its own", model_type="evil", auto_map=foreign)
   assert not (tmp_path / "ran").exists()
   refused_config("holds no weights for", num_hidden_layers=7)
   refused_config("its model does not load", model_type="no such")

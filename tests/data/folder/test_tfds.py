@@ -251,7 +251,9 @@ def test_no_code_runs_that_the_dataset_names(copy, tmp_path, monkeypatch):
     (users.parent / f"{name}.py").write_text(program)
   monkeypatch.syspath_prepend(users)
   features = users / "features.json"
-  hostile = features.read_text().replace("tensorflow_datasets.core.features.text_feature", "hostile")
+  hostile = features.read_text().replace(
+    "tensorflow_datasets.core.features.text_feature", "hostile"
+  )
   features.write_text(hostile)
   info = users / "dataset_info.json"
   info.write_text(info.read_text().replace("mmesid_jax.data.folder.tfds_builder", "hostile"))
