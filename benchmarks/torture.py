@@ -2,14 +2,16 @@
 python benchmarks/torture.py --output=runs/torture [--kills=50]
 
 The quickstart runs once in peace. Then it is started and killed (SIGKILL) until so many kills are
-done; where it ends before, another one begins. Every run that was killed must end with the
-artifacts and the metrics of the first, to the last bit. Prints where the kills fell and whether
-that is so, and writes OUTPUT/torture.json. Exit status 1 where anything differs.
+done; where it ends before, another one begins. Every checkpoint of these runs is held back for a
+random time before it gets its name. Every run that was killed must end with the artifacts and the
+metrics of the first, to the last bit. Prints where the kills fell and whether that is so, and
+writes OUTPUT/torture.json. Exit status 1 where anything differs.
 """
 
 import collections
 import itertools
 import json
+import os
 import pathlib
 import random
 import subprocess
@@ -26,6 +28,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for the runs; those that ar
 KILLS = flags.DEFINE_integer("kills", 50, "How often.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 LONGEST = flags.DEFINE_float("longest", 60.0, "Seconds that a run lives at the most.")
+HOLD = flags.DEFINE_float("hold", 2.0, "Seconds that a checkpoint is held back at the most.")
 CHANGES = flags.DEFINE_list("changes", ["run.save_every=5"], "Keys of the configuration: a.b=c.")
 flags.mark_flag_as_required("output")
 
@@ -38,14 +41,14 @@ def main(argv: list[str]) -> None:
   output = pathlib.Path(OUTPUT.value).absolute()
   whole, rng = output / "whole", random.Random(SEED.value)
   output.mkdir(parents=True, exist_ok=True)
-  if start(whole).wait() != 0:
+  if start(whole, hold=0).wait() != 0:
     raise Stop(f"{whole}: the run in peace failed; its output is in {log_of(whole)}")
   where: collections.Counter[str] = collections.Counter()
   different: list[str] = []
   for number in itertools.count(1):
     workdir = output / f"killed-{number}"
     while where.total() < KILLS.value:
-      process = start(workdir)
+      process = start(workdir, hold=HOLD.value)
       try:
         status = process.wait(rng.uniform(1, LONGEST.value))
       except subprocess.TimeoutExpired:
@@ -58,7 +61,7 @@ def main(argv: list[str]) -> None:
       if status != 0:
         raise Stop(f"{workdir}: ended with status {status}; its output is in {log_of(workdir)}")
       break
-    if start(workdir).wait() != 0:  # whatever was left to do
+    if start(workdir, hold=0).wait() != 0:  # whatever was left to do
       raise Stop(f"{workdir}: does not go on; its output is in {log_of(workdir)}")
     different += [f"{workdir.name}: {name}" for name in differences(whole, workdir)]
     if where.total() >= KILLS.value:
@@ -77,11 +80,12 @@ def log_of(workdir: pathlib.Path) -> pathlib.Path:
   return workdir.with_suffix(".log")
 
 
-def start(workdir: pathlib.Path) -> subprocess.Popen:
-  command = [sys.executable, "-m", "mmesid_jax.train", "--config=configs/quickstart.py"]
+def start(workdir: pathlib.Path, *, hold: float) -> subprocess.Popen:
+  command = [sys.executable, "benchmarks/held_back_train.py", "--config=configs/quickstart.py"]
   command += [f"--workdir={workdir}", *(f"--config.{change}" for change in CHANGES.value)]
   with log_of(workdir).open("a") as log:
-    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    environment = os.environ | {"HOLD_SECONDS": str(hold)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
 def moment_of(workdir: pathlib.Path) -> str:

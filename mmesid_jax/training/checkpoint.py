@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 
 import grain
 import jax
@@ -29,7 +30,11 @@ class UnreadableCheckpoint(Exception):
 
 class Checkpoints:
   """`folder/steps` holds the newest states with the Grain iterator, `folder/best` the best
-  parameters.
+  parameters of each of them.
+
+  A state is {"train": with "params", "best": with "step", the step that its best parameters are
+  from, or 0}. It gets its name after these parameters have theirs, so that a run that is killed at
+  any moment finds both.
 
   As a context it waits for the last writes and closes. If the disk refuses anything that is written
   in the folder, it raises a UserError that names the last good checkpoint.
@@ -37,20 +42,21 @@ class Checkpoints:
 
   def __init__(self, folder: pathlib.Path, *, keep: int = 2):
     self.folder = folder.absolute()
-    self._steps = _manager(self.folder / "steps", keep)
-    self._best = _manager(self.folder / "best", 1)
+    self._steps = _manager(self.folder / "steps", ocp.checkpoint_managers.LatestN(keep))
+    self._on_disk = set(self._steps.all_steps())  # also those that are to be deleted
+    self._best = _manager(self.folder / "best", _NewestOfEach(lambda: self._on_disk))
 
   @property
   def latest(self) -> int | None:
     return self._steps.latest_step()
 
   def save(self, step: int, state, iterator: grain.DatasetIterator) -> None:
-    """Writes in the background. Call it after the step `step` and before the next batch is
-    taken."""
+    """Writes in the background, once the best parameters are on disk. Call it after the step
+    `step` and before the next batch is taken."""
     if step in self._steps.all_steps():
       return
-    if not self._best.is_saving_in_progress():
-      self._best.wait_until_finished()  # raises what went wrong
+    self._best.wait_until_finished()  # raises what went wrong
+    self._on_disk = {*self._steps.all_steps(), step}
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(iterator.get_state())
     )
@@ -67,6 +73,7 @@ class Checkpoints:
     for step in sorted(self._steps.all_steps(), reverse=True):
       try:
         found = _restore_step(self._steps, step, args)
+        self._bring_best_in_line(step, found["state"])
       except UnreadableCheckpoint as error:
         damaged[step] = error
         if error.__cause__ is not None and processes.is_multiprocess():
@@ -79,19 +86,15 @@ class Checkpoints:
     raise UserError(f"{newest}; delete {self.folder} to train this stage again from its start")
 
   def save_best(self, step: int, params) -> None:
-    """Replaces the best parameters."""
-    for saved in self._best.all_steps():  # a resumed run repeats steps
-      if saved == step and _damage(self._best.directory / str(step)) is None:
-        return
-      if saved >= step:  # else it would count as newer, and this one would not be written
-        self._best.delete(saved)
+    """Writes the best parameters so far, in the background."""
+    self._forget_best(step)
     self._save(self._best, step, ocp.args.Composite(params=ocp.args.StandardSave(params)))
 
-  def restore_best(self, params):
-    """The best parameters, shaped as `params`. Raises UserError."""
+  def restore_best(self, step: int, params):
+    """The best parameters, those of `step`, shaped as `params`. Raises UserError."""
     args = ocp.args.Composite(params=_restore_like(params))
     try:
-      return _restore_step(self._best, self._best.latest_step(), args)["params"]
+      return _restore_step(self._best, step, args)["params"]
     except UnreadableCheckpoint as error:
       raise UserError(
         f"{error}; the best parameters of this stage are lost, and only of this one: delete "
@@ -142,6 +145,30 @@ class Checkpoints:
       raise UserError(f"{manager.directory}: no such directory any more; step {step} is not saved")
     manager.save(step, args=args)
 
+  def _bring_best_in_line(self, step: int, state) -> None:
+    """Makes the best parameters those that the state of `step` means.
+
+    Raises UnreadableCheckpoint where they cannot be read and the state does not hold them.
+    """
+    best_step = int(state["best"]["step"])
+    path = self._best.directory / str(best_step)
+    reason = _damage(path) if best_step else None
+    if reason is not None and best_step != step:
+      raise UnreadableCheckpoint(
+        f"{self._steps.directory / str(step)}: not a readable checkpoint of this model "
+        f"(its best parameters, {path}: {reason})"
+      )
+    self._forget_best(step + 1)
+    if reason is not None:
+      self.save_best(step, state["train"]["params"])
+
+  def _forget_best(self, start: int) -> None:
+    """Deletes best parameters of the step `start` and later: of a run that did not come to save
+    its state, and repeats these steps."""
+    for step in self._best.all_steps():
+      if step >= start:
+        self._best.delete(step)
+
   def _move_aside(self, damaged: dict[int, Exception], used: pathlib.Path) -> None:
     """Moves damaged checkpoints out of the way of the next save at the same step."""
     processes.barrier("read the checkpoints")
@@ -172,13 +199,29 @@ class _Manager(ocp.CheckpointManager):
     return False
 
 
-def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+class _NewestOfEach(ocp.checkpoint_managers.PreservationPolicy):
+  """Keeps the newest of the best parameters, and for each of the states those that were the newest
+  at its step."""
+
+  def __init__(self, states: Callable[[], set[int]]):
+    self._states = states
+
+  def should_preserve(self, checkpoints, *, context):
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    limits = {*self._states(), *steps[-1:]}
+    needed = {max((step for step in steps if step <= limit), default=None) for limit in limits}
+    return [step in needed for step in steps]
+
+
+def _manager(
+  directory: pathlib.Path, kept: ocp.checkpoint_managers.PreservationPolicy
+) -> ocp.CheckpointManager:
   write_digests = functools.partial(_write_digests, directory)
   options = ocp.AsyncOptions(post_finalization_callback=write_digests)
   return _Manager(
     directory,
     options=ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
+      preservation_policy=kept,
       cleanup_tmp_directories=True,  # what a killed run, or a full disk, left half written
       async_options=options,
       # Both managers write at the same time, and one must not take the barriers of the other.
@@ -210,7 +253,8 @@ def _damage(checkpoint: pathlib.Path) -> str | None:
   reason = None
   if processes.is_main():
     try:
-      reason = find_changed_file(checkpoint)
+      there = checkpoint.is_dir()
+      reason = find_changed_file(checkpoint) if there else "no such folder"
     except Exception as error:  # of a damaged list of digests, or a file that cannot be read
       reason = _first_line(error)
   refused = processes.broadcast(reason is not None)

@@ -157,7 +157,7 @@ def fit(
           "run the same command again to go on"
         )
     checkpoints.wait()
-    params = checkpoints.restore_best(state["params"])
+    params = checkpoints.restore_best(int(best["step"]), state["params"])
   if rates := metrics.throughput.overall():
     reporter.info(f"{task.name}: {describe_rates(rates)}")
   return Result(nnx.merge(graph, params, frozen), float(best["score"]), int(best["step"]))

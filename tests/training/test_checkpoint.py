@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import time
 
 import grain
 import jax.numpy as jnp
@@ -10,13 +11,20 @@ import numpy as np
 import pytest
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.training import checkpoint
 from mmesid_jax.training.checkpoint import DIGESTS, Checkpoints
 
 RANDOM = np.random.default_rng(0).normal(size=(9, 5000)).astype(np.float32)  # in files of its own
 
 
-def state(step: int):
-  return {"weight": jnp.asarray(RANDOM[step]), "step": np.asarray(step)}
+def params(step: int):
+  return {"weight": jnp.asarray(RANDOM[step])}
+
+
+def state(step: int, best: int | None = None):
+  """Of a run whose best parameters are from the step `best`, if not from this one."""
+  best = {"step": np.asarray(step if best is None else best)}
+  return {"train": {"params": params(step), "step": np.asarray(step)}, "best": best}
 
 
 def batches() -> grain.DatasetIterator:
@@ -29,8 +37,8 @@ def saved(folder: pathlib.Path, *steps: int, keep: int = 2) -> pathlib.Path:
   for step in range(1, max(steps) + 1):
     next(iterator)
     if step in steps:
+      checkpoints.save_best(step, params(step))
       checkpoints.save(step, state(step), iterator)
-      checkpoints.save_best(step, state(step))
   checkpoints.wait()
   checkpoints.close()
   return folder
@@ -41,48 +49,56 @@ def restored(folder: pathlib.Path) -> tuple[int, int]:
   checkpoints, iterator = Checkpoints(folder), batches()
   found = checkpoints.restore(state(0), iterator)
   checkpoints.close()
-  np.testing.assert_array_equal(found["weight"], RANDOM[int(found["step"])])
-  return int(found["step"]), next(iterator)
+  step = int(found["train"]["step"])
+  np.testing.assert_array_equal(found["train"]["params"]["weight"], RANDOM[step])
+  return step, next(iterator)
 
 
-def arrays(checkpoint: pathlib.Path) -> pathlib.Path:
+def best_of(folder: pathlib.Path, step: int) -> np.ndarray:
+  checkpoints = Checkpoints(folder)
+  found = checkpoints.restore_best(step, params(0))
+  checkpoints.close()
+  return found["weight"]
+
+
+def arrays(folder: pathlib.Path) -> pathlib.Path:
   """The file that holds the weights."""
-  return max(checkpoint.rglob("*"), key=lambda file: file.is_file() and file.stat().st_size)
+  return max(folder.rglob("*"), key=lambda file: file.is_file() and file.stat().st_size)
 
 
-def flip(checkpoint: pathlib.Path) -> None:
-  file = arrays(checkpoint)
+def flip(folder: pathlib.Path) -> None:
+  file = arrays(folder)
   content = bytearray(file.read_bytes())
   content[len(content) // 2] ^= 1
   file.write_bytes(content)
 
 
-def truncate(checkpoint: pathlib.Path) -> None:
-  arrays(checkpoint).write_bytes(arrays(checkpoint).read_bytes()[:-100])
+def truncate(folder: pathlib.Path) -> None:
+  arrays(folder).write_bytes(arrays(folder).read_bytes()[:-100])
 
 
-def delete(checkpoint: pathlib.Path) -> None:
-  arrays(checkpoint).unlink()
+def delete(folder: pathlib.Path) -> None:
+  arrays(folder).unlink()
 
 
-def forget(checkpoint: pathlib.Path) -> None:
+def forget(folder: pathlib.Path) -> None:
   """Metadata, in a checkpoint that has no sums either, as those of an earlier version."""
-  (checkpoint / DIGESTS).unlink()
-  (checkpoint / "state" / "_METADATA").unlink()
+  (folder / DIGESTS).unlink()
+  (folder / "state" / "_METADATA").unlink()
 
 
-def move_in_the_data(checkpoint: pathlib.Path) -> None:
+def move_in_the_data(folder: pathlib.Path) -> None:
   """Whole files, of another step."""
-  shutil.copytree(checkpoint.parent / "3" / "data", checkpoint / "data", dirs_exist_ok=True)
+  shutil.copytree(folder.parent / "3" / "data", folder / "data", dirs_exist_ok=True)
 
 
-def empty(checkpoint: pathlib.Path) -> None:
-  shutil.rmtree(checkpoint)
-  checkpoint.mkdir()
+def empty(folder: pathlib.Path) -> None:
+  shutil.rmtree(folder)
+  folder.mkdir()
 
 
-def blot(checkpoint: pathlib.Path) -> None:
-  (checkpoint / DIGESTS).write_bytes(b"\xff{")
+def blot(folder: pathlib.Path) -> None:
+  (folder / DIGESTS).write_bytes(b"\xff{")
 
 
 DAMAGES = (flip, truncate, delete, forget, move_in_the_data, empty, blot)
@@ -132,33 +148,85 @@ def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
     (saved(tmp_path, 3) / part / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
   assert restored(saved(tmp_path, 5)) == (5, 5)
   assert sorted(file.name for file in (tmp_path / "steps").iterdir()) == ["3", "5"]
-  assert [file.name for file in (tmp_path / "best").iterdir()] == ["5"]
+  assert sorted(file.name for file in (tmp_path / "best").iterdir()) == ["3", "5"]
 
 
 def test_sums_name_every_file_that_is_read(tmp_path):
-  checkpoint = saved(tmp_path, 3) / "steps" / "3"
-  named = json.loads((checkpoint / DIGESTS).read_text()).keys()
-  items = [file for item in ("state", "data") for file in (checkpoint / item).rglob("*")]
-  assert named == {str(file.relative_to(checkpoint)) for file in items if file.is_file()}
+  folder = saved(tmp_path, 3) / "steps" / "3"
+  named = json.loads((folder / DIGESTS).read_text()).keys()
+  items = [file for item in ("state", "data") for file in (folder / item).rglob("*")]
+  assert named == {str(file.relative_to(folder)) for file in items if file.is_file()}
 
 
 def test_damaged_best_parameters_say_what_is_lost(tmp_path):
   flip(saved(tmp_path, 3) / "best" / "3")
-  checkpoints = Checkpoints(tmp_path)
   with pytest.raises(UserError) as caught:
-    checkpoints.restore_best(state(0))
+    best_of(tmp_path, 3)
   assert f"{tmp_path}/best/3: not a readable checkpoint" in str(caught.value)
   assert "only of this one" in str(caught.value) and f"delete {tmp_path} and" in str(caught.value)
-  checkpoints.save_best(3, state(3))  # a resumed run comes by here again
+
+
+DAMAGES_OF_BEST = (flip, truncate, delete, blot, shutil.rmtree)
+
+
+@pytest.mark.parametrize("damage", DAMAGES_OF_BEST)
+def test_best_parameters_that_a_state_holds_are_taken_from_it_again(tmp_path, damage):
+  damage(saved(tmp_path, 3, 5) / "best" / "5")
+  assert restored(tmp_path) == (5, 5)
+  np.testing.assert_array_equal(best_of(tmp_path, 5), RANDOM[5])
+
+
+@pytest.mark.parametrize("damage", DAMAGES_OF_BEST)
+def test_a_state_whose_best_parameters_are_lost_is_moved_aside(tmp_path, damage, capsys):
+  """Those of the step before are there, but they are not its own."""
+  checkpoints = Checkpoints(tmp_path)
+  for step in (1, 3):
+    checkpoints.save_best(step, params(step))
+    checkpoints.save(step + 1, state(step + 1, best=step), batches())
   checkpoints.wait()
-  np.testing.assert_array_equal(checkpoints.restore_best(state(0))["weight"], RANDOM[3])
   checkpoints.close()
+  damage(tmp_path / "best" / "3")
+  assert restored(tmp_path) == (2, 0)
+  assert f"its best parameters, {tmp_path}/best/3: " in capsys.readouterr().err
+  assert [file.name for file in (tmp_path / "best").iterdir()] == ["1"]
+  np.testing.assert_array_equal(best_of(tmp_path, 1), RANDOM[1])
+
+
+def test_best_parameters_stay_as_long_as_a_state_needs_them(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  for step in range(1, 9):
+    checkpoints.save_best(step, params(step))
+    if step in (2, 5, 7):
+      checkpoints.save(step, state(step), batches())
+    checkpoints.wait()
+    states = sorted(int(file.name) for file in (tmp_path / "steps").iterdir())
+    bests = {int(file.name) for file in (tmp_path / "best").iterdir()}
+    assert {step, *states} <= bests and len(bests) <= 4
+  checkpoints.close()
+
+
+def test_a_state_gets_its_name_after_its_best_parameters(tmp_path, monkeypatch):
+  """Though these are held back until the state has its name, or for a second."""
+  write_digests = checkpoint._write_digests
+
+  def hold_back(directory):
+    end = time.monotonic() + 1
+    while directory.name == "best" and time.monotonic() < end:
+      if (tmp_path / "steps" / "3").exists():
+        early.append(directory)
+      time.sleep(0.01)
+    write_digests(directory)
+
+  early: list[pathlib.Path] = []
+  monkeypatch.setattr(checkpoint, "_write_digests", hold_back)
+  saved(tmp_path, 3)
+  assert not early
 
 
 def test_the_best_of_a_run_that_went_back_is_written_though_a_later_one_was_there(tmp_path):
   saved(tmp_path, 5)
   checkpoints = Checkpoints(tmp_path)
-  checkpoints.save_best(3, state(3))
+  checkpoints.save_best(3, params(3))
   checkpoints.wait()
-  np.testing.assert_array_equal(checkpoints.restore_best(state(0))["weight"], RANDOM[3])
   checkpoints.close()
+  np.testing.assert_array_equal(best_of(tmp_path, 3), RANDOM[3])

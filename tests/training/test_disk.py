@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 from commands import run
-from training.test_checkpoint import batches, restored, state
+from training.test_checkpoint import batches, params, restored, state
 from training.test_loop import task
 
 from mmesid_jax.errors import Diverged, UserError, disk_fault
@@ -94,7 +94,7 @@ def test_what_failed_in_the_background_stops_the_next_save(tmp_path, best):
       checkpoints.wait()
       with small_files(10_000):
         if best:
-          checkpoints.save_best(4, state(4))
+          checkpoints.save_best(4, params(4))
         else:
           checkpoints.save(4, state(4), batches())
         while (

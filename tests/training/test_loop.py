@@ -237,6 +237,30 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_behind_the_one_before(tmp_p
   assert Checkpoints(tmp_path).latest == 12
 
 
+def test_a_run_killed_between_a_state_and_its_best_parameters_ends_with_the_right_ones(tmp_path):
+  """steps/8 is there, and best/8 is not, as earlier versions could leave it; best/4 is."""
+  whole = fit(task(), tmp_path / "whole", log_every=3, save_every=4)
+  cut, aside = tmp_path / "cut", tmp_path / "aside"
+  for stop, steps in enumerate((4, 8), 1):
+    calls = []
+
+    def stop_at(calls=calls, at=1):
+      calls.append(1)
+      if len(calls) == at:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=f"at step {steps} of 12"):
+      fit(task(on_validate=stop_at), cut, log_every=3, save_every=4)
+    if stop == 1:
+      shutil.copytree(cut / "best" / "4", aside)
+  shutil.rmtree(cut / "best")
+  (cut / "best").mkdir()
+  aside.rename(cut / "best" / "4")
+  resumed = fit(task(), cut, log_every=3, save_every=4)
+  assert (resumed.best, resumed.best_step) == (whole.best, whole.best_step)
+  np.testing.assert_array_equal(resumed.model.weight[...], whole.model.weight[...])
+
+
 CHILD = """
 import pathlib, sys, time
 sys.path.insert(0, {tests!r})
