@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import decimal
+import hashlib
 import math
 import numbers
 import re
@@ -59,12 +60,41 @@ class Events:
       self, user_E=user_E, item_E=item_E, user_keys=user_keys, item_keys=item_keys
     )
 
-  def sort(self) -> "Events":
-    """Sorts by user, then time, then place in the source."""
+  def sort(self, ties: str = "file") -> "Events":
+    """Sorts by user, then time, then what `ties` says.
+
+    ties: "file" = place in the source; "hash" = a hash of the keys of user and item, which does not
+    depend on the order of the source and differs from user to user.
+    """
     columns = (self.user_E,)
     if self.time_E is not None:
       columns = (self.nano_E, self.time_E, self.user_E)
-    return self.select(np.lexsort(columns))  # lexsort is stable
+    found = self.select(np.lexsort(columns))  # lexsort is stable
+    if ties == "file" or self.time_E is None:
+      return found
+    ties_E = found.ties()
+    ties_E[:-1] |= ties_E[1:]  # the first of a tie too
+    hash_E = np.zeros(len(found), np.uint64)
+    hash_E[ties_E] = [
+      _hash_keys(found.user_keys[u], found.item_keys[i])
+      for u, i in zip(found.user_E[ties_E].tolist(), found.item_E[ties_E].tolist(), strict=True)
+    ]
+    return found.select(np.lexsort((hash_E, found.nano_E, found.time_E, found.user_E)))
+
+  def ties(self) -> np.ndarray:
+    """Returns a mask [E] of events at the same time as the one before, of the same user.
+
+    The events are sorted and have times.
+    """
+    ties_E = np.zeros(len(self), bool)
+    columns = (self.user_E, self.time_E, self.nano_E)
+    ties_E[1:] = np.logical_and.reduce([x_E[1:] == x_E[:-1] for x_E in columns])
+    return ties_E
+
+
+def _hash_keys(user: str, item: str) -> int:
+  data = f"{len(user)} {user}{item}".encode()  # the length keeps ("a", "bc") and ("ab", "c") apart
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def _renumber(x_E: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -142,8 +172,9 @@ def parse_time(value: object) -> int:
     return (value - EPOCH.date()).days * 86_400 * NANO
   if isinstance(value, float):
     value = decimal.Decimal(str(value))  # 0.9 is nine tenths, not the nearest sum of powers of 2
-  is_number = isinstance(value, int | decimal.Decimal) and not isinstance(value, bool)
-  if not is_number or decimal.Decimal(value).is_nan() or not abs(value) < LATEST:
+  is_number = isinstance(value, int) and not isinstance(value, bool)
+  is_number |= isinstance(value, decimal.Decimal) and value.is_finite()
+  if not is_number or not abs(value) < LATEST:
     raise ValueError(
       f"{value!r} is not a time; expected seconds or milliseconds since 1970, or a date"
     )

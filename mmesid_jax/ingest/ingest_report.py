@@ -12,6 +12,7 @@ from mmesid_jax.display.html import html_figure, html_page, html_table, small_te
 from mmesid_jax.display.plots import COLORS, Picture, draw_histogram, draw_line, render_png
 from mmesid_jax.display.table import format_table
 from mmesid_jax.ingest.events import Events
+from mmesid_jax.ingest.statistics import TIED_USERS, TIES
 
 COUNTED = ("users", "items", "events")
 
@@ -44,6 +45,22 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
     yield f"{duplicates:,} repeated descriptions of items were left out; the first one counts."
   if few := dataset["users"] - dataset["evaluated users"]:
     yield f"Users with fewer than 3 events, which train but are not evaluated: {few:,}."
+  yield from _tie_notes(figures)
+
+
+def _tie_notes(figures: Mapping[str, Any]) -> Iterator[str]:
+  dataset = figures["dataset"]
+  if not dataset.get(TIES):
+    return
+  test, validation = (dataset[TIED_USERS[name]] for name in ("test", "validation"))
+  order = "that of the files, which may give the next item away; --config.ties=hash breaks them"
+  if figures["settings"]["ties"] == "hash":
+    order = "that of a hash"
+  yield (
+    f"{dataset[TIES]:,} events are at the same time as the user's event before; of "
+    f"{dataset['evaluated users']:,} evaluated users, this is so for the test item of {test:,} and "
+    f"the validation item of {validation:,}. Their order is {order}."
+  )
 
 
 def report_page(name: str, figures: Mapping[str, Any], events: Events) -> str:

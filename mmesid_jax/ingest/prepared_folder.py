@@ -90,7 +90,7 @@ def _filter_and_write(
   counts = {"read": events.counts()}
   for name, events in filters.apply_filters(events, _filter_steps(config, catalogue)):  # noqa: B020
     counts[name] = events.counts()
-  events = events.renumber().sort()
+  events = events.renumber().sort(config.ties)
   figures = {
     "settings": config.to_dict(),
     "bad lines": {"count": bad.count, "first": bad.quoted},

@@ -8,6 +8,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.ingest.catalogue import REQUIRABLE
 
 DUPLICATES = ("keep", "exact", "pair")
+TIES = ("file", "hash")
 SOURCES = ("amazon2014", "amazon2018", "amazon2023", "movielens", "table")
 
 
@@ -33,6 +34,9 @@ def default_settings() -> ConfigDict:
       # "exact" removes events with the same user, item and time as an earlier one (none without
       # times); "pair" those with the same user and item; "keep" removes none
       "duplicates": "exact",
+      # order of a user's events at the same time: "file" = as in the files; "hash" = by a hash of
+      # the keys of user and item, the same for any order of the files
+      "ties": "file",
       "core": {"user": 5, "item": 5},  # minimum number of events of each; 0 or 1 = no filter
       "min_length": 3,  # minimum number of a user's events; shorter sequences are not evaluated
       "tfds": False,  # also write a TensorFlow dataset to the folder `tfds` in the output; slow
@@ -52,6 +56,7 @@ def check_settings(config: ConfigDict, *, described: bool) -> None:
   """
   _check_one_of("source", config.source, SOURCES)
   _check_one_of("duplicates", config.duplicates, DUPLICATES)
+  _check_one_of("ties", config.ties, TIES)
   for name in split_names(config.require):
     _check_one_of("require", name, REQUIRABLE)
   for key in ("max_bad_lines", "min_length", "min_rating", "core.user", "core.item"):
@@ -66,6 +71,8 @@ def check_settings(config: ConfigDict, *, described: bool) -> None:
     for name in ("user", "item"):
       if not config.columns[name]:
         raise UserError(f"--config.columns.{name}: expected the name of a column or field")
+    if config.ties == "hash" and not config.columns.time:
+      raise UserError("--config.ties=hash: needs --config.columns.time, the name of a column")
     if config.min_rating and not config.columns.rating:
       raise UserError("--config.min_rating: needs --config.columns.rating, the name of a column")
     for field in split_names(config.require):

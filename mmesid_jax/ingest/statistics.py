@@ -7,6 +7,11 @@ import numpy as np
 from mmesid_jax.ingest.catalogue import REQUIRABLE, Catalogue
 from mmesid_jax.ingest.events import Events
 
+TIES = "events at the same time as the user's previous event"
+TIED_USERS = {
+  name: f"users whose {name} item is at the same time as the item before it"
+  for name in ("test", "validation")
+}
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
@@ -34,7 +39,7 @@ def dataset_statistics(events: Events, catalogue: Catalogue) -> dict[str, Any]:
   if events.time_E is not None:
     first, last = int(events.time_E.min()), int(events.time_E.max())
     figures["time"] = {"first": _date(first), "last": _date(last)}
-    figures["events at the same time as the user's previous event"] = _count_ties(events)
+    figures |= _count_ties(events)
   return figures
 
 
@@ -48,6 +53,15 @@ def _date(seconds: int) -> str:
   return str(np.datetime64(seconds, "s"))
 
 
-def _count_ties(events: Events) -> int:
-  columns = (events.user_E, events.time_E, events.nano_E)
-  return int(np.logical_and.reduce([x_E[1:] == x_E[:-1] for x_E in columns]).sum())
+def _count_ties(events: Events) -> dict[str, int]:
+  """Counts events that have the time of the one before; apart those that are held out.
+
+  Held out are the last event (test) and the one before it (validation) of users with at least 3.
+  """
+  ties_E = events.ties()
+  ends_U = np.cumsum(np.bincount(events.user_E))
+  ends_U = ends_U[np.diff(ends_U, prepend=0) >= 3]
+  return {
+    TIES: int(ties_E.sum()),
+    **{TIED_USERS[n]: int(ties_E[ends_U - k].sum()) for n, k in (("test", 1), ("validation", 2))},
+  }

@@ -120,6 +120,32 @@ def test_ties_keep_the_order_of_the_files(tmp_path):
   assert sequences_by_key(tmp_path / "all") == {"u": ["x", "y", "z", "w", "x"]}
 
 
+def test_ties_by_a_hash_are_the_same_for_any_order_of_the_file(tmp_path, capsys):
+  rows = [f"{u},{i},{7 if i < 'e' else 9}" for u in "uvw" for i in "abcdef"] + ["x,a,1", "x,b,2"]
+  rows += ["y,a,1", "y,b,1", "y,c,2"]  # the validation item alone ties
+  found = {}
+  for name, order in (("a", rows), ("b", rows[::-1])):
+    (tmp_path / f"{name}.csv").write_text("user,item,time\n" + "\n".join(order))
+    for ties in ("file", "hash"):
+      statistics = prepare(
+        tmp_path / f"{name}-{ties}", events=tmp_path / f"{name}.csv", ties=ties, also=NO_FILTERS
+      )
+      found[name, ties] = sequences_by_key(tmp_path / f"{name}-{ties}")
+  assert found["a", "file"]["u"] == [*"abcdef"] and found["b", "file"]["u"] == [*"dcbafe"]
+  assert found["a", "hash"] == found["b", "hash"] != found["a", "file"]
+  assert len({"".join(found["a", "hash"][user]) for user in "uvw"}) > 1  # not one order for all
+  assert all(sorted(found["a", "hash"][u][:4]) == [*"abcd"] for u in "uvw")
+  figures = statistics["dataset"]
+  assert figures["events at the same time as the user's previous event"] == 3 * 4 + 1
+  assert figures["users whose test item is at the same time as the item before it"] == 3
+  assert figures["users whose validation item is at the same time as the item before it"] == 1
+  said = capsys.readouterr().out
+  assert (
+    "of 4 evaluated users, this is so for the test item of 3 and the validation item of 1" in said
+  )
+  assert "--config.ties=hash breaks them" in (tmp_path / "a-file/report.html").read_text()
+
+
 def test_a_table_without_times_is_in_order(tmp_path):
   (tmp_path / "a.csv").write_text("user,item\nu,b\nu,a\nv,a\nu,c\n")
   prepare(tmp_path / "out", events=tmp_path / "a.csv", also={**NO_FILTERS, "columns.time": ""})
@@ -189,6 +215,11 @@ PAGE = "configs/prepare.py"
     (["--config.events=a.csv", "--config.require=title"], "name one by --config.metadata"),
     (["--config.events=a.csv", "--config.require=size"], "--config.require=size: expected one of"),
     (["--config.events=a.csv", "--config.min_rating=4"], "needs --config.columns.rating"),
+    (["--config.events=a.csv", "--config.ties=random"], "ties=random: expected one of file, hash"),
+    (
+      ["--config.events=a.csv", "--config.ties=hash", "--config.columns.time="],
+      "--config.ties=hash: needs --config.columns.time",
+    ),
     (["--config.events=/dev/null"], "/dev/null: not a regular file; write its contents to one"),
     (["--config.events=a.csv", "--config.core.user=-1"], "--config.core.user=-1: expected a numb"),
   ],
