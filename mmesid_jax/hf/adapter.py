@@ -13,7 +13,9 @@ import safetensors.numpy
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
-from mmesid_jax.hf.llama_weights import TABLE, layer_of
+from mmesid_jax.files.readers import read_json_object
+from mmesid_jax.hf.llama_weights import TABLE, layer_of, other_prefix
+from mmesid_jax.hf.safetensors_dir import FLOATS
 from mmesid_jax.models.llama import Llama
 from mmesid_jax.parallel.processes import main_only
 from mmesid_jax.parallel.variables import LoRAParam
@@ -21,6 +23,18 @@ from mmesid_jax.parallel.variables import LoRAParam
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+
+# What LoraConfig's `init_lora_weights` may be. Other ways take a part out of the base's weights and
+# put it into the adapter, which then fits that changed base only.
+BASE_UNCHANGED = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# Its fields that say nothing about the trained adapter's output. Any that is in no list here must
+# have an empty value, those of later versions of peft too.
+NO_EFFECT = (
+  *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+  *("inference_mode", "lora_dropout", "fan_in_fan_out", "layers_pattern", "megatron_core"),
+  *("qalora_group_size", "runtime_config", "velora_config"),
+  *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # of init_lora_weights
+)
 
 # our name of a projection -> Hugging Face's
 PEFT_NAME = {e.path.split(".")[-1]: e.key.split(".")[-2] for e in TABLE if "norm" not in e.path}
@@ -90,6 +104,11 @@ def check_adapter(llama: Llama, directory: pathlib.Path) -> None:
   _check_config(llama, directory)
   wanted = {key: factor.shape for factor, keys in _factors(llama) for key in keys}
   with _open(directory) as file:
+    if other := other_prefix(file.keys(), wanted):
+      raise UserError(
+        f"{directory / WEIGHTS}: holds {other[0]}, expected {other[1]}; train it on "
+        "LlamaForCausalLM, or rename its tensors"
+      )
     if different := sorted(wanted.keys() ^ set(file.keys())):
       side = "missing" if different[0] in wanted else "not of this model"
       raise UserError(
@@ -97,11 +116,14 @@ def check_adapter(llama: Llama, directory: pathlib.Path) -> None:
       )
     for key, (_, d_in, *d_out) in wanted.items():
       shape = (math.prod(d_out), d_in)
-      actual = tuple(file.get_slice(key).get_shape())
+      there = file.get_slice(key)
+      actual, dtype = tuple(there.get_shape()), there.get_dtype()
       if actual != shape:
         raise UserError(
           f"{directory / WEIGHTS}: {key} has shape {actual}, this base and rank want {shape}"
         )
+      if dtype not in FLOATS:
+        raise UserError(f"{directory / WEIGHTS}: {key} holds {dtype}, expected {', '.join(FLOATS)}")
 
 
 def _open(directory: pathlib.Path):
@@ -125,13 +147,7 @@ def _factors(llama: Llama) -> Iterator[tuple[LoRAParam, list[str]]]:
 
 def _check_config(llama: Llama, directory: pathlib.Path) -> None:
   file = directory / CONFIG
-  if not file.is_file():
-    raise UserError(f"{file}: no such file; name the directory of a PEFT adapter")
-  try:
-    theirs = json.loads(file.read_text())
-    theirs.get("r")
-  except (ValueError, AttributeError) as error:
-    raise UserError(f"{file}: not a JSON object ({error})") from error
+  theirs = read_json_object(file, missing="name the directory of a PEFT adapter")
   c = llama.config.lora
   expected = {
     "peft_type": "LORA",
@@ -144,10 +160,16 @@ def _check_config(llama: Llama, directory: pathlib.Path) -> None:
   for field, value in expected.items():
     if theirs.get(field) != value:
       raise UserError(f"{file}: {field} is {theirs.get(field)!r}, the configuration has {value!r}")
-  for field in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
-    if theirs.get(field):
-      raise UserError(f"{file}: {field} is set, which this project does not read")
+  if (start := theirs.get("init_lora_weights")) not in BASE_UNCHANGED:
+    raise UserError(
+      f"{file}: init_lora_weights is {start!r}, which changes the base's weights too; convert it: "
+      "peft's save_pretrained takes path_initial_model_for_weight_conversion"
+    )
   modules = theirs.get("target_modules")
   ours = {PEFT_NAME[name] for name in c.targets}
-  if not isinstance(modules, list) or set(modules) != ours:
+  if not isinstance(modules, list) or set(map(str, modules)) != ours:
     raise UserError(f"{file}: target_modules is {modules!r}, the configuration has {sorted(ours)}")
+  known = (*expected, "init_lora_weights", "target_modules", *NO_EFFECT)
+  for field in sorted(theirs.keys() - known):
+    if theirs[field]:
+      raise UserError(f"{file}: {field} is set, expected plain LoRA without it")

@@ -6,7 +6,8 @@ scale of the queries are the same, so weights are only transposed and stacked.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,10 @@ from mmesid_jax.parallel.mesh import FSDP, TENSOR, is_partitioned
 from mmesid_jax.parallel.placement import check_shape_divides
 
 EMBEDDING = "model.embed_tokens.weight"
-IGNORED = (EMBEDDING, "lm_head.weight")  # a prompt's rows are read separately; logits are not used
+UNUSED = (EMBEDDING, "lm_head.weight")  # a prompt's rows are read separately; logits are not used
+# Tables that older conversions stored, which follow from config.json; transformers skips them too.
+ROTATION = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.\w+")
+PREFIX = "model."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +91,28 @@ def expected_tensors(llama: Llama) -> dict[str, tuple[str, tuple[int, ...]]]:
 def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
   """Checks names and shapes of all tensors, reading headers only.
 
-  Raises UserError, which names both sides, unless every weight is filled, every tensor is used or
-  in IGNORED, and all shapes are equal.
+  Raises UserError, which names both sides, unless every weight is filled, every tensor is used, in
+  UNUSED or of ROTATION, and all shapes are equal.
   """
-  layers, wanted = llama.config.layers, expected_tensors(llama)
-  found = set(checkpoint.keys())
+  layers = llama.config.layers
+  found = {key for key in checkpoint.keys() if not ROTATION.fullmatch(key)}
+  if layers > len(found):
+    raise UserError(
+      f"{checkpoint.directory}: config.json wants {layers} layers, it holds {len(found)} tensors"
+    )
+  wanted = expected_tensors(llama)
+  if other := other_prefix(found, wanted):
+    there, expected = other
+    raise UserError(
+      f"{checkpoint.directory}: holds {there}, expected {expected}: the whole model, whose tensors "
+      f"begin with {PREFIX!r}; save it with LlamaForCausalLM.save_pretrained"
+    )
   if missing := sorted(wanted.keys() - found):
     raise UserError(
       f"{checkpoint.directory}: {missing[0]} is missing ({len(missing)} tensors are), which fills "
       f"{wanted[missing[0]][0]}; config.json asks for {layers} layers"
     )
-  if unknown := sorted(found - wanted.keys() - set(IGNORED)):
+  if unknown := sorted(found - wanted.keys() - set(UNUSED)):
     raise UserError(
       f"{checkpoint.directory}: {unknown[0]} fits no parameter ({len(unknown)} tensors do not); "
       f"config.json asks for {layers} layers without biases"
@@ -107,11 +122,20 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
       raise UserError(
         f"{checkpoint.directory}: {key} has shape {checkpoint.shape(key)}, {path} wants {shape}"
       )
-    if not checkpoint.is_float(key):
-      raise UserError(
-        f"{checkpoint.directory}: {key} does not hold 16- or 32-bit floats; quantized checkpoints "
-        "are not read: take the original one and set recommender.backbone.weights"
-      )
+    checkpoint.require_floats(key)
+
+
+def other_prefix(found: Collection[str], wanted: Collection[str]) -> tuple[str, str] | None:
+  """A tensor that is there and the one that is wanted, where all differ by their prefix alone.
+
+  As where a part of a model was saved, or more than it. None if the names have the right prefix, or
+  are not those of a Llama at all.
+  """
+  expected = min(key for key in wanted if ".layers." in key)
+  if expected in found:
+    return None
+  bare = expected[expected.index("layers.") :]
+  return next(((key, expected) for key in sorted(found) if f".{key}".endswith(f".{bare}")), None)
 
 
 def load_weights(llama: Llama, checkpoint: Checkpoint) -> None:
@@ -224,7 +248,7 @@ def to_hugging_face(
         raise ValueError(f"{entry.path} is kept as {weight.kind}: name the checkpoint it came from")
       yield key, _merge_lora(array, layer, i)
   yield FINAL_NORM, np.asarray(jax.device_get(llama.norm.scale[...]))
-  for key in IGNORED:
+  for key in UNUSED:
     if source is not None and key in source.keys():
       yield key, source.read(key)
 

@@ -78,6 +78,7 @@ def read_embeddings(checkpoint: Checkpoint, tokens: tuple[int, ...]) -> np.ndarr
   """
   if EMBEDDING not in checkpoint.keys():
     raise UserError(f"{checkpoint.directory}: {EMBEDDING} is missing, which the prompt needs")
+  checkpoint.require_floats(EMBEDDING)
   rows = checkpoint.shape(EMBEDDING)[0]
   if tokens and max(tokens) >= rows:
     raise UserError(

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable
+from typing import NoReturn
 
 import numpy as np
 import safetensors
@@ -12,10 +13,12 @@ import safetensors.numpy
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
+from mmesid_jax.files.readers import read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+FLOATS = ("F32", "F16", "BF16")  # dtypes of weights that are read
 SHARD_BYTES = 4 << 30
 SMALL_FILES = (".json", ".txt", ".jinja", ".model")  # suffixes of what goes along
 
@@ -25,16 +28,21 @@ class Checkpoint:
 
   Opening reads headers only and checks that every file is whole. `bytes_read` is the number of
   bytes that `read` has returned. Raises UserError for a directory without safetensors, a shard that
-  is missing or cut short, and a tensor that the index puts into the wrong file.
+  is missing or cut short, a tensor that the index puts into the wrong file, and a file beside an
+  index of shards, as only one of the two is meant.
   """
 
   def __init__(self, directory: str | os.PathLike):
     self.directory = pathlib.Path(directory)
     self.bytes_read = 0
-    self._files = {name: self._open(name) for name in self._names()}
-    file_of = {key: file for file in self._files.values() for key in file.keys()}  # noqa: SIM118
-    self._check_index(file_of)
-    self._slices = {key: file.get_slice(key) for key, file in file_of.items()}
+    index = self._index()
+    self._files = {name: self._open(name) for name in sorted(set(index.values())) or [SINGLE]}
+    keys = {name: set(file.keys()) for name, file in self._files.items()}
+    if absent := [key for key, name in index.items() if key not in keys[name]]:
+      file = self.directory / index[absent[0]]
+      raise UserError(f"{file}: does not hold {absent[0]}, but {INDEX} says so; download it again")
+    file_of = {key: name for name in keys for key in keys[name]} | index
+    self._slices = {key: self._files[name].get_slice(key) for key, name in file_of.items()}
 
   def keys(self) -> list[str]:
     """The names of all tensors."""
@@ -43,9 +51,13 @@ class Checkpoint:
   def shape(self, key: str) -> tuple[int, ...]:
     return tuple(self._slices[key].get_shape())
 
-  def is_float(self, key: str) -> bool:
-    """Whether the tensor holds 16- or 32-bit floats."""
-    return self._slices[key].get_dtype() in ("F32", "F16", "BF16")
+  def require_floats(self, key: str) -> None:
+    """Raises UserError unless the tensor holds 16- or 32-bit floats."""
+    if (dtype := self._slices[key].get_dtype()) not in FLOATS:
+      raise UserError(
+        f"{self.directory}: {key} holds {dtype}, expected one of {', '.join(FLOATS)}; take the "
+        "checkpoint before it was quantized, and set recommender.backbone.weights"
+      )
 
   def read(self, key: str, *index: slice) -> np.ndarray:
     """The slice of the tensor, or all of it, in the file's dtype."""
@@ -53,31 +65,32 @@ class Checkpoint:
     self.bytes_read += array.nbytes
     return array
 
-  def _names(self) -> list[str]:
+  def _index(self) -> dict[str, str]:
+    """Tensor -> file of the directory, as the index says; {} for one file without an index."""
     if not self.directory.is_dir():
       raise UserError(f"{self.directory}: no such directory; name one that holds config.json")
-    if (self.directory / INDEX).is_file():
-      return sorted(set(self._index().values()))
-    if (self.directory / SINGLE).is_file():
-      return [SINGLE]
+    file, single = self.directory / INDEX, self.directory / SINGLE
+    if not file.is_file():
+      if not single.is_file():
+        self._refuse_without_safetensors()
+      return {}
+    if single.is_file():
+      raise UserError(f"{single}: stands beside {INDEX}; remove the one that is left over")
+    weight_map = read_json_object(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+      raise UserError(f"{file}: expected an object with weight_map, a file for every tensor")
+    for name in weight_map.values():
+      if not isinstance(name, str) or pathlib.Path(name).name != name:
+        raise UserError(f"{file}: {name!r} is not a file name in this directory")
+    return weight_map
+
+  def _refuse_without_safetensors(self) -> NoReturn:
     if pickles := sorted(p.name for pattern in PICKLES for p in self.directory.glob(pattern)):
       raise UserError(
         f"{self.directory}: holds {pickles[0]} and no safetensors; pickles are not opened, because "
         "they can run code: convert it with transformers' save_pretrained, which writes safetensors"
       )
     raise UserError(f"{self.directory}: holds neither {SINGLE} nor {INDEX}")
-
-  def _index(self) -> dict[str, str]:
-    file = self.directory / INDEX
-    try:
-      weight_map = json.loads(file.read_text())["weight_map"]
-      if not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError("a file name that is not text")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise UserError(f"{file}: expected an object with weight_map ({error!r})") from error
-    if outside := [name for name in weight_map.values() if pathlib.Path(name).name != name]:
-      raise UserError(f"{file}: {outside[0]!r} is not a file name in this directory")
-    return weight_map
 
   def _open(self, name: str):
     file = self.directory / name
@@ -89,13 +102,6 @@ class Checkpoint:
       raise UserError(
         f"{file}: not a whole safetensors file ({error}); download it again"
       ) from error
-
-  def _check_index(self, file_of: dict) -> None:
-    if SINGLE in self._files:
-      return
-    for key, name in self._index().items():
-      if file_of.get(key) is not self._files[name]:
-        raise UserError(f"{self.directory / name}: does not hold {key}, but {INDEX} says so")
 
 
 def check_new_directory(directory: pathlib.Path) -> None:

@@ -133,10 +133,26 @@ def test_it_says_how_many_projections_are_adapted():
     ({"use_rslora": True}, "use_rslora is True"),
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ({"bias": "all"}, "bias is 'all'"),
-    ({"use_dora": True}, "use_dora is set"),
+    *(
+      ({"init_lora_weights": name}, f"init_lora_weights is '{name}', which changes the base")
+      for name in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "of 2030")
+    ),
+    ({"use_dora": True}, "use_dora is set, expected plain LoRA"),
+    ({"lora_bias": True}, "lora_bias is set"),
     ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is set"),
+    ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern is set"),
+    ({"modules_to_save": ["embed_tokens"]}, "modules_to_save is set"),
+    ({"trainable_token_indices": [5]}, "trainable_token_indices is set"),
+    ({"layers_to_transform": [1]}, "layers_to_transform is set"),
+    ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication is set"),
+    ({"alora_invocation_tokens": [7]}, "alora_invocation_tokens is set"),
+    ({"use_qalora": True}, "use_qalora is set"),
+    ({"kasa_config": {"beta": 1}}, "kasa_config is set"),
+    ({"target_parameters": ["q_proj.weight"]}, "target_parameters is set"),
+    ({"a_field_of_2030": 1}, "a_field_of_2030 is set"),
     ({"target_modules": ["q_proj"]}, r"target_modules is \['q_proj'\], .*'down_proj', 'o_proj'"),
     ({"target_modules": "all-linear"}, "target_modules is 'all-linear'"),
+    ({"target_modules": [["q_proj"]]}, "target_modules is"),
   ],
 )
 def test_an_adapter_of_another_kind_is_refused_by_its_field(written, fields, message):
@@ -153,9 +169,27 @@ def test_fields_that_peft_leaves_out_have_its_defaults(written):
   check_adapter(adapted(), written)
 
 
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
+def test_starts_that_leave_the_base_as_it_is_are_read(written, start):
+  edit(written, init_lora_weights=start, eva_config={"rho": 2.0}, qalora_group_size=16)
+  edit(written, megatron_core="megatron.core", rank_pattern={}, use_dora=False, revision="main")
+  check_adapter(adapted(), written)
+
+
+def test_an_adapter_of_a_llama_without_its_head_is_named_as_such(written):
+  tensors = safetensors.numpy.load_file(written / WEIGHTS)
+  renamed = {key.replace("model.model.", "model."): x for key, x in tensors.items()}
+  safetensors.numpy.save_file(renamed, written / WEIGHTS)
+  name = "layers.0.mlp.down_proj.lora_A.weight"
+  says = f"holds base_model.model.{name}, expected base_model.model.model.{name}; train it on"
+  with pytest.raises(UserError, match=says):
+    check_adapter(adapted(), written)
+
+
 @pytest.mark.parametrize(
   "change, message",
   [
+    (lambda t: t.update({DOWN: t[DOWN].astype(np.int8)}), f"{DOWN} holds I8, expected F32, F16"),
     (lambda t: t.pop(DOWN), f"{DOWN} is missing; .*another base"),
     (lambda t: t.update(more=t[DOWN]), "more is not of this model; .*another base"),
     (lambda t: t.update({DOWN: t[DOWN].T.copy()}), r"\(24, 4\), .*want \(4, 24\)"),
@@ -179,6 +213,7 @@ def test_an_adapter_of_another_base_is_refused(written, changes):
     (lambda d: (d / CONFIG).unlink(), "no such file; name the directory of a PEFT adapter"),
     (lambda d: (d / CONFIG).write_text("{"), "not a JSON object"),
     (lambda d: (d / CONFIG).write_text("[]"), "not a JSON object"),
+    (lambda d: (d / CONFIG).write_text("[" * 10**5), "not a JSON object"),
     (lambda d: (d / WEIGHTS).rename(d / "adapter_model.bin"), "pickled adapters are not opened"),
     (lambda d: (d / WEIGHTS).write_bytes(b"\x10"), "not a whole safetensors file"),
   ],

@@ -11,8 +11,8 @@ from flax import nnx
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.llama_weights import (
-  IGNORED,
   TABLE,
+  UNUSED,
   layer_of,
   load_weights,
   to_hugging_face,
@@ -45,7 +45,7 @@ def loaded(base, weights="bfloat16", mesh=None):
 
 
 def stored_bytes(checkpoint: Checkpoint) -> int:
-  whole = [checkpoint.read(key).nbytes for key in checkpoint.keys() if key not in IGNORED]
+  whole = [checkpoint.read(key).nbytes for key in checkpoint.keys() if key not in UNUSED]
   return sum(whole)
 
 

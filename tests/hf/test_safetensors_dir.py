@@ -24,6 +24,26 @@ def base(tmp_path):
   return tmp_path / "base"
 
 
+def rename(change):
+  """Damage that gives every tensor another name."""
+
+  def damage(base):
+    tensors = safetensors.numpy.load_file(base / SINGLE)
+    safetensors.numpy.save_file({change(k): x for k, x in tensors.items()}, base / SINGLE)
+
+  return damage
+
+
+def configure(**fields):
+  """Damage that changes fields of config.json."""
+
+  def damage(base):
+    file = base / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+  return damage
+
+
 def opened(base):
   config = read_architecture(base)
   check_keys(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))), Checkpoint(base))
@@ -53,6 +73,30 @@ def test_a_whole_one_is_taken(base):
   opened(base)
 
 
+def write_file(file):
+  safetensors.numpy.save_file({"x": np.zeros(2, np.float32)}, file)
+
+
+def test_tables_of_rotations_that_older_conversions_stored_are_skipped(base):
+  """Llama 2 and older ones: in every layer, or once."""
+  frequencies = np.ones(8, np.float32)
+  names = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(2)]
+  rewrite(
+    base, lambda t: t.update(dict.fromkeys([*names, "model.rotary_emb.inv_freq"], frequencies))
+  )
+  opened(base)
+
+
+def test_a_tensor_in_two_shards_is_read_where_the_index_says(base):
+  expected = Checkpoint(base).read(UP)
+  shard(base)
+  name = json.loads((base / INDEX).read_text())["weight_map"][UP]
+  other = ({"a.safetensors", "b.safetensors"} - {name}).pop()
+  tensors = safetensors.numpy.load_file(base / other)
+  safetensors.numpy.save_file(tensors | {UP: np.zeros_like(expected)}, base / other)
+  np.testing.assert_array_equal(Checkpoint(base).read(UP), expected)
+
+
 @pytest.mark.parametrize(
   "damage, message",
   [
@@ -74,12 +118,36 @@ def test_a_whole_one_is_taken(base):
     ),
     (
       lambda b: rewrite(b, lambda t: t.update({UP: t[UP].astype(np.int8)})),
-      f"{UP} does not hold 16- or 32-bit floats",
+      f"{UP} holds I8, expected one of F32, F16, BF16; .*before it was quantized",
+    ),
+    (
+      lambda b: rewrite(b, lambda t: t.update({UP: t[UP].astype(ml_dtypes.float8_e4m3fn)})),
+      f"{UP} holds F8_E4M3, expected one of F32, F16, BF16",
+    ),
+    (
+      rename(lambda key: key.removeprefix("model.")),
+      "holds layers.0.input_layernorm.weight, expected model.layers.0.input_layernorm.weight: .*"
+      "begin with 'model.'; save it with LlamaForCausalLM",
+    ),
+    (
+      rename(lambda key: f"language_model.{key}"),
+      "holds language_model.model.layers.0.input_layernorm.weight, expected model.layers.0.input",
+    ),
+    (
+      configure(num_hidden_layers=10**6),
+      "config.json wants 1000000 layers, it holds 20 tensors",
     ),
     (lambda b: shard(b, rename=lambda f: f.replace("b.", "c.")), "c.safetensors: no such file"),
     (lambda b: shard(b, rename=lambda f: "a.safetensors"), "a.safetensors: does not hold"),
     (lambda b: shard(b, rename=lambda f: "../" + f), "'../a.safetensors' is not a file name"),
     (lambda b: (shard(b), (b / INDEX).write_text("{}")), f"{INDEX}: expected an object"),
+    (lambda b: (shard(b), (b / INDEX).write_text("[]")), f"{INDEX}: not a JSON object, but a list"),
+    (lambda b: (shard(b), (b / INDEX).write_text("[" * 10**5)), f"{INDEX}: not a JSON object"),
+    (lambda b: (shard(b), (b / INDEX).write_bytes(b"\xff")), f"{INDEX}: not a JSON object"),
+    (lambda b: shard(b, rename=lambda f: 3), "3 is not a file name"),
+    (lambda b: shard(b, rename=lambda f: ""), "no such file"),
+    (lambda b: (shard(b), write_file(b / SINGLE)), f"{SINGLE}: stands beside {INDEX}"),
+    (lambda b: (shard(b), write_file(b / "a.safetensors")), "a.safetensors: does not hold"),
   ],
 )
 def test_damage_is_reported_in_one_line(base, damage, message):
@@ -107,7 +175,36 @@ def test_no_directory(tmp_path):
     ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor"),
     ({"head_dim": 15}, "head_dim is 15, expected an even"),
     ({"head_dim": None, "num_attention_heads": 6}, "head_dim is None, .*no multiple of 6"),
+    ({"num_attention_heads": 10**30}, "num_attention_heads is 10*, expected an integer from 1 to"),
+    ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5', expected a number > 0"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is .*'gptq'.*weights"),
+    *(
+      ({"rope_parameters": None, "rope_scaling": {name: kind, "factor": 8.0}}, "rope_scaling is")
+      for name in ("type", "rope_type")
+      for kind in ("linear", "dynamic", "longrope", None, 3)
+    ),
+    ({"rope_parameters": None, "rope_scaling": {"factor": 8.0}}, "rope_scaling is .*'llama3'"),
+    ({"rope_parameters": [1]}, r"rope_parameters is \[1\], expected an object"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_parameters is"),
+    ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling is .*the same as in rope_parameters"),
+    ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters is .*a rope_theta > 0"),
+    ({"rope_parameters": None, "rope_theta": -1}, "rope_theta is -1, expected a rope_theta > 0"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, expected whole heads"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters is .*whole heads"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is .*'default' or 'llama3'"),
+    (
+      {
+        "rope_parameters": {
+          "rope_type": "llama3",
+          "factor": 8,
+          "low_freq_factor": 1,
+          "high_freq_factor": 4,
+          "original_max_position_embeddings": 10**400,
+        }
+      },
+      "rope_parameters is .*expected numbers",
+    ),
     ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters is .*expected numbers"),
   ],
 )
@@ -116,6 +213,21 @@ def test_architectures_that_are_not_ours_are_refused(base, change, message):
   file.write_text(json.dumps(json.loads(file.read_text()) | change))
   with pytest.raises(UserError, match=message):
     read_architecture(base)
+
+
+@pytest.mark.parametrize(
+  "rope, theta",
+  [
+    ({"rope_parameters": {"rope_theta": 7.0}}, 7.0),
+    ({"rope_parameters": None, "rope_theta": 8}, 8.0),
+    ({"rope_parameters": None, "rope_theta": 8, "rope_scaling": {"type": "default"}}, 8.0),
+    ({"rope_parameters": None, "rope_theta": None}, 10_000.0),
+  ],
+)
+def test_rotations_of_older_and_newer_transformers_are_read(base, rope, theta):
+  configure(**rope)(base)
+  c = read_architecture(base)
+  assert (c.rope_theta, c.rope_scaling) == (theta, None)
 
 
 def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from flax import nnx
 from parity.llamas import llama_from, randomise_lora, states, tokens, torch_llama, torch_states
 
 from mmesid_jax.config.schema import PROJECTIONS
+from mmesid_jax.errors import UserError
 from mmesid_jax.hf.adapter import read_adapter, write_adapter
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.parallel.variables import LoRAParam
@@ -92,3 +93,28 @@ def test_an_adapter_trained_in_peft_is_read(adapted):
   after = states(llama, x_TD)
   assert np.abs(after - before).max() > 1e-2
   np.testing.assert_allclose(after, torch_states(theirs.base_model.model.model, x_TD), atol=1e-4)
+
+
+@pytest.mark.parametrize("start", [True, "gaussian", "orthogonal", "mica", "pissa", "olora"])
+def test_adapters_are_read_as_peft_reads_them_or_refused(start, tmp_path):
+  """By what `init_lora_weights` did to the base."""
+  torch_llama().save_pretrained(tmp_path / "base")
+  config = LoRAConfig(rank=4, alpha=8.0, targets=("gate", "up", "down"))
+  llama = llama_from(tmp_path / "base", lora=config)
+  modules = ["gate_proj", "up_proj", "down_proj"]
+  options = {"r": 4, "lora_alpha": 8.0, "target_modules": modules, "init_lora_weights": start}
+  base = torch_llama()
+  theirs = peft.get_peft_model(base, peft.LoraConfig(**options, task_type="CAUSAL_LM"))
+  with torch.no_grad():
+    for name, parameter in theirs.named_parameters():
+      if "lora_" in name:
+        parameter.add_(0.05 * torch.randn_like(parameter))
+  theirs.eval().save_pretrained(tmp_path / "adapter")
+  if start in ("pissa", "olora"):
+    with pytest.raises(UserError, match=f"init_lora_weights is '{start}'"):
+      read_adapter(llama, tmp_path / "adapter")
+    return
+  read_adapter(llama, tmp_path / "adapter")
+  x_TD = tokens(theirs)
+  expected = torch_states(theirs.base_model.model.model, x_TD)
+  np.testing.assert_allclose(states(llama, x_TD), expected, atol=1e-4)
