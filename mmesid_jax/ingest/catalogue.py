@@ -30,6 +30,7 @@ class Catalogue:
     self._wanted = frozenset(keys)
     self._items: dict[str, Item] = {}
     self.duplicates = 0  # descriptions of an item that has one already
+    self.unused_key: str | None = None  # of the first description that was not asked for
 
   def add(self, items: Iterable[Item]) -> None:
     """Adds the descriptions of items whose keys were given."""
@@ -38,6 +39,11 @@ class Catalogue:
         self.duplicates += 1
       elif item.key in self._wanted:
         self._items[item.key] = item
+      elif self.unused_key is None:
+        self.unused_key = item.key
+
+  def __len__(self) -> int:
+    return len(self._items)
 
   def __getitem__(self, key: str) -> Item:
     """Returns the description of an item; it is empty for an item without one."""

@@ -37,7 +37,8 @@ def prepare_folder(config: ConfigDict, output: Path) -> None:
     file_format(Path(path))  # so that a missing file is reported before all events are read
   bad = BadLines(config.max_bad_lines)
   events = collect_events(_read_events(config, bad))
-  _filter_and_write(config, events, _read_metadata(config, bad), output, bad)
+  metadata = _read_metadata(config, bad) if split_names(config.metadata) else None
+  _filter_and_write(config, events, metadata, output, bad)
 
 
 def from_dataframe(
@@ -74,19 +75,21 @@ def from_dataframe(
   bad = BadLines(config.max_bad_lines)
   layout = tables.TableLayout(config.columns)
   events = collect_events(tables.event_rows(events_frame, layout, bad))
-  items = [] if items_frame is None else tables.item_rows(items_frame, layout, bad)
+  items = None if items_frame is None else tables.item_rows(items_frame, layout, bad)
   _filter_and_write(config, events, items, Path(output), bad)
 
 
 def _filter_and_write(
-  config: ConfigDict, events: Events, items: Iterable[Item], output: Path, bad: BadLines
+  config: ConfigDict, events: Events, items: Iterable[Item] | None, output: Path, bad: BadLines
 ) -> None:
   bad.check()
   if not len(events):
     raise UserError("there are no events to prepare")
   catalogue = Catalogue(events.item_keys)
-  catalogue.add(items)
+  catalogue.add(items or ())
   bad.check()
+  if items is not None and not catalogue:
+    _refuse_unmatched(events.item_keys[0], catalogue.unused_key)
   counts = {"read": events.counts()}
   for name, events in filters.apply_filters(events, _filter_steps(config, catalogue)):  # noqa: B020
     counts[name] = events.counts()
@@ -107,6 +110,15 @@ def _filter_and_write(
     if config.tfds:
       write_tfds(folder)
   reporter.info(ingest_report.report_text(output, figures))
+
+
+def _refuse_unmatched(event_key: str, described_key: str | None) -> None:
+  if described_key is None:
+    raise UserError("--config.metadata: describes no item")
+  raise UserError(
+    f"--config.metadata: describes none of the items of the events; an event has the item "
+    f"{event_key!r}, a description {described_key!r}; the keys must be the same texts"
+  )
 
 
 def write_events(folder: Path, events: Events, catalogue: Catalogue) -> None:

@@ -84,7 +84,9 @@ def test_gift_cards_of_2018(tmp_path):
 @needs_raw
 def test_the_sample_of_2014(tmp_path):
   reviews, metadata = RAW / "reviews_2014_sample.json", RAW / "meta_2014_sample.json"
-  options = {"source": "amazon2014", "events": reviews, "metadata": metadata}
+  options = {"source": "amazon2014", "events": reviews}
+  with pytest.raises(UserError, match="describes none of the items"):  # of another category
+    prepare(tmp_path / "out", **options, metadata=metadata, also=NO_FILTERS)
   found = prepare(tmp_path / "out", **options, also=NO_FILTERS)
   assert sequences_by_key(tmp_path / "out") == by_pandas(reviews, 0, 0)
   assert found["dataset"]["users"] == 259 and found["dataset"]["evaluated users"] == 0
@@ -166,6 +168,24 @@ def test_ratings_titles_and_lengths_filter(tmp_path):
   assert sequences_by_key(tmp_path / "2") == {"u": ["a", "b", "d"], "v": ["a", "d"]}
   prepare(tmp_path / "3", **options, also={**also, "min_length": 4})
   assert sequences_by_key(tmp_path / "3") == {"u": ["a", "b", "c", "d"]}
+
+
+def test_metadata_that_match_no_event_are_refused(tmp_path):
+  (tmp_path / "a.csv").write_text("user,item,time\nu,0108775015,1\nu,0108775016,2\n")
+  (tmp_path / "items.csv").write_text("item,title\n108775015,A\n108775016,B\n")
+  options = {"events": tmp_path / "a.csv", "metadata": tmp_path / "items.csv", "also": NO_FILTERS}
+  with pytest.raises(UserError, match="the item '0108775015', a description '108775015'"):
+    prepare(tmp_path / "out", **options)
+  (tmp_path / "items.csv").write_text("item,title\n")
+  with pytest.raises(UserError, match="--config.metadata: describes no item"):
+    prepare(tmp_path / "out", **options)
+  items = {"item": [108775015], "title": ["A"]}
+  with pytest.raises(UserError, match="describes none of the items"):
+    events = {"user": ["u"], "item": ["0108775015"], "time": [1]}
+    from_dataframe(events, tmp_path / "out", items_frame=items, settings=NO_FILTERS)
+  assert not (tmp_path / "out").exists()
+  (tmp_path / "items.csv").write_text("item,title\n108775015,A\n0108775016,B\n")
+  assert prepare(tmp_path / "out", **options)["dataset"]["items described"] == 1
 
 
 @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, dict])
