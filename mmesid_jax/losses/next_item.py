@@ -97,15 +97,20 @@ def _sum_of_exponentials(scorer: Scorer, first, chunk: int, names: tuple[str, ..
   return largest_and_sum
 
 
+def chunk_size(targets: int, rows: int, chunk: int = 0) -> int:
+  """Items whose scores are held at a time: `chunk`, or as many as MAX_SCORES holds; 0 = all."""
+  if chunk or targets * rows <= MAX_SCORES:
+    return chunk
+  return max(1, MAX_SCORES // targets)
+
+
 def catalogue_cross_entropy(
   scorer: Scorer, target_Q: jax.Array, weight_Q: jax.Array, chunk: int = 0
 ) -> tuple[jax.Array, jax.Array]:
   """`cross_entropy` in chunks of `chunk` items; 0 = chunks only if scores exceed MAX_SCORES."""
-  if not chunk and len(target_Q) * scorer.num_rows <= MAX_SCORES:
-    return cross_entropy(scorer.score_all(), target_Q, weight_Q, scorer.last_item)
-  return chunked_cross_entropy(
-    scorer, target_Q, weight_Q, chunk or max(1, MAX_SCORES // len(target_Q))
-  )
+  if chunk := chunk_size(len(target_Q), scorer.num_rows, chunk):
+    return chunked_cross_entropy(scorer, target_Q, weight_Q, chunk)
+  return cross_entropy(scorer.score_all(), target_Q, weight_Q, scorer.last_item)
 
 
 def sampled_cross_entropy(

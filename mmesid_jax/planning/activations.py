@@ -126,12 +126,14 @@ class _Program:
   def _write(self, jaxpr: core.Jaxpr, number: dict[core.Var, int]) -> list[int]:
     """Appends the jaxpr's steps; returns the numbers of its outputs. `number` holds the numbers of
     its arguments, and gets those of its results."""
+
+    def numbers(atoms) -> list[int]:
+      # A literal has no number that anything else has.
+      return [number[x] if isinstance(x, core.Var) else next(self._numbers) for x in atoms]
+
     for equation in jaxpr.eqns:
       inner = list(core.jaxprs_in_params(equation.params))
-      # A literal has no number that anything else has.
-      arguments = [
-        number[x] if isinstance(x, core.Var) else next(self._numbers) for x in equation.invars
-      ]
+      arguments = numbers(equation.invars)
       if equation.primitive.name in CALLS:
         constants = {v: next(self._numbers) for v in inner[0].constvars}
         within = dict(zip(inner[0].invars, arguments, strict=True)) | constants
@@ -141,7 +143,7 @@ class _Program:
         self.bytes |= dict(zip(results, map(_bytes, equation.outvars), strict=True))
         self.steps.append(_Step(equation.primitive.name, arguments, results, inner))
       number |= dict(zip(equation.outvars, results, strict=True))
-    return [number[x] for x in _variables(jaxpr.outvars)]
+    return numbers(jaxpr.outvars)
 
   def in_memory(self) -> set[int]:
     """The numbers of the results that are written to memory."""

@@ -7,6 +7,7 @@ allocated.
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.row_layout import Layout
+from mmesid_jax.losses.next_item import chunk_size
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import flat_name, place_model
@@ -102,9 +104,25 @@ def gathered_bytes(model: RecommenderModel) -> int:
   return max(a_layer, encoder)
 
 
-def share_of_one_device(rows: int, layout: Layout) -> tuple[int, int, Layout]:
-  """One device's share on the mesh of the context: its rows of the tables, the number of devices
-  that share the heads, and its part of a batch."""
+class Share(NamedTuple):
+  """One device's share of a step.
+
+  rows: of the tables. parts: the number of devices that share the heads. layout: its part of a
+  batch. chunk: items whose scores it holds at a time; 0 = all of its own.
+  """
+
+  rows: int
+  parts: int
+  layout: Layout
+  chunk: int
+
+
+def share_of_one_device(rows: int, layout: Layout, softmax_chunk: int = 0) -> Share:
+  """One device's share on the mesh of the context.
+
+  rows, layout, softmax_chunk: the tables' rows, a batch and config.recommender.softmax_chunk of all
+  devices.
+  """
   items = _part(layout.item_places + 1, "batch") - 1
   batch = dataclasses.replace(
     layout,
@@ -112,17 +130,20 @@ def share_of_one_device(rows: int, layout: Layout) -> tuple[int, int, Layout]:
     targets=_part(layout.targets, "targets"),
     items=max(items, 1),  # 0 would be as many as tokens
   )
-  return _part(rows, "items"), sharding.shard_count("heads"), batch
+  # As in training, the whole batch and all items decide whether there are chunks.
+  chunk = chunk_size(layout.targets, rows, softmax_chunk)
+  rows = max(_part(rows, "items"), 2)  # where there are more devices than items, one item each
+  return Share(rows, sharding.shard_count("heads"), batch, chunk)
 
 
-def trace_activations(
-  config: ConfigDict, widths: Mapping[str, int], rows: int, parts: int, layout: Layout
-) -> Activations:
-  """Activations of one device: the loss is traced with its share of items, heads and batch, from
-  `share_of_one_device`, and XLA's attention; the kernels of GPUs and TPUs hold less."""
-  model = model_shapes(config, rows, widths, parts=parts)
-  loss = recommender_stage.recommender_loss(config.recommender, np.ones(rows, np.int64))
-  return activation_bytes(loss, model, Packer(layout).batch())
+def trace_activations(config: ConfigDict, widths: Mapping[str, int], share: Share) -> Activations:
+  """Activations of one device: the loss is traced with its share of items, heads and batch, and
+  XLA's attention; the kernels of GPUs and TPUs hold less."""
+  model = model_shapes(config, share.rows, widths, parts=share.parts)
+  c = config.recommender.copy_and_resolve_references()
+  c.softmax_chunk = share.chunk
+  loss = recommender_stage.recommender_loss(c, np.ones(share.rows, np.int64))
+  return activation_bytes(loss, model, Packer(share.layout).batch())
 
 
 def _part(size: int, axis: str) -> int:

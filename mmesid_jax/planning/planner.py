@@ -97,7 +97,7 @@ class Planner:
     self._config, self._device, self._dataset, self._widths = config, device, dataset, widths
     self._mfu, self._rows_per_device = mfu, rows_per_device
     self._epochs: dict[int, Epoch] = {}  # by rows
-    self._activations: dict[tuple, Activations] = {}
+    self._activations: dict[memory.Share, Activations] = {}
 
   def plan(self, mesh: Mapping[str, int]) -> Plan:
     """The plan of a mesh. Raises UserError where the mesh does not divide the model or a batch."""
@@ -110,10 +110,10 @@ class Planner:
       model = memory.model_shapes(config, rows, self._widths)
       bytes_held = memory.bytes_per_device(model, c)
       epoch = self._epoch(config)
-      share = memory.share_of_one_device(rows, epoch.layout)
+      share = memory.share_of_one_device(rows, epoch.layout, c.softmax_chunk)
       gathered = memory.gathered_bytes(model)
     if share not in self._activations:  # traced for one device, so without the mesh
-      self._activations[share] = memory.trace_activations(config, self._widths, *share)
+      self._activations[share] = memory.trace_activations(config, self._widths, share)
     kept, transient = self._activations[share]
     bytes_held |= {"activations kept": kept, "most beside them": transient}
     bytes_held["weights gathered"] = gathered

@@ -96,7 +96,7 @@ def test_a_device_of_a_mesh_holds_a_fifth_around_what_xla_says(tiny):
     shapes = memory.model_shapes(config, ITEMS + 1, WIDTHS)
     ours = memory.bytes_per_device(shapes, c)["gradient"] + memory.gathered_bytes(shapes)
     one = memory.share_of_one_device(ITEMS + 1, layout)
-  ours += sum(memory.trace_activations(config, WIDTHS, *one))
+  ours += sum(memory.trace_activations(config, WIDTHS, one))
   with jax.set_mesh(make_mesh(*shape)):
     model = really_made(config)
     place_model(model)
@@ -107,6 +107,26 @@ def test_a_device_of_a_mesh_holds_a_fifth_around_what_xla_says(tiny):
     step = make_step(loss, learner, graph, 0, state_shardings=shardings_of(state))
     lowered = step.lower(state, frozen, device_put_batch(Packer(layout).batch()))
   assert ours == pytest.approx(lowered.compile().memory_analysis().temp_size_in_bytes, rel=0.2)
+
+
+def test_chunks_are_those_of_the_whole_batch_and_catalogue():
+  """A device that holds an eighth of the items traces the chunks that training has."""
+  layout, rows = Layout(8, 64, 2048), 10**6
+  shares = []
+  for fsdp in (1, 8):
+    with use_mesh_shape({"data": 1, "fsdp": fsdp, "tensor": 1}):
+      shares.append(memory.share_of_one_device(rows, layout))
+  assert [share.rows for share in shares] == [10**6, 125_000]
+  assert [share.chunk for share in shares] == [2**17, 2**17]  # 1 GiB of float32 scores
+  assert memory.share_of_one_device(1000, layout).chunk == 0
+  assert memory.share_of_one_device(1000, layout, 64).chunk == 64
+
+
+def test_a_device_has_an_item_where_devices_outnumber_them(tiny):
+  config = tiny("best")
+  with use_mesh_shape({"data": 1, "fsdp": 8, "tensor": 1}):
+    share = memory.share_of_one_device(4, Layout(8, 32, 96))
+  assert share.rows == 2 and min(memory.trace_activations(config, WIDTHS, share)) > 0
 
 
 def test_what_fsdp_cuts_is_whole_a_layer_at_a_time(tiny):
