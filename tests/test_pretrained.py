@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -161,6 +162,19 @@ def test_training_starts_from_an_adapter(first, base, tmp_path):
       llama3(base, **{"lora.start": str(first[0] / "adapter"), "lora.rank": 4}), tmp_path / "new"
     )
   assert not (tmp_path / "new").exists()
+
+
+def test_an_adapter_beside_the_weights_is_named_where_it_is_not_read(first, base, tmp_path, capsys):
+  """transformers would read it."""
+  both = shutil.copytree(base, tmp_path / "both")
+  for file in (first[0] / "adapter").iterdir():
+    shutil.copy(file, both)
+  config = llama3(both)
+  pipeline.check_config(config)
+  says = f"warning: {both}: the adapter beside the weights is not read; .*lora.start={both}"
+  assert re.search(says, capsys.readouterr().err)
+  pipeline.check_config(llama3(both, **{"lora.start": str(both)}))
+  assert "adapter" not in capsys.readouterr().err
 
 
 def test_all_weights_may_train(first, base, tmp_path):

@@ -14,6 +14,8 @@ from mmesid_jax.files.digest import file_sha256, json_sha256
 from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 
+ADAPTER = "adapter_config.json"
+
 
 def import_extra(name: str) -> ModuleType:
   """Imports a library of the extra `encode`. Raises UserError if it is not installed."""
@@ -49,7 +51,7 @@ class HFEncoder:
     code, and for a pooling that the model does not have.
     """
     torch = import_extra("torch")
-    Checkpoint(directory)  # raises for missing, incomplete and pickled files
+    check_files(directory)
     self.directory = directory
     self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -104,6 +106,19 @@ class HFEncoder:
       return output.pooler_output
     return pool_tokens(
       output.last_hidden_state.float(), tensors.get("attention_mask"), self.pooling
+    )
+
+
+def check_files(directory: Path) -> None:
+  """Raises UserError for missing, incomplete, pickled or quantized files, and for an adapter."""
+  checkpoint = Checkpoint(directory)
+  for key in checkpoint.keys():
+    if key.endswith((".weight", ".bias")):
+      checkpoint.require_floats(key)
+  if (directory / ADAPTER).is_file():
+    raise UserError(
+      f"{directory / ADAPTER}: makes transformers read the weights of another folder; merge the "
+      "adapter into its base (peft: merge_and_unload, save_pretrained), or remove this file"
     )
 
 

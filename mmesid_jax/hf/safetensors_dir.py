@@ -20,7 +20,14 @@ SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 FLOATS = ("F32", "F16", "BF16")  # dtypes of weights that are read
 SHARD_BYTES = 4 << 30
-SMALL_FILES = (".json", ".txt", ".jinja", ".model")  # suffixes of what goes along
+# What goes along with a model's weights. Nothing else does: an adapter_config.json, for example,
+# makes transformers look for the adapter.
+COPIED = (
+  *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+  *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+  *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+  *("LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
 
 
 class Checkpoint:
@@ -56,7 +63,7 @@ class Checkpoint:
     if (dtype := self._slices[key].get_dtype()) not in FLOATS:
       raise UserError(
         f"{self.directory}: {key} holds {dtype}, expected one of {', '.join(FLOATS)}; take the "
-        "checkpoint before it was quantized, and set recommender.backbone.weights"
+        "checkpoint before it was quantized"
       )
 
   def read(self, key: str, *index: slice) -> np.ndarray:
@@ -123,7 +130,7 @@ def write_checkpoint(
     directory: must not exist; it appears whole or not at all.
     tensors: key and tensor, taken one by one, so that memory holds one shard and never the model.
     config: the content of config.json.
-    copy_from: a directory whose tokenizer and other small files are copied.
+    copy_from: a directory whose tokenizer, generation settings and license are copied.
 
   Raises UserError where the directory exists, and for what the disk refuses.
   """
@@ -131,9 +138,11 @@ def write_checkpoint(
   with atomic_folder(directory) as temporary:
     _write_shards(temporary, tensors)
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    for file in sorted(copy_from.glob("*")) if copy_from is not None else ():
-      if file.suffix in SMALL_FILES and file.name not in (INDEX, "config.json"):
-        shutil.copy(file, temporary / file.name)
+    for pattern in COPIED if copy_from is not None else ():
+      for file in filter(pathlib.Path.is_file, copy_from.glob(pattern)):
+        target = temporary / file.relative_to(copy_from)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)  # not its mode: a read-only base makes no read-only export
 
 
 def _write_shards(directory: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -69,6 +69,11 @@ def check_checkpoint(config: ConfigDict) -> None:
   c = config.recommender
   if not c.backbone.checkpoint:
     return
+  if (pathlib.Path(c.backbone.checkpoint) / adapter.CONFIG).is_file() and not c.lora.start:
+    reporter.warn(
+      f"{c.backbone.checkpoint}: the adapter beside the weights is not read; to start from it, set "
+      f"--config.recommender.lora.start={c.backbone.checkpoint}"
+    )
   check_storage(c)
   llama = nnx.eval_shape(lambda: Llama(llama_config(c), rngs=nnx.Rngs(0)))
   llama_weights.check_keys(llama, Checkpoint(c.backbone.checkpoint))

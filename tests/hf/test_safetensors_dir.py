@@ -243,6 +243,35 @@ def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):
   }
 
 
+def test_what_belongs_to_a_model_goes_along_and_nothing_else(base, tmp_path):
+  """Not an adapter's configuration, which transformers would follow to the adapter."""
+  along = [
+    *(
+      "tokenizer.json",
+      "tokenizer_config.json",
+      "special_tokens_map.json",
+      "generation_config.json",
+    ),
+    *("tokenizer.model", "chat_template.jinja", "additional_chat_templates/tools.jinja"),
+    *("LICENSE.txt", "USE_POLICY.md"),
+  ]
+  stays = [
+    *("adapter_config.json", "adapter_model.safetensors", "modeling_llama.py", "notes.txt"),
+    *("trainer_state.json", "model.safetensors.index.json", "optimizer.pt", "evaluation.json"),
+    *("original/tokenizer.model", ".secret.json"),
+  ]
+  for name in (*along, *stays):
+    (base / name).parent.mkdir(exist_ok=True)
+    (base / name).write_text(f"this is {name}")
+    (base / name).chmod(0o400)
+  write_checkpoint(tmp_path / "out", [("a", np.zeros(3, np.float32))], {}, copy_from=base)
+  written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
+  assert written == {*along, "config.json", SINGLE}
+  for name in along:
+    assert (tmp_path / "out" / name).read_text() == f"this is {name}"
+    assert (tmp_path / "out" / name).stat().st_mode & 0o200
+
+
 def test_an_export_never_lands_in_a_directory_that_is_there(tmp_path):
   (tmp_path / "out").mkdir()
   with pytest.raises(UserError, match="out: exists already"):
