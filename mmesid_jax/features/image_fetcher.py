@@ -23,6 +23,7 @@ from mmesid_jax.features.image_files import (
   is_url,
   read_image_manifest,
 )
+from mmesid_jax.files.append import open_to_append
 from mmesid_jax.files.atomic import open_atomic
 
 THREADS = 16  # the number of slow servers that do not hold up the others
@@ -69,7 +70,7 @@ def fetch_images(
   download = Downloader(
     per_second=per_second, retries=retries, timeout=timeout, max_bytes=int(max_megabytes * 1e6)
   )
-  with report_disk_errors(output), (output / MANIFEST).open("a+b") as manifest:
+  with report_disk_errors(output), open_to_append(output / MANIFEST) as manifest:
     _drop_partial_line(manifest)
     reasons = _fetch_missing(todo, output, manifest, download, give_up)
   named = "; ".join(f"{k}: {reason}" for k, reason in itertools.islice(reasons.items(), MAX_NAMED))

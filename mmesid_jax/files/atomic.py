@@ -24,7 +24,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
   with report_disk_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-      temporary.touch()
+      temporary.touch(exist_ok=False)
       mode = temporary.stat().st_mode
       yield temporary
       _finish_file(temporary, mode)

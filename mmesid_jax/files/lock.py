@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import IO
 
 from mmesid_jax.display import reporter
-from mmesid_jax.errors import UserError
+from mmesid_jax.errors import UserError, report_disk_errors
+from mmesid_jax.files.append import open_to_append
 from mmesid_jax.parallel import processes
 
 # With several processes: a file server may keep the lock of a lost host for a while.
@@ -41,21 +42,23 @@ def lock_folder(
   if not processes.is_main():
     yield
     return
-  folder.mkdir(parents=True, exist_ok=True)
   path = folder / "lock"
-  with path.open("a+") as file:  # "w" would empty what another run wrote
+  with report_disk_errors(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+  with open_to_append(path) as file:  # "w" would empty what another run wrote
     patience = PATIENCE_SECONDS if processes.is_multiprocess() else 0
     if not try_lock(file, path, f"no other run is {doing} here", seconds=patience):
       file.seek(0)
-      holder = file.read().strip() or "another run"
+      holder = file.read().decode(errors="replace").strip() or "another run"
       raise UserError(
         f"{folder}: {holder} is {doing} here; wait until it is done, stop it (it saves first), "
         f"or choose another {flag}"
       )
-    file.truncate(0)
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},\n")
-    file.flush()
+    with report_disk_errors(path):
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},\n".encode())
+      file.flush()
     yield
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError, report_disk_errors
 from mmesid_jax.files import artifact, rows
+from mmesid_jax.files.append import open_to_append
 from mmesid_jax.files.lock import try_lock
 from mmesid_jax.files.provenance import MADE_FROM, check_made_from, check_same_settings
 
@@ -81,8 +82,7 @@ def open_partial_table(
   """
   with report_disk_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+b")
-  with file:
+  with open_to_append(path) as file:
     if not try_lock(file, path, "no other run writes it"):
       raise UserError(f"{path}: another run is writing it; wait until it is done")
     if not _has_rows(file, path, made_from, overwrite):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from mmesid_jax.files.append import open_to_append
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.parallel import processes
 
@@ -31,16 +33,18 @@ class MetricsLog:
     if path.exists():
       kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
       write_text(path, "".join(line + "\n" for line in kept))
-    self._file = path.open("a")
+    self._file = open_to_append(path)
     # not a SummaryWriter: its thread dies where the disk is full, and the next lines wait for it
     (folder / "tensorboard").mkdir(exist_ok=True)
-    self._board = EventsWriter(str(folder / "tensorboard" / "events"))
+    # the rest of its name can be guessed, and it would be written through a link of that name
+    suffix = f".{secrets.token_hex(4)}"
+    self._board = EventsWriter(str(folder / "tensorboard" / "events"), suffix)
     self._event(step, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     if not self._writes:
       return
-    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+    self._file.write(json.dumps({"step": step, **metrics}).encode() + b"\n")
     self._file.flush()
     for name, value in metrics.items():
       self._event(step, summary=scalar(name, value))
