@@ -66,12 +66,14 @@ ITEMS = {"amazon2014": _Item2014, "amazon2018": _Item2018, "amazon2023": _Item20
 SIZES = ("hi_res", "large", "thumb")  # of the images of 2023, best first
 
 
-def read_reviews(source: str, path: Path, bad: BadLines) -> Iterator[tuple[str, str, int, float]]:
+def read_reviews(
+  source: str, path: Path, bad: BadLines, encoding: str = ""
+) -> Iterator[tuple[str, str, int, float]]:
   """Yields user key, item key, time and rating of every review; bad lines go to `bad`.
 
   Times are in nanoseconds since 1970. Raises UserError as `read_records` does.
   """
-  for number, review in read_records(path, REVIEWS[source], bad):
+  for number, review in read_records(path, REVIEWS[source], bad, encoding):
     try:
       yield (
         events.parse_key(review.user),
@@ -83,12 +85,12 @@ def read_reviews(source: str, path: Path, bad: BadLines) -> Iterator[tuple[str, 
       bad.add(path, number, error)
 
 
-def read_metadata(source: str, path: Path, bad: BadLines) -> Iterator[Item]:
+def read_metadata(source: str, path: Path, bad: BadLines, encoding: str = "") -> Iterator[Item]:
   """Yields the metadata of every item; bad lines go to `bad`.
 
   Raises UserError as `read_records` does.
   """
-  for _, record in read_records(path, ITEMS[source], bad):
+  for _, record in read_records(path, ITEMS[source], bad, encoding):
     categories = record.categories
     if isinstance(categories, list) and categories and isinstance(categories[0], list):
       categories = categories[0]

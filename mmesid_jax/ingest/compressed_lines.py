@@ -1,5 +1,6 @@
 """Reads lines of text, compressed or not, in bounded memory with a progress bar."""
 
+import codecs
 import contextlib
 import gzip
 import io
@@ -18,6 +19,14 @@ CHUNK = 2**20
 QUOTED = 3  # number of bad lines that are quoted
 BEYOND = 100  # reading stops after this number of bad lines more than allowed
 
+# Byte-order marks; that of UTF-32 begins with one of UTF-16.
+MARKS = {
+  codecs.BOM_UTF8: "utf-8",
+  codecs.BOM_UTF32_LE: "utf-32",
+  codecs.BOM_UTF32_BE: "utf-32",
+  codecs.BOM_UTF16_LE: "utf-16",
+  codecs.BOM_UTF16_BE: "utf-16",
+}
 GZIP, ZSTANDARD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 
 
@@ -26,6 +35,7 @@ class BadLines:
 
   def __init__(self, allowed: int = 0):
     self.allowed, self.count, self.quoted = allowed, 0, []
+    self.long_rows, self.first_long_row = 0, ""  # rows of CSV that span several lines
 
   def add(self, path: Path | str, number: int, reason: object) -> None:
     """Adds a bad line (or row) and the reason. Raises UserError once far too many are bad."""
@@ -34,6 +44,11 @@ class BadLines:
       self.quoted.append(f"{path}:{number}: {' '.join(str(reason).split())[:160]}")
     if self.count > self.allowed + BEYOND:
       self._raise("at least ")
+
+  def note_long_row(self, path: Path, begins: int, ends: int) -> None:
+    """Counts a row that spans several lines, perhaps because of a quotation mark in a text."""
+    self.long_rows += 1
+    self.first_long_row = self.first_long_row or f"{path}:{begins} to {ends}"
 
   def check(self) -> None:
     """Raises UserError if more lines are bad than allowed."""
@@ -65,17 +80,19 @@ def file_format(path: Path) -> bytes:
   return next((magic for magic in (GZIP, ZSTANDARD, PARQUET) if start.startswith(magic)), b"")
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-  """Yields number, from 1, and bytes without line end of every line that is not blank.
+def read_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, bytes]]:
+  """Yields number, from 1, and UTF-8 without line end of every line that is not blank.
 
-  gzip and Zstandard are recognized by their first bytes. Raises UserError for a file that cannot be
-  read or ends in the middle of its compressed data, and for a line of more than 16 MiB.
+  gzip and Zstandard are recognized by their first bytes. A byte-order mark tells the encoding, then
+  `encoding` does; without either, bytes stay as they are. Bytes that the encoding does not have
+  stay too, so that their line is not UTF-8. Raises UserError for a file that cannot be read or ends
+  in the middle of its compressed data, and for a line of more than 16 MiB.
   """
   number = 0
   try:
     with _open_decompressed(path) as file:
       partial = b""  # line whose end has not been read
-      while chunk := file.read(CHUNK):
+      for chunk in _utf8_chunks(file, encoding):
         *lines, partial = (partial + chunk).split(b"\n")
         for number, line in enumerate(lines, number + 1):  # noqa: B020
           if line and not line.isspace():
@@ -90,6 +107,26 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     raise UserError(
       f"{path}: damaged or incomplete after line {number} ({error}); get the file again"
     ) from None
+  except UnicodeError as error:
+    raise UserError(
+      f"{path}: after line {number}, not {encoding or 'UTF-16'} ({error}); name the encoding by "
+      "--config.encoding"
+    ) from None
+
+
+def _utf8_chunks(file: BinaryIO, encoding: str) -> Iterator[bytes]:
+  chunk = file.read(CHUNK)
+  encoding = next((name for mark, name in MARKS.items() if chunk.startswith(mark)), encoding)
+  if not encoding or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii"):
+    while chunk:
+      yield chunk
+      chunk = file.read(CHUNK)
+    return
+  decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+  while chunk:
+    yield decoder.decode(chunk).encode("utf-8", "surrogateescape")
+    chunk = file.read(CHUNK)
+  yield decoder.decode(b"", final=True).encode("utf-8", "surrogateescape")
 
 
 @contextlib.contextmanager

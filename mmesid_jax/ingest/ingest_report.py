@@ -37,6 +37,11 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
   bad, dataset = figures["bad lines"], figures["dataset"]
   if bad["count"]:
     yield f"{bad['count']:,} bad lines were left out; the first are {'; '.join(bad['first'])}"
+  if (rows := figures["rows that span several lines"])["count"]:
+    yield (
+      f"{rows['count']:,} rows of CSV span several lines, the first {rows['first']}; if quotation "
+      "marks are parts of texts there, they need --config.quoting=none."
+    )
   yield (
     f"Of {dataset['items']:,} items, {dataset['items described']:,} have a description: "
     f"{dataset['items with title']:,} a title, {dataset['items with image']:,} an image."

@@ -15,7 +15,7 @@ CSV = TableLayout(
 )
 EVENTS = {"user": "user", "item": "item", "time": "time", "rating": "rating"}
 MOVIES = {"item": "item", "title": "title", "categories": "genres"}
-DAT = {"delimiter": "::", "fallback": "latin-1", "quotes": False}  # 10M is UTF-8, 1M is not
+DAT = {"delimiter": "::", "fallback": "latin-1", "quoting": "none"}  # 10M is UTF-8, 1M is not
 RATINGS_DAT = TableLayout(EVENTS, header=("user", "item", "rating", "time"), **DAT)
 MOVIES_DAT = TableLayout(MOVIES, header=("item", "title", "genres"), **DAT)
 U_DATA = TableLayout(EVENTS, delimiter="\t", header=("user", "item", "rating", "time"))

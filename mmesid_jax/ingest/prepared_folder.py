@@ -1,5 +1,6 @@
 """Turns raw events into a dataset folder: the work of the command `prepare`."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -97,6 +98,7 @@ def _filter_and_write(
   figures = {
     "settings": config.to_dict(),
     "bad lines": {"count": bad.count, "first": bad.quoted},
+    "rows that span several lines": {"count": bad.long_rows, "first": bad.first_long_row},
     "items described more than once": catalogue.duplicates,
     "steps": counts,
     "dataset": statistics.dataset_statistics(events, catalogue),
@@ -177,7 +179,7 @@ def _has_field(events: Events, catalogue: Catalogue, field: str) -> np.ndarray:
 def _read_events(config: ConfigDict, bad: BadLines) -> Iterator[tuple[str, str, int | None, float]]:
   for path in map(Path, split_names(config.events)):
     if config.source in amazon.REVIEWS:
-      yield from amazon.read_reviews(config.source, path, bad)
+      yield from amazon.read_reviews(config.source, path, bad, config.encoding)
     else:
       yield from tables.event_rows(path, _table_layout(config, path, of_items=False), bad)
 
@@ -185,16 +187,20 @@ def _read_events(config: ConfigDict, bad: BadLines) -> Iterator[tuple[str, str, 
 def _read_metadata(config: ConfigDict, bad: BadLines) -> Iterator[Item]:
   for path in map(Path, split_names(config.metadata)):
     if config.source in amazon.ITEMS:
-      yield from amazon.read_metadata(config.source, path, bad)
+      yield from amazon.read_metadata(config.source, path, bad, config.encoding)
     else:
       yield from tables.item_rows(path, _table_layout(config, path, of_items=True), bad)
 
 
 def _table_layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.TableLayout:
   if config.source == "movielens":
-    return movielens.file_layout(path, of_items=of_items)
+    layout = movielens.file_layout(path, of_items=of_items)
+    changes = {"encoding": config.encoding, "fallback": ""} if config.encoding else {}
+    return dataclasses.replace(layout, **changes)
   header = () if of_items else tuple(split_names(config.header))
-  return tables.TableLayout(config.columns, config.delimiter, header)
+  return tables.TableLayout(
+    config.columns, config.delimiter, header, encoding=config.encoding, quoting=config.quoting
+  )
 
 
 def _check_output(output: Path) -> None:

@@ -24,18 +24,19 @@ COMPRESSION_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd")
 
 
 def read_records(
-  path: Path, struct: type[Record], bad: compressed_lines.BadLines
+  path: Path, struct: type[Record], bad: compressed_lines.BadLines, encoding: str = ""
 ) -> Iterator[tuple[int, Record]]:
   """Yields the number of every line or row, from 1, and its record; bad lines go to `bad`.
 
-  The file holds JSON lines, lines in Python's notation, or Parquet. Raises UserError for a file
+  The file holds JSON lines, lines in Python's notation, or Parquet. encoding: of lines, as in
+  `compressed_lines.read_lines`. Raises UserError for a file
   that cannot be read.
   """
   if compressed_lines.file_format(path) == compressed_lines.PARQUET:
     yield from _read_parquet_records(path, struct, bad)
     return
   decode = msgspec.json.Decoder(struct).decode
-  for number, line in compressed_lines.read_lines(path):
+  for number, line in compressed_lines.read_lines(path, encoding):
     try:
       record = decode(line.removeprefix(codecs.BOM_UTF8))
     except msgspec.ValidationError as error:
@@ -66,23 +67,23 @@ def _parse_literal(line: bytes) -> Any:
     raise ValueError from error
 
 
-def is_json_lines(path: Path) -> bool:
+def is_json_lines(path: Path, encoding: str = "") -> bool:
   """Whether the file holds JSON lines: by its name, or, if that says nothing, by its first byte."""
   suffixes = [suffix.lower() for suffix in path.suffixes]
   if suffixes and suffixes[-1] in COMPRESSION_SUFFIXES:
     suffixes.pop()
   if suffixes and suffixes[-1] in (*JSON_SUFFIXES, *TABLE_SUFFIXES):
     return suffixes[-1] in JSON_SUFFIXES
-  _, line = next(compressed_lines.read_lines(path), (0, b""))
+  _, line = next(compressed_lines.read_lines(path, encoding), (0, b""))
   return line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
-def first_field_names(path: Path) -> tuple[int, list[str]]:
+def first_field_names(path: Path, encoding: str = "") -> tuple[int, list[str]]:
   """Returns number and field names of the first line; no names for a line that is no object.
 
   Raises UserError for a file without lines.
   """
-  number, line = next(compressed_lines.read_lines(path), (0, b""))
+  number, line = next(compressed_lines.read_lines(path, encoding), (0, b""))
   if not number:
     raise UserError(f"{path}: is empty; expected one JSON object per line")
   for parse in (msgspec.json.decode, _parse_literal):
@@ -95,7 +96,7 @@ def first_field_names(path: Path) -> tuple[int, list[str]]:
 
 
 def read_json_fields(
-  path: Path, names: Sequence[str], bad: compressed_lines.BadLines
+  path: Path, names: Sequence[str], bad: compressed_lines.BadLines, encoding: str = ""
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields the number of every line, from 1, and those of the named fields that it has.
 
@@ -105,7 +106,7 @@ def read_json_fields(
     (f"field_{i}", Any, msgspec.field(name=name, default=msgspec.UNSET))
     for i, name in enumerate(names)
   ]
-  for number, record in read_records(path, msgspec.defstruct("Fields", fields), bad):
+  for number, record in read_records(path, msgspec.defstruct("Fields", fields), bad, encoding):
     values = zip(names, msgspec.structs.astuple(record), strict=True)
     yield number, {name: value for name, value in values if value is not msgspec.UNSET}
 

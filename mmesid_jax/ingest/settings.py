@@ -1,5 +1,6 @@
 """The settings of `prepare`: their defaults, meanings and checks."""
 
+import csv
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -8,6 +9,12 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.ingest.catalogue import REQUIRABLE
 
 DUPLICATES = ("keep", "exact", "pair")
+# options of csv.reader
+QUOTING = {
+  "double": {},
+  "backslash": {"escapechar": "\\"},
+  "none": {"quoting": csv.QUOTE_NONE},
+}
 TIES = ("file", "hash")
 SOURCES = ("amazon2014", "amazon2018", "amazon2023", "movielens", "table")
 
@@ -25,6 +32,12 @@ def default_settings() -> ConfigDict:
       # `time`, the events of a user must be in order.
       "columns": {**columns, **details},
       "delimiter": "",  # of a CSV table; "" = comma, or tab in .tsv
+      # of a CSV table: "double" = a field may be in quotation marks, and marks in it are doubled;
+      # "backslash" = or have a backslash before them, as a backslash has; "none" = a quotation mark
+      # is a character as any other; "" = none if a tab separates the fields, else double
+      "quoting": "",
+      # of text files, as latin-1 or cp1252; "" = UTF-8. A byte-order mark, as in UTF-16, goes first
+      "encoding": "",
       "header": "",  # "a,b,c": names of a CSV table's columns if its first line has no names
       "max_bad_lines": 0,  # this number of lines that cannot be read is left out; more is an error
       "min_rating": 0.0,  # minimum rating of an event; 0 keeps events without a rating too
@@ -56,6 +69,8 @@ def check_settings(config: ConfigDict, *, described: bool) -> None:
   """
   _check_one_of("source", config.source, SOURCES)
   _check_one_of("duplicates", config.duplicates, DUPLICATES)
+  _check_one_of("quoting", config.quoting, ("", *QUOTING))
+  _check_encoding(config.encoding)
   _check_one_of("ties", config.ties, TIES)
   for name in split_names(config.require):
     _check_one_of("require", name, REQUIRABLE)
@@ -82,4 +97,14 @@ def check_settings(config: ConfigDict, *, described: bool) -> None:
 
 def _check_one_of(key: str, value: str, known: tuple[str, ...]) -> None:
   if value not in known:
-    raise UserError(f"--config.{key}={value}: expected one of {', '.join(known)}")
+    shown = ", ".join(filter(None, known))
+    raise UserError(f"--config.{key}={value}: expected one of {shown}")
+
+
+def _check_encoding(name: str) -> None:
+  try:
+    "\n".encode(name or "utf-8")  # refuses what is no encoding of text, as base64
+  except (LookupError, ValueError):
+    raise UserError(
+      f"--config.encoding={name}: expected an encoding that Python knows, as latin-1 or utf-16"
+    ) from None

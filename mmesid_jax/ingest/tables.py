@@ -13,6 +13,7 @@ from typing import Any
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import compressed_lines, events, records
 from mmesid_jax.ingest.catalogue import Item
+from mmesid_jax.ingest.settings import QUOTING
 
 # A file; or a data frame of pandas or Polars, or lists by name.
 Source = Path | Mapping[str, Iterable]
@@ -29,8 +30,9 @@ class TableLayout:
   columns: Mapping[str, str]  # our name -> the table's; "" or no entry = the table has none
   delimiter: str = ""  # "" = a comma, or a tab in .tsv files
   header: tuple[str, ...] = ()  # names of the columns; () = the first line has them
+  encoding: str = ""  # of a text file without a byte-order mark; "" = UTF-8
   fallback: str = ""  # encoding of lines that are not UTF-8; "" = such lines are bad
-  quotes: bool = True
+  quoting: str = ""  # a key of QUOTING; "" = "none" if a tab separates fields, else "double"
   lists: str = "|"  # separator of the categories of an item
 
 
@@ -120,8 +122,8 @@ def _rows(
     return _frame_rows(source, theirs)
   if compressed_lines.file_format(source) == compressed_lines.PARQUET:
     return _parquet_rows(source, theirs)
-  if records.is_json_lines(source):
-    return _json_rows(source, theirs, bad)
+  if records.is_json_lines(source, layout.encoding):
+    return _json_rows(source, layout.encoding, theirs, bad)
   return _csv_rows(source, layout, theirs, bad)
 
 
@@ -132,7 +134,7 @@ def _parquet_rows(path: Path, theirs: Mapping[str, str]) -> Iterator[tuple[int, 
 
 
 def _json_rows(
-  path: Path, theirs: Mapping[str, str], bad: compressed_lines.BadLines
+  path: Path, encoding: str, theirs: Mapping[str, str], bad: compressed_lines.BadLines
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields the rows of a file of JSON lines; a line without a required field is bad.
 
@@ -140,11 +142,11 @@ def _json_rows(
   name of the column is wrong. Raises UserError for any field that is in no line.
   """
   required = {ours: name for ours, name in theirs.items() if ours in REQUIRED}
-  first_number, present = records.first_field_names(path)
+  first_number, present = records.first_field_names(path, encoding)
   if present and not bad.allowed:
     _check_columns(f"{path}:{first_number}", required, present, kind="field")
   names, seen = [*dict.fromkeys(theirs.values())], set()
-  for number, fields in records.read_json_fields(path, names, bad):
+  for number, fields in records.read_json_fields(path, names, bad, encoding):
     seen |= fields.keys()
     missing = [ours for ours, name in required.items() if name not in fields]
     if missing:
@@ -213,12 +215,17 @@ def _valid_rows(reader: Iterator[list[str]], lines: "_Lines") -> Iterator[list[s
   while True:
     lines.begins = 0
     try:
-      yield next(reader)
+      row = next(reader)
     except StopIteration:
       return
     except csv.Error as error:
+      reason = f"{error}, in the row that begins on line {lines.begins} (see --config.quoting)"
       for number in range(lines.begins, lines.number + 1):  # many if a quote is left open
-        lines.bad.add(lines.path, number, f"{error}, in the row that begins on line {lines.begins}")
+        lines.bad.add(lines.path, number, reason)
+      continue
+    if lines.number > lines.begins:
+      lines.bad.note_long_row(lines.path, lines.begins, lines.number)
+    yield row
 
 
 class _Lines:
@@ -229,14 +236,15 @@ class _Lines:
 
   def __init__(self, path: Path, layout: TableLayout, bad: compressed_lines.BadLines):
     self.path, self.bad, self.number, self.begins = path, bad, 0, 0
-    self._lines, self._fallback = compressed_lines.read_lines(path), layout.fallback
+    self._lines = compressed_lines.read_lines(path, layout.encoding)
+    self._encoding, self._fallback = layout.encoding or "UTF-8", layout.fallback
     tabs = ".tsv" in [suffix.lower() for suffix in path.suffixes]
     delimiter = layout.delimiter.replace("\\t", "\t") or ("\t" if tabs else ",")
     self._long, self.options = None, {"delimiter": delimiter}
     if len(delimiter) > 1:  # "::" of MovieLens; csv allows one character only
       self._long, self.options["delimiter"] = delimiter, "\x1f"
-    if not layout.quotes:
-      self.options["quoting"] = csv.QUOTE_NONE
+    quoting = layout.quoting or ("none" if delimiter == "\t" else "double")
+    self.options |= QUOTING[quoting]
 
   def __iter__(self) -> "_Lines":
     return self
@@ -248,7 +256,8 @@ class _Lines:
         text = line.decode("utf-8-sig")
       except UnicodeDecodeError as error:
         if not self._fallback:
-          self.bad.add(self.path, self.number, f"not UTF-8 ({error})")
+          reason = f"not {self._encoding} (byte {line[error.start]:#x} at {error.start})"
+          self.bad.add(self.path, self.number, f"{reason}; name it by --config.encoding")
           continue
         text = line.decode(self._fallback)
       self.begins = self.begins or self.number

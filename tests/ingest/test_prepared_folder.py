@@ -148,6 +148,18 @@ def test_ties_by_a_hash_are_the_same_for_any_order_of_the_file(tmp_path, capsys)
   assert "--config.ties=hash breaks them" in (tmp_path / "a-file/report.html").read_text()
 
 
+def test_rows_over_several_lines_are_counted_and_files_may_be_in_latin_1(tmp_path, capsys):
+  (tmp_path / "a.csv").write_bytes(b'user,item,time,title\nu,x,1,"Caf\xe9\nu,y,2,12"\nu,z,3,c\n')
+  also = {**NO_FILTERS, "encoding": "latin-1"}
+  options = {"events": tmp_path / "a.csv", "metadata": tmp_path / "a.csv"}
+  found = prepare(tmp_path / "out", **options, also=also)
+  assert found["rows that span several lines"]["count"] == 2  # of events, and of items
+  assert f"the first {tmp_path / 'a.csv'}:2 to 3; if quotation marks" in capsys.readouterr().out
+  found = prepare(tmp_path / "none", **options, quoting="none", also=also)
+  assert found["dataset"]["events"] == 3 and found["rows that span several lines"]["count"] == 0
+  assert '"title": "\\"Café"' in (tmp_path / "none/items.jsonl").read_text()
+
+
 def test_a_table_without_times_is_in_order(tmp_path):
   (tmp_path / "a.csv").write_text("user,item\nu,b\nu,a\nv,a\nu,c\n")
   prepare(tmp_path / "out", events=tmp_path / "a.csv", also={**NO_FILTERS, "columns.time": ""})
@@ -240,6 +252,9 @@ PAGE = "configs/prepare.py"
       ["--config.events=a.csv", "--config.ties=hash", "--config.columns.time="],
       "--config.ties=hash: needs --config.columns.time",
     ),
+    (["--config.events=a.csv", "--config.quoting=single"], "expected one of double, backslash, n"),
+    (["--config.events=a.csv", "--config.encoding=klingon"], "encoding=klingon: expected an enco"),
+    (["--config.events=a.csv", "--config.encoding=base64"], "as latin-1 or utf-16"),
     (["--config.events=/dev/null"], "/dev/null: not a regular file; write its contents to one"),
     (["--config.events=a.csv", "--config.core.user=-1"], "--config.core.user=-1: expected a numb"),
   ],

@@ -49,6 +49,72 @@ def test_bad_rows_of_csv_name_their_line(tmp_path):
   assert counted.count == 6
 
 
+@pytest.mark.parametrize("titles", [('"Heroes', 'the "Palace"'), ('"Heroes', '12"')])
+def test_quotation_marks_in_tsv_are_characters(tmp_path, titles):
+  path = tmp_path / "a.tsv"
+  path.write_text("item\ttitle\n" + "".join(f"{n}\t{title}\n" for n, title in enumerate(titles)))
+  expected = [Item(str(n), title) for n, title in enumerate(titles)]
+  columns = {"item": "item", "title": "title"}
+  assert list(item_rows(path, TableLayout(columns), BadLines())) == expected
+  named = path.rename(tmp_path / "a.txt")
+  layout = TableLayout(columns, "\\t", quoting="none")
+  assert list(item_rows(named, layout, BadLines())) == expected
+  bad = BadLines(99)
+  rows = list(item_rows(named, TableLayout(columns, "\t", quoting="double"), bad))
+  assert rows != expected and (bad.quoted or bad.first_long_row == f"{named}:2 to 3")
+
+
+def test_marks_in_fields_are_doubled_or_escaped(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_text('item;title\n1;"a ""b""; c"\n"2";"d \\"e\\"; \\\\f"\n')
+  layout = TableLayout({"item": "item", "title": "title"}, ";", quoting="backslash")
+  assert list(item_rows(path, layout, BadLines())) == [
+    Item("1", 'a "b"; c'),
+    Item("2", 'd "e"; \\f'),
+  ]
+  with pytest.raises(UserError, match=r"a.csv:3: .*begins on line 3 \(see --config.quoting\)"):
+    bad = BadLines()
+    list(item_rows(path, TableLayout(layout.columns, ";"), bad))
+    bad.check()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "gbk"])
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl"])
+def test_files_of_other_encodings(tmp_path, encoding, name):
+  path, rows = tmp_path / name, [("1", "中" if encoding == "gbk" else "Café")]
+  text = "item,title\n" + "".join(f"{item},{title}\n" for item, title in rows)
+  if name == "a.jsonl":
+    text = "".join(json.dumps({"item": i, "title": t}, ensure_ascii=False) + "\n" for i, t in rows)
+  compress = gzip.compress if name.endswith(".gz") else bytes
+  path.write_bytes(compress(text.encode(encoding)))
+  layout = TableLayout({"item": "item", "title": "title"}, encoding=encoding)
+  assert list(item_rows(path, layout, BadLines())) == [Item(*row) for row in rows]
+  if encoding in ("utf-16", "utf-32"):  # with a mark, which is enough
+    layout = TableLayout(layout.columns)
+    assert list(item_rows(path, layout, BadLines())) == [Item(*row) for row in rows]
+
+
+def test_lines_end_where_the_encoding_ends_them(tmp_path):
+  """The bytes of U+0A0A and U+0D0A hold that of a line end."""
+  path = tmp_path / "a.csv"
+  path.write_bytes("item,title\n1,\u0a0a\u0d0a\n2,b\n".encode("utf-16"))
+  found = list(item_rows(path, TableLayout({"item": "item", "title": "title"}), BadLines()))
+  assert found == [Item("1", "\u0a0a\u0d0a"), Item("2", "b")]
+
+
+def test_bytes_that_an_encoding_lacks_are_named(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_bytes(b"item,title\n1,\x81\n2,\xe9\n")
+  bad = BadLines(9)
+  columns = {"item": "item", "title": "title"}
+  layout = TableLayout(columns, encoding="cp1252")
+  assert list(item_rows(path, layout, bad)) == [Item("2", "é")]
+  assert bad.quoted == [f"{path}:2: not cp1252 (byte 0x81 at 2); name it by --config.encoding"]
+  path.write_bytes("item,title\n1,a\n".encode("utf-16")[:-1])
+  with pytest.raises(UserError, match="a.csv: after line 1, not UTF-16 .*--config.encoding"):
+    list(item_rows(path, TableLayout(columns), BadLines()))
+
+
 def test_a_quote_that_is_not_closed_costs_every_line_that_it_takes(tmp_path):
   path = tmp_path / "a.csv"
   path.write_bytes(b'user,item,time\nu,x,1\n"u,x,2\n' + b"v,y,3\n" * 50)
