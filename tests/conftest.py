@@ -14,6 +14,7 @@ ON_GPU = os.environ.get("JAX_PLATFORMS") == "cuda"  # as `make gpu` says
 if not ON_GPU:
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of what tests do
+  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # in the commands that tests start, too
 jax.config.update("jax_num_cpu_devices", 8)  # meshes; what is not sharded runs on the first
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -55,11 +56,19 @@ TINY = {  # every stage in seconds
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory):
-  """Programs that several tests compile are compiled by the first of them; where
-  JAX_COMPILATION_CACHE_DIR names a folder, once for all runs."""
-  if not jax.config.jax_compilation_cache_dir:
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  """Programs that several tests compile are compiled by the first of them, in whichever process;
+  where JAX_COMPILATION_CACHE_DIR names a folder, once for all runs."""
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent  # of all workers
+  options = {
+    "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir or str(folder / "compiled"),
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  for name, value in options.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for the commands that tests start
 
 
 @pytest.fixture(scope="session")
