@@ -19,8 +19,12 @@ CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Configuration: a name, as in configs/, or a file.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
-FRACTION = flags.DEFINE_float("fraction", 0.05, "Share of the items that is held out.")
-SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "Decides which items those are.", lower_bound=0)
+FRACTION = flags.DEFINE_float(
+  "fraction", 0.05, "Share of the items that is held out.", lower_bound=0, upper_bound=1
+)
+SPLIT_SEED = flags.DEFINE_integer(
+  "split_seed", 0, "Decides which items those are.", lower_bound=0, upper_bound=2**32 - 1
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Redo what another split or configuration made.")
 flags.mark_flags_as_required(["config", "workdir"])
 GROUPS = {

@@ -48,7 +48,11 @@ TEMPLATE = flags.DEFINE_string(
   "Text of an item; a missing field is left out together with the text before it.",
 )
 MAX_LENGTH = flags.DEFINE_integer(
-  "max_length", None, "Tokens of a text, if less than the model can read.", lower_bound=8
+  "max_length",
+  None,
+  "Tokens of a text, if less than the model can read.",
+  lower_bound=8,
+  upper_bound=1 << 24,
 )
 IMAGES = flags.DEFINE_string(
   "images", None, "Folder of images, which are encoded instead of texts."
@@ -66,7 +70,9 @@ MISSING = flags.DEFINE_enum(
   "missing", "mean", ["mean", "zero"], "The vector of an item without text or image."
 )
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the numbers.")
-BATCH = flags.DEFINE_integer("batch", 64, "Items that are encoded at once.", lower_bound=1)
+BATCH = flags.DEFINE_integer(
+  "batch", 64, "Items that are encoded at once.", lower_bound=1, upper_bound=65_536
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a table made from something else.")
 flags.mark_flags_as_required(["data", "modality", "model"])
 GROUPS = {

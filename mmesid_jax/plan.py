@@ -20,9 +20,19 @@ DEVICE = flags.DEFINE_string(
   "device", None, "Kind of device: h200, h100, a100-40g, a100-80g, v5e, v5p, v6e, ..."
 )
 DEVICES = flags.DEFINE_list("devices", "1,8,64,256", "Numbers of devices.")
-MFU = flags.DEFINE_float("mfu", 0.4, "Assumed share of the device's peak FLOP/s, in (0, 1].")
+MFU = flags.DEFINE_float(
+  "mfu",
+  0.4,
+  "Assumed share of the device's peak FLOP/s, in (0, 1].",
+  lower_bound=0,
+  upper_bound=1,
+)
 ROWS = flags.DEFINE_integer(
-  "rows_per_device", None, "Rows of a batch for each device that shares them; the batch then grows."
+  "rows_per_device",
+  None,
+  "Rows of a batch for each device that shares them; the batch then grows.",
+  lower_bound=1,
+  upper_bound=1_000_000,
 )
 COMPILE = flags.DEFINE_bool(
   "compile", False, "Also compile a step for TPUs, for minutes; needs jax[tpu], but no TPU."

@@ -41,7 +41,7 @@ NEW_ITEMS = flags.DEFINE_string(
   "new_items", None, "Items to add to the catalogue: a file of `semantic_ids encode`."
 )
 ONLY_NEW = flags.DEFINE_bool("only_new", False, "Recommend only the items of --new_items.")
-TOP_K = flags.DEFINE_integer("top_k", 10, "Number of items.", lower_bound=1)
+TOP_K = flags.DEFINE_integer("top_k", 10, "Number of items.", lower_bound=1, upper_bound=1_000_000)
 REPEAT = flags.DEFINE_bool("repeat", False, "Recommend items of the history too.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
 KEY = flags.DEFINE_string("key", None, "Field of items.jsonl that holds the keys, if not `key`.")

@@ -63,6 +63,33 @@ def test_every_command_explains_itself():
     assert max(map(len, page.splitlines())) <= 100, name
 
 
+def test_every_number_flag_has_a_finite_range():
+  """nan and infinity are refused for all flags together, see tests/config/test_command_line.py."""
+  code = "\n".join(
+    [
+      "import importlib, math, os",
+      "from absl import flags",
+      "from mmesid_jax.__main__ import COMMANDS",
+      "for command in COMMANDS:",
+      "  if not os.fork():",
+      "    importlib.import_module('mmesid_jax.' + command)",
+      "    for module, own in flags.FLAGS.flags_by_module_dict().items():",
+      "      for flag in own if module.startswith('mmesid_jax.') else ():",
+      "        if isinstance(flag.parser, flags.IntegerParser | flags.FloatParser):",
+      "          bounds = flag.parser.lower_bound, flag.parser.upper_bound",
+      "          assert all(b is not None and math.isfinite(b) for b in bounds), flag.name",
+      "          print(command, flag.name, flush=True)",
+      "    os._exit(0)",
+      "  assert os.wait()[1] == 0, command",
+    ]
+  )
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert {"fetch_images timeout", "recommend top_k", "train processes"} <= {
+    *done.stdout.splitlines()
+  }
+
+
 def test_the_commands_are_listed_and_run_by_name():
   def call(*words):
     done = subprocess.run(

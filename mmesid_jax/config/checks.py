@@ -1,5 +1,7 @@
 """Checks of a whole configuration, before anything heavy starts."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.command_line import nearest_name
@@ -21,6 +23,9 @@ def check_values(config: ConfigDict) -> None:
       )
     if row is None:
       raise UserError(f"--config.{key}: no such key; did you mean {nearest_name(key, list(KEYS))}?")
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
+      raise UserError(f"--config.{key}={value!r}: expected {row.rule.text}, finite")
     if not row.rule.accepts(value):
       raise UserError(f"--config.{key}={value!r}: expected {row.rule.text}")
   check_data_source(config)

@@ -8,6 +8,7 @@ jax, so a typo is refused before anything heavy starts.
 import difflib
 import errno
 import itertools
+import math
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ from mmesid_jax.config.schema import add_modalities, flatten
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, Stop, UserError
 
+MAX_PROCESSES = 1_000_000
 CONFIG = "config"  # the flag that names the config file, in every command that takes one
 
 
@@ -83,8 +85,12 @@ def run_command(
 def define_process_flags() -> None:
   """Defines --coordinator, --processes and --process, for commands that several processes run."""
   flags.DEFINE_string("coordinator", None, "Address of process 0, where no launcher sets it.")
-  flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
-  flags.DEFINE_integer("process", None, "Number of this process, from 0, with --coordinator.")
+  flags.DEFINE_integer(
+    "processes", None, "Number of processes, with --coordinator.", 1, MAX_PROCESSES
+  )
+  flags.DEFINE_integer(
+    "process", None, "Number of this process, from 0, with --coordinator.", 0, MAX_PROCESSES
+  )
 
 
 PROCESS_GROUP = {"Several processes": "coordinator=HOST:PORT processes process"}  # for --help
@@ -200,6 +206,7 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   if problem is not None:
     # the libraries say what broke inside them; with the config at hand, better can be said
     raise UserError(_explain(problem, argv, config)) from problem
+  _check_finite()
   _check_tuples(argv)
   _check_preset(argv)
   if len(rest) > 1:
@@ -276,10 +283,10 @@ def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -
   value = re.match(r"flag --([^=]+)=(.*?): ", message, re.DOTALL)
   if value and value[1] in flags.FLAGS:
     parser = flags.FLAGS[value[1]].parser
-    simple = {int: "an integer", float: "a number", bool: "true or false"}
-    for kind, wanted in simple.items():
-      if isinstance(parser, _PARSERS[kind]):
-        return f"--{value[1]}={value[2]}: expected {wanted}"
+    if isinstance(parser, flags.BooleanParser):
+      return f"--{value[1]}={value[2]}: expected true or false"
+    if isinstance(parser, _NUMBERS):
+      return f"--{value[1]}={value[2]}: expected {parser.syntactic_help}"  # with its range
   return message.removeprefix("flag ").strip() or type(error).__name__
 
 
@@ -321,6 +328,15 @@ def _with_tuples_of_words(argv: Sequence[str], file: str) -> list[str]:
   return expanded
 
 
+def _check_finite() -> None:
+  """Raises UserError for a number flag or key that is nan or infinite: absl lets nan pass."""
+  for name in flags.FLAGS:
+    flag = flags.FLAGS[name]
+    if isinstance(flag.value, float) and not math.isfinite(flag.value):
+      wanted = flag.parser.syntactic_help.replace("number", "finite number", 1)
+      raise UserError(f"--{name}={flag.value}: expected {wanted}")
+
+
 def _check_tuples(argv: Sequence[str]) -> None:
   """Raises UserError for a tuple set to elements of another type, which ml_collections takes."""
   for key in _overrides(argv):
@@ -357,4 +373,4 @@ _PLACE = (
   *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 )
 
-_PARSERS = {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser}
+_NUMBERS = (flags.IntegerParser, flags.FloatParser)

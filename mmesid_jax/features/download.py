@@ -1,17 +1,24 @@
-"""Downloads images over HTTP: limits the rate, tries again, and does not trust the server."""
+"""Downloads images over HTTP: limits rate, time and size, and trusts neither urls nor servers."""
 
-import email.message
-import http.client
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
 import threading
-import time
-import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import aiohttp.abc
 
 from mmesid_jax.features.image_files import image_suffix, is_url
 
-CHUNK_BYTES = 1 << 16
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 1.0, 60.0  # between attempts; doubles each time
 RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the last 32 bits are an IPv4 address
 
 
 class DownloadFailed(Exception):
@@ -26,106 +33,199 @@ class DownloadFailed(Exception):
     self.reached, self.retry, self.wait = reached, retry, wait
 
 
-class DownloadStopped(Exception):
-  """`Downloader.stop` was called while this download waited."""
+class PrivateAddress(OSError):
+  """A connection was to go to an address that is not public."""
 
 
 class Downloader:
-  """Downloads images from any number of threads, at most `per_second` requests in total.
+  """Downloads images in any number of tasks, at most `per_second` requests in total.
+
+  Use it as an async context manager, in a running event loop. A proxy that the environment names
+  (`http_proxy`, `https_proxy`, `no_proxy`) is used; it then looks up the names of hosts.
 
   Args:
-    per_second: the limit on requests per second, over all threads.
+    per_second: the limit on requests per second, over all tasks.
     retries: how often a request is repeated when the connection fails, the body is cut short or the
       server says that it is busy.
-    timeout: seconds that a server may be silent, and seconds that one body may take.
+    timeout: seconds that a request may take in all, from the name of the host to the last byte.
     max_bytes: the largest body that is accepted.
+    allow_private: also connects to loopback, link-local and private addresses. Without it, whoever
+      wrote the urls could have this machine ask servers that only it can reach.
   """
 
-  def __init__(self, *, per_second: float, retries: int, timeout: float, max_bytes: int):
+  def __init__(
+    self,
+    *,
+    per_second: float,
+    retries: int,
+    timeout: float,
+    max_bytes: int,
+    allow_private: bool = False,
+  ):
     self._interval, self._retries, self._timeout = 1 / per_second, retries, timeout
-    self._max_bytes = max_bytes
-    self._stop = threading.Event()
-    self._lock, self._next_request = threading.Lock(), time.monotonic()
-    self._opener = urllib.request.OpenerDirector()  # HTTP and HTTPS only, also after a redirect
-    for handler in (
-      urllib.request.ProxyHandler(),
-      urllib.request.HTTPHandler(),
-      urllib.request.HTTPSHandler(),
-      urllib.request.HTTPRedirectHandler(),
-      urllib.request.HTTPDefaultErrorHandler(),
-      urllib.request.HTTPErrorProcessor(),
-      urllib.request.UnknownHandler(),
-    ):
-      self._opener.add_handler(handler)
+    self._max_bytes, self._allow_private = max_bytes, allow_private
+    self._next_request = 0.0
 
-  def stop(self) -> None:
-    """Ends all waiting; downloads in progress raise DownloadStopped before their next request."""
-    self._stop.set()
+  async def __aenter__(self) -> "Downloader":
+    self._session = aiohttp.ClientSession(
+      connector=aiohttp.TCPConnector(
+        resolver=_DaemonResolver(),
+        # every connection passes here, that of a redirect too, with the address it will have
+        socket_factory=None if self._allow_private else _open_public_socket,
+      ),
+      cookie_jar=aiohttp.DummyCookieJar(),
+      headers={"User-Agent": "mmesid_jax", "Accept": "image/*", "Accept-Encoding": "identity"},
+      timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+      auto_decompress=False,
+    )
+    return self
 
-  def __call__(self, url: str) -> bytes:
-    """Returns the bytes of the image. Raises DownloadFailed and DownloadStopped."""
+  async def __aexit__(self, *error: object) -> None:
+    await self._session.close()
+
+  async def __call__(self, url: str) -> bytes:
+    """Returns the bytes of the image. Raises DownloadFailed."""
     if not is_url(url):
       raise DownloadFailed("not an http or https url")
     for attempt in range(self._retries + 1):
-      self._wait(self._reserve_request())
+      await asyncio.sleep(self._reserve_request(asyncio.get_running_loop().time()))
       try:
-        return self._request(url)
+        return await self._request(url)
       except DownloadFailed as failure:
         if not failure.retry or attempt == self._retries:
           raise
         wait = max(failure.wait, FIRST_WAIT_SECONDS * 2**attempt)
-        self._wait(min(wait, MAX_WAIT_SECONDS))
+        await asyncio.sleep(min(wait, MAX_WAIT_SECONDS))
     raise AssertionError("unreachable")
 
-  def _reserve_request(self) -> float:
+  def _reserve_request(self, now: float) -> float:
     """Reserves the next free time for a request; returns the seconds until then."""
-    with self._lock:
-      now = time.monotonic()
-      start = max(now, self._next_request)
-      self._next_request = start + self._interval
+    start = max(now, self._next_request)
+    self._next_request = start + self._interval
     return start - now
 
-  def _wait(self, seconds: float) -> None:
-    if self._stop.wait(seconds):
-      raise DownloadStopped
-
-  def _request(self, url: str) -> bytes:
-    headers = {"User-Agent": "mmesid_jax", "Accept": "image/*"}
+  async def _request(self, url: str) -> bytes:
+    reached = False
     try:
-      request = urllib.request.Request(url, headers=headers)
-      with self._opener.open(request, timeout=self._timeout) as response:
-        return self._read_image(response)
-    except urllib.error.HTTPError as error:
-      error.close()
-      retry = error.code in RETRY_STATUSES
-      wait = _retry_after_seconds(error.headers)
-      raise DownloadFailed(f"HTTP {error.code}", retry=retry, wait=wait) from None
-    except (ValueError, http.client.InvalidURL) as error:
+      async with asyncio.timeout(self._timeout):
+        async with self._session.get(url, proxy=_proxy(url)) as response:
+          reached = True
+          return await self._read_image(response)
+    except TimeoutError:
+      reason = f"not complete after {self._timeout:g} seconds"
+      raise DownloadFailed(reason, reached=reached, retry=True) from None
+    except aiohttp.NonHttpUrlRedirectClientError:
+      raise DownloadFailed("redirected to something other than http or https") from None
+    except aiohttp.TooManyRedirects:
+      raise DownloadFailed("redirected too often") from None
+    except (aiohttp.ClientError, OSError) as error:
+      if isinstance(error, ValueError):
+        raise DownloadFailed(f"no usable url ({error})") from None
+      cause = getattr(error, "os_error", error)
+      is_private = isinstance(cause, PrivateAddress)
+      reason = " ".join(_reason(cause).split()) or type(error).__name__
+      raise DownloadFailed(reason, reached=False, retry=not is_private) from None
+    except ValueError as error:
       raise DownloadFailed(f"no usable url ({error})") from None
-    except (OSError, http.client.HTTPException) as error:  # includes URLError and time-outs
-      reason = str(getattr(error, "reason", None) or error) or type(error).__name__
-      raise DownloadFailed(reason, reached=False, retry=True) from None
 
-  def _read_image(self, response: http.client.HTTPResponse) -> bytes:
-    deadline = time.monotonic() + self._timeout
-    length = response.length or 0  # 0: the server does not say
+  async def _read_image(self, response: aiohttp.ClientResponse) -> bytes:
+    if not 200 <= response.status < 300:
+      raise DownloadFailed(
+        f"HTTP {response.status}",
+        retry=response.status in RETRY_STATUSES,
+        wait=_retry_after_seconds(response.headers),
+      )
+    length = response.content_length or 0  # 0: the server does not say
     if length > self._max_bytes:
       raise DownloadFailed(f"{length:,} bytes, more than {self._max_bytes:,}")
     body = bytearray()
-    while part := response.read1(CHUNK_BYTES):
-      body += part
-      if len(body) > self._max_bytes:
-        raise DownloadFailed(f"more than {self._max_bytes:,} bytes")
-      if time.monotonic() > deadline:
-        raise DownloadFailed(f"not complete after {self._timeout:g} seconds", retry=True)
-    if len(body) < length:
-      raise DownloadFailed(f"cut short, {len(body):,} of {length:,} bytes", retry=True)
+    try:
+      async for part in response.content.iter_any():
+        body += part
+        if len(body) > self._max_bytes:
+          raise DownloadFailed(f"more than {self._max_bytes:,} bytes")
+    except aiohttp.ClientPayloadError:
+      of = f" of {length:,}" if length else ""
+      raise DownloadFailed(f"cut short, {len(body):,}{of} bytes", retry=True) from None
     if image_suffix(body[:16]) is None:
-      raise DownloadFailed(f"not an image ({response.headers.get_content_type()})")
+      raise DownloadFailed(f"not an image ({response.content_type})")
     return bytes(body)
 
 
-def _retry_after_seconds(headers: email.message.Message) -> float:
+def is_public(address: str) -> bool:
+  """Returns whether a numeric IP address belongs to the public internet."""
+  ip = ipaddress.ip_address(address)
+  if ip.version == 6:
+    inner = ip.ipv4_mapped or ip.sixtofour
+    if inner is None and ip in NAT64:
+      inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    ip = inner or ip
+  return ip.is_global and not ip.is_multicast
+
+
+def _open_public_socket(address: tuple[Any, ...]) -> socket.socket:
+  """Returns a socket for a connection to this address. Raises PrivateAddress."""
+  family, kind, protocol, _, (host, *_) = address
+  if not is_public(host):
+    raise PrivateAddress(f"{host} is not a public address; --allow_private permits it")
+  return socket.socket(family, kind, protocol)
+
+
+class _DaemonResolver(aiohttp.abc.AbstractResolver):
+  """Looks up names in threads that nothing waits for: the system cannot stop a look-up."""
+
+  async def resolve(
+    self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+  ) -> list[aiohttp.abc.ResolveResult]:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future = loop.create_future()
+
+    def give(result: Any) -> None:
+      if answer.cancelled():
+        return
+      (answer.set_exception if isinstance(result, Exception) else answer.set_result)(result)
+
+    def look_up() -> None:
+      try:
+        result = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+      except Exception as error:
+        result = error
+      with contextlib.suppress(RuntimeError):  # the loop is closed by now
+        loop.call_soon_threadsafe(give, result)
+
+    threading.Thread(target=look_up, daemon=True).start()
+    return [
+      {
+        "hostname": host,
+        "host": socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0],
+        "port": port,
+        "family": found_family,
+        "proto": protocol,
+        "flags": socket.AI_NUMERICHOST,
+      }
+      for found_family, _, protocol, _, address in await answer
+    ]
+
+  async def close(self) -> None:
+    """Nothing to close."""
+
+
+def _proxy(url: str) -> str | None:
+  """Returns the proxy that the environment names for a url."""
+  parts = urllib.parse.urlsplit(url)
+  if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+    return None
+  return urllib.request.getproxies().get(parts.scheme)
+
+
+def _reason(error: Exception) -> str:
+  code = getattr(error, "errno", None)
+  if isinstance(code, int) and code > 0:
+    return os.strerror(code)
+  return getattr(error, "message", None) or getattr(error, "strerror", None) or str(error)
+
+
+def _retry_after_seconds(headers: Mapping[str, str]) -> float:
   """Returns the seconds of a Retry-After header; 0 when there is none or it is a date."""
   value = headers.get("Retry-After") or ""
   return float(value) if value.isascii() and value.isdigit() else 0.0

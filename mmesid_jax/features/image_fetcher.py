@@ -1,10 +1,12 @@
 """The command `fetch_images`: downloads the first image of every item into a folder."""
 
-import concurrent.futures
+import asyncio
+import contextlib
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from mmesid_jax.data.folder.file_names import ITEMS
@@ -26,7 +28,7 @@ from mmesid_jax.features.image_files import (
 from mmesid_jax.files.append import open_to_append
 from mmesid_jax.files.atomic import open_atomic
 
-THREADS = 16  # the number of slow servers that do not hold up the others
+DOWNLOADS = 16  # at once: the number of slow servers that do not hold up the others
 GIVE_UP = 20  # images without an answer, when no image was ever fetched
 MAX_NAMED = 3  # failed images that the summary names
 
@@ -47,6 +49,7 @@ def fetch_images(
   retries: int,
   timeout: float,
   max_megabytes: float,
+  allow_private: bool,
 ) -> None:
   """Downloads the images that the manifest does not list, and adds a line to it for each of them.
 
@@ -54,10 +57,10 @@ def fetch_images(
     data: the folder with items.jsonl.
     output: the folder for the images and manifest.jsonl.
     key: the field of items.jsonl that names the images.
-    per_second, retries, timeout: as in Downloader.
+    per_second, retries, timeout, allow_private: as in Downloader.
     max_megabytes: the largest image that is accepted.
 
-  Raises UserError, also when no server answers.
+  Raises UserError, also when no server answers, and Interrupted.
   """
   items_by_key = zip(item_keys(data, key), read_item_objects(data / ITEMS), strict=True)
   images = {item_key: first_image(item) for item_key, item in items_by_key}
@@ -68,11 +71,15 @@ def fetch_images(
   todo = [w for w in wanted if not _is_fetched(entries.get(w.key), w, output)]
   give_up = None if any(entry["status"] == OK for entry in entries.values()) else GIVE_UP
   download = Downloader(
-    per_second=per_second, retries=retries, timeout=timeout, max_bytes=int(max_megabytes * 1e6)
+    per_second=per_second,
+    retries=retries,
+    timeout=timeout,
+    max_bytes=int(max_megabytes * 1e6),
+    allow_private=allow_private,
   )
   with report_disk_errors(output), open_to_append(output / MANIFEST) as manifest:
     _drop_partial_line(manifest)
-    reasons = _fetch_missing(todo, output, manifest, download, give_up)
+    reasons = asyncio.run(_fetch_missing(todo, output, manifest, download, give_up))
   named = "; ".join(f"{k}: {reason}" for k, reason in itertools.islice(reasons.items(), MAX_NAMED))
   failed = f"; {len(reasons):,} failed ({named}), the same command tries them again"
   without = len(images) - len(wanted)
@@ -91,7 +98,7 @@ def _is_fetched(entry: Mapping[str, Any] | None, wanted: WantedImage, output: pa
   )
 
 
-def _fetch_missing(
+async def _fetch_missing(
   todo: list[WantedImage],
   output: pathlib.Path,
   manifest: BinaryIO,
@@ -100,56 +107,88 @@ def _fetch_missing(
 ) -> dict[str, str]:
   """Downloads the images; returns the reason of every failure by key.
 
-  Raises UserError when no server answers for any of the first `give_up` images.
+  Raises UserError when no server answers for any of the first `give_up` images, and Interrupted at
+  SIGINT and SIGTERM.
   """
   reasons: dict[str, str] = {}
-  unreached = 0
-  pool = concurrent.futures.ThreadPoolExecutor(THREADS)
+  count = unreached = 0
+  received = _cancel_at_signal()
+  results = _iter_results(todo, download)
   try:
     with reporter.progress(label="fetch", total=len(todo), unit="images") as bar:
-      for count, (wanted, result) in enumerate(_iter_results(pool, todo, download), start=1):
-        entry: dict[str, Any] = {"key": wanted.key, "url": wanted.url}
-        if isinstance(result, DownloadFailed):
-          reasons[wanted.key] = str(result)
-          entry |= {"file": None, "status": FAILED, "reason": str(result)}
-          unreached += not result.reached
-        else:
-          name = file_stem(wanted.key) + image_suffix(result[:16])
-          with open_atomic(output / name) as file:
-            file.write(result)
-          entry |= {"file": name, "status": OK}
-        manifest.write(json.dumps(entry).encode() + b"\n")
-        manifest.flush()
-        bar.update()
-        if unreached == count == give_up:
-          raise UserError(f"{wanted.url}: {result}; no server answers for any of {count} images")
-  except KeyboardInterrupt:
+      async with contextlib.aclosing(results):
+        async for wanted, result in results:
+          count += 1
+          if isinstance(result, DownloadFailed):
+            reasons[wanted.key] = str(result)
+            unreached += not result.reached
+          manifest.write(json.dumps(_save_image(output, wanted, result)).encode() + b"\n")
+          manifest.flush()
+          bar.update()
+          if unreached == count == give_up:
+            raise UserError(f"{wanted.url}: {result}; no server answers for any of {count} images")
+  except asyncio.CancelledError:
     raise Interrupted(
-      f"SIGINT; {output} keeps the images so far; run the same command again"
+      f"{received[0].name}; {output} keeps the images so far; run the same command again"
     ) from None
-  finally:
-    download.stop()
-    pool.shutdown(cancel_futures=True)
   return reasons
 
 
-def _iter_results(
-  pool: concurrent.futures.Executor, todo: list[WantedImage], download: Downloader
-) -> Iterator[tuple[WantedImage, bytes | DownloadFailed]]:
-  """Yields results as they arrive; at most THREADS downloads are in progress, to bound memory."""
+def _save_image(
+  output: pathlib.Path, wanted: WantedImage, result: bytes | DownloadFailed
+) -> dict[str, Any]:
+  """Writes the image's file, if there is one; returns the entry of the manifest."""
+  entry: dict[str, Any] = {"key": wanted.key, "url": wanted.url}
+  if isinstance(result, DownloadFailed):
+    return entry | {"file": None, "status": FAILED, "reason": str(result)}
+  name = file_stem(wanted.key) + image_suffix(result[:16])
+  with open_atomic(output / name) as file:
+    file.write(result)
+  return entry | {"file": name, "status": OK}
+
+
+def _cancel_at_signal() -> list[signal.Signals]:
+  """Cancels the present task at the first SIGINT or SIGTERM; a second one acts as usual.
+
+  Returns a list to which that signal is appended.
+  """
+  loop, task = asyncio.get_running_loop(), asyncio.current_task()
+  received: list[signal.Signals] = []
+
+  def receive(number: signal.Signals) -> None:
+    received.append(number)
+    task.cancel()
+    for caught in (signal.SIGINT, signal.SIGTERM):
+      loop.remove_signal_handler(caught)
+
+  for caught in (signal.SIGINT, signal.SIGTERM):
+    loop.add_signal_handler(caught, receive, caught)
+  return received
+
+
+async def _iter_results(
+  todo: list[WantedImage], download: Downloader
+) -> AsyncIterator[tuple[WantedImage, bytes | DownloadFailed]]:
+  """Yields results as they arrive; at most DOWNLOADS are in progress, to bound memory."""
   waiting, running = iter(todo), {}
-  while True:
-    for wanted in itertools.islice(waiting, THREADS - len(running)):
-      running[pool.submit(download, wanted.url)] = wanted
-    if not running:
-      return
-    done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-    for future in done:
-      try:
-        result = future.result()
-      except DownloadFailed as failure:
-        result = failure
-      yield running.pop(future), result
+  async with download:
+    try:
+      while True:
+        for wanted in itertools.islice(waiting, DOWNLOADS - len(running)):
+          running[asyncio.create_task(download(wanted.url))] = wanted
+        if not running:
+          return
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+          try:
+            result = task.result()
+          except DownloadFailed as failure:
+            result = failure
+          yield running.pop(task), result
+    finally:
+      for task in running:
+        task.cancel()
+      await asyncio.gather(*running, return_exceptions=True)
 
 
 def _drop_partial_line(manifest: BinaryIO) -> None:

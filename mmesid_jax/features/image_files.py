@@ -62,7 +62,7 @@ def read_image_manifest(folder: Path) -> dict[str, dict[str, Any]]:
   """Reads the manifest of `fetch_images`: the last line of every key; {} without a manifest.
 
   An unfinished last line, from a killed run, is ignored. Raises UserError for a line that is not an
-  object with a key and a status.
+  object with a key and a status, and for a file that is not in the folder itself.
   """
   path = folder / MANIFEST
   if not path.exists():
@@ -72,14 +72,19 @@ def read_image_manifest(folder: Path) -> dict[str, dict[str, Any]]:
   for number, line in enumerate(complete.split(b"\n") if complete else [], start=1):
     try:
       entry = json.loads(line)
-      if entry["status"] == OK and not isinstance(entry["file"], str):
-        raise TypeError("file is not text")
+      if entry["status"] == OK and not _is_file_name(entry["file"]):
+        raise TypeError("file is no name of a file in the folder")
       entries[entry["key"]] = entry
     except (ValueError, KeyError, TypeError, RecursionError) as error:
       raise UserError(
         f"{path}:{number}: expected an object with key, url, file and status ({error!r})"
       ) from None
   return entries
+
+
+def _is_file_name(file: object) -> bool:
+  """Returns whether it is the bare name of a file: a manifest must not name files elsewhere."""
+  return isinstance(file, str) and file not in ("", "..") and Path(file).name == file
 
 
 def item_image_files(

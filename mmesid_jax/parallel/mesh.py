@@ -38,7 +38,9 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
 
 def parse_mesh(numbers: Sequence[str]) -> dict[str, int]:
   """config.mesh from one number for each axis, as --mesh has them. Raises UserError."""
-  if len(numbers) != len(MESH_AXES) or not all(re.fullmatch(r"-1|[1-9]\d*", n) for n in numbers):
+  if len(numbers) != len(MESH_AXES) or not all(
+    re.fullmatch(r"-1|[1-9][0-9]{0,5}", n) for n in numbers
+  ):
     raise UserError(
       f"--mesh={','.join(numbers)}: expected devices on the axes {', '.join(MESH_AXES)}, "
       "as in 1,-1,1"

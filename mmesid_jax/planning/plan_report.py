@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 
@@ -91,8 +92,8 @@ def print_plan(
 
 
 def _parse_count(text: str) -> int:
-  if not text.isdecimal() or not int(text):
-    raise UserError(f"--devices: {text!r} is not a number of devices >= 1")
+  if not re.fullmatch(r"[1-9][0-9]{0,5}", text):  # all meshes of a number are listed
+    raise UserError(f"--devices: {text!r} is not a number of devices >= 1 and below a million")
   return int(text)
 
 

@@ -32,6 +32,7 @@ from mmesid_jax.config import command_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to.", required=True)
+SHARE = flags.DEFINE_float("share", 1, "A number.", 0, 1)
 STOP = flags.DEFINE_string("stop", None, "What main raises.")
 LOST = flags.DEFINE_string("lost", None, "What is raised where nobody catches it.")
 
@@ -115,6 +116,10 @@ BAD = [
   ([W, C, f"{R}.steps=abc"], f"{R}.steps=abc: expected an integer"),
   ([W, C, f"{R}.steps=1.5"], f"{R}.steps=1.5: expected an integer"),
   ([W, C, f"{R}.learning_rate=fast"], f"{R}.learning_rate=fast: expected a number"),
+  ([W, C, f"{R}.learning_rate=inf"], f"{R}.learning_rate=inf: expected a finite number"),
+  ([W, "--share=nan"], "--share=nan: expected a finite number in the range [0, 1]"),
+  ([W, "--share=2"], "--share=2: expected a number in the range [0, 1]"),
+  ([W, "--share=-inf"], "--share=-inf: expected a number in the range [0, 1]"),
   ([W, C, f"{R}.masked=maybe"], f"{R}.masked=maybe: expected true or false"),
   ([W, C, f"{R}=3"], f"{R}=3: "),
   ([W, C, f"{R}.stages[0]=c"], f"{R}.stages[0]: no such place; set the whole of {R}.stages"),

@@ -132,6 +132,15 @@ def test_every_key_has_a_rule_that_names_it(key):
     assert_refused(key, value)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_are_finite(value):
+  for key, default in DEFAULTS.items():
+    if isinstance(default, float):
+      assert_refused(key, value)
+    elif isinstance(default, list) and isinstance(default[0], float):
+      assert_refused(key, [value] * len(default))
+
+
 @pytest.mark.parametrize("key", DEFAULTS)
 def test_no_key_is_hidden_by_what_every_configuration_has(key):
   """config.a.update would be ConfigDict's own method, whatever value the key has."""

@@ -1,16 +1,28 @@
 """The command `fetch_images` against a local server that misbehaves differently for every path."""
 
+import asyncio
 import collections
 import http.server
 import json
+import signal
+import socket
 import threading
 import time
 
 import pytest
-from commands import refused, run
+from commands import refused, run, start
 
-from mmesid_jax.features.download import Downloader
+from mmesid_jax.features.download import Downloader, DownloadFailed, is_public
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+FOREVER = {  # no single read takes long
+  "headers": (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"),
+  "many_headers": (b"HTTP/1.1 200 OK\r\n", b"X-More: x\r\n"),
+  "chunk_size": (CHUNKED, b"0"),
+  "chunk_comment": (CHUNKED + b"5;", b"x"),
+  "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+  "silent": (b"", b""),
+}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
 
 
@@ -39,6 +51,13 @@ class Server(http.server.BaseHTTPRequestHandler):
       return self.answer(200, PNG, {"Content-Length": "5000"})
     if name == "slow":
       return self.drip()
+    if name in FOREVER:
+      return self.send_forever(*FOREVER[name])
+    if name == "round":
+      return self.answer(302, b"", {"Location": "/round"})
+    if name == "by_name":
+      port = self.server.server_port
+      return self.answer(302, b"", {"Location": f"http://localhost:{port}/good"})
     self.answer(200, PNG)
 
   def answer(self, status, body, headers=()):
@@ -57,6 +76,16 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"x")
         self.wfile.flush()
         time.sleep(0.1)
+    except OSError:
+      pass
+
+  def send_forever(self, head, piece):
+    """Sends the head, then the piece again and again, until the client leaves."""
+    try:
+      self.wfile.write(head)
+      while True:
+        self.wfile.write(piece)
+        time.sleep(0.02)
     except OSError:
       pass
 
@@ -85,7 +114,7 @@ def write_items(folder, images):
 
 def command(data, *more):
   quick = ("--per_second=100", "--retries=1", "--timeout=1", "--max_megabytes=0.05")
-  return (f"--data={data}", f"--output={data / 'images'}", *quick, *more)
+  return (f"--data={data}", f"--output={data / 'images'}", "--allow_private", *quick, *more)
 
 
 def manifest(data):
@@ -98,7 +127,7 @@ def test_images_are_fetched_and_everything_else_is_reported(server, tmp_path):
   paths = "good busy moved to_file absent page huge endless cut slow".split()
   images = {key: [f"{at}/{key}", "never asked for"] for key in paths}
   images |= {"a/b": [f"{at}/good"], "none": None, "local": ["a.jpg"], "ftp": ["ftp://x/a.jpg"]}
-  images |= {"odd": [f"{at}/sp ace"]}
+  images |= {"odd": ["http://127.0.0.1:port/x"]}
   data = tmp_path / "data"
   write_items(data, images)
   status, out, err = run("fetch_images", *command(data))
@@ -112,7 +141,7 @@ def test_images_are_fetched_and_everything_else_is_reported(server, tmp_path):
   assert found["a/b"]["file"] == "a%2Fb.png"
   reasons = {k: e["reason"] for k, e in found.items() if e["status"] == "failed"}
   assert reasons["absent"] == "HTTP 404"
-  assert reasons["to_file"] == "HTTP 302"
+  assert reasons["to_file"] == "redirected to something other than http or https"
   assert reasons["page"] == "not an image (text/html)"
   assert reasons["huge"] == "100,208 bytes, more than 50,000"
   assert reasons["endless"] == "more than 50,000 bytes"
@@ -147,12 +176,130 @@ def test_missing_files_and_new_urls_are_fetched_again(server, tmp_path):
   assert server.RequestHandlerClass.asked == {"a": 2, "b": 1, "b2": 1, "c": 1}
 
 
-def test_requests_of_all_threads_are_spaced(monkeypatch):
-  monkeypatch.setattr("time.monotonic", lambda: 7.0)
+def test_requests_of_all_tasks_are_spaced():
   download = Downloader(per_second=5, retries=0, timeout=1, max_bytes=1)
-  assert [round(download._reserve_request(), 6) for _ in range(4)] == [0, 0.2, 0.4, 0.6]
-  monkeypatch.setattr("time.monotonic", lambda: 9.0)  # unused requests do not add up
-  assert [round(download._reserve_request(), 6) for _ in range(2)] == [0, 0.2]
+  assert [round(download._reserve_request(7.0), 6) for _ in range(4)] == [0, 0.2, 0.4, 0.6]
+  # unused requests do not add up
+  assert [round(download._reserve_request(9.0), 6) for _ in range(2)] == [0, 0.2]
+
+
+def failure_of(url, **settings):
+  """The DownloadFailed of one attempt."""
+
+  async def download():
+    settings_used = {"per_second": 100, "retries": 0, "timeout": 1, "max_bytes": 10**6} | settings
+    async with Downloader(**settings_used) as downloader:
+      with pytest.raises(DownloadFailed) as failure:
+        await downloader(url)
+      return failure.value
+
+  return asyncio.run(asyncio.wait_for(download(), 20))
+
+
+@pytest.mark.parametrize("name", FOREVER)
+def test_a_deadline_holds_for_the_whole_request(server, name):
+  at = f"http://127.0.0.1:{server.server_port}"
+  failure = failure_of(f"{at}/{name}", allow_private=True, timeout=0.5)
+  # a limit of the parser on headers may end it earlier
+  assert "not complete after 0.5 seconds" in str(failure) or name.endswith("headers")
+
+
+def test_a_deadline_holds_while_a_name_is_looked_up(monkeypatch):
+  done, finished = threading.Event(), []
+
+  def getaddrinfo(*_):
+    done.wait(20)
+    finished.append(True)
+    return []
+
+  monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+  try:
+    assert "not complete after 0.3 seconds" in str(failure_of("http://name.test/", timeout=0.3))
+    assert not finished  # nothing waited for it
+  finally:
+    done.set()
+
+
+def test_redirects_end(server):
+  url = f"http://127.0.0.1:{server.server_port}/round"
+  assert str(failure_of(url, allow_private=True)) == "redirected too often"
+
+
+@pytest.mark.parametrize(
+  "host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "0x7f000001"]
+)
+def test_addresses_of_this_machine_are_not_asked(server, host):
+  failure = failure_of(f"http://{host}:{server.server_port}/good", retries=3)
+  assert not server.RequestHandlerClass.asked
+  # [::1] may not exist, and aiohttp refuses unusual numbers by itself
+  assert "--allow_private permits it" in str(failure) or host == "0x7f000001"
+  assert not failure.reached and not failure.retry
+
+
+def test_a_redirect_into_this_machine_is_not_followed(server, monkeypatch):
+  """127.0.0.1 stands for a public server; the name it redirects to is only known afterwards."""
+  real = is_public
+  monkeypatch.setattr(
+    "mmesid_jax.features.download.is_public", lambda a: a == "127.0.0.1" or real(a)
+  )
+  monkeypatch.setattr(
+    "socket.getaddrinfo",
+    lambda host, port, *_: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", port))],
+  )
+  failure = failure_of(f"http://127.0.0.1:{server.server_port}/by_name")
+  assert str(failure) == "127.0.0.2 is not a public address; --allow_private permits it"
+  assert server.RequestHandlerClass.asked == {"by_name": 1}
+
+
+def test_the_address_that_is_checked_is_the_one_of_the_connection(server, monkeypatch):
+  """A name server that gives another address at the second question gains nothing."""
+  answers = iter(["192.0.2.1", "127.0.0.1"])
+  looked_up = []
+
+  def getaddrinfo(host, port, *_):
+    looked_up.append(next(answers))
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (looked_up[-1], port))]
+
+  monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+  failure = failure_of(f"http://rebinding.test:{server.server_port}/good", retries=1)
+  assert "192.0.2.1 is not a public address" in str(failure)
+  assert looked_up == ["192.0.2.1"] and not server.RequestHandlerClass.asked
+
+
+def test_public_addresses():
+  for address in ("93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34"):
+    assert is_public(address), address
+  assert is_public("64:ff9b::5db8:d822")  # NAT64 of 93.184.216.34
+  for address in (
+    *("127.0.0.1", "127.9.9.9", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
+    *("100.64.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "240.0.0.1", "192.0.2.1"),
+    *("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1"),
+    *("::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1"),
+  ):
+    assert not is_public(address), address
+
+
+def test_private_addresses_are_refused_in_one_line_with_the_flag(tmp_path):
+  write_items(tmp_path, {f"k{i}": ["http://127.0.0.1:9/k"] for i in range(20)})
+  line = refused("fetch_images", *(a for a in command(tmp_path) if a != "--allow_private"))
+  assert "127.0.0.1 is not a public address; --allow_private permits it" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_soon_with_one_line(server, tmp_path, number):
+  at = f"http://127.0.0.1:{server.server_port}"
+  write_items(tmp_path, {"good": [f"{at}/good"], "silent": [f"{at}/continue"]})
+  process = start("fetch_images", *command(tmp_path, "--timeout=3600"))
+  while server.RequestHandlerClass.asked.keys() != {"good", "continue"}:
+    time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+  while not list((tmp_path / "images").glob("good.png")):
+    time.sleep(0.05)
+  process.send_signal(number)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 75, err
+  assert err.startswith(f"stopped: {number.name}; ") and err.count("\n") == 1
+  assert manifest(tmp_path).keys() == {"good"}
 
 
 def test_it_gives_up_soon_without_a_network(tmp_path):

@@ -64,3 +64,12 @@ def test_an_unfinished_last_line_is_ignored_and_other_damage_is_refused(tmp_path
     file.write_text(f"{line}\n")
     with pytest.raises(UserError, match="manifest.jsonl:1"):
       read_image_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "name", ["/etc/passwd", "../a.jpg", "b/../../a.jpg", "sub/a.jpg", "..", ""]
+)
+def test_the_manifest_names_files_of_its_folder_only(tmp_path, name):
+  write_manifest(tmp_path, ok("a", name))
+  with pytest.raises(UserError, match="manifest.jsonl:1.*no name of a file in the folder"):
+    item_image_files(tmp_path, ["a"], [{}])
