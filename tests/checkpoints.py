@@ -1,6 +1,7 @@
 """A tiny random Llama as a Hugging Face directory with a tokenizer, made without torch."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from flax import nnx
@@ -30,8 +31,8 @@ def write_tiny_checkpoint(directory: pathlib.Path, *, dtype="bfloat16", **sizes)
   return config
 
 
-def write_tokenizer(folder: pathlib.Path) -> pathlib.Path:
-  """Llama 3's special tokens over single bytes."""
+def write_tokenizer(folder: pathlib.Path, special: Sequence[str] = SPECIAL) -> pathlib.Path:
+  """Special tokens, by default Llama 3's, over single bytes."""
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers
 
@@ -41,7 +42,7 @@ def write_tokenizer(folder: pathlib.Path) -> pathlib.Path:
   )
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.add_special_tokens(SPECIAL)
+  tokenizer.add_special_tokens(list(special))
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer.save(str(folder / "tokenizer.json"))
   return folder

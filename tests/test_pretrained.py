@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import write_tiny_checkpoint
+from checkpoints import write_tiny_checkpoint, write_tokenizer
 from conftest import TINY
 
 from mmesid_jax import pipeline
@@ -211,6 +211,21 @@ def test_the_presets_take_their_own_prompt(base):
     for preset in ("paper", "released_code", "best")
   }
   assert texts["paper"] == texts["best"] != texts["released_code"]
+
+
+def test_a_checkpoint_of_another_family_gets_the_prompt_in_its_own_form(base, tmp_path, capsys):
+  other = shutil.copytree(base, tmp_path / "other")
+  write_tokenizer(other, ("<|im_start|>", "<|im_end|>"))
+  (other / "chat_template.jinja").write_text(
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant"
+  )
+  config = llama3(other)
+  pipeline.check_config(config)
+  prompt = config.recommender.prompt
+  assert prompt.text.endswith("{items}<|im_end|>\n<|im_start|>assistant")
+  assert prompt.response == 1 + 1 + 1 + len("assistant")
+  assert "is in the checkpoint's own chat form" in capsys.readouterr().out
 
 
 def test_the_merged_backbone_differs_by_its_adapter_and_nothing_else(workdir, base, tmp_path):

@@ -32,15 +32,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 ITEMS = "{items}"  # stands for the tokens of the history in a prompt text
+_SYSTEM = "You are a helpful AI assistant for recommendations"
 _TASK = "Given the user's purchase history, predict next possible item to be purchased."
-_END = f" {ITEMS} <|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+_ANSWER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
 PROMPTS: Mapping[str, str] = {
-  # as the authors document it
+  # as the authors document it, with spaces around the items: 34 + 5 tokens of Llama 3
   "paper": (
-    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
-    "You are a helpful AI assistant for recommendations<|eot_id|>"
-    f"<|start_header_id|>user<|end_header_id|>\n\n{_TASK}{_END}"
+    f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{_SYSTEM}<|eot_id|>"
+    f"<|start_header_id|>user<|end_header_id|>\n\n{_TASK} {ITEMS} {_ANSWER}"
   ),
-  # as their code tokenizes it: the beginning is overwritten
-  "released_code": f"<|begin_of_text|>{{ {_TASK}{_END}",
+  # as their code tokenizes it: the beginning is overwritten, and no spaces: 17 + 4 tokens
+  "released_code": f"<|begin_of_text|>{{ {_TASK}{ITEMS}{_ANSWER}",
+}
+# the same for the chat form of any checkpoint: what the system says, and what the user says
+CHATS: Mapping[str, tuple[str, str]] = {
+  "paper": (_SYSTEM, f"{_TASK} {ITEMS}"),
+  "released_code": ("", f"{{ {_TASK}{ITEMS}"),
 }

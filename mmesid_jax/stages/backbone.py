@@ -39,8 +39,9 @@ SIZES = {  # key of config.recommender -> field of LlamaConfig
 def resolve_sizes(config: ConfigDict, *, estimate: bool = False) -> bool:
   """Sets the sizes in config.recommender that are 0 to those of the checkpoint, if there is one.
 
-  With a prompt text, prompt.length and prompt.response become the numbers of its tokens. Sizes that
-  are not 0 must agree. estimate: without a tokenizer, the numbers of tokens are estimated. Returns
+  With a prompt text, prompt.length and prompt.response become the numbers of its tokens, and a
+  preset's text gets the chat form of a checkpoint of another family. Sizes that are not 0 must
+  agree. estimate: without a tokenizer, the numbers of tokens are estimated. Returns
   whether they were. Raises UserError.
   """
   c = config.recommender
@@ -57,6 +58,7 @@ def resolve_sizes(config: ConfigDict, *, estimate: bool = False) -> bool:
       return False
     c.prompt.update(prompt.estimate_prompt_lengths(c.prompt.text))
     return True
+  c.prompt.text = prompt.fit_prompt(directory, c.prompt.text)
   tokens = prompt.tokenize_prompt(directory, c.prompt.text)
   counts = {"length": len(tokens.before), "response": len(tokens.after)}
   _fill(c.prompt, counts, "the tokenizer")
