@@ -27,7 +27,7 @@ from mmesid_jax.data.folder.times import read_times
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import open_atomic
 from mmesid_jax.files.digest import bytes_sha256, json_sha256
-from mmesid_jax.files.readers import read_bytes
+from mmesid_jax.files.readers import read_bytes, read_json_object, read_npy
 
 SCHEMA = 1  # version of the cache; raise it when the meaning of its files changes
 
@@ -236,20 +236,21 @@ def _build_dataset(
   return dataset
 
 
+_ARRAYS = ("items", "offsets", "users")
+
+
 def _load(cache: Path, key: dict) -> _Content | None:
   """Opens the cache, memory-mapped; None when it is missing, damaged or from other sources."""
   try:
-    header = json.loads((cache / "dataset.json").read_bytes())
+    header = read_json_object(cache / "dataset.json")
     if {name: header.get(name) for name in key} != key:
       return None
-    arrays = {
-      name: np.load(cache / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-      for name in header["arrays"]
-    }
+    names = [*_ARRAYS, "times"] if "times" in header["arrays"] else _ARRAYS
+    arrays = {name: read_npy(cache / f"{name}.npy") for name in names}
     if {name: [a.dtype.str, *a.shape] for name, a in arrays.items()} != header["arrays"]:
       return None
     return _Content(arrays, header["num_items"], header["fingerprint"], header.get("times", ""))
-  except (OSError, ValueError, KeyError, AttributeError, EOFError):
+  except (UserError, KeyError, TypeError, AttributeError):
     return None
 
 

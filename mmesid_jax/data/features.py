@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import safetensors
 
 from mmesid_jax.data.folder.problems import Mistake, raise_first
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.readers import read_npy
+from mmesid_jax.files.tensor_file import TensorFile
 
 CHUNK_BYTES = 32 * 2**20  # size of the part of a table that is checked at once
 KEPT_DTYPES = ("float16", "float32", "bfloat16")  # other types are converted to float32
@@ -171,19 +171,17 @@ def _reader_for(path: Path, readers):
 
 
 def _read_safetensors(path: Path) -> np.ndarray:
-  return _with_only_tensor(path, lambda file, name: file.get_tensor(name))
+  file, name = _only_tensor(path)
+  return file.read(name)
 
 
-def _safetensors_shape(path: Path) -> list[int]:
-  return _with_only_tensor(path, lambda file, name: file.get_slice(name).get_shape())
+def _safetensors_shape(path: Path) -> tuple[int, ...]:
+  file, name = _only_tensor(path)
+  return file.shape(name)
 
 
-def _with_only_tensor(path: Path, take):
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      names = list(file.keys())
-      if len(names) == 1:
-        return take(file, names[0])
-  except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
-    raise UserError(f"{path}: not a readable .safetensors file ({error})") from None
+def _only_tensor(path: Path) -> tuple[TensorFile, str]:
+  file = TensorFile(path)
+  if len(names := file.keys()) == 1:
+    return file, names[0]
   raise UserError(f"{path}: {len(names)} tensors ({', '.join(names[:5])}); expected exactly one")

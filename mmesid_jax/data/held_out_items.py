@@ -1,7 +1,6 @@
 """Holds items out of a dataset: writes it without them, and lists where users met them."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from mmesid_jax.data.dataset import Dataset, evaluated_users
 from mmesid_jax.data.folder.writer import write_item_records, write_sequences, write_times
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.files.readers import parse_json
 
 
 class ItemSplit(NamedTuple):
@@ -62,7 +62,7 @@ def write_warm_dataset(
     records = [{} for _ in range(dataset.num_items)]
   else:
     json_lines = pathlib.Path(dataset.items_path).read_bytes().splitlines()
-    records = [json.loads(line) for line in json_lines]
+    records = [parse_json(line) for line in json_lines]
   warm_records = (records[item - 1] | {"item_id": ids[item].item()} for item in split.warm)
   write_item_records(folder, warm_records)
   for modality, x_IV in features.items():

@@ -13,6 +13,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.metrics import PRINTED, user_values
 from mmesid_jax.evaluation.ranking import PROTOCOLS, paired_difference, summarize_ranks
 from mmesid_jax.files.artifact import write_text
+from mmesid_jax.files.readers import read_json_object
 
 CUTOFFS = (5, 10)
 COMPARED = ("nDCG@5", "HR@10")
@@ -81,11 +82,8 @@ def write_result(path: pathlib.Path, result: Result) -> None:
 
 def read_result(path: pathlib.Path) -> Result:
   """The result in a file. Raises UserError for a file of another kind."""
-  try:
-    result = json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f"{path}: not a JSON object ({error}); delete it") from error
-  if not isinstance(result, dict) or KEYS - result.keys():
+  result = read_json_object(path, remedy="delete it")
+  if KEYS - result.keys():
     raise UserError(f"{path}: no result of mmesid_jax.ablate; move it elsewhere")
   return result
 

@@ -6,7 +6,6 @@ Its figures go to RESULTS/<variant>-seed<k>.json; the table is made from these f
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import time
 import traceback
@@ -23,6 +22,7 @@ from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablation_table
 from mmesid_jax.files import artifact
 from mmesid_jax.files.provenance import check_same_settings
+from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.reports.test_ranks import Ranks, read_ranks, summed_ranks, write_ranks
 from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
@@ -276,7 +276,7 @@ class AblationPlan:
 
   def _write(self, name: str, seed: int, workdir: Workdir, ranks, codes=None) -> None:
     """Writes the result. ranks: by split. workdir: that of the models."""
-    environment = json.loads((workdir.path / "environment.json").read_text())
+    environment = read_json_object(workdir.path / "environment.json")
     reference = self.reference(seed)
     options = {"resamples": workdir.config.evaluation.resamples, "seed": seed}
     beside = name in BESIDE_BASE

@@ -18,6 +18,7 @@ from mmesid_jax.evaluation import cold_start_ranks, ranking
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.files.provenance import check_same_settings
+from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.stages import new_item_codes, recommender_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import Workdir, feature_dir, open_workdir, plain_data_dir
@@ -74,7 +75,7 @@ def _keep_split(
   made_from = {"fraction": fraction, "split_seed": seed, "dataset": dataset.fingerprint}
   if file.is_file() and not overwrite:
     try:
-      before = dict(json.loads(file.read_text())["made_from"])
+      before = dict(read_json_object(file)["made_from"])
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(f"{file}: not a split; delete the folder it is in") from error
     label, remedy = f"{file}: holds out other items", "choose another --workdir, or --overwrite"

@@ -1,6 +1,5 @@
 """Finds the image file of every item: by its name, or by the manifest of `fetch_images`."""
 
-import json
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.digest import bytes_sha256
-from mmesid_jax.files.readers import read_bytes
+from mmesid_jax.files.readers import parse_json, read_bytes
 
 MANIFEST = "manifest.jsonl"
 OK, FAILED = "ok", "failed"
@@ -71,11 +70,11 @@ def read_image_manifest(folder: Path) -> dict[str, dict[str, Any]]:
   entries = {}
   for number, line in enumerate(complete.split(b"\n") if complete else [], start=1):
     try:
-      entry = json.loads(line)
+      entry = parse_json(line)
       if entry["status"] == OK and not _is_file_name(entry["file"]):
         raise TypeError("file is no name of a file in the folder")
       entries[entry["key"]] = entry
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{path}:{number}: expected an object with key, url, file and status ({error!r})"
       ) from None

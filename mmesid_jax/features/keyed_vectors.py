@@ -1,16 +1,15 @@
 """Reads vectors and their keys from .npy and .safetensors (parquet_vectors: from Parquet)."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
 
 from mmesid_jax.data.features import read_table
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.readers import read_bytes
+from mmesid_jax.files.readers import parse_json, read_bytes
+from mmesid_jax.files.tensor_file import TensorFile
 
 CHUNK_BYTES = 32 * 2**20  # read at once
 
@@ -54,12 +53,9 @@ def read_tensor_per_key(path: Path) -> KeyedVectors:
 
   Raises UserError for a file that is missing, damaged, or holds anything else.
   """
-  try:
-    file = safetensors.safe_open(path, framework="numpy")
-    keys = list(file.keys())
-    shapes = [file.get_slice(key).get_shape() for key in keys]
-  except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f"{path}: not a readable .safetensors file ({error})") from None
+  file = TensorFile(path)
+  keys = file.keys()
+  shapes = [list(file.shape(key)) for key in keys]
   if len(keys) == 1 and len(shapes[0]) == 2:
     raise UserError(
       f"{path}: holds a table without keys; give them with --keys=FILE, one for every row"
@@ -69,7 +65,7 @@ def read_tensor_per_key(path: Path) -> KeyedVectors:
   def chunks() -> Iterator[np.ndarray]:
     step = max(CHUNK_BYTES // (8 * width), 1)
     for start in range(0, len(keys), step):
-      yield np.stack([file.get_tensor(key) for key in keys[start : start + step]])
+      yield np.stack([file.read(key) for key in keys[start : start + step]])
 
   return KeyedVectors(path, keys, width, chunks)
 
@@ -128,8 +124,8 @@ def _text_keys(path: Path) -> list[str]:
 
 def _json_keys(path: Path) -> list[str]:
   try:
-    keys = json.loads(read_bytes(path))
-  except (ValueError, RecursionError) as error:
+    keys = parse_json(read_bytes(path))
+  except ValueError as error:
     raise UserError(f"{path}: not JSON ({error})") from None
   if not isinstance(keys, list):
     raise UserError(f"{path}: expected a JSON list of keys")

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_file
+from mmesid_jax.files.readers import parse_json
+from mmesid_jax.files.tensor_file import TensorFile
 from mmesid_jax.parallel.processes import main_only
 
 SCHEMA = 2  # raised whenever the tensors of an artifact change their meaning
@@ -71,13 +72,13 @@ def _read(path: pathlib.Path, stage: str, prefix: str | None):
   remedy = f"run {maker} to write it again (delete the file first)"
   if not path.is_file():
     raise UserError(f"{path}: no such file; run {maker} first")
+  file = TensorFile(path, remedy=remedy)
   try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      header = json.loads((file.metadata() or {}).get("mmesid", "null"))
-      names = [] if prefix is None else [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
-      tensors = {name: file.get_tensor(name) for name in names}
-  except (OSError, ValueError, safetensors.SafetensorError) as error:
-    raise UserError(f"{path}: not a whole safetensors file ({error}); {remedy}") from error
+    header = parse_json(file.metadata.get("mmesid", "null"))
+  except ValueError as error:
+    raise UserError(f"{path}: its header is not JSON ({error}); {remedy}") from None
+  names = [] if prefix is None else [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
+  tensors = {name: file.read(name) for name in names}
   if not isinstance(header, dict) or header.get("stage") != stage:
     actual = header.get("stage") if isinstance(header, dict) else "no mmesid header"
     raise UserError(f"{path}: not an artifact of the stage {stage} (found: {actual}); {remedy}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.readers import parse_json
 
 MADE_FROM = "made_from"  # the key of the settings, in JSON that is written beside a file
 SHOWN = 3  # differences that a message names
@@ -58,8 +59,8 @@ def check_made_from(path: Path, record: bytes, made_from: Mapping[str, Any]) -> 
   """
   remedy = "choose another --output, or --overwrite"
   try:
-    before = dict(json.loads(record)[MADE_FROM])
-  except (ValueError, KeyError, TypeError, RecursionError):
+    before = dict(parse_json(record)[MADE_FROM])
+  except (ValueError, KeyError, TypeError):
     raise UserError(f"{path}: does not say what it was made from; {remedy}") from None
   check_same_settings(before, made_from, label=f"{path}: made from something else", remedy=remedy)
 
@@ -67,6 +68,6 @@ def check_made_from(path: Path, record: bytes, made_from: Mapping[str, Any]) -> 
 def is_made_from(mark: Path, made_from: Any) -> bool:
   """Whether the JSON file `mark` exists and holds exactly this value."""
   try:
-    return json.loads(mark.read_bytes()) == json.loads(json.dumps(made_from))
+    return parse_json(mark.read_bytes()) == parse_json(json.dumps(made_from))
   except (OSError, ValueError):
     return False

@@ -21,6 +21,7 @@ from mmesid_jax.files import artifact, rows
 from mmesid_jax.files.append import open_to_append
 from mmesid_jax.files.lock import try_lock
 from mmesid_jax.files.provenance import MADE_FROM, check_made_from, check_same_settings
+from mmesid_jax.files.readers import parse_json
 
 SETTINGS, LOCK = "settings.json", "lock"
 SYNC_SECONDS = 10  # a kill loses no appended row, a power cut at most the rows of this time
@@ -163,7 +164,7 @@ class PartFiles:
 
   def _check_settings(self, mark: Path, settings: Mapping[str, Any]) -> None:
     try:
-      before = json.loads(mark.read_text())
+      before = parse_json(mark.read_bytes())
     except ValueError:
       before = None
     if not isinstance(before, dict):

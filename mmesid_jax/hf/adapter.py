@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.files.readers import read_json_object
+from mmesid_jax.files.tensor_file import TensorFile
 from mmesid_jax.hf.llama_weights import TABLE, layer_of, other_prefix
 from mmesid_jax.hf.safetensors_dir import FLOATS
 from mmesid_jax.models.llama import Llama
@@ -91,49 +91,40 @@ def read_adapter(llama: Llama, directory: pathlib.Path) -> None:
   scale, and for one of a base with other sizes.
   """
   check_adapter(llama, directory)
-  with _open(directory) as file:
-    for factor, keys in _factors(llama):
-      value = np.empty(factor.shape, np.float32)
-      for key, layer in zip(keys, value, strict=True):
-        layer[...] = file.get_tensor(key).T.reshape(layer.shape)
-      factor.set_value(jnp.asarray(value))
+  file = _open(directory)
+  for factor, keys in _factors(llama):
+    value = np.empty(factor.shape, np.float32)
+    for key, layer in zip(keys, value, strict=True):
+      layer[...] = file.read(key).T.reshape(layer.shape)
+    factor.set_value(jnp.asarray(value))
 
 
 def check_adapter(llama: Llama, directory: pathlib.Path) -> None:
   """Raises UserError where `read_adapter` would, from the configuration, names and shapes only."""
   _check_config(llama, directory)
   wanted = {key: factor.shape for factor, keys in _factors(llama) for key in keys}
-  with _open(directory) as file:
-    if other := other_prefix(file.keys(), wanted):
-      raise UserError(
-        f"{directory / WEIGHTS}: holds {other[0]}, expected {other[1]}; train it on "
-        "LlamaForCausalLM, or rename its tensors"
-      )
-    if different := sorted(wanted.keys() ^ set(file.keys())):
-      side = "missing" if different[0] in wanted else "not of this model"
-      raise UserError(
-        f"{directory / WEIGHTS}: {different[0]} is {side}; it was trained on another base"
-      )
-    for key, (_, d_in, *d_out) in wanted.items():
-      shape = (math.prod(d_out), d_in)
-      there = file.get_slice(key)
-      actual, dtype = tuple(there.get_shape()), there.get_dtype()
-      if actual != shape:
-        raise UserError(
-          f"{directory / WEIGHTS}: {key} has shape {actual}, this base and rank want {shape}"
-        )
-      if dtype not in FLOATS:
-        raise UserError(f"{directory / WEIGHTS}: {key} holds {dtype}, expected {', '.join(FLOATS)}")
+  file = _open(directory)
+  if other := other_prefix(file.keys(), wanted):
+    raise UserError(
+      f"{file.path}: holds {other[0]}, expected {other[1]}; train it on LlamaForCausalLM, or "
+      "rename its tensors"
+    )
+  if different := sorted(wanted.keys() ^ set(file.keys())):
+    side = "missing" if different[0] in wanted else "not of this model"
+    raise UserError(f"{file.path}: {different[0]} is {side}; it was trained on another base")
+  for key, (_, d_in, *d_out) in wanted.items():
+    shape = (math.prod(d_out), d_in)
+    if (actual := file.shape(key)) != shape:
+      raise UserError(f"{file.path}: {key} has shape {actual}, this base and rank want {shape}")
+    if (kind := file.type_name(key)) not in FLOATS:
+      raise UserError(f"{file.path}: {key} holds {kind}, expected {', '.join(FLOATS)}")
 
 
-def _open(directory: pathlib.Path):
+def _open(directory: pathlib.Path) -> TensorFile:
   file = directory / WEIGHTS
   if not file.is_file():
     raise UserError(f"{directory}: holds no {WEIGHTS}; pickled adapters are not opened")
-  try:
-    return safetensors.safe_open(file, framework="numpy")
-  except (OSError, ValueError, safetensors.SafetensorError) as error:
-    raise UserError(f"{file}: not a whole safetensors file ({error})") from error
+  return TensorFile(file)
 
 
 def _factors(llama: Llama) -> Iterator[tuple[LoRAParam, list[str]]]:

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.files.readers import read_json_object
+from mmesid_jax.files.tensor_file import TensorFile
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -49,18 +49,18 @@ class Checkpoint:
       file = self.directory / index[absent[0]]
       raise UserError(f"{file}: does not hold {absent[0]}, but {INDEX} says so; download it again")
     file_of = {key: name for name in keys for key in keys[name]} | index
-    self._slices = {key: self._files[name].get_slice(key) for key, name in file_of.items()}
+    self._file_of = {key: self._files[name] for key, name in file_of.items()}
 
   def keys(self) -> list[str]:
     """The names of all tensors."""
-    return list(self._slices)
+    return list(self._file_of)
 
   def shape(self, key: str) -> tuple[int, ...]:
-    return tuple(self._slices[key].get_shape())
+    return self._file_of[key].shape(key)
 
   def require_floats(self, key: str) -> None:
     """Raises UserError unless the tensor holds 16- or 32-bit floats."""
-    if (dtype := self._slices[key].get_dtype()) not in FLOATS:
+    if (dtype := self._file_of[key].type_name(key)) not in FLOATS:
       raise UserError(
         f"{self.directory}: {key} holds {dtype}, expected one of {', '.join(FLOATS)}; take the "
         "checkpoint before it was quantized"
@@ -68,7 +68,7 @@ class Checkpoint:
 
   def read(self, key: str, *index: slice) -> np.ndarray:
     """The slice of the tensor, or all of it, in the file's dtype."""
-    array = self._slices[key][index or ...]
+    array = self._file_of[key].read(key, *index)
     self.bytes_read += array.nbytes
     return array
 
@@ -99,16 +99,11 @@ class Checkpoint:
       )
     raise UserError(f"{self.directory}: holds neither {SINGLE} nor {INDEX}")
 
-  def _open(self, name: str):
+  def _open(self, name: str) -> TensorFile:
     file = self.directory / name
     if not file.is_file():
       raise UserError(f"{file}: no such file, but {INDEX} names it; download it again")
-    try:
-      return safetensors.safe_open(file, framework="numpy")
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-      raise UserError(
-        f"{file}: not a whole safetensors file ({error}); download it again"
-      ) from error
+    return TensorFile(file, remedy="download it again")
 
 
 def check_new_directory(directory: pathlib.Path) -> None:

@@ -1,7 +1,6 @@
 """Exports the trained backbone to a new directory that the library transformers can load."""
 
 import itertools
-import json
 import pathlib
 
 import numpy as np
@@ -9,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.display import reporter
+from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.hf.architecture import architecture_json
 from mmesid_jax.hf.llama_weights import EMBEDDING, TABLE, to_hugging_face
 from mmesid_jax.hf.safetensors_dir import Checkpoint, check_new_directory, write_checkpoint
@@ -58,7 +58,7 @@ def write_backbone(model: RecommenderModel, c: ConfigDict, output: pathlib.Path)
 
 def _architecture_of(source: Checkpoint, weights: str) -> dict:
   """The source's config.json with the dtype that the weights are stored in, unless quantized."""
-  architecture = json.loads((source.directory / "config.json").read_text())
+  architecture = read_json_object(source.directory / "config.json")
   dtype = "float32" if weights == "trained" else weights
   if dtype in ("float32", "bfloat16"):
     architecture["torch_dtype" if "torch_dtype" in architecture else "dtype"] = dtype

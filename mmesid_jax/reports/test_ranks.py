@@ -14,6 +14,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, summarize_ranking
 from mmesid_jax.evaluation.ranking import PROTOCOLS
 from mmesid_jax.files.artifact import write_bytes, write_text
+from mmesid_jax.files.readers import read_npy
 from mmesid_jax.stages.registry import MODELS
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
@@ -99,11 +100,12 @@ def read_ranks(path: pathlib.Path, split: str, model: str) -> Ranks:
   """The ranks that `write_ranks` wrote. Raises UserError for a missing or damaged file."""
   file = _ranks_file(path, split, model)
   try:
-    return dict(zip(PROTOCOLS, np.load(file, allow_pickle=False), strict=True))
-  except (OSError, ValueError, EOFError) as error:
-    raise UserError(
-      f"{file}: no whole table of ranks ({error}); mmesid_jax.evaluate writes it again"
-    ) from error
+    ranks = read_npy(file)
+    if ranks.dtype.kind not in "iu" or ranks.ndim != 2 or len(ranks) != len(PROTOCOLS):
+      raise UserError(f"{file}: {ranks.dtype} of shape {list(ranks.shape)}")
+  except UserError as error:
+    raise UserError(f"{error}: no whole table of ranks; mmesid_jax.evaluate writes it") from None
+  return dict(zip(PROTOCOLS, np.array(ranks), strict=True))
 
 
 def _ranks_file(path: pathlib.Path, split: str, model: str) -> pathlib.Path:

@@ -13,6 +13,7 @@ from tensorboardX.summary import scalar
 
 from mmesid_jax.files.append import open_to_append
 from mmesid_jax.files.artifact import write_text
+from mmesid_jax.files.readers import parse_json
 from mmesid_jax.parallel import processes
 
 
@@ -63,6 +64,6 @@ class MetricsLog:
 def _step(line: str) -> float:
   """The step of a log line; infinite for a line that a crash cut short."""
   try:
-    return json.loads(line)["step"]
-  except (ValueError, KeyError):
+    return float(parse_json(line)["step"])
+  except (ValueError, KeyError, TypeError, OverflowError):
     return float("inf")

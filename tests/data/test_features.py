@@ -142,11 +142,11 @@ def test_bad_safetensors(tmp_path):
   whole = path.read_bytes()
   for data in (b"", b"garbage garbage", whole[:-4]):
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"x\.safetensors: not a readable"):
+    with pytest.raises(UserError, match=r"x\.safetensors: not a whole safetensors file"):
       read_features(path, 5)
   header = json.dumps({"a": {"dtype": "C3PO", "shape": [1], "data_offsets": [0, 4]}}).encode()
   path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-  with pytest.raises(UserError, match=r"x\.safetensors: not a readable"):
+  with pytest.raises(UserError, match=r"x\.safetensors: not a whole safetensors file"):
     read_features(path, 5)
 
 

@@ -194,6 +194,7 @@ REFUSED = {
     pickle.dumps({"a": X[0], "b": X[0, :2]}),
     "vector 1 is 3 wide, float32; vector 2 is 2",
   ),
+  "keys of booleans": (pickle.dumps({True: X[0], False: X[1]}), "a dict with a key of type bool"),
   "two types": (pickle.dumps([X[0], X[0].astype("f8")]), "vector 2 is 3, float64"),
   "an empty table": (pickle.dumps(X[:, :0]), "[4, 0]"),
   "empty vectors": (pickle.dumps([X[0, :0]]), "[1, 0]"),
@@ -247,6 +248,9 @@ LIES = {  # about places of numbers: each leads out of the storage, or repeats i
   "strides beyond 64 bits": ((2, 3), (2**47, 2**47), 0),
   "more strides than sizes": ((4, 3), (3, 1, 1), 0),
   "no tuple": ([4, 3], (3, 1), 0),
+  "a shape of booleans": ((True, True), (3, 1), 0),
+  "strides of booleans": ((2, 1), (True, False), 0),
+  "an offset that is true": ((2, 3), (3, 1), True),
 }
 
 
@@ -262,7 +266,7 @@ def test_numpy_arrays_hold_as_many_numbers_as_they_say(tmp_path):
   content = pickle.dumps(X, 2)
   shape = pickles.value((4, 3))
   assert content.count(shape) == 1
-  for wrong in ((5, 3), (2, 3), (2**40, 2**40), (4, -3)):
+  for wrong in ((5, 3), (2, 3), (2**40, 2**40), (4, -3), (True, 12)):
     assert "not read, at byte" in refused(tmp_path, content.replace(shape, pickles.value(wrong)))
 
 

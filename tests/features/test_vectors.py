@@ -276,7 +276,7 @@ def test_mistakes_in_safetensors(data):
   save_file({"a": X}, path)
   says("give them with --keys=FILE", data, path)
   path.write_bytes(b"x")
-  says("not a readable .safetensors file", data, path)
+  says("not a whole safetensors file", data, path)
 
 
 def test_a_table_appears_whole_or_not_at_all(tmp_path):

@@ -4,7 +4,6 @@ Line n of items.jsonl has the `key` of item n; line n of users.jsonl has that of
 of sequences.txt.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from mmesid_jax.data.folder.file_names import ITEMS, USERS
 from mmesid_jax.data.folder.problems import Mistake, read_json_lines, require_valid
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.readers import parse_json
 
 KEY = "key"
 
@@ -63,8 +63,8 @@ def _has_keys(path: Path) -> bool:
   with path.open("rb") as file:
     line = file.readline()
   try:
-    first = json.loads(line)
-  except (ValueError, RecursionError):
+    first = parse_json(line)
+  except ValueError:
     return True  # whoever reads the whole file says what is wrong with it
   return not isinstance(first, dict) or KEY in first
 

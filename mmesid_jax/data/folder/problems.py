@@ -1,7 +1,6 @@
 """Mistakes in a file: a reader raises the first one, a check lists them all."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.readers import read_bytes
+from mmesid_jax.files.readers import parse_json, read_bytes
 
 T = TypeVar("T")
 NOT_JSON = "not JSON"  # the kind of a line that is not JSON
@@ -88,8 +87,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
   lines = reporter.progress(read_bytes(path).splitlines(), path.name, unit="lines")
   for number, line in enumerate(lines, start=1):
     try:
-      yield number, json.loads(line)
-    except (ValueError, RecursionError) as error:
+      yield number, parse_json(line)
+    except ValueError as error:
       text = f"not JSON ({error}); expected one object per line"
       yield number, Mistake(NOT_JSON, text, number)
 

@@ -4,12 +4,12 @@ Texts are UTF-8 bytes, and "" or [] where nothing is known. That is unambiguous:
 null there, and never an empty text or an unpaired surrogate.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmesid_jax.data.folder.keys import KEY
 from mmesid_jax.data.folder.writer import item_line, sequence_line, user_line
+from mmesid_jax.files.readers import parse_json
 
 NAME = "interactions"  # of the dataset
 USERS_CONFIG, ITEMS_CONFIG = "users", "items"  # its configurations, each with one split
@@ -24,7 +24,7 @@ def user_example(sequence: bytes, user: bytes, times: Sequence[int] | None) -> d
   """
   try:
     number, *items = map(int, sequence.split())
-    example = {"user_id": number, KEY: _encoded(json.loads(user)[KEY]), "items": items}
+    example = {"user_id": number, KEY: _encoded(parse_json(user)[KEY]), "items": items}
     restored = example_to_user_lines(example)
   except (ValueError, LookupError, TypeError, AttributeError):
     raise ValueError("expected `user item item ...`, and an object with user_id and key") from None
@@ -45,7 +45,7 @@ def item_example(line: bytes) -> dict[str, Any]:
   give back.
   """
   try:
-    item = json.loads(line)
+    item = parse_json(line)
     example = {
       "item_id": item["item_id"],
       KEY: _encoded(item[KEY]),
@@ -53,7 +53,7 @@ def item_example(line: bytes) -> dict[str, Any]:
       **{name: [*map(_encoded, item[name] or ())] for name in LISTS},
     }
     restored = example_to_item_line(example)
-  except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+  except (ValueError, LookupError, TypeError, AttributeError):
     fields = ", ".join(("item_id", KEY, *TEXTS, *LISTS))
     raise ValueError(f"expected an object with {fields}") from None
   _check_same((line,), (restored,))

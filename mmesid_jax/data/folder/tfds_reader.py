@@ -26,7 +26,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.files.provenance import is_made_from
-from mmesid_jax.files.readers import read_bytes
+from mmesid_jax.files.readers import parse_json, read_bytes
 
 INFO = "dataset_info.json"
 DEPTH = 4  # maximum number of folders between the named one and that of INFO
@@ -81,7 +81,7 @@ def find_config_folder(directory: Path, name: str) -> Path:
 
 def _read_info(path: Path) -> dict[str, Any]:
   try:
-    info = json.loads(read_bytes(path))
+    info = parse_json(read_bytes(path))
   except ValueError as error:
     raise UserError(f"{path}: not JSON ({error})") from None
   return info if isinstance(info, dict) else {}

@@ -305,7 +305,7 @@ def _inline_array(
 
 def _require_sizes(values: object, count: int | None = None) -> tuple[int, ...]:
   valid = isinstance(values, tuple) and len(values) <= 32 and count in (None, len(values))
-  if not valid or not all(isinstance(n, int) and 0 <= n < MAX_NUMBER for n in values):
+  if not valid or not all(type(n) is int and 0 <= n < MAX_NUMBER for n in values):
     raise ValueError("a size, stride or offset that no array has")
   return values
 
@@ -313,7 +313,7 @@ def _require_sizes(values: object, count: int | None = None) -> tuple[int, ...]:
 def _fill_dict(target: dict, pairs: list) -> dict:
   for key, value in zip(pairs[::2], pairs[1::2], strict=True):
     short_text = isinstance(key, str) and len(key) <= MAX_KEY
-    if not short_text and not (isinstance(key, int) and abs(key) < 2**60):
+    if not short_text and not (type(key) is int and abs(key) < 2**60):
       # others would be hashed again at every use, or in many steps
       kind = type(key).__name__
       raise ValueError(f"a dict with a key of type {kind}; only short text and integers are read")
