@@ -30,11 +30,9 @@ class Layout:
     """Maximum number of distinct items in a batch."""
     return self.items or self.rows * self.row_length
 
-  @property
-  def longest_training_piece(self) -> int:
-    """Maximum number of items of a piece in which every item may be a target."""
-    fits_row = (self.row_length + 1) // (1 + self.response)
-    return min(fits_row, self.targets)
+  def targets_after(self, history: int) -> int:
+    """Number of consecutive targets that a row holds after a history of this number of items."""
+    return (self.row_length + 1 - history) // (1 + self.response)
 
   @property
   def longest_history(self) -> int:

@@ -1,12 +1,20 @@
 """Packing against brute force: which targets there are, and what each of them may see."""
 
+import dataclasses
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmesid_jax.data.batches import batch_pieces
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.history_pieces import evaluation_pieces, training_pieces
+from mmesid_jax.data.history_pieces import (
+  CUTS_MATTER,
+  describe_cuts,
+  evaluation_pieces,
+  training_pieces,
+)
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.row_layout import Layout, with_capacity, with_rows_for
 
@@ -49,34 +57,98 @@ def test_every_training_target_is_there_once(lengths, layout, min_history, targe
   assert counts.pieces == len(pieces)
 
 
-@given(lengths, layouts, st.sampled_from([1, 2, 7]))
-def test_targets_that_part_keep_their_histories(lengths, layout, targets_per_piece):
-  """Whether a user's targets share a piece or not, each sees the same items before it."""
+options = st.fixed_dictionaries(
+  {
+    "min_history": st.integers(0, 2),
+    "targets_per_user": st.sampled_from([0, 1, 5, 30]),
+    "targets_per_piece": st.sampled_from([0, 1, 2, 7]),
+  }
+)
+
+
+@given(lengths, layouts, options)
+def test_a_history_that_a_row_holds_is_whole(lengths, layout, options):
+  """Whatever else shares the piece: a target is cut only where it would not fit a row alone."""
   data = dataset(lengths)
+  pieces, counts = training_pieces(data, layout, **options)
+  cut = set()
+  for user, start, stop, first in zip(*pieces, strict=True):
+    assert Packer(layout).add(0, data.sequence(user)[start:stop], first - start)
+    fits_alone = first + layout.response <= layout.row_length
+    if fits_alone:
+      assert start == 0
+    else:
+      cut.add(user)
+      half = min((layout.row_length + 1) // 2, layout.row_length - layout.response)
+      assert first - start >= half
+    for t in range(first, stop):
+      assert start == 0 or t + layout.response > layout.row_length
+  assert counts.cut_users == len(cut)
 
-  def seen(**options):
-    pieces, _ = training_pieces(data, layout, **options)
-    parts = zip(*pieces, strict=True)
-    return {(u, t): start for u, start, stop, first in parts for t in range(first, stop)}, pieces
 
-  together, _ = seen()
-  apart, pieces = seen(targets_per_piece=targets_per_piece)
-  assert apart == together
-  assert (pieces.stop - pieces.first_target).max() <= targets_per_piece
+@given(lengths, layouts, options)
+def test_a_piece_ends_where_no_further_target_fits(lengths, layout, options):
+  data = dataset(lengths)
+  pieces, _ = training_pieces(data, layout, **options)
+  for user, start, stop, first in zip(*pieces, strict=True):
+    if stop == trained(lengths[user]) or stop - first == options["targets_per_piece"]:
+      continue
+    one_more = np.append(data.sequence(user)[start:stop], 0)
+    assert not Packer(layout).add(0, one_more, first - start)
 
 
 @given(lengths, layouts)
-def test_a_piece_fits_a_row_alone_and_only_long_users_are_cut(lengths, layout):
+def test_shuffled_samples_see_no_less(lengths, layout):
+  """A target alone sees the items that it sees with others in its piece, and the newest that fit
+  where those are fewer than its history."""
   data = dataset(lengths)
-  pieces, counts = training_pieces(data, layout)
-  longest = layout.longest_training_piece
-  for user, start, stop, first in zip(*pieces, strict=True):
-    assert Packer(layout).add(0, data.sequence(user)[start:stop], first - start)
-    if trained(lengths[user]) <= longest:
-      assert (start, first) == (0, 0)
-    elif first:  # a later piece: its first target sees what half a row holds, or all there is
-      assert first - start >= min(first, longest // 2)
-  assert counts.cut_users == sum(trained(n) > longest for n in lengths)
+
+  def seen(**options):
+    parts = zip(*training_pieces(data, layout, **options)[0], strict=True)
+    return {(u, t): start for u, start, stop, first in parts for t in range(first, stop)}
+
+  together, apart = seen(), seen(targets_per_piece=1)
+  assert apart == {(u, t): max(0, t - layout.longest_history) for u, t in together}
+  assert all(apart[target] <= start for target, start in together.items())
+
+
+@pytest.mark.parametrize("options", [{}, {"targets_per_user": 1}, {"targets_per_piece": 1}])
+def test_a_history_of_100_items_is_whole_in_a_row_of_128(options):
+  """With five response tokens, of which a row of 128 holds those of 21 targets."""
+  data = dataset([103])  # 101 train: the last target has a history of 100
+  layout = Layout(rows=1, row_length=128, targets=200, response=5)
+  pieces, counts = training_pieces(data, layout, **options)
+  assert not pieces.start.any() and pieces.stop[-1] == 101
+  assert counts.cut_users == 0 and describe_cuts(counts, "row_length") is None
+
+
+@given(lengths, layouts)
+def test_the_row_lengths_that_would_do(lengths, layout):
+  data = dataset(lengths)
+  _, counts = training_pieces(data, layout)
+
+  def cut_with(row_length: int) -> int:
+    longer = dataclasses.replace(layout, row_length=row_length)
+    return training_pieces(data, longer)[1].cut_users
+
+  few, none = counts.row_lengths
+  assert cut_with(few) <= CUTS_MATTER * counts.users and cut_with(none) == 0
+  assert few <= none and all(n % 32 == 0 or n == layout.row_length for n in (few, none))
+  says = describe_cuts(counts, "--config.a.row_length")
+  assert (says is None) == (counts.cut_users <= CUTS_MATTER * counts.users)
+  if says:
+    assert f"--config.a.row_length={few} would cut" in says and f"{none} nobody" in says
+
+
+@pytest.mark.parametrize(("short", "expected"), [(11, (64, 64)), (39, (32, 64))])
+def test_the_row_length_leaves_out_the_longest_histories_of_few(short, expected):
+  """One user of 12 is more than 3 %, one of 40 is less."""
+  data = dataset([12] * short + [60])
+  _, counts = training_pieces(data, Layout(rows=1, row_length=8, targets=80))
+  assert counts.row_lengths == expected
+  says = describe_cuts(counts, "row_length")
+  assert says.startswith("100% of the users have histories longer than the 8 items that a row")
+  assert f"row_length={expected[0]} would cut less than 3% of them, 64 nobody" in says
 
 
 @given(lengths, layouts, st.sampled_from(["valid", "test"]))
