@@ -42,7 +42,7 @@ def get_config(preset: str = "best") -> ConfigDict:
 
   # SASRec
   config.collaborative.update(width=128, layers=2, heads=2, dropout=0.5, loss="softmax")
-  config.collaborative.update(rows=32, row_length=64, targets=2048, epochs=14)
+  config.collaborative.update(rows=32, row_length=64, targets=2048, epochs=14)  # 0.3 % are cut
   config.collaborative.optimizer.update(learning_rate=3e-3, warmup_steps=100)
 
   # semantic IDs

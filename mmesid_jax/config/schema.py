@@ -142,7 +142,7 @@ KEYS: Mapping[str, Key] = {
     "Share of activations that are set to 0 in training."),
   "collaborative.loss": Key("softmax", one_of("softmax", "bce"),
     "Softmax over all items, or cross-entropy with one sampled negative (the published baseline)."),
-  **batch_keys("collaborative", rows=32, row_length=64, targets=2048, epochs=14),
+  **batch_keys("collaborative", rows=16, row_length=128, targets=2048, epochs=14),
   **optimizer_keys("collaborative", 3e-3, 0.0, "cosine", warmup_steps=100),
 
   "semantic_ids.hidden": Key((512, 512), list_of(lambda n: n >= 1, "a non-empty tuple of widths"),

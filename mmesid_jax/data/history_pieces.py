@@ -96,7 +96,7 @@ def describe_cuts(counts: PieceCounts, key: str) -> str | None:
   return (
     f"{counts.cut_users / counts.users:.0%} of the users have histories longer than the "
     f"{counts.longest_history:,} items that a row holds, and lose the oldest; {key}={few} would "
-    f"cut less than {CUTS_MATTER:.0%} of them, {none} nobody"
+    f"cut less than {CUTS_MATTER:.0%} of them, {none} nobody; take fewer rows in proportion"
   )
 
 

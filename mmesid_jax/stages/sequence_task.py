@@ -7,7 +7,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.data.batches import PackedBatches
-from mmesid_jax.data.history_pieces import PieceCounts
+from mmesid_jax.data.history_pieces import PieceCounts, describe_cuts
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.display import reporter
@@ -46,8 +46,8 @@ def next_item_task(
 ) -> Task:
   """The Task of a stage: validates once an epoch, selects by config.evaluation.select.
 
-  Prints how the users pack into rows. flops(model, work) counts the operations of a step; `prompt`
-  is the number of prompt tokens before each row.
+  Prints how the users pack into rows, and whether many are cut. flops(model, work) counts
+  the operations of a step; `prompt` is the number of prompt tokens before each row.
   """
   epoch, microbatches = batches.epoch(), stage_config.get("microbatches", 1)
   if not epoch.batches:
@@ -58,6 +58,8 @@ def next_item_task(
     f"{stage}: {counts.targets:,} targets of {counts.users:,} users ({counts.cut_users:,} cut), "
     f"{epoch.batches:,} batches an epoch, {epoch.fill:.0%} of their tokens in use"
   )
+  if cuts := describe_cuts(counts, f"--config.{stage}.row_length"):
+    reporter.info(f"{stage}: {cuts}")
 
   def amounts(batch: Batch) -> Amounts:
     work = useful_work(batch, prompt)

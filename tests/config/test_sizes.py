@@ -58,10 +58,26 @@ def test_open_sizes_are_filled_in_and_given_ones_stay():
   fit_sizes_to_data(config, lambda c: (2000, 600, 20_000))
   expected = {**sizes_from_data(2000, 600, 20_000), "recommender.rows": 3}
   assert {key: flatten(config)[key] for key in SIZE_KEYS} == expected
-  assert expected["collaborative.targets"] == 512 and expected["collaborative.rows"] == 8
+  assert expected["collaborative.targets"] == 512 and expected["collaborative.rows"] == 4
   before = flatten(config)
   fit_sizes_to_data(config, refuse_to_count)
   assert flatten(config) == before
+
+
+def test_both_models_read_equally_long_histories_by_default():
+  config = default_config()
+  assert config.collaborative.row_length == config.recommender.row_length
+  assert config.collaborative.rows == config.recommender.rows
+
+
+def test_longer_rows_are_fewer():
+  """A user who follows the line on cut histories gets batches of the same number of tokens."""
+  config = open_config()
+  config.collaborative.row_length = 600
+  config.recommender.row_length = 4096  # longer than a batch has targets
+  fit_sizes_to_data(config, lambda c: (22_363, 12_101, 198_502))
+  assert config.collaborative.rows == 2 and config.recommender.rows == 1
+  assert config.collaborative.targets == config.recommender.targets == 2048
 
 
 def test_open_sizes_without_data_name_the_missing_folder():
@@ -87,5 +103,6 @@ def test_a_run_records_sizes_that_follow_its_data(tiny, tmp_path):
   interactions = sum(
     len(line.split()) - 1 for line in (tmp_path / "synthetic/sequences.txt").open()
   )
-  expected = sizes_from_data(60, 40, interactions)
+  row_lengths = {stage: config[stage].row_length for stage in ("collaborative", "recommender")}
+  expected = sizes_from_data(60, 40, interactions, row_lengths)
   assert {key: found[key] for key in SIZE_KEYS} == expected
