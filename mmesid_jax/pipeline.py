@@ -18,6 +18,7 @@ from mmesid_jax.config.saved import LOCATIONS, RUN_KEYS, identity, read_config
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.config.sizes import fit_sizes_to_data
 from mmesid_jax.data import split as splits
+from mmesid_jax.data.repeats import Repeats, count_repeats, describe_repeats
 from mmesid_jax.display import reporter
 from mmesid_jax.display.duration import format_duration
 from mmesid_jax.errors import UserError
@@ -89,6 +90,8 @@ def _open(
   reporter.info(f"{path}: {users:,} users, {items:,} items, {len(dataset.items):,} interactions")
   if dataset.temporal_cuts is not None:
     reporter.info(splits.describe_split(dataset.split, dataset.temporal_cuts))
+  if repeats := describe_repeats(count_repeats(dataset)):
+    reporter.info(repeats)
   return workdir
 
 
@@ -128,6 +131,8 @@ def report_ranks(workdir: Workdir, split: str) -> None:
     "masked = without the history's items"
   )
   reporter.info(ranking.ranking_table(result["models"]))
+  if repeats := describe_repeats({split: Repeats(result["users"], result["repeated"])}):
+    reporter.info(repeats)
   reporter.info(f"with 95 % intervals: {workdir.path / test_ranks.evaluation_file(split)}")
 
 

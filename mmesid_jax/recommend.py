@@ -12,6 +12,9 @@ keys, --user_key and --history_keys take those.
 is made in parts, kept in recs.parquet.parts until all are done: the same command continues a run
 that was stopped or killed.
 
+--split=test (or valid) gives each user the history before the held-out item of that part, and a
+column with this item: the lists that `evaluate` ranks by, for checking its metrics from outside.
+
 --new_items=FILE adds items that training never saw, as `semantic_ids encode` writes them; their ids
 follow those of the catalogue.
 """
@@ -37,6 +40,9 @@ ALL_USERS = flags.DEFINE_bool("all_users", False, "Every user of the data set, i
 OUTPUT = flags.DEFINE_string(
   "output", None, "The .parquet or .jsonl file to write, with --all_users."
 )
+SPLIT = flags.DEFINE_enum(
+  "split", None, ["valid", "test"], "With --all_users: the history before these held-out items."
+)
 NEW_ITEMS = flags.DEFINE_string(
   "new_items", None, "Items to add to the catalogue: a file of `semantic_ids encode`."
 )
@@ -50,7 +56,7 @@ GROUPS = {
   "Required": "workdir=DIR",
   "For whom; exactly one": "history=IDS history_keys=KEYS user=IDS user_key=KEY histories=FILE "
   "all_users",
-  "What": "top_k repeat new_items=FILE only_new",
+  "What": "top_k repeat split new_items=FILE only_new",
   "Files": "output=FILE data_dir=DIR key=FIELD",
 }
 
@@ -60,6 +66,8 @@ def main(argv: list[str]) -> None:
   command_line.require_flags("workdir", SOURCES)
   if bool(ALL_USERS.value) != (OUTPUT.value is not None):
     raise UserError("--all_users and --output=FILE belong together; one of them is missing")
+  if SPLIT.value and not ALL_USERS.value:
+    raise UserError("--split: belongs to --all_users; other histories are read as they are")
   from mmesid_jax.serving.served_model import Options
 
   path = pathlib.Path(WORKDIR.value)
@@ -74,7 +82,7 @@ def main(argv: list[str]) -> None:
   if ALL_USERS.value:
     from mmesid_jax.serving.all_users import write_all_users
 
-    write_all_users(path, pathlib.Path(OUTPUT.value), options)
+    write_all_users(path, pathlib.Path(OUTPUT.value), options, SPLIT.value)
     return
   from mmesid_jax.serving.answer import print_recommendations
 

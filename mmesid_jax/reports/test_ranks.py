@@ -10,6 +10,7 @@ import numpy as np
 
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.dataset import popularity
+from mmesid_jax.data.repeats import count_repeats
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, summarize_ranking
 from mmesid_jax.evaluation.ranking import PROTOCOLS
@@ -27,8 +28,8 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   """Evaluates every model whose artifact exists, and popularity, with both protocols.
 
   Writes evaluation.json (test) or evaluation_valid.json: means and 95 % bootstrap intervals over
-  users; and the rank of every user's target. Returns the content of the JSON file. Raises UserError
-  when no user has a target.
+  users, and the number of targets that repeat; and the rank of every user's target. Returns the
+  content of the JSON file. Raises UserError when no user has a target.
   """
   config, dataset = workdir.config, workdir.dataset
   cutoffs = config.evaluation.cutoffs
@@ -54,6 +55,7 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
     "split": split,
     "users": len(evaluators[first]),
     "left_out": dataset.split.left_out[split],
+    "repeated": count_repeats(dataset)[split].repeated,
     "dataset": dataset.fingerprint,
     "seed": config.seed,
     "models": {m: summarize_ranking(r, cutoffs, **options) for m, r in rankings.items()},

@@ -1,13 +1,17 @@
-"""The best items for every user of a data set, in a file with a row for each user."""
+"""The best items for every user of a data set, in a file with a row for each user.
+
+For the whole histories, or for those before the held-out items, which the file then names.
+"""
 
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from mmesid_jax.data.dataset import Dataset, evaluated_users
 from mmesid_jax.data.folder import keys
 from mmesid_jax.display import reporter
-from mmesid_jax.errors import Interrupted
+from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.digest import file_sha256, json_sha256
 from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.files.resumable import PartFiles, parts_folder
@@ -22,6 +26,8 @@ USERS_PER_PART = 4096
 SCHEMA = {
   "user_id": int,
   "user_key": str,
+  "target_id": int,
+  "target_key": str,
   "item_ids": list[int],
   "item_keys": list[str],
   "scores": list[float],
@@ -30,8 +36,13 @@ SCHEMA = {
 Keys = Sequence[str | None]  # by item id, row 0 unused
 
 
-def write_all_users(path: pathlib.Path, output: pathlib.Path, options: Options) -> None:
+def write_all_users(
+  path: pathlib.Path, output: pathlib.Path, options: Options, split: str | None = None
+) -> None:
   """Writes SCHEMA's columns, those of keys where there are any, best items first.
+
+  split: "valid" or "test" writes a row for every user with a target in that part, for the history
+  before it, and the target; None takes all users with their whole histories, and has no targets.
 
   A user whose history leaves fewer than top_k items has shorter lists; a new item has no key. Users
   are answered in parts: a run that was stopped or killed continues after its last whole part, and
@@ -44,39 +55,63 @@ def write_all_users(path: pathlib.Path, output: pathlib.Path, options: Options) 
   model, dataset = served.model, served.workdir.dataset
   model.check_top_k(options.top_k)
   user_keys = keys.kept_user_keys(served.workdir.data_dir, len(dataset))
-  kept = {"user_key": user_keys, "item_keys": served.item_keys}
-  schema = {name: kind for name, kind in SCHEMA.items() if kept.get(name, ()) is not None}
-  settings = _settings(served, options, user_keys) | {"columns": list(schema)}
-  shape = model.shape_for(dataset.lengths)
-  starts = range(0, len(dataset), USERS_PER_PART)
+  user_E, length_E = _histories(dataset, split)
+  absent = set() if split else {"target_id", "target_key"}
+  absent |= {"user_key"} if user_keys is None else set()
+  absent |= {"item_keys", "target_key"} if served.item_keys is None else set()
+  schema = {name: kind for name, kind in SCHEMA.items() if name not in absent}
+  settings = _settings(served, options, user_keys) | {"columns": list(schema), "split": split}
+  shape = model.shape_for(length_E)
+  starts = range(0, len(user_E), USERS_PER_PART)
   with (
     lock_folder(parts_folder(output), doing="recommending", flag="--output"),
     StopRequest() as stop_request,
-    reporter.progress(label="recommend", total=len(dataset), unit="users") as bar,
+    reporter.progress(label="recommend", total=len(user_E), unit="users") as bar,
   ):
     parts = PartFiles(output, len(starts), settings)
     missing = set(parts.missing())
     for n, start in enumerate(starts):
-      rows = range(start, min(start + USERS_PER_PART, len(dataset)))
+      rows = range(start, min(start + USERS_PER_PART, len(user_E)))
       if n not in missing:
         bar.initial = bar.n = rows.stop  # the rate is that of the other parts
         continue
       if signal_name := stop_request.signal_name():
         raise Interrupted(
-          f"{signal_name} at user {start:,} of {len(dataset):,}, those before are in "
+          f"{signal_name} at user {start:,} of {len(user_E):,}, those before are in "
           f"{parts.folder}; run the same command again"
         )
-      histories = [dataset.sequence(row) for row in rows]
+      histories = [dataset.sequence(user_E[row])[: length_E[row]] for row in rows]
       top = model.top_items(histories, options.top_k, repeat=options.repeat, shape=shape)
+      users = user_E[start : rows.stop]
       columns = {
-        "user_id": dataset.users[start : rows.stop].tolist(),
-        "user_key": user_keys and user_keys[start : rows.stop],
+        "user_id": dataset.users[users].tolist(),
+        "user_key": user_keys and [user_keys[user] for user in users],
         **_item_columns(top, served.item_keys),
       }
+      if split:
+        targets = dataset.items[dataset.offsets[users] + length_E[start : rows.stop]].tolist()
+        columns["target_id"] = targets
+        columns["target_key"] = served.item_keys and [served.item_keys[i] for i in targets]
       parts.write(n, schema, columns)
       bar.update(len(rows))
     parts.finish()
-  reporter.info(f"{output}: {len(dataset):,} users, {', '.join(schema)}")
+  reporter.info(f"{output}: {len(user_E):,} users, {', '.join(schema)}")
+
+
+def _histories(dataset: Dataset, split: str | None) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of the users that are answered, and how many of their first items are read, int64 [E].
+
+  Raises UserError where nobody has a target in `split`.
+  """
+  if split is None:
+    return np.arange(len(dataset)), dataset.lengths
+  users = evaluated_users(dataset, split)
+  if not len(users):
+    raise UserError(
+      f"--split={split}: no user has a {split} target; the {dataset.split.name} split takes them "
+      f"of {dataset.split.evaluates}"
+    )
+  return users, dataset.split.targets[split][users]
 
 
 def _settings(served: ServedModel, options: Options, user_keys: Keys | None) -> dict:

@@ -5,6 +5,8 @@ import pathlib
 from typing import NamedTuple
 
 from mmesid_jax.data.folder import keys
+from mmesid_jax.data.repeats import count_repeats
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages.workdir import Workdir, reopen_workdir
@@ -45,6 +47,7 @@ def open_model(path: pathlib.Path, options: Options) -> ServedModel:
   workdir = reopen_workdir(path, options.data_dir)
   titles = workdir.dataset.titles()
   item_keys = keys.kept_item_keys(workdir.data_dir, options.key)
+  _warn_of_repeats(workdir, options)
   model = Recommender.load(path, titles)
   if model.num_items != workdir.dataset.num_items:
     raise UserError(
@@ -58,3 +61,13 @@ def open_model(path: pathlib.Path, options: Options) -> ServedModel:
   if item_keys is not None:
     item_keys = [None, *item_keys, *(None for _ in added)]
   return ServedModel(workdir, model, titles, item_keys)
+
+
+def _warn_of_repeats(workdir: Workdir, options: Options) -> None:
+  """Says where users often come back to an item, which lists without --repeat cannot hold."""
+  repeats = count_repeats(workdir.dataset)["test"]
+  if repeats.matter and not (options.repeat or options.only_new):
+    reporter.warn(
+      f"{repeats} of the test items are in their user's own history, which the lists leave out; "
+      "--repeat keeps it in"
+    )

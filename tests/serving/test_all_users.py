@@ -12,14 +12,18 @@ import polars as pl
 import pytest
 from commands import refused, run, start
 
+from mmesid_jax import pipeline
 from mmesid_jax.config.saved import read_config
+from mmesid_jax.data.repeats import Repeats
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.reports import code_export
-from mmesid_jax.serving import all_users, answer
+from mmesid_jax.reports.test_ranks import evaluation_file
+from mmesid_jax.serving import all_users, answer, served_model
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.serving.served_model import Options
 from mmesid_jax.stages import new_item_codes
+from mmesid_jax.stages.workdir import reopen_workdir
 
 ODD = ["é", "商品", '"\\', "\u200f\u0645", "a,b", "🧴", "L'Or"]
 ITEM_KEYS = [f"{ODD[i % len(ODD)]}{i}" for i in range(1, 41)]
@@ -121,6 +125,61 @@ def test_all_users_get_what_each_gets_alone(workdir, tmp_path, suffix, monkeypat
   assert [len(row["item_ids"]) for row in read(output)] == [40 - len(set(h)) for h in had.values()]
   everyone(workdir, output, top_k=40, repeat=True)
   assert {len(row["item_ids"]) for row in read(output)} == {40}
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_metrics_can_be_computed_again_from_the_lists(workdir, tmp_path, split, monkeypatch):
+  """By their definitions, from the file alone: HR and nDCG, MRR, coverage; masked and unmasked."""
+  monkeypatch.setattr(all_users, "USERS_PER_PART", 25)
+  give_keys(workdir)
+  pipeline.report_ranks(reopen_workdir(workdir), split)
+  file = workdir / evaluation_file(split)
+  reported = json.loads(file.read_text())["models"]["MME-SID"]
+  had, held_out = histories(workdir), {"valid": -2, "test": -1}[split]
+  for protocol, repeat in (("masked", False), ("unmasked", True)):
+    output = tmp_path / f"{protocol}.jsonl"
+    all_users.write_all_users(workdir, output, Options(top_k=20, repeat=repeat), split)
+    rows = read(output)
+    assert {row["user_id"]: row["target_id"] for row in rows} == {
+      user: items[held_out] for user, items in had.items()
+    }
+    for row in rows:
+      assert row["target_key"] == ITEM_KEYS[row["target_id"] - 1]
+      assert row["user_key"] == user_key(row["user_id"])
+      if not repeat:
+        assert not set(row["item_ids"]) & set(had[row["user_id"]][:held_out])
+    for k in (5, 10, 20):
+      lists = [row["item_ids"][:k] for row in rows]
+      places = [
+        items.index(row["target_id"]) + 1 if row["target_id"] in items else np.inf
+        for row, items in zip(rows, lists, strict=True)
+      ]
+      expected = {
+        "HR": np.mean(np.isfinite(places)),
+        "nDCG": np.mean(1 / np.log2(np.add(places, 1))),
+        "MRR": np.mean(np.divide(1, places)),
+        "coverage": len({item for items in lists for item in items}) / 40,
+      }
+      for name, value in expected.items():
+        assert reported[protocol][f"{name}@{k}"]["mean"] == pytest.approx(value), (protocol, name)
+
+
+def test_a_split_without_targets_is_refused(workdir, tmp_path):
+  data = workdir / "synthetic" / "sequences.txt"
+  data.write_text("1 2 40\n")
+  with pytest.raises(UserError, match="--split=test: no user has a test target; the leave-one-out"):
+    all_users.write_all_users(workdir, tmp_path / "recs.jsonl", Options(top_k=5), "test")
+
+
+def test_lists_that_leave_out_what_people_come_back_to_say_so(trained, monkeypatch, capsys):
+  monkeypatch.setattr(
+    served_model, "count_repeats", lambda dataset: {"test": Repeats(60, 5), "valid": Repeats(60, 0)}
+  )
+  for repeat in (False, True):
+    served_model.open_model(trained, Options(repeat=repeat))
+    err = capsys.readouterr().err
+    assert ("warning: 5 of 60 (8.3%) of the test items are in" in err) != repeat
+    assert ("--repeat keeps it in" in err) != repeat
 
 
 def test_new_items_are_recommended_to_all_users_without_a_key(workdir, tmp_path):
@@ -292,6 +351,8 @@ def test_mistakes_of_recommend_are_one_line(workdir, tmp_path):
   assert "one of --history, " in refused(*recommend)
   assert "--all_users and --output=FILE belong together" in refused(*recommend, "--all_users")
   assert "--all_users and --output=FILE belong together" in refused(*recommend, "--user=1", output)
+  line = refused(*recommend, "--user=1", "--split=test")
+  assert "--split: belongs to --all_users" in line
   line = refused(*recommend, "--all_users", f"--output={tmp_path}/recs.csv")
   assert "expected a name that ends in .parquet or .jsonl" in line
   (tmp_path / "file").touch()
