@@ -10,9 +10,9 @@ Any table with one row per event, by the names of its columns, or of the fields 
     --config.columns.user=customer --config.columns.item=sku --config.columns.time=date
     --output=data/shop
 
-Sources: amazon2014, amazon2018, amazon2023, movielens, table (the default). Files are CSV, JSON
-lines (one object per line) or Parquet, plain or compressed by gzip or Zstandard; separate several
-files by commas. mmesid_jax/ingest/settings.py explains every key.
+Sources: amazon2014, amazon2018, amazon2023, movielens, table; recognized if none is named. Files
+are CSV, JSON lines (one object per line) or Parquet, plain or compressed by gzip or Zstandard;
+separate several files by commas. mmesid_jax/ingest/settings.py explains every key.
 """
 
 from ml_collections import ConfigDict

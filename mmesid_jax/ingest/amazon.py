@@ -6,17 +6,20 @@ https://jmcauley.ucsd.edu/data/amazon, https://nijianmo.github.io/amazon,
 https://amazon-reviews-2023.github.io
 """
 
+import dataclasses
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field
 
+from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import events
 from mmesid_jax.ingest.catalogue import Item
 from mmesid_jax.ingest.compressed_lines import BadLines
 from mmesid_jax.ingest.records import read_records
+from mmesid_jax.ingest.tables import TableLayout, event_rows
 
 
 class _Review2014(Struct):  # 2018 has the same fields
@@ -37,18 +40,11 @@ class _Item2014(Struct):
   key: str = field(name="asin")
   title: str | None = None
   brand: str | None = None
-  categories: Any = None  # a list of paths; the first counts
+  categories: Any = None  # 2014: a list of paths; the first counts
+  category: list | None = None  # 2018
   description: str | list | None = None
-  images: str | list | None = field(name="imUrl", default=None)
-
-
-class _Item2018(Struct):
-  key: str = field(name="asin")
-  title: str | None = None
-  brand: str | None = None
-  categories: list | None = field(name="category", default=None)
-  description: str | list | None = None
-  images: str | list | None = field(name="imageURLHighRes", default=None)
+  images: str | list | None = field(name="imUrl", default=None)  # 2014
+  large_images: str | list | None = field(name="imageURLHighRes", default=None)  # 2018
   small_images: str | list | None = field(name="imageURL", default=None)
 
 
@@ -62,8 +58,53 @@ class _Item2023(Struct):
 
 
 REVIEWS = {"amazon2014": _Review2014, "amazon2018": _Review2014, "amazon2023": _Review2023}
-ITEMS = {"amazon2014": _Item2014, "amazon2018": _Item2018, "amazon2023": _Item2023}
+ITEMS = {"amazon2014": _Item2014, "amazon2018": _Item2014, "amazon2023": _Item2023}
+# Ratings without reviews, CSV files.
+RATING_COLUMNS = {"user": "user", "item": "item", "time": "time", "rating": "rating"}
+RATINGS = {
+  "amazon2014": TableLayout(RATING_COLUMNS, header=("user", "item", "rating", "time")),
+  "amazon2018": TableLayout(RATING_COLUMNS, header=("item", "user", "rating", "time")),
+  "amazon2023": TableLayout(
+    {"user": "user_id", "item": "parent_asin", "time": "timestamp", "rating": "rating"}
+  ),
+}
+ASIN = 10  # characters; the keys of users have more
 SIZES = ("hi_res", "large", "thumb")  # of the images of 2023, best first
+
+
+def recognize_events(names: Sequence[str]) -> str:
+  """Returns the source of events with these fields, "" for none; 2018 has the fields of 2014."""
+  if {"reviewerID", "asin", "unixReviewTime"} <= {*names}:
+    return "amazon2014"
+  return "amazon2023" if {"user_id", "parent_asin", "timestamp"} <= {*names} else ""
+
+
+def recognize_items(names: Sequence[str]) -> str:
+  """Returns the source of items with these fields, "" for none."""
+  if "parent_asin" in names:
+    return "amazon2023"
+  if "asin" in names:
+    return "amazon2018" if {"category", "imageURL"} & {*names} else "amazon2014"
+  return ""
+
+
+def read_ratings(
+  source: str, path: Path, bad: BadLines, encoding: str = ""
+) -> Iterator[tuple[str, str, int | None, float]]:
+  """Yields the same as `read_reviews` from a CSV file of ratings.
+
+  Raises UserError as `tables.event_rows` does, and if items stand where users are expected.
+  """
+  layout = dataclasses.replace(RATINGS[source], encoding=encoding)
+  for number, row in enumerate(event_rows(path, layout, bad)):
+    user, item = row[:2]
+    if number == 0 and len(user) == ASIN < len(item):
+      other = "amazon2018" if source == "amazon2014" else "amazon2014"
+      raise UserError(
+        f"{path}: {user!r} is an item and {item!r} a user, but files of {source} have them the "
+        f"other way round; try --config.source={other}"
+      )
+    yield row
 
 
 def read_reviews(
@@ -91,17 +132,18 @@ def read_metadata(source: str, path: Path, bad: BadLines, encoding: str = "") ->
   Raises UserError as `read_records` does.
   """
   for _, record in read_records(path, ITEMS[source], bad, encoding):
-    categories = record.categories
+    categories = record.categories or getattr(record, "category", None)
     if isinstance(categories, list) and categories and isinstance(categories[0], list):
       categories = categories[0]
-    images = _image_urls(record.images) or _image_urls(getattr(record, "small_images", None))
+    sizes = (getattr(record, name, None) for name in ("images", "large_images", "small_images"))
+    images = next(filter(None, map(_image_urls, sizes)), None)
     yield Item(
       key=record.key,
       title=_clean_text(record.title),
       brand=_clean_text(record.brand),
       categories=[*map(_clean_text, _list_texts(categories))] or None,
       description=_clean_text(" ".join(_list_texts(record.description))),
-      images=images or None,
+      images=images,
     )
 
 

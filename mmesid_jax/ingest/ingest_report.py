@@ -35,6 +35,9 @@ def _count_rows(figures: Mapping[str, Any]) -> list[list[str]]:
 
 def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
   bad, dataset = figures["bad lines"], figures["dataset"]
+  if formats := figures["formats"]:
+    read = ", ".join(f"{Path(file).name} as {name}" for file, name in formats.items())
+    yield f"Files were read in these formats: {read}."
   if bad["count"]:
     yield f"{bad['count']:,} bad lines were left out; the first are {'; '.join(bad['first'])}"
   if (rows := figures["rows that span several lines"])["count"]:

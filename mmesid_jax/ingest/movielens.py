@@ -4,6 +4,7 @@ They are ratings.csv and movies.csv (20M, 25M, 32M, latest), ratings.dat and mov
 and u.data (100K).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmesid_jax.errors import UserError
@@ -19,6 +20,14 @@ DAT = {"delimiter": "::", "fallback": "latin-1", "quoting": "none"}  # 10M is UT
 RATINGS_DAT = TableLayout(EVENTS, header=("user", "item", "rating", "time"), **DAT)
 MOVIES_DAT = TableLayout(MOVIES, header=("item", "title", "genres"), **DAT)
 U_DATA = TableLayout(EVENTS, delimiter="\t", header=("user", "item", "rating", "time"))
+
+
+def is_known(path: Path, names: Sequence[str], *, of_items: bool) -> bool:
+  """Whether the name of a file, or `names`, the words of its first line, are MovieLens's."""
+  if ".csv" in path.name:
+    return {"movieId", "title" if of_items else "userId"} <= {*names}
+  prefixes = ("movies.dat", "u.item") if of_items else ("ratings.dat", "u.data")
+  return path.name.startswith(prefixes)
 
 
 def file_layout(path: Path, *, of_items: bool) -> TableLayout:

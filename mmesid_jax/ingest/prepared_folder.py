@@ -18,11 +18,26 @@ from mmesid_jax.data.folder.writer import FIELDS, write_keyed_folder
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
-from mmesid_jax.ingest import amazon, filters, ingest_report, movielens, statistics, tables
+from mmesid_jax.ingest import (
+  amazon,
+  filters,
+  formats,
+  ingest_report,
+  movielens,
+  records,
+  statistics,
+  tables,
+)
 from mmesid_jax.ingest.catalogue import Catalogue, Item
-from mmesid_jax.ingest.compressed_lines import BadLines, file_format
+from mmesid_jax.ingest.compressed_lines import BadLines
 from mmesid_jax.ingest.events import Events, collect_events
-from mmesid_jax.ingest.settings import check_settings, default_settings, split_names
+from mmesid_jax.ingest.settings import (
+  check_event_columns,
+  check_item_columns,
+  check_settings,
+  default_settings,
+  split_names,
+)
 
 
 def prepare_folder(config: ConfigDict, output: Path) -> None:
@@ -34,12 +49,12 @@ def prepare_folder(config: ConfigDict, output: Path) -> None:
   if not split_names(config.events):
     raise UserError("--config.events is missing; expected the files that hold events")
   _check_output(output)
-  for path in split_names(config.metadata):
-    file_format(Path(path))  # so that a missing file is reported before all events are read
+  events_formats, items_formats = _file_formats(config)
   bad = BadLines(config.max_bad_lines)
-  events = collect_events(_read_events(config, bad))
-  metadata = _read_metadata(config, bad) if split_names(config.metadata) else None
-  _filter_and_write(config, events, metadata, output, bad)
+  events = collect_events(_read_events(config, events_formats, bad))
+  items = _read_metadata(config, items_formats, bad) if items_formats else None
+  format_of = {str(path): name for path, name in (*events_formats, *items_formats)}
+  _filter_and_write(config, events, items, output, bad, format_of)
 
 
 def from_dataframe(
@@ -69,9 +84,12 @@ def from_dataframe(
     config.update_from_flattened_dict(dict(settings))
   except TypeError as error:
     raise UserError(f"settings: {error}") from None
-  if config.source != "table":
-    raise UserError(f"settings: source={config.source}: a data frame is a table")
+  for key in ("source", "metadata_source"):
+    if config[key] not in ("", "table"):
+      raise UserError(f"settings: {key}={config[key]}: a data frame is a table")
   check_settings(config, described=items_frame is not None)
+  check_event_columns(config)
+  check_item_columns(config)
   _check_output(Path(output))
   bad = BadLines(config.max_bad_lines)
   layout = tables.TableLayout(config.columns)
@@ -81,7 +99,12 @@ def from_dataframe(
 
 
 def _filter_and_write(
-  config: ConfigDict, events: Events, items: Iterable[Item] | None, output: Path, bad: BadLines
+  config: ConfigDict,
+  events: Events,
+  items: Iterable[Item] | None,
+  output: Path,
+  bad: BadLines,
+  format_of: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
   bad.check()
   if not len(events):
@@ -97,6 +120,7 @@ def _filter_and_write(
   events = events.renumber().sort(config.ties)
   figures = {
     "settings": config.to_dict(),
+    "formats": dict(format_of),
     "bad lines": {"count": bad.count, "first": bad.quoted},
     "rows that span several lines": {"count": bad.long_rows, "first": bad.first_long_row},
     "items described more than once": catalogue.duplicates,
@@ -176,24 +200,55 @@ def _has_field(events: Events, catalogue: Catalogue, field: str) -> np.ndarray:
   return np.array([catalogue[key].has(field) for key in events.item_keys])[events.item_E]
 
 
-def _read_events(config: ConfigDict, bad: BadLines) -> Iterator[tuple[str, str, int | None, float]]:
+Formats = list[tuple[Path, str]]  # of files, in the order in which they are read
+
+
+def _file_formats(config: ConfigDict) -> tuple[Formats, Formats]:
+  """Returns the formats of the files of events and of items.
+
+  Raises UserError for a missing file, before anything is read in whole, and for columns that the
+  settings need and do not name.
+  """
+  events, items = [], []
   for path in map(Path, split_names(config.events)):
-    if config.source in amazon.REVIEWS:
-      yield from amazon.read_reviews(config.source, path, bad, config.encoding)
-    else:
-      yield from tables.event_rows(path, _table_layout(config, path, of_items=False), bad)
-
-
-def _read_metadata(config: ConfigDict, bad: BadLines) -> Iterator[Item]:
+    name = formats.events_format(path, config.source, config.columns, config.encoding)
+    events.append((path, name))
   for path in map(Path, split_names(config.metadata)):
-    if config.source in amazon.ITEMS:
-      yield from amazon.read_metadata(config.source, path, bad, config.encoding)
+    name = formats.items_format(
+      path, config.metadata_source, events[0][1], config.columns, config.encoding
+    )
+    items.append((path, name))
+  if formats.TABLE in dict(events).values():
+    check_event_columns(config)
+  if formats.TABLE in dict(items).values():
+    check_item_columns(config)
+  return events, items
+
+
+def _read_events(
+  config: ConfigDict, files: Formats, bad: BadLines
+) -> Iterator[tuple[str, str, int | None, float]]:
+  for path, name in files:
+    if name not in amazon.REVIEWS:
+      yield from tables.event_rows(path, _table_layout(config, path, name, of_items=False), bad)
+    elif records.is_csv(path):
+      yield from amazon.read_ratings(name, path, bad, config.encoding)
     else:
-      yield from tables.item_rows(path, _table_layout(config, path, of_items=True), bad)
+      yield from amazon.read_reviews(name, path, bad, config.encoding)
 
 
-def _table_layout(config: ConfigDict, path: Path, *, of_items: bool) -> tables.TableLayout:
-  if config.source == "movielens":
+def _read_metadata(config: ConfigDict, files: Formats, bad: BadLines) -> Iterator[Item]:
+  for path, name in files:
+    if name in amazon.ITEMS:
+      yield from amazon.read_metadata(name, path, bad, config.encoding)
+    else:
+      yield from tables.item_rows(path, _table_layout(config, path, name, of_items=True), bad)
+
+
+def _table_layout(
+  config: ConfigDict, path: Path, name: str, *, of_items: bool
+) -> tables.TableLayout:
+  if name == formats.MOVIELENS:
     layout = movielens.file_layout(path, of_items=of_items)
     changes = {"encoding": config.encoding, "fallback": ""} if config.encoding else {}
     return dataclasses.replace(layout, **changes)

@@ -69,13 +69,23 @@ def _parse_literal(line: bytes) -> Any:
 
 def is_json_lines(path: Path, encoding: str = "") -> bool:
   """Whether the file holds JSON lines: by its name, or, if that says nothing, by its first byte."""
+  if (suffix := _suffix(path)) in (*JSON_SUFFIXES, *TABLE_SUFFIXES):
+    return suffix in JSON_SUFFIXES
+  _, line = next(compressed_lines.read_lines(path, encoding), (0, b""))
+  return line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+
+
+def is_csv(path: Path) -> bool:
+  """Whether the name of the file is that of comma- or tab-separated values."""
+  return _suffix(path) in TABLE_SUFFIXES[:2]
+
+
+def _suffix(path: Path) -> str:
+  """Returns the end of the name, in small letters, without that of a compression."""
   suffixes = [suffix.lower() for suffix in path.suffixes]
   if suffixes and suffixes[-1] in COMPRESSION_SUFFIXES:
     suffixes.pop()
-  if suffixes and suffixes[-1] in (*JSON_SUFFIXES, *TABLE_SUFFIXES):
-    return suffixes[-1] in JSON_SUFFIXES
-  _, line = next(compressed_lines.read_lines(path, encoding), (0, b""))
-  return line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+  return suffixes[-1] if suffixes else ""
 
 
 def first_field_names(path: Path, encoding: str = "") -> tuple[int, list[str]]:
@@ -121,6 +131,16 @@ def _read_parquet_records(
       yield number, msgspec.convert(row, struct)
     except msgspec.ValidationError as error:
       bad.add(path, number, error)
+
+
+def parquet_columns(path: Path) -> list[str]:
+  """Returns the names of the columns of a Parquet file. Raises UserError if it cannot be read."""
+  import polars as pl
+
+  try:
+    return pl.scan_parquet(path, glob=False).collect_schema().names()
+  except (pl.exceptions.PolarsError, OSError) as error:
+    raise UserError(f"{path}: not a readable Parquet file ({error})") from None
 
 
 def read_parquet_rows(

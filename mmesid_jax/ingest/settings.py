@@ -25,9 +25,12 @@ def default_settings() -> ConfigDict:
   details = {"title": "title", "brand": "", "categories": "", "description": "", "image": ""}
   return ConfigDict(
     {
-      "source": "table",
       "events": "",  # files of reviews, ratings, or one row per event; separated by commas
       "metadata": "",  # files that describe items, separated by commas
+      # format of the events, and of the metadata: amazon2014, amazon2018, amazon2023, movielens,
+      # table; "" = recognized by the names of files and fields
+      "source": "",
+      "metadata_source": "",
       # names of a table's columns, or of the fields in JSON lines; "" = there is none. Without
       # `time`, the events of a user must be in order.
       "columns": {**columns, **details},
@@ -67,7 +70,8 @@ def check_settings(config: ConfigDict, *, described: bool) -> None:
 
   described: whether there is a file or table that describes items.
   """
-  _check_one_of("source", config.source, SOURCES)
+  _check_one_of("source", config.source, ("", *SOURCES))
+  _check_one_of("metadata_source", config.metadata_source, ("", *SOURCES))
   _check_one_of("duplicates", config.duplicates, DUPLICATES)
   _check_one_of("quoting", config.quoting, ("", *QUOTING))
   _check_encoding(config.encoding)
@@ -80,19 +84,28 @@ def check_settings(config: ConfigDict, *, described: bool) -> None:
       value = value[part]
     if not value >= 0:
       raise UserError(f"--config.{key}={value}: expected a number >= 0")
-  if split_names(config.require) and not described:
-    raise UserError("--config.require: no file describes items; name one by --config.metadata")
-  if config.source == "table":
-    for name in ("user", "item"):
-      if not config.columns[name]:
-        raise UserError(f"--config.columns.{name}: expected the name of a column or field")
-    if config.ties == "hash" and not config.columns.time:
-      raise UserError("--config.ties=hash: needs --config.columns.time, the name of a column")
-    if config.min_rating and not config.columns.rating:
-      raise UserError("--config.min_rating: needs --config.columns.rating, the name of a column")
-    for field in split_names(config.require):
-      if not config.columns[field]:
-        raise UserError(f"--config.require={field}: needs --config.columns.{field}")
+  if not described:
+    for key in ("require", "metadata_source"):
+      if config[key]:
+        raise UserError(f"--config.{key}: no file describes items; name one by --config.metadata")
+  for name in ("user", "item"):
+    if not config.columns[name]:
+      raise UserError(f"--config.columns.{name}: expected the name of a column or field")
+
+
+def check_event_columns(config: ConfigDict) -> None:
+  """Raises UserError for a setting that a table of events has no column for."""
+  if config.ties == "hash" and not config.columns.time:
+    raise UserError("--config.ties=hash: needs --config.columns.time, the name of a column")
+  if config.min_rating and not config.columns.rating:
+    raise UserError("--config.min_rating: needs --config.columns.rating, the name of a column")
+
+
+def check_item_columns(config: ConfigDict) -> None:
+  """Raises UserError for a setting that a table of items has no column for."""
+  for field in split_names(config.require):
+    if not config.columns[field]:
+      raise UserError(f"--config.require={field}: needs --config.columns.{field}")
 
 
 def _check_one_of(key: str, value: str, known: tuple[str, ...]) -> None:

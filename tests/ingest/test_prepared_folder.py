@@ -200,6 +200,34 @@ def test_metadata_that_match_no_event_are_refused(tmp_path):
   assert prepare(tmp_path / "out", **options)["dataset"]["items described"] == 1
 
 
+@pytest.mark.parametrize(
+  ("source", "year", "ratings", "described"),
+  [
+    ("amazon2014", "amazon2014", "u,a,5,1\nu,b,5,2\n", "{'asin': '%s', 'title': 'T'}"),
+    ("amazon2018", "amazon2014", "a,u,5,1\nb,u,5,2\n", "{'asin': '%s', 'title': 'T'}"),
+    ("", "amazon2014", "user,item,time\nu,a,1\nu,b,2\n", '{"asin": "%s", "title": "T"}'),
+    (
+      "",
+      "amazon2023",
+      "user_id,parent_asin,rating,timestamp\nu,a,5,1\nu,b,5,2\n",
+      '{"parent_asin": "%s", "title": "T"}',
+    ),
+  ],
+)
+def test_ratings_as_csv_beside_metadata_as_json(tmp_path, source, year, ratings, described):
+  (tmp_path / "ratings.csv").write_text(ratings)
+  (tmp_path / "meta.json").write_text("\n".join(described % key for key in "ab"))
+  files = {"events": tmp_path / "ratings.csv", "metadata": tmp_path / "meta.json"}
+  found = prepare(tmp_path / "out", source=source, **files, also=NO_FILTERS)
+  assert sequences_by_key(tmp_path / "out") == {"u": ["a", "b"]}
+  assert found["dataset"]["items with title"] == 2
+  assert found["formats"][str(tmp_path / "meta.json")] == year
+  (tmp_path / "items.csv").write_text("item,title\na,T\n")
+  files["metadata"] = tmp_path / "items.csv"  # a table beside Amazon's events
+  found = prepare(tmp_path / "table", source=source, **files, also=NO_FILTERS)
+  assert found["dataset"]["items with title"] == 1
+
+
 @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, dict])
 def test_from_dataframe_does_what_the_command_does(tmp_path, kind):
   columns = {"who": ["u", "u", "v", "u"], "item": [3, 1, 1, 2], "when": [3, 1, 5, 2]}
@@ -246,15 +274,16 @@ PAGE = "configs/prepare.py"
     (["--config.evnts=a.csv"], "--config.evnts: no such key; did you mean events?"),
     (["--config.events=a.csv", "--config.require=title"], "name one by --config.metadata"),
     (["--config.events=a.csv", "--config.require=size"], "--config.require=size: expected one of"),
-    (["--config.events=a.csv", "--config.min_rating=4"], "needs --config.columns.rating"),
+    (["--config.events=README.md", "--config.min_rating=4"], "needs --config.columns.rating"),
     (["--config.events=a.csv", "--config.ties=random"], "ties=random: expected one of file, hash"),
     (
-      ["--config.events=a.csv", "--config.ties=hash", "--config.columns.time="],
+      ["--config.events=README.md", "--config.ties=hash", "--config.columns.time="],
       "--config.ties=hash: needs --config.columns.time",
     ),
     (["--config.events=a.csv", "--config.quoting=single"], "expected one of double, backslash, n"),
     (["--config.events=a.csv", "--config.encoding=klingon"], "encoding=klingon: expected an enco"),
     (["--config.events=a.csv", "--config.encoding=base64"], "as latin-1 or utf-16"),
+    (["--config.events=a.csv", "--config.metadata_source=table"], "name one by --config.metadata"),
     (["--config.events=/dev/null"], "/dev/null: not a regular file; write its contents to one"),
     (["--config.events=a.csv", "--config.core.user=-1"], "--config.core.user=-1: expected a numb"),
   ],
@@ -333,11 +362,13 @@ def mutated(data: bytes, mutations) -> bytes:
   return data
 
 
-def prepare_fuzzed(folder, source, data, items, allowed):
+def prepare_fuzzed(folder, source, named, data, items, allowed):
   """Whatever is in the files: a dataset that reads back, or one UserError and nothing left."""
   raw = folder / ("ratings.csv" if source == "movielens" else "raw")
   raw.write_bytes(data)
-  options = {"source": source, "events": raw, "max_bad_lines": allowed, "also": NO_FILTERS}
+  options = {"events": raw, "max_bad_lines": allowed, "also": NO_FILTERS}
+  if named:
+    options["source"] = source
   if source == "amazon2014":
     (folder / "items").write_bytes(items)
     options["metadata"] = folder / "items"
@@ -361,15 +392,17 @@ def test_any_bytes_give_a_dataset_or_one_line(monkeypatch, examples):
   @settings(max_examples=examples, database=None)
   @given(
     source=st.sampled_from([*SEEDS]),
+    named=st.booleans(),
     mutations=st.lists(MUTATION, max_size=4),
     of_items=st.lists(MUTATION, max_size=3),
     compressed=st.booleans(),
     allowed=st.sampled_from([0, 2, 1_000]),
   )
-  def check(source, mutations, of_items, compressed, allowed):
+  def check(source, named, mutations, of_items, compressed, allowed):
     data = gzip.compress(SEEDS[source], 1) if compressed else SEEDS[source]
     with tempfile.TemporaryDirectory() as folder:
       items = mutated(ITEMS, of_items)
-      prepare_fuzzed(pathlib.Path(folder), source, mutated(data, mutations), items, allowed)
+      data = mutated(data, mutations)
+      prepare_fuzzed(pathlib.Path(folder), source, named, data, items, allowed)
 
   check()
