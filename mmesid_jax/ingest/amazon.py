@@ -7,7 +7,6 @@ https://amazon-reviews-2023.github.io
 """
 
 import dataclasses
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mmesid_jax.ingest.catalogue import Item
 from mmesid_jax.ingest.compressed_lines import BadLines
 from mmesid_jax.ingest.records import read_records
 from mmesid_jax.ingest.tables import TableLayout, event_rows
+from mmesid_jax.ingest.web_text import plain_text
 
 
 class _Review2014(Struct):  # 2018 has the same fields
@@ -139,17 +139,17 @@ def read_metadata(source: str, path: Path, bad: BadLines, encoding: str = "") ->
     images = next(filter(None, map(_image_urls, sizes)), None)
     yield Item(
       key=record.key,
-      title=_clean_text(record.title),
-      brand=_clean_text(record.brand),
-      categories=[*map(_clean_text, _list_texts(categories))] or None,
-      description=_clean_text(" ".join(_list_texts(record.description))),
+      title=plain_text(record.title),
+      brand=plain_text(record.brand),
+      categories=_plain_texts(categories) or None,
+      description=" ".join(_plain_texts(record.description)) or None,
       images=images,
     )
 
 
-def _clean_text(value: str | None) -> str | None:
-  """Replaces HTML entities and repeated spaces; None for an empty text."""
-  return " ".join(html.unescape(value).split()) or None if value else None
+def _plain_texts(value: Any) -> list[str]:
+  """Returns the plain texts of a text or a list, without those of which nothing is left."""
+  return [*filter(None, map(plain_text, _list_texts(value)))]
 
 
 def _list_texts(value: Any) -> list[str]:

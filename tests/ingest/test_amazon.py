@@ -45,6 +45,21 @@ def test_metadata_of_2018(tmp_path):
   ]
 
 
+def test_pieces_of_web_pages_are_no_titles(tmp_path):
+  path = tmp_path / "meta.json"
+  script = "var aPageStart = (new Date()).getTime();\nvar ue_t0=ue_t0||+new Date();"
+  lines = [
+    {"asin": "1", "title": script, "brand": "<b>A</b>", "description": ["x<br>y", script, "</p>"],
+     "category": ["Gift Cards", "</span></span></span>"]},
+    {"asin": "2", "title": "<span id='a'>Card &amp; Co</span>", "category": ["</span>"]},
+  ]  # fmt: skip
+  path.write_text("\n".join(map(json.dumps, lines)))
+  assert items("amazon2018", path) == [
+    Item("1", None, "A", ["Gift Cards"], "x y"),
+    Item("2", "Card & Co"),
+  ]
+
+
 LINES_2023 = [
   {"parent_asin": "1", "title": "Brush", "store": "S", "categories": ["B", "T"], "price": 4.5,
    "description": ["one", "two"], "details": {"Brand": "S"},

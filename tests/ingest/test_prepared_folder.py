@@ -228,6 +228,16 @@ def test_ratings_as_csv_beside_metadata_as_json(tmp_path, source, year, ratings,
   assert found["dataset"]["items with title"] == 1
 
 
+def test_an_item_whose_title_is_a_script_has_none(tmp_path):
+  reviews = [{"reviewerID": "u", "asin": key, "unixReviewTime": n} for n, key in enumerate("ab")]
+  (tmp_path / "a.json").write_text("\n".join(map(json.dumps, reviews)))
+  items = [{"asin": "a", "title": "var a = window;"}, {"asin": "b", "title": "<b>B</b>"}]
+  (tmp_path / "meta.json").write_text("\n".join(map(json.dumps, items)))
+  files = {"events": tmp_path / "a.json", "metadata": tmp_path / "meta.json"}
+  prepare(tmp_path / "out", **files, require="title", also=NO_FILTERS)
+  assert sequences_by_key(tmp_path / "out") == {"u": ["b"]}
+
+
 @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, dict])
 def test_from_dataframe_does_what_the_command_does(tmp_path, kind):
   columns = {"who": ["u", "u", "v", "u"], "item": [3, 1, 1, 2], "when": [3, 1, 5, 2]}
