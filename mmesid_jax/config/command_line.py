@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import mmesid_jax
+from mmesid_jax.config import process_end
 from mmesid_jax.config.help_page import Groups, help_page
 from mmesid_jax.config.named_configs import config_file, load_config
 from mmesid_jax.config.schema import add_modalities, flatten
@@ -37,7 +38,7 @@ def run_command(
 ) -> None:
   """Runs `main` as absl's app.run does; every `errors.Stop` ends as one line on stderr.
 
-  A folder that cannot be written, and a full disk, end in one line too.
+  A folder that cannot be written, a full disk, and Ctrl-C or SIGTERM end in one line too.
 
   Args:
     main: Gets the arguments that are not flags: the program's name and the subcommand, if any.
@@ -50,6 +51,10 @@ def run_command(
   # Orbax logs every file that it writes, and every error that it also raises with its traceback
   logging.set_verbosity(logging.FATAL)
   sys.unraisablehook = _unraisable
+  end = sys.exit
+  if main.__module__ == "__main__":  # else the process is not the command's alone
+    end = process_end.end_process
+    process_end.raise_signals()
 
   def parse(argv: Sequence[str]) -> list[str]:
     if not _answer(argv, main.__globals__.get("__doc__"), groups or {}):
@@ -58,28 +63,32 @@ def run_command(
 
   try:
     app.run(main, flags_parser=parse)
+  except SystemExit as done:
+    end(done.code or 0)
   except Stop as stop:
     label = "stopped" if isinstance(stop, Interrupted) else "error"
     print(f"{label}: {' '.join(str(stop).splitlines())}", file=sys.stderr)
     if not isinstance(stop, Interrupted):  # then all processes end here, each having saved
       _leave_others(stop.status)
-    sys.exit(stop.status)
-  except KeyboardInterrupt:
-    _leave_others(128 + 2)
-    raise
+    end(stop.status)
   except BrokenPipeError:  # the reader, `head` for example, has closed its end
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
     _leave_others(1)
-    sys.exit(1)
-  except Exception as error:
+    end(1)
+  except BaseException as error:
     status = 1
-    if isinstance(error, OSError) and error.errno in _PLACE and error.filename:
+    if name := process_end.signal_in(error):
+      again = "what was finished is kept: run the same command again"
+      print(f"stopped: {name}; {again}", file=sys.stderr)
+      _leave_others(128 + 2)  # they do not know of it
+      status = Interrupted.status
+    elif isinstance(error, OSError) and error.errno in _PLACE and error.filename:
       print(f"error: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
       status = UserError.status
     else:
       traceback.print_exc()
     _leave_others(status)
-    sys.exit(status)
+    end(status)
 
 
 def define_process_flags() -> None:
@@ -135,8 +144,11 @@ def _unraisable(found) -> None:
   """Prints an error that nothing could catch, unless it only follows one that is reported.
 
   At the first write that fails Orbax closes its event loop, and its other writes find it closed.
+  A signal that comes while an object is deleted is sent again.
   """
-  if str(found.exc_value) != "Event loop is closed":
+  if isinstance(found.exc_value, KeyboardInterrupt):
+    process_end.send_again(found.exc_value)
+  elif str(found.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(found)
 
 

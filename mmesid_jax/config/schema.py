@@ -60,7 +60,7 @@ def optimizer_keys(
     "schedule": Key(schedule, one_of("cosine", "constant"),
       "Learning rate after the warm-up: down to 0 along a cosine, or constant."),
     "warmup_steps": Key(warmup_steps, at_least(0),
-      "Steps in which the learning rate rises from 0 in a straight line."),
+      "Steps in which the learning rate rises from 0 in a straight line; at most a tenth of all."),
     "weight_decay": Key(weight_decay, at_least(0),
       "Weight decay of matrices and tables; biases and scales of norms have none."),
     "clip": Key(1.0, at_least(0),

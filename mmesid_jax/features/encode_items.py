@@ -171,10 +171,10 @@ def _encode_remaining(
           raise UserError(f"--dtype={settings.dtype}: cannot hold these vectors; take float32")
         table.append(x_BV)
         bar.update(int(work_E[len(table) - len(x_BV) : len(table)].sum()))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:  # of SIGINT or SIGTERM
       raise Interrupted(
-        f"SIGINT with {len(table):,} of {total:,} items encoded, kept in {path}; run the same "
-        "command again"
+        f"{str(error) or 'SIGINT'} with {len(table):,} of {total:,} items encoded, kept in {path}; "
+        "run the same command again"
       ) from None
 
 

@@ -63,38 +63,38 @@ def write_all_users(
   settings = _settings(served, options, user_keys) | {"columns": list(schema), "split": split}
   shape = model.shape_for(length_E)
   starts = range(0, len(user_E), USERS_PER_PART)
-  with (
-    lock_folder(parts_folder(output), doing="recommending", flag="--output"),
-    StopRequest() as stop_request,
-    reporter.progress(label="recommend", total=len(user_E), unit="users") as bar,
-  ):
+  with lock_folder(parts_folder(output), doing="recommending", flag="--output"):
     parts = PartFiles(output, len(starts), settings)
     missing = set(parts.missing())
-    for n, start in enumerate(starts):
-      rows = range(start, min(start + USERS_PER_PART, len(user_E)))
-      if n not in missing:
-        bar.initial = bar.n = rows.stop  # the rate is that of the other parts
-        continue
-      if signal_name := stop_request.signal_name():
-        raise Interrupted(
-          f"{signal_name} at user {start:,} of {len(user_E):,}, those before are in "
-          f"{parts.folder}; run the same command again"
-        )
-      histories = [dataset.sequence(user_E[row])[: length_E[row]] for row in rows]
-      top = model.top_items(histories, options.top_k, repeat=options.repeat, shape=shape)
-      users = user_E[start : rows.stop]
-      columns = {
-        "user_id": dataset.users[users].tolist(),
-        "user_key": user_keys and [user_keys[user] for user in users],
-        **_item_columns(top, served.item_keys),
-      }
-      if split:
-        targets = dataset.items[dataset.offsets[users] + length_E[start : rows.stop]].tolist()
-        columns["target_id"] = targets
-        columns["target_key"] = served.item_keys and [served.item_keys[i] for i in targets]
-      parts.write(n, schema, columns)
-      bar.update(len(rows))
-    parts.finish()
+    with (
+      StopRequest() as stop_request,
+      reporter.progress(label="recommend", total=len(user_E), unit="users") as bar,
+    ):
+      for n, start in enumerate(starts):
+        rows = range(start, min(start + USERS_PER_PART, len(user_E)))
+        if n not in missing:
+          bar.initial = bar.n = rows.stop  # the rate is that of the other parts
+          continue
+        if signal_name := stop_request.signal_name():
+          raise Interrupted(
+            f"{signal_name} at user {start:,} of {len(user_E):,}, those before are in "
+            f"{parts.folder}; run the same command again"
+          )
+        histories = [dataset.sequence(user_E[row])[: length_E[row]] for row in rows]
+        top = model.top_items(histories, options.top_k, repeat=options.repeat, shape=shape)
+        users = user_E[start : rows.stop]
+        columns = {
+          "user_id": dataset.users[users].tolist(),
+          "user_key": user_keys and [user_keys[user] for user in users],
+          **_item_columns(top, served.item_keys),
+        }
+        if split:
+          targets = dataset.items[dataset.offsets[users] + length_E[start : rows.stop]].tolist()
+          columns["target_id"] = targets
+          columns["target_key"] = served.item_keys and [served.item_keys[i] for i in targets]
+        parts.write(n, schema, columns)
+        bar.update(len(rows))
+    parts.finish()  # a signal ends it at once: the parts stay until the output is there
   reporter.info(f"{output}: {len(user_E):,} users, {', '.join(schema)}")
 
 

@@ -21,6 +21,7 @@ from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.parallel.mesh import is_partitioned
 from mmesid_jax.parallel.placement import check_model_equal, place_model
 from mmesid_jax.training.checkpoint import Checkpoints
+from mmesid_jax.training.in_flight import InFlight
 from mmesid_jax.training.interrupts import SaveSchedule, StopRequest
 from mmesid_jax.training.metrics_log import MetricsLog
 from mmesid_jax.training.step import Loss, initial_state, make_multi_step, make_step
@@ -113,6 +114,7 @@ def fit(
   step = int(state["step"])
   profile_steps = profile_steps if processes.is_main() else 0
   trace = Trace(folder / "trace", profile_steps, task.steps - step)
+  in_flight = InFlight()
   schedule = SaveSchedule(save_every, save_minutes)
 
   with (
@@ -120,6 +122,7 @@ def fit(
     StopRequest() as stop_request,
     _Metrics(task, folder, step, checkpoints, log_every) as metrics,
     contextlib.closing(trace),
+    contextlib.closing(iterator),
   ):
     while step < task.steps:
       until_validation = task.validate_every - step % task.validate_every
@@ -133,6 +136,7 @@ def fit(
       state, scalars = sender.send(state, steps)
       step += len(steps)
       metrics.add(step, scalars, steps)
+      in_flight.add(scalars["loss"])
       if trace.is_complete(len(steps)):
         # one process alone is here: it must not fetch, and so not raise, before the others do
         with metrics.throughput.paused():
@@ -213,7 +217,7 @@ class _Metrics:
   """Log, rates and progress of a run; as a context, closes them.
 
   Device scalars of recent steps are fetched only when they are at least `delay` steps old, so that
-  the host never waits for the device.
+  the device never waits for the host.
   """
 
   def __init__(

@@ -11,8 +11,11 @@ from ml_collections import ConfigDict
 
 
 def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-  """Linear warm-up from 0 to config.learning_rate, then cosine ("cosine") or flat ("constant")."""
-  warmup = min(config.warmup_steps, steps - 1)
+  """Linear warm-up from 0 to config.learning_rate, then cosine ("cosine") or flat ("constant").
+
+  Warms up for config.warmup_steps, but for at most a tenth of the steps.
+  """
+  warmup = min(config.warmup_steps, steps // 10)
   if config.schedule == "constant" and not warmup:
     return optax.constant_schedule(config.learning_rate)
   if config.schedule == "constant":

@@ -239,6 +239,16 @@ def test_places_for_items_are_enough_for_every_piece_and_never_exceeded(lengths,
   np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(expected))
 
 
+def test_a_piece_without_places_for_its_items_waits_for_the_next_batch():
+  """All items count, distinct or not, but for the last, which is a target only."""
+  packer = Packer(Layout(rows=2, row_length=8, targets=100, items=5))
+  assert packer.add(0, np.array([7, 7, 7, 7]), 0)
+  assert not packer.add(1, np.array([1, 2, 3, 4]), 0)
+  assert packer.add(2, np.array([1, 2, 3]), 0)
+  assert not packer.add(3, np.array([1, 2]), 0) and packer.add(4, np.array([9]), 0)
+  assert packer.batch().item_E.tolist() == [0, 1, 2, 7, 0, 0]
+
+
 def test_rows_for_pieces_are_filled_by_targets():
   rng = np.random.default_rng(0)
   data = dataset(rng.integers(3, 30, 400).tolist())

@@ -74,6 +74,19 @@ def test_places_are_those_of_every_users_list(dataset, length):
   assert "coverage@2" not in summarize_ranking(plain, (2,), resamples=0, seed=0)["masked"]
 
 
+@pytest.mark.parametrize("split, held_out", [("valid", 2), ("test", 1)])
+def test_the_newest_item_of_the_history_is_left_out_too(dataset, split, held_out):
+  """MME-SID masks the items of the history, which is everything before the target. A model that
+  scores the newest one above the target, and all others below, ranks it first, or second."""
+  evaluator = Evaluator(dataset, Layout(2, 8, 4), split)
+  for u in range(len(dataset)):
+    score_I = np.zeros(ITEMS + 1, np.float32)
+    score_I[dataset.sequence(u)[-held_out]] = 1
+    score_I[dataset.sequence(u)[-held_out - 1]] = 2
+    ranks = evaluator.fixed_ranks(score_I)
+    assert (ranks["masked"][u], ranks["unmasked"][u]) == (1, 2)
+
+
 def test_a_mesh_gives_the_same_places(dataset):
   x_ID = np.random.default_rng(1).normal(size=(ITEMS + 1, WIDTH)).astype(np.float32)
   expected = walked(dataset, lambda history: np.float64(x_ID) @ x_ID[history[-1]], LENGTH)

@@ -18,6 +18,7 @@ from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
+from mmesid_jax.models.packed_rows import visibility_mask
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 
@@ -165,6 +166,32 @@ def test_no_target_depends_on_later_items_or_on_other_users(S):
     user = first if batch.piece_Q[q] == 0 else second
     before = user[: user.tolist().index(batch.target_Q[q])]
     assert seen == set(before.tolist()), f"target {batch.target_Q[q]}"
+
+
+@pytest.mark.parametrize("S", [0, 2])
+def test_the_mask_is_causal_with_the_token_itself(S):
+  """As in every causal transformer: a token's keys are those up to its own, the newest item's among
+  them, and for a response token the items before its target and its branch up to itself."""
+  (batch,) = batch_sequences([np.array([1, 2, 3]), np.array([4, 5])], Layout(1, 16, 8, S))
+  lengths, tokens = (3, 2), []  # of every token: its user, its place in the trunk or its branch
+  for user, length in enumerate(lengths):
+    tokens += [(user, "trunk", n) for n in range(length - 1)]
+    tokens += [(user, target, s) for target in range(length) for s in range(S)]
+
+  def sees(query, key):
+    (user, branch, place), (key_user, key_branch, key_place) = query, key
+    if user != key_user:
+      return False
+    if key_branch == "trunk":
+      return key_place <= place if branch == "trunk" else key_place < branch
+    return branch == key_branch and key_place <= place
+
+  expected = np.zeros((16, 16), bool)
+  for q, query in enumerate(tokens):
+    expected[q, : len(tokens)] = [sees(query, key) for key in tokens]
+  mask_RTY = np.asarray(visibility_mask(batch, prompt=3))
+  assert mask_RTY[0, :, :3].all()
+  np.testing.assert_array_equal(mask_RTY[0, :, 3:], expected)
 
 
 def test_sasrec_reads_packed_rows_as_single_ones():

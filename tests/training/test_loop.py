@@ -24,6 +24,7 @@ from mmesid_jax.errors import Diverged, Interrupted, UserError
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.interrupts import SaveSchedule
 from mmesid_jax.training.loop import Task, fit
+from mmesid_jax.training.step_progress import StepProgress
 from mmesid_jax.training.throughput import Amounts
 
 
@@ -147,6 +148,29 @@ def test_a_run_that_stopped_in_between_ends_as_one_that_did_not(tmp_path):
   assert (resumed.best, resumed.best_step) == (whole.best, whole.best_step)
   steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").open()]
   assert steps == sorted(steps)
+
+
+def test_what_runs_ahead_is_bounded_before_a_stop_is_looked_for(tmp_path, monkeypatch):
+  outputs = []
+
+  class Counted:
+    def add(self, output):
+      outputs.append(output)
+      if len(outputs) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr("mmesid_jax.training.loop.InFlight", Counted)
+  with pytest.raises(Interrupted, match="SIGTERM at step 3 of 12"):
+    fit(task(), tmp_path, log_every=100, save_every=100)
+  assert all(isinstance(output, jax.Array) for output in outputs)
+
+
+def test_the_progress_bar_starts_at_the_step_that_the_run_goes_on_from(tmp_path, monkeypatch):
+  started = []
+  monkeypatch.setattr(StepProgress, "start", lambda progress, step: started.append(step))
+  fit(task(steps=8), tmp_path, log_every=3, save_every=4)
+  fit(task(steps=12), tmp_path, log_every=3, save_every=4)
+  assert started == [0, 8]
 
 
 def test_a_loss_that_is_not_finite_names_step_batch_and_checkpoint(tmp_path):

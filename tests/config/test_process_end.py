@@ -1,0 +1,110 @@
+"""Signals end a command with one line, and nothing of the process runs after its end."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ENDS = """
+import atexit, os, signal, sys, time
+from mmesid_jax.config.command_line import run_command
+from mmesid_jax.errors import Interrupted
+
+class Late:
+  def __del__(self):
+    print("the interpreter is taken down")
+
+class Deleted:
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGINT)
+
+def wrapped():
+  try:
+    os.kill(os.getpid(), signal.SIGTERM)
+  except KeyboardInterrupt as error:
+    raise RuntimeError("by a library") from error
+
+def deleted():
+  Deleted()
+  time.sleep(60)
+
+def saved():
+  atexit.register(os.kill, os.getpid(), signal.SIGTERM)  # a second one, at the end
+  raise Interrupted("SIGTERM at step 3")
+
+late = Late()
+late.itself = late
+MAINS = {
+  "SIGINT": lambda: os.kill(os.getpid(), signal.SIGINT),
+  "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+  "wrapped": wrapped,
+  "deleted": deleted,
+  "saved": saved,
+  "done": lambda: print("done"),
+  "exit": lambda: sys.exit(3),
+}
+
+def main(argv):
+  MAINS[os.environ["MAIN"]]()
+
+run_command(main)
+"""
+AGAIN = "what was finished is kept: run the same command again"
+
+
+@pytest.mark.parametrize(
+  "name, status, printed",
+  [
+    ("SIGINT", 75, f"stopped: SIGINT; {AGAIN}\n"),
+    ("SIGTERM", 75, f"stopped: SIGTERM; {AGAIN}\n"),
+    ("wrapped", 75, f"stopped: SIGTERM; {AGAIN}\n"),
+    ("deleted", 75, f"stopped: SIGINT; {AGAIN}\n"),
+    ("saved", 75, "stopped: SIGTERM at step 3\n"),
+    ("done", 0, ""),
+    ("exit", 3, ""),
+  ],
+)
+def test_a_signal_is_one_line_and_the_process_ends_at_once(tmp_path, name, status, printed):
+  """The interpreter is not taken down: what is left alive is not deleted."""
+  (tmp_path / "ends.py").write_text(ENDS)
+  result = subprocess.run(
+    [sys.executable, "ends.py"],
+    cwd=tmp_path,
+    env={"PYTHONPATH": ":".join(sys.path), "MAIN": name},
+    capture_output=True,
+    text=True,
+  )
+  assert (result.returncode, result.stderr) == (status, printed)
+  assert result.stdout == ("done\n" if name == "done" else "")
+
+
+BUSY = """
+import threading, time
+import jax
+from mmesid_jax.config.command_line import run_command
+from mmesid_jax.errors import Interrupted
+
+def work():
+  while True:
+    jax.device_put(1.0).block_until_ready()
+
+def main(argv):
+  for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+  time.sleep(0.5)
+  raise Interrupted("saved")
+
+run_command(main)
+"""
+
+
+def test_threads_that_are_busy_in_libraries_do_not_abort_the_end():
+  """Else: "terminate called without an active exception", where one wants the interpreter back."""
+  result = subprocess.run(
+    [sys.executable, "-c", BUSY],
+    env={**os.environ, "PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+  )
+  assert (result.returncode, result.stderr) == (75, "stopped: saved\n")
