@@ -34,6 +34,7 @@ class TableLayout:
   fallback: str = ""  # encoding of lines that are not UTF-8; "" = such lines are bad
   quoting: str = ""  # a key of QUOTING; "" = "none" if a tab separates fields, else "double"
   lists: str = "|"  # separator of the categories of an item
+  flags: tuple[str, ...] = ()  # columns that are named after a category, "1" for its items
 
 
 def event_rows(
@@ -67,7 +68,9 @@ def item_rows(
         key=events.parse_key(row["item"]),
         title=_to_text(row, "title"),
         brand=_to_text(row, "brand"),
-        categories=_to_texts(row.get("categories"), layout.lists),
+        categories=_to_texts(row.get("categories"), layout.lists)
+        or [flag for flag in layout.flags if row[flag] == "1"]
+        or None,
         description=_to_text(row, "description"),
         images=_to_texts(row.get("image"), None),
       )
@@ -118,6 +121,7 @@ def _rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields the number of every line or row, from 1, and its values by our names."""
   theirs = {ours: layout.columns[ours] for ours in wanted if layout.columns.get(ours)}
+  theirs |= {flag: flag for flag in layout.flags}
   if not isinstance(source, Path):
     return _frame_rows(source, theirs)
   if compressed_lines.file_format(source) == compressed_lines.PARQUET:

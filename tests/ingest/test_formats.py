@@ -36,7 +36,11 @@ ITEMS = {
   "amazon2014": {"a.json": "{'asin': 'a', 'title': 'A'}"},
   "amazon2018": {"a.json": '{"asin": "a", "category": []}'},
   "amazon2023": {"a.jsonl": '{"parent_asin": "a"}'},
-  "movielens": {"movies.dat": "1::A::B\n", "movies.csv": "movieId,title,genres\n"},
+  "movielens": {
+    "u.item": "1|A||||0\n",
+    "movies.dat": "1::A::B\n",
+    "movies.csv": "movieId,title,genres\n",
+  },
   "table": {
     "a.csv": "item,title\n",
     "b.json": '{"item": 1, "asin": "x"}',

@@ -338,3 +338,20 @@ def test_movies_of_movielens(tmp_path, encoding):
   assert list(item_rows(path, layout, BadLines())) == expected
   with pytest.raises(UserError, match="expected MovieLens's ratings.csv, ratings.dat or u.data"):
     movielens.file_layout(tmp_path / "links.txt", of_items=False)
+
+
+def test_movies_of_100k(tmp_path):
+  path = tmp_path / "u.item"
+  start = '2|Café "Noir" (1995)|01-Jan-1995||http://x|0|1|0'
+  whole = [start + "|0" * 15 + "|1", "3|B (1996)|||" + "|0" * 19, "4|C|||" + "|1" + "|0" * 18]
+  path.write_bytes("\n".join(whole).encode("latin-1"))
+  layout = movielens.file_layout(path, of_items=True)
+  assert list(item_rows(path, layout, BadLines())) == [
+    Item("2", 'Café "Noir" (1995)', categories=["Action", "Western"]),
+    *(Item("3", "B (1996)"), Item("4", "C")),
+  ]
+  path.write_bytes(start.encode("latin-1"))  # cut, as in some copies
+  layout = movielens.file_layout(path, of_items=True)
+  assert list(item_rows(path, layout, BadLines()))[0].categories == ["Action"]
+  with pytest.raises(UserError, match="expected MovieLens's movies.csv, movies.dat or u.item"):
+    movielens.file_layout(tmp_path / "u.genre", of_items=True)
