@@ -35,6 +35,7 @@ def _count_rows(figures: Mapping[str, Any]) -> list[list[str]]:
 
 def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
   bad, dataset = figures["bad lines"], figures["dataset"]
+  yield from figures["advice"]
   if formats := figures["formats"]:
     read = ", ".join(f"{Path(file).name} as {name}" for file, name in formats.items())
     yield f"Files were read in these formats: {read}."

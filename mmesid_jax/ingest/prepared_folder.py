@@ -1,7 +1,6 @@
 """Turns raw events into a dataset folder: the work of the command `prepare`."""
 
 import dataclasses
-import functools
 import json
 import os
 import types
@@ -114,9 +113,11 @@ def _filter_and_write(
   bad.check()
   if items is not None and not catalogue:
     _refuse_unmatched(events.item_keys[0], catalogue.unused_key)
-  counts = {"read": events.counts()}
-  for name, events in filters.apply_filters(events, _filter_steps(config, catalogue)):  # noqa: B020
+  counts, advice = {"read": events.counts()}, []
+  steps = filters.filter_steps(config, catalogue)
+  for name, events, of_step in filters.apply_filters(events, steps):  # noqa: B020
     counts[name] = events.counts()
+    advice += [of_step] if of_step else []
   events = events.renumber().sort(config.ties)
   figures = {
     "settings": config.to_dict(),
@@ -125,6 +126,7 @@ def _filter_and_write(
     "rows that span several lines": {"count": bad.long_rows, "first": bad.first_long_row},
     "items described more than once": catalogue.duplicates,
     "steps": counts,
+    "advice": advice,
     "dataset": statistics.dataset_statistics(events, catalogue),
   }
   with atomic_folder(output) as folder:
@@ -171,33 +173,6 @@ def write_tfds(folder: Path, beam: str | None = None) -> None:
   from mmesid_jax.data.folder import tfds_builder  # the import takes seconds
 
   tfds_builder.write_tfds_dataset(folder, beam)
-
-
-def _filter_steps(config: ConfigDict, catalogue: Catalogue):
-  """Returns the filters of the configuration in order, each as (name, function of events)."""
-  steps = []
-  if config.min_rating > 0:
-    name = f"ratings of at least {config.min_rating:g}"
-    steps.append((name, lambda e: e.rating_E >= config.min_rating))
-  for field in split_names(config.require):
-    has_field = functools.partial(_has_field, catalogue=catalogue, field=field)
-    steps.append((f"items with {field}", has_field))
-  if config.duplicates != "keep":
-    name = f"without duplicates ({config.duplicates})"
-    steps.append((name, lambda e: filters.first_of_duplicates(e, config.duplicates)))
-  if max(config.core.user, config.core.item) > 1:
-    name = f"k-core: {config.core.user} events per user, {config.core.item} per item"
-    sizes = (config.core.user, config.core.item)
-    steps.append((name, lambda e: filters.k_core(e.user_E, e.item_E, *sizes)))
-  if config.min_length > max(config.core.user, 1):
-    name = f"users with at least {config.min_length} events"
-    steps.append((name, lambda e: np.bincount(e.user_E)[e.user_E] >= config.min_length))
-  return steps
-
-
-def _has_field(events: Events, catalogue: Catalogue, field: str) -> np.ndarray:
-  """Returns a mask [E] of the events with items whose description has the field."""
-  return np.array([catalogue[key].has(field) for key in events.item_keys])[events.item_E]
 
 
 Formats = list[tuple[Path, str]]  # of files, in the order in which they are read

@@ -261,7 +261,9 @@ class _Lines:
       except UnicodeDecodeError as error:
         if not self._fallback:
           reason = f"not {self._encoding} (byte {line[error.start]:#x} at {error.start})"
-          self.bad.add(self.path, self.number, f"{reason}; name it by --config.encoding")
+          self.bad.add(
+            self.path, self.number, f"{reason}; name it by --config.encoding, as latin-1"
+          )
           continue
         text = line.decode(self._fallback)
       self.begins = self.begins or self.number

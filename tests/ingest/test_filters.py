@@ -59,8 +59,29 @@ def test_without_times_nothing_is_known_to_be_the_same_event():
 
 def test_the_step_that_leaves_nothing_is_named():
   found = of([(0, 0, 0), (0, 1, 1)])
-  steps = [("all", lambda e: np.ones(len(e), bool)), ("none", lambda e: np.zeros(len(e), bool))]
+  steps = [
+    filters.Step("all", lambda e: np.ones(len(e), bool), lambda e: "not asked for"),
+    filters.Step("none", lambda e: np.zeros(len(e), bool), lambda e: f"keep {len(e)}"),
+  ]
   passed = filters.apply_filters(found, steps)
-  assert next(passed)[0] == "all"
-  with pytest.raises(UserError, match="after the step 'none'; before it there were 2 events, 1 us"):
+  name, events, advice = next(passed)
+  assert (name, len(events), advice) == ("all", 2, None)
+  with pytest.raises(UserError, match="after the step 'none'; before it there were 2 .*; keep 2$"):
     next(passed)
+
+
+def test_a_step_that_leaves_less_than_half_says_what_keeps_more():
+  found = of([(u, u, 0) for u in range(7)])
+  for count, expected in ((4, None), (3, "The step 'few' left 3 of 7 events; keep 7.")):
+    step = filters.Step("few", lambda e, n=count: e.item_E < n, lambda e: f"keep {len(e)}")
+    ((_, events, advice),) = filters.apply_filters(found, [step])
+    assert len(events) == count and advice == expected
+
+
+@given(PAIRS.filter(len), st.integers(2, 9), st.integers(0, 9))
+def test_the_largest_core_that_keeps_enough(rows, users, items):
+  found = of(rows)
+  sizes = [(min(users, k), min(items, k)) for k in range(1, max(users, items))]
+  counts = {s: int(filters.k_core(found.user_E, found.item_E, *s).sum()) for s in sizes}
+  enough = [s for s in sizes if counts[s] >= 0.5 * len(rows)]
+  assert filters.largest_core(found, users, items, 0.5) == (*enough[-1], counts[enough[-1]])

@@ -160,6 +160,26 @@ def test_rows_over_several_lines_are_counted_and_files_may_be_in_latin_1(tmp_pat
   assert '"title": "\\"Café"' in (tmp_path / "none/items.jsonl").read_text()
 
 
+def test_steps_that_drop_most_events_say_what_keeps_them(tmp_path, capsys):
+  rows = [f"{u},{i},{n}" for u in "uvw" for n, i in enumerate("abc")] + ["x,a,1"] * 20
+  (tmp_path / "a.csv").write_text("user,item,time\n" + "\n".join(rows))
+  says = (
+    r"5 per item'; before it there were 10 events.*; --config.core.user=3 --config.core.item=3 "
+  )
+  with pytest.raises(UserError, match=says + "keeps 9$"):
+    prepare(tmp_path / "out", events=tmp_path / "a.csv")
+  found = prepare(tmp_path / "out", events=tmp_path / "a.csv", also=NO_FILTERS)
+  assert found["advice"] == [
+    "The step 'without duplicates (exact)' left 10 of 29 events; they have the user, item and time "
+    "of an earlier one; --config.duplicates=keep keeps all."
+  ]
+  assert found["advice"][0] in capsys.readouterr().out
+  assert "left 10 of 29 events" in (tmp_path / "out/report.html").read_text()
+  changes = {"core.item": 0, "core.user": 0, "min_length": 4}
+  with pytest.raises(UserError, match="4 users have fewer; a lower --config.min_length"):
+    prepare(tmp_path / "none", events=tmp_path / "a.csv", also=changes)
+
+
 def test_a_table_without_times_is_in_order(tmp_path):
   (tmp_path / "a.csv").write_text("user,item\nu,b\nu,a\nv,a\nu,c\n")
   prepare(tmp_path / "out", events=tmp_path / "a.csv", also={**NO_FILTERS, "columns.time": ""})
