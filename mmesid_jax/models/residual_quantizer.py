@@ -21,10 +21,12 @@ class QuantizerConfig(NamedTuple):
   levels: int
   codes: int
   commitment: float = 0.25
+  commitment_levels: str = "all"  # or "first"
   learning: str = "average"  # or "gradient"
   revival: float = 1.0
   sinkhorn_epsilon: float = 0.0
   sinkhorn_iterations: int = 50
+  sinkhorn_first: str = "codes"  # or "samples"
 
 
 class Quantized(NamedTuple):
@@ -42,7 +44,9 @@ class ResidualQuantizer(nnx.Module):
 
   Level l takes the code whose vector v is nearest to the residual r, and r - v is the next
   residual. loss = mean over levels of mean((sg(r) - v)^2) + commitment * mean((r - sg(v))^2), where
-  sg stops the gradient.
+  sg stops the gradient. commitment_levels "first": later levels' commitment, although in the loss,
+  has no gradient. So it is in the released code, where the residual after the first level is
+  r - (r + sg(v - r)).
 
   learning "gradient" (paper): code vectors follow the first term of the loss. "average": they
   follow `averaging`, whose gradient is v - mean(r of its items), so plain gradient steps of rate a
@@ -69,7 +73,10 @@ class ResidualQuantizer(nnx.Module):
       distance_BC = squared_distances(residual_BD, book_CD)
       if training and c.sinkhorn_epsilon and level == c.levels - 1:
         plan_BC = sinkhorn(
-          distance_BC, epsilon=c.sinkhorn_epsilon, iterations=c.sinkhorn_iterations
+          distance_BC,
+          epsilon=c.sinkhorn_epsilon,
+          iterations=c.sinkhorn_iterations,
+          first=c.sinkhorn_first,
         )
         code_B = plan_BC.argmax(1)
       else:
@@ -83,6 +90,8 @@ class ResidualQuantizer(nnx.Module):
       loss += (to_code + c.commitment * ((residual_BD - v_BD) ** 2).mean()) / c.levels
       codes.append(code_B)
       residual_BD = residual_BD - v_BD
+      if c.commitment_levels == "first":
+        residual_BD = stop(residual_BD)
     quantized_BD = z_BD - stop(residual_BD)  # straight through
     code_BL = jnp.stack(codes, 1).astype(jnp.int32)
     return Quantized(code_BL, quantized_BD, residual_BD, loss, averaging - stop(averaging))

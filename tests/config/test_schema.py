@@ -115,7 +115,12 @@ def test_the_presets_differ_where_the_readme_says_so():
   }
   assert {key: paper[key] for key in published} == published
   assert paper["recommender.prompt.response"] > 0 == DEFAULTS["recommender.prompt.response"]
-  assert {k for k in paper if paper[k] != released[k]} == {"preset", "semantic_ids.alignment"}
+  assert {k: released[k] for k in paper if paper[k] != released[k]} == {
+    "preset": "released_code",
+    "semantic_ids.alignment": "mmd",
+    "semantic_ids.quantizer.commitment_levels": "first",
+    "semantic_ids.quantizer.sinkhorn_first": "samples",
+  }
 
 
 def test_an_unknown_preset_is_refused():

@@ -261,6 +261,21 @@ def test_only_the_rows_of_the_prompt_are_read(base):
   assert read_embeddings(checkpoint, ()).shape == (0, table.shape[1])
 
 
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda t: t.update({"lm_head.weight": t.pop(EMBEDDING)}), f"{EMBEDDING} is missing, which"),
+    (lambda t: t.update({EMBEDDING: t[EMBEDDING].astype(np.int8)}), f"{EMBEDDING} holds I8"),
+  ],
+)
+def test_a_table_that_is_missing_or_quantized_is_refused(base, tmp_path, change, message):
+  tensors = safetensors.numpy.load_file(base / SINGLE)
+  change(tensors)
+  safetensors.numpy.save_file(tensors, tmp_path / SINGLE)
+  with pytest.raises(UserError, match=message):
+    read_embeddings(Checkpoint(tmp_path), (1,))
+
+
 def test_a_tokenizer_of_another_checkpoint_is_refused(base):
   with pytest.raises(UserError, match="token 260, the table has 260 rows"):
     read_embeddings(Checkpoint(base), (1, 260))

@@ -87,6 +87,15 @@ def test_tables_of_rotations_that_older_conversions_stored_are_skipped(base):
   opened(base)
 
 
+def test_a_head_may_be_there_or_be_the_embeddings(base):
+  """It is not read, and an export takes it along."""
+  opened(base)
+  rewrite(base, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 2}))
+  opened(base)
+  configure(tie_word_embeddings=False)(base)
+  opened(base)
+
+
 def test_a_tensor_in_two_shards_is_read_where_the_index_says(base):
   expected = Checkpoint(base).read(UP)
   shard(base)

@@ -86,6 +86,67 @@ def test_loss_pulls_codes_and_input_to_each_other(quantizer, z):
   np.testing.assert_allclose(found, to_z, rtol=1e-4, atol=1e-7)
 
 
+def released(z, books):
+  """The released code's quantizer, every level straight through: quantized vector and loss."""
+  residual, quantized, losses = z, 0.0, []
+  for book in books:
+    code = ((jax.lax.stop_gradient(residual)[:, None] - book) ** 2).sum(2).argmin(1)
+    v = book[code]
+    commitment = ((residual - jax.lax.stop_gradient(v)) ** 2).mean()
+    losses.append(((v - jax.lax.stop_gradient(residual)) ** 2).mean() + MU * commitment)
+    through = residual + jax.lax.stop_gradient(v - residual)
+    quantized, residual = quantized + through, residual - through
+  return quantized, jnp.stack(losses).mean()
+
+
+def test_commitment_of_the_first_level_alone_is_the_released_code(quantizer, z):
+  """Loss and quantized vector are those of all levels; their gradient to the input is not."""
+  first, weight = make(commitment_levels="first"), np.random.default_rng(1).normal(size=z.shape)
+  books = jnp.asarray(quantizer.codebook_LCD[...])
+
+  def ours(z, net):
+    found = net(z)
+    return 7.0 * found.loss + (found.quantized_BD * weight).sum()
+
+  def theirs(z, books):
+    quantized, loss = released(z, books)
+    return 7.0 * loss + (quantized * weight).sum()
+
+  expected, (to_z, to_books) = jax.value_and_grad(theirs, (0, 1))(z, books)
+  np.testing.assert_allclose(ours(z, first), expected, rtol=1e-5)
+  np.testing.assert_allclose(ours(z, quantizer), expected, rtol=1e-5)
+  np.testing.assert_allclose(jax.grad(ours)(z, first), to_z, rtol=1e-4, atol=1e-6)
+  found = nnx.grad(lambda net: ours(z, net))(first).codebook_LCD[...]
+  np.testing.assert_allclose(found, to_books, rtol=1e-4, atol=1e-6)
+  gap = 7.0 * MU * 2 / z.size / LEVELS * sum(_residuals(z, books)[1:])
+  np.testing.assert_allclose(jax.grad(ours)(z, quantizer) - to_z, gap, rtol=1e-3, atol=1e-6)
+
+
+def _residuals(z, books):
+  """What each level leaves over, float64."""
+  codes, _, _ = oracle(z, books)
+  left = [np.float64(z)]
+  for level, book in enumerate(np.float64(books)):
+    left.append(left[-1] - book[codes[:, level]])
+  return left[1:]
+
+
+@pytest.mark.parametrize("first", ["codes", "samples"])
+def test_sinkhorn_scales_first_what_it_is_told(quantizer, z, first):
+  z = np.tile(z, (4, 1)) + np.random.default_rng(2).normal(size=(128, D)).astype(np.float32)
+  found = make(sinkhorn_epsilon=0.01, sinkhorn_iterations=1, sinkhorn_first=first)(z, training=True)
+  plain = quantizer(z)
+  book = np.asarray(quantizer.codebook_LCD[LEVELS - 1])
+  before = z - quantizer.decode(plain.code_BL) + book[plain.code_BL[:, -1]]
+  distance = ((before[:, None] - book) ** 2).sum(2)
+  expected, other = (
+    sinkhorn(distance, epsilon=0.01, iterations=1, first=order).argmax(1)
+    for order in (first, {"codes": "samples", "samples": "codes"}[first])
+  )
+  np.testing.assert_array_equal(found.code_BL[:, -1], expected)
+  assert (expected != other).any()
+
+
 def test_sinkhorn_assigns_the_last_level_only(quantizer, z):
   spread = make(sinkhorn_epsilon=0.003)
   np.testing.assert_array_equal(spread(z).code_BL, quantizer(z).code_BL)  # as it is exported

@@ -11,23 +11,42 @@ def distances(rows=40, codes=8, scale=1.0, seed=0):
   return np.float32(scale * np.random.default_rng(seed).random((rows, codes)) ** 2 + 3)
 
 
-def plain(distance, epsilon, iterations):
-  """Cuturi 2013: scale the columns to 1 / C, then the rows to 1 / B; distances over [-1, 1]."""
+def plain(distance, epsilon, iterations, first="codes"):
+  """Cuturi 2013: scale the columns to 1 / C and the rows to 1 / B; distances over [-1, 1]."""
   d = np.float64(distance)
   d = 2 * (d - d.min()) / (d.max() - d.min()) - 1
   plan = np.exp(-d / epsilon)
-  for _ in range(iterations):
-    plan /= plan.sum(0) * plan.shape[1]
-    plan /= plan.sum(1, keepdims=True) * plan.shape[0]
+  for i in range(2 * iterations):
+    if (i % 2 == 0) == (first == "codes"):
+      plan /= plan.sum(0) * plan.shape[1]
+    else:
+      plan /= plan.sum(1, keepdims=True) * plan.shape[0]
   return plan
 
 
+@pytest.mark.parametrize("first", ["codes", "samples"])
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e-3])
 @pytest.mark.parametrize("iterations", [1, 3, 50])
-def test_equals_the_plain_domain(scale, iterations):
+def test_equals_the_plain_domain(scale, iterations, first):
   d = distances(scale=scale)
-  found = np.exp(sinkhorn(d, epsilon=0.5, iterations=iterations))
-  np.testing.assert_allclose(found, plain(d, 0.5, iterations), rtol=2e-3 if scale < 1 else 1e-4)
+  found = np.exp(sinkhorn(d, epsilon=0.5, iterations=iterations, first=first))
+  expected = plain(d, 0.5, iterations, first)
+  np.testing.assert_allclose(found, expected, rtol=2e-3 if scale < 1 else 1e-4)
+
+
+@pytest.mark.parametrize("iterations, differ", [(2, True), (50, False)])
+def test_before_it_converges_the_order_decides_some_codes(iterations, differ):
+  """At the epsilon of training; these distances have converged after its 50 iterations."""
+  d = distances(rows=512, codes=16)
+  codes = {}
+  for first in ("codes", "samples"):
+    expected = plain(d, 0.003, iterations, first)
+    best_two = np.sort(expected, 1)[:, -2:]
+    decided = best_two[:, 1] > 1.1 * best_two[:, 0]  # near ties may fall either way
+    found = np.asarray(sinkhorn(d, epsilon=0.003, iterations=iterations, first=first).argmax(1))
+    np.testing.assert_array_equal(found[decided], expected.argmax(1)[decided])
+    codes[first] = expected.argmax(1)
+  assert (codes["codes"] != codes["samples"]).any() == differ
 
 
 def test_small_epsilon_in_float32():
