@@ -24,7 +24,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     raise UserError(f"{file}: no such file; name a folder that mmesid_jax.train wrote")
   try:
     config = ConfigDict(json.loads(file.read_text()))
-  except (ValueError, AttributeError) as error:
+  except (ValueError, AttributeError, TypeError, RecursionError) as error:
     raise UserError(
       f"{file}: not a JSON object ({error}); delete it and run mmesid_jax.train again"
     ) from error
@@ -38,7 +38,10 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
       "train again in another --workdir"
     )
   for key in missing:
-    _set(config, key, defaults[key])
+    try:
+      _set(config, key, defaults[key])
+    except TypeError:  # of a section that is a value
+      raise UserError(f"{file}: {key.split('.')[0]}: expected an object") from None
   return config
 
 

@@ -119,6 +119,9 @@ def _local_image(folder: Path, item: Mapping[str, Any]) -> Path | None:
   if image is None or is_url(image):
     return None
   path = folder / image
-  # items.jsonl may come from somebody else, and must not name files outside
-  inside = path.resolve().is_relative_to(folder.resolve())
-  return path if inside and path.is_file() else None
+  try:
+    # items.jsonl may come from somebody else, and must not name files outside
+    inside = path.resolve().is_relative_to(folder.resolve())
+    return path if inside and path.is_file() else None
+  except (OSError, ValueError):  # too long for a name, or with a null byte
+    return None

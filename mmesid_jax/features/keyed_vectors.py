@@ -107,9 +107,9 @@ def _npy_keys(path: Path) -> list[str]:
     )
   try:
     keys = np.char.decode(keys, "utf-8") if keys.dtype.kind == "S" else keys
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path}: a key is not UTF-8 ({error})") from None
-  return [str(key) for key in keys.tolist()]
+    return [str(key) for key in keys.tolist()]
+  except (ValueError, SystemError) as error:  # SystemError: numbers above those of Unicode
+    raise UserError(f"{path}: a key is not Unicode text ({error})") from None
 
 
 def _text_keys(path: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Reads vectors from Parquet: a column of keys, and a column of lists or many of numbers."""
 
-import contextlib
 import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,9 @@ import polars
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.features.keyed_vectors import CHUNK_BYTES, KeyedVectors
+from mmesid_jax.files import parquet_file
 
+KEYS_AT_ONCE = 2**16
 TEXT_TYPES = (polars.String, polars.Categorical, polars.Enum)
 
 
@@ -33,18 +34,16 @@ def read_parquet_vectors(
   """
   if not path.is_file():
     raise UserError(f"{path}: no such file")
-  with _explain_read_errors(path):
-    schema = polars.read_parquet_schema(path)
+  schema = parquet_file.read_schema(path)
   key = _key_column(path, schema, key_column)
   columns = _vector_columns(path, schema, key, vector_columns)
-  with _explain_read_errors(path):
-    keys = (
-      polars.scan_parquet(path, glob=False)
-      .select(polars.col(key).cast(polars.String))
-      .collect()[key]
-    )
-    first = polars.scan_parquet(path, glob=False).select(columns).head(1).collect()
-  if not len(keys):
+  texts = [polars.Series(key, [], polars.String)]
+  for frame in parquet_file.read_batches(path, [key], KEYS_AT_ONCE):
+    with parquet_file.explain_errors(path):
+      texts.append(frame[key].cast(polars.String))
+  keys = polars.concat(texts)
+  first = next(parquet_file.read_batches(path, columns, 1), None)
+  if first is None or not len(keys):
     raise UserError(f"{path}: holds no rows")
   if keys.null_count():
     row = int(keys.is_null().arg_max())
@@ -56,15 +55,12 @@ def read_parquet_vectors(
 
   def chunks() -> Iterator[np.ndarray]:
     rows, start = max(CHUNK_BYTES // (4 * width), 1), 0
-    with _explain_read_errors(path):
-      for frame in (
-        polars.scan_parquet(path, glob=False).select(columns).collect_batches(chunk_size=rows)
-      ):
-        if nested:
-          yield _stack_lists(path, frame[columns[0]], width, start)
-        else:
-          yield frame.to_numpy()  # a missing number becomes NaN
-        start += len(frame)
+    for frame in parquet_file.read_batches(path, columns, rows):
+      if nested:
+        yield _stack_lists(path, frame[columns[0]], width, start)
+      else:
+        yield frame.to_numpy()  # a missing number becomes NaN
+      start += len(frame)
 
   return KeyedVectors(path, keys.to_list(), width, chunks)
 
@@ -146,13 +142,3 @@ def _join_names(names) -> str:
   names = list(names)
   more = f" and {len(names) - 8} more" if len(names) > 8 else ""
   return (", ".join(names[:8]) or "none") + more
-
-
-@contextlib.contextmanager
-def _explain_read_errors(path: Path):
-  """Raises UserError for the errors of polars about a file that it cannot read."""
-  try:
-    yield
-  except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
-    reason = str(error).partition("\n")[0]
-    raise UserError(f"{path}: not a readable Parquet file ({reason})") from None

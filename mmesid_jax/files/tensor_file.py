@@ -56,4 +56,5 @@ class TensorFile:
       raise self._damaged(error) from None
 
   def _damaged(self, error: Exception) -> UserError:
-    return UserError(f"{self.path}: not a whole safetensors file ({error}){self._remedy}")
+    reason = " ".join(str(error).split())  # it may quote the header
+    return UserError(f"{self.path}: not a whole safetensors file ({reason}){self._remedy}")

@@ -101,7 +101,7 @@ class Checkpoint:
 
   def _open(self, name: str) -> TensorFile:
     file = self.directory / name
-    if not file.is_file():
+    if not os.path.isfile(file):  # not is_file(), which raises where a name is too long
       raise UserError(f"{file}: no such file, but {INDEX} names it; download it again")
     return TensorFile(file, remedy="download it again")
 

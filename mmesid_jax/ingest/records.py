@@ -151,23 +151,20 @@ def read_parquet_rows(
   Columns that are in `names` but not in the file are left out. Raises UserError when a column of
   `required` is missing, and for a file that cannot be read.
   """
-  import polars as pl
   from polars import selectors
 
-  try:
-    lazy = pl.scan_parquet(path, glob=False)
-    columns = lazy.collect_schema().names()
-    if missing := [name for name in required if name not in columns]:
-      raise UserError(
-        f"{path}: no column {missing[0]!r}; it has {', '.join(map(repr, columns[:20]))}"
-      )
-    number = 0
-    chosen = lazy.select([name for name in dict.fromkeys(names) if name in columns])
-    # as text, because Python's own dates have no nanoseconds
-    chosen = chosen.with_columns(selectors.datetime("ns").dt.to_string("iso:strict"))
-    for batch in chosen.collect_batches(chunk_size=ROWS, maintain_order=True):
-      for row in batch.iter_rows(named=True):
-        number += 1
-        yield number, row
-  except (pl.exceptions.PolarsError, OSError) as error:
-    raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+  from mmesid_jax.files import parquet_file
+
+  columns = [*parquet_file.read_schema(path)]
+  if missing := [name for name in required if name not in columns]:
+    raise UserError(
+      f"{path}: no column {missing[0]!r}; it has {', '.join(map(repr, columns[:20]))}"
+    )
+  number, chosen = 0, [name for name in dict.fromkeys(names) if name in columns]
+  for batch in parquet_file.read_batches(path, chosen, ROWS):
+    with parquet_file.explain_errors(path):
+      # as text, because Python's own dates have no nanoseconds
+      texts = selectors.datetime("ns").dt.to_string("iso:strict")
+      rows = batch.with_columns(texts).rows(named=True)
+    for number, row in enumerate(rows, number + 1):  # noqa: B020
+      yield number, row

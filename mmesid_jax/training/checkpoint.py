@@ -219,18 +219,24 @@ def _manager(
 ) -> ocp.CheckpointManager:
   write_digests = functools.partial(_write_digests, directory)
   options = ocp.AsyncOptions(post_finalization_callback=write_digests)
-  return _Manager(
-    directory,
-    options=ocp.CheckpointManagerOptions(
-      preservation_policy=kept,
-      cleanup_tmp_directories=True,  # what a killed run, or a full disk, left half written
-      async_options=options,
-      # Both managers write at the same time, and one must not take the barriers of the other.
-      multiprocessing_options=ocp.options.MultiprocessingOptions(
-        barrier_sync_key_prefix=directory.name
+  try:
+    return _Manager(
+      directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=kept,
+        cleanup_tmp_directories=True,  # what a killed run, or a full disk, left half written
+        async_options=options,
+        # Both managers write at the same time, and one must not take the barriers of the other.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          barrier_sync_key_prefix=directory.name
+        ),
       ),
-    ),
-  )
+    )
+  except (ValueError, TypeError, KeyError, AttributeError) as error:  # of Orbax's descriptions
+    raise UserError(
+      f"{directory}: holds a damaged checkpoint ({_first_line(error)}); delete {directory.parent} "
+      "to train this stage again from its start"
+    ) from error
 
 
 def _restore_step(manager: ocp.CheckpointManager, step: int | None, args):

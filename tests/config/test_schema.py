@@ -307,6 +307,12 @@ def test_a_workdir_from_before_there_were_splits_is_one_of_leave_one_out(tmp_pat
     (None, "no such file"),
     ("{", "not a JSON object"),
     ("[1]", "not a JSON object"),
+    ("[" * 100_000, "not a JSON object"),
+    ('{"seed":' * 100_000, "not a JSON object"),
+    (
+      json.dumps(json.loads(valid_config().to_json_best_effort()) | {"mesh": 1}),
+      "mesh",
+    ),
     ("{}", "another version of mmesid_jax .collaborative.dropout"),
     (
       json.dumps({**json.loads(valid_config().to_json_best_effort()), "new": 1}),

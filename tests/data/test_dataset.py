@@ -102,6 +102,8 @@ BAD = {
   "1 2,3\n": r"sequences\.txt:1: '2,3' is not an integer",
   b"1 2 3\n2 \xff 1\n": r"sequences\.txt:2: '.' is not an integer",
   "1 \u0661\n": r"sequences\.txt:1: '\u0661' is not an integer",
+  "1 2\u20283\n": r"sequences\.txt:1: '2.u20283' is not an integer",
+  "-0 2 3\n": r"sequences\.txt:1: user id '-0' is out of range",
   "1 2 3\n\n2 1\n": r"sequences\.txt:2: is blank",
   "1 2 3\n5\n": r"sequences\.txt:2: user 5 has no items",
   "1 2 3\n5": r"sequences\.txt:2: user 5 has no items",

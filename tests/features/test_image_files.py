@@ -66,6 +66,11 @@ def test_an_unfinished_last_line_is_ignored_and_other_damage_is_refused(tmp_path
       read_image_manifest(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "../a.jpg", "/etc/passwd", "\ud800"])
+def test_an_item_names_images_of_the_folder_only(tmp_path, name):
+  assert item_image_files(tmp_path, ["a"], [{"images": [name]}]) == [None]
+
+
 @pytest.mark.parametrize(
   "name", ["/etc/passwd", "../a.jpg", "b/../../a.jpg", "sub/a.jpg", "..", ""]
 )

@@ -226,6 +226,8 @@ def test_mistakes_in_tables_with_keys(data):
   says("expected a list of text or integers", data, path, keys=[data / "keys.npy"])
   np.save(data / "keys.npy", np.array(KEYS, object), allow_pickle=True)
   says("it holds python objects", data, path, keys=[data / "keys.npy"])
+  np.save(data / "keys.npy", np.full(len(KEYS), 0x110000, np.uint32).view("<U1"))
+  says("a key is not Unicode text", data, path, keys=[data / "keys.npy"])
   says("no such file", data, path, keys=[data / "none.txt"])
   says("give them with --keys=FILE", data, path)
   says("first convert", data, data / "x.pt")

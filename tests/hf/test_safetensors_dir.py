@@ -96,6 +96,13 @@ def test_a_head_may_be_there_or_be_the_embeddings(base):
   opened(base)
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "\ud800", ".."])
+def test_an_index_that_names_no_file_is_one_line(base, name):
+  shard(base, rename=lambda file: name)
+  with pytest.raises(UserError, match="no such file, but .*index.json names it"):
+    Checkpoint(base)
+
+
 def test_a_tensor_in_two_shards_is_read_where_the_index_says(base):
   expected = Checkpoint(base).read(UP)
   shard(base)

@@ -1,5 +1,6 @@
 import gzip
 import json
+import random
 
 import polars as pl
 import pytest
@@ -74,3 +75,21 @@ def test_rows_of_parquet(tmp_path):
   path.write_bytes(path.read_bytes()[:-30])
   with pytest.raises(UserError, match="not a readable Parquet file"):
     read(path)
+
+
+def test_damaged_parquet_is_one_line_and_nothing_more(tmp_path, capfd):
+  """Polars' own reader aborts the process on some of these, and prints pages about others."""
+  path, draw = tmp_path / "x.parquet", random.Random(0)
+  pl.DataFrame({"title": ["a", None, "c"], "asin": ["1", "2", "3"]}).write_parquet(path)
+  whole, refused = path.read_bytes(), 0
+  for _ in range(150):
+    content = bytearray(whole)
+    for _ in range(4):
+      content[draw.randrange(len(content))] = draw.randrange(256)
+    path.write_bytes(content)
+    try:
+      read(path)
+    except UserError as error:
+      refused += "not a readable Parquet file" in str(error)
+  assert refused > 50
+  assert capfd.readouterr().err == ""

@@ -136,6 +136,16 @@ def test_where_none_can_be_read_all_stay_where_they_are(tmp_path):
   assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == ["3", "5"]
 
 
+def test_a_damaged_description_is_one_line(tmp_path):
+  """Orbax reads it as it opens the folder, and raises many kinds."""
+  folder = saved(tmp_path / "stage", 1)
+  file = folder / "steps" / "1" / "_CHECKPOINT_METADATA"
+  for content in ("[]", "3", '{"performance_metrics": []}', '{"metrics": 3}'):
+    file.write_text(content)
+    with pytest.raises(UserError, match="steps: holds a damaged checkpoint .*stage to train"):
+      Checkpoints(folder)
+
+
 def test_a_checkpoint_twice_damaged_at_one_step(tmp_path):
   for _ in range(2):
     saved(tmp_path, 3, 5)

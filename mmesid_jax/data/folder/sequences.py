@@ -91,7 +91,8 @@ def _mistakes(data: bytes, num_items: int | None) -> Iterator[Mistake]:
   any_mistake = False
   lines = reporter.progress(data.split(b"\n")[:-1], "sequences", unit="lines")
   for number, line in enumerate(lines, start=1):
-    tokens = line.decode("utf-8", errors="replace").split()
+    # the same white space as `_parse`; Unicode has more
+    tokens = [token.decode("utf-8", "replace") for token in re.findall(rb"[^ \t\r]+", line)]
     for kind, text in _line_mistakes(tokens, number, num_items, first_line):
       any_mistake = True
       yield Mistake(kind, text, number)
@@ -111,7 +112,7 @@ def _line_mistakes(
     yield "blank", f"is blank; {FORM}"
     return
   user, *items = map(_to_int, tokens)
-  if not 0 <= user < MAX_USER:
+  if not 0 <= user < MAX_USER or tokens[0].startswith("-"):
     yield "user", f"user id {quote(tokens[0])} is out of range; expected 0 to 2^63 - 2"
   if not items:
     yield "no items", f"user {user} has no items; {FORM}"
