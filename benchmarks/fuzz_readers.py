@@ -36,7 +36,6 @@ from mmesid_jax.files import artifact, provenance
 from mmesid_jax.hf import adapter, architecture, prompt, safetensors_dir
 from mmesid_jax.ingest import prepared_folder
 from mmesid_jax.ingest.compressed_lines import BadLines
-from mmesid_jax.ingest.events import collect_events
 from mmesid_jax.ingest.settings import default_settings
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import Llama
@@ -129,7 +128,7 @@ def _tables() -> list[Reader]:
   parquet = [_saved(lambda file, x=x: x.write_parquet(file)) for x in frames]
   keys = [_saved(np.save, np.array(x)) for x in (["a", "é"], [1, 2], [b"a", b"b"])]
   return [
-    *_one("npy", 12, "x.npy", npy, fuzz_inputs.damage_npy, features_of),
+    *_one("npy", 12, "x.npy", npy[:3], fuzz_inputs.damage_npy, features_of),
     *_one("npy", 2, "x.npy", npy[3:], fuzz_inputs.damage_npy, new_features_of),
     *_one("npy", 3, "k.npy", keys, fuzz_inputs.damage_npy, keyed_vectors.read_keys),
     *_one("safetensors", 10, "x.safetensors", tensors, fuzz_inputs.damage_safetensors, features_of),
@@ -245,11 +244,11 @@ def _events() -> list[Reader]:
 
     def read(path: pathlib.Path) -> None:
       settings = default_settings()
-      settings.source, settings.max_bad_lines = source, 2
+      settings.source = settings.metadata_source = source
+      settings.max_bad_lines = 2
       settings.events, settings.metadata = (str(path / name) for name in names)
-      bad = BadLines(settings.max_bad_lines)
-      collect_events(prepared_folder._read_events(settings, bad))
-      collections.deque(prepared_folder._read_metadata(settings, bad), maxlen=0)
+      _, items, _ = prepared_folder.read_raw_files(settings, BadLines(settings.max_bad_lines))
+      collections.deque(items, maxlen=0)
 
     files = dict(zip(names, contents, strict=True))
     readers.append(Reader(kind, weight, read, files, dict.fromkeys(names, damage)))
@@ -355,7 +354,7 @@ def _of_a_workdir() -> list[Reader]:
 def _checkpoint() -> Reader:
   """A checkpoint of a stage, which Orbax wrote, with the digests of its files."""
   params = {"a": np.arange(6.0)}
-  state = {"train": {"params": params}, "best": {"step": np.int32(1)}}
+  state = {"train": {"params": params}, "best": {"step": np.asarray(1)}}
   data = grain.MapDataset.range(8).to_iter_dataset()
   with tempfile.TemporaryDirectory() as name:
     with checkpoint.Checkpoints(pathlib.Path(name)) as written:

@@ -48,12 +48,22 @@ def prepare_folder(config: ConfigDict, output: Path) -> None:
   if not split_names(config.events):
     raise UserError("--config.events is missing; expected the files that hold events")
   _check_output(output)
-  events_formats, items_formats = _file_formats(config)
   bad = BadLines(config.max_bad_lines)
+  events, items, format_of = read_raw_files(config, bad)
+  _filter_and_write(config, events, items, output, bad, format_of)
+
+
+def read_raw_files(
+  config: ConfigDict, bad: BadLines
+) -> tuple[Events, Iterator[Item] | None, dict[str, str]]:
+  """Returns the events, the items (None without metadata), and the format of every file by name.
+
+  Bad lines go to `bad`. Raises UserError.
+  """
+  events_formats, items_formats = _file_formats(config)
   events = collect_events(_read_events(config, events_formats, bad))
   items = _read_metadata(config, items_formats, bad) if items_formats else None
-  format_of = {str(path): name for path, name in (*events_formats, *items_formats)}
-  _filter_and_write(config, events, items, output, bad, format_of)
+  return events, items, {str(path): name for path, name in (*events_formats, *items_formats)}
 
 
 def from_dataframe(

@@ -27,6 +27,25 @@ def found_in(folder: pathlib.Path, readers, count: int) -> tuple[list[fuzz.Findi
   return findings, names
 
 
+def read_whole_files(readers, folder: pathlib.Path) -> None:
+  for place, reader in enumerate(readers):
+    for name, content in reader.files.items():
+      path = folder / str(place) / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content)
+    reader.read(folder / str(place))
+
+
+def test_whole_files_are_read(tmp_path):
+  read_whole_files(fuzz_readers.quick_readers(), tmp_path)
+
+
+@pytest.mark.slow
+def test_whole_files_of_every_reader_are_read(tmp_path):
+  read_whole_files(fuzz_readers.all_readers(), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of texts in Python's notation
 def test_damaged_files_give_our_own_error_or_none(tmp_path):
   readers = fuzz_readers.quick_readers()
   findings, names = found_in(tmp_path, readers, 500)
