@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STEPS = 60  # iterations for the prices
-WARM_STEPS = 20  # iterations that start from nearly right prices
-# As fractions of the mean gap, which is between the distances to the two nearest clusters:
-SHARPEST = 0.03  # softness of the last iteration
-TIE = 1e-4  # moves whose costs differ by less count as equal
+COOLING = 0.89  # softness of an iteration for the prices, as a fraction of the one before
+# A point's gap is between its distances to the two nearest clusters.
+SHARPEST = 0.03  # softness of the last iteration, as a fraction of a small gap
+SMALL = 0.1  # share of the gaps that are smaller: near-duplicates must be told apart too
+ROUNDING = 2e-7  # of distances, as a fraction of the mean one; no softness is below it
+TIE = 1e-4  # moves whose costs differ by less than this fraction of the mean gap count as equal
 
 
 def balanced_assignment(
@@ -40,21 +41,25 @@ def _prices(distance_EC: jax.Array, price_C: jax.Array, warm: jax.Array):
   """Prices for which the nearest codes have nearly equal sizes, these codes, and the mean gap.
 
   Sinkhorn's iteration for the prices only. Its softness decreases from the scale of the distances
-  (from that of the gap if `warm`, when price_C is nearly right) to SHARPEST of the gap.
+  (from that of the mean gap if `warm`, when price_C is nearly right) to SHARPEST of a small gap.
   """
   E, C = distance_EC.shape
   least_E = distance_EC.min(1)
   others_EC = jnp.where(distance_EC <= least_E[:, None], jnp.inf, distance_EC)
   second_E = others_EC.min(1)
-  gap = jnp.where(jnp.isfinite(second_E), second_E - least_E, 0).mean()
-  gap = jnp.maximum(gap, 1e-30)
+  gap_E = jnp.where(jnp.isfinite(second_E), second_E - least_E, 0)
+  gap = jnp.maximum(gap_E.mean(), 1e-30)
+  small = jnp.nan_to_num(jnp.nanquantile(jnp.where(gap_E > 0, gap_E, jnp.nan), SMALL), nan=gap)
   spread = jnp.maximum((distance_EC.mean(1) - least_E).mean(), gap)
-  softest, sharpest = jnp.where(warm, 0.3 * gap, 0.3 * spread), SHARPEST * gap
-  steps = jnp.where(warm, WARM_STEPS, STEPS)
+  softest = jnp.where(warm, 0.3 * gap, 0.3 * spread)
+  sharpest = jnp.maximum(SHARPEST * jnp.minimum(small, gap), ROUNDING * distance_EC.mean())
+  sharpest = jnp.clip(sharpest, 1e-30, softest)
+  steps = 2 + jnp.int32(jnp.log(sharpest / softest) / jnp.log(COOLING))
+  past_least_EC = distance_EC - least_E[:, None]  # more digits for the near clusters
 
   def step(k, price_C):
     softness = softest * (sharpest / softest) ** (k / (steps - 1))
-    score_EC = -(distance_EC + price_C) / softness
+    score_EC = -(past_least_EC + price_C) / softness
     log_share_EC = score_EC - jax.nn.logsumexp(score_EC, axis=1, keepdims=True)
     price_C += softness * (jax.nn.logsumexp(log_share_EC, axis=0) - jnp.log(E / C))
     return price_C - price_C.mean()
@@ -95,42 +100,64 @@ class _Transport:
 
   def settle(self, tie: float) -> None:
     """Moves points until sizes are within their bounds and no path gains more than `tie`."""
-    while path := self._cheapest_path(tie):
-      edges = list(zip(path, path[1:], strict=False))
-      start, end = path[0], path[-1]
-      most = min(
-        self.size_C[start] - (self.high if self.size_C[start] > self.high else self.low),
-        (self.low if self.size_C[end] < self.low else self.high) - self.size_C[end],
-      )
-      candidates = []
-      for a, b in edges:
-        points, cost = self.members[a], self._costs_of_moving(a)[:, b]
-        cheapest = np.flatnonzero(cost <= self.cost_CC[a, b] + tie)
-        candidates.append(points[cheapest[np.argsort(cost[cheapest], kind="stable")]])
-      count = min(most, *map(len, candidates))
-      for (a, b), points in zip(edges, candidates, strict=True):
-        moved = points[:count]
-        self.code_E[moved] = b
-        self.members[a] = np.setdiff1d(self.members[a], moved, assume_unique=True)
-        self.members[b] = np.concatenate([self.members[b], moved])
-      self.size_C[start] -= count
-      self.size_C[end] += count
-      for c in path:
-        self._update_costs(c)
+    while paths := self._cheapest_paths(tie):
+      for path in paths:
+        self._move_along(path, tie)
 
-  def _costs_of_moving(self, a: int) -> np.ndarray:
-    """Costs [members of a, C]: what moving each of them adds to the sum of distances."""
-    own_EC = self.distance_EC[self.members[a]]
+  def _move_along(self, path: list[int], tie: float) -> None:
+    """Moves as many points along a path as cost the same, as far as the sizes of its ends go."""
+    edges = list(zip(path, path[1:], strict=False))
+    start, end = path[0], path[-1]
+    most = min(
+      self.size_C[start] - (self.high if self.size_C[start] > self.high else self.low),
+      (self.low if self.size_C[end] < self.low else self.high) - self.size_C[end],
+    )
+    candidates = []
+    for a, b in edges:
+      points = self.members[a]
+      cost = self.distance_EC[points, b] - self.distance_EC[points, a]
+      cheapest = np.flatnonzero(cost <= self.cost_CC[a, b] + tie)
+      candidates.append(points[cheapest[np.argsort(cost[cheapest], kind="stable")]])
+    count = min(most, *map(len, candidates))
+    moves = [(a, b, points[:count]) for (a, b), points in zip(edges, candidates, strict=True)]
+    for _, b, moved in moves:
+      self.code_E[moved] = b
+    for a, b, moved in moves:
+      left = self.members[a]
+      self.members[a] = left[self.code_E[left] == a]
+      self.members[b] = np.concatenate([self.members[b], moved])
+    self.size_C[start] -= count
+    self.size_C[end] += count
+    for a, b, moved in moves:
+      self._update_costs(a, self._costs_of_moving(a, moved).min(0))
+      self.cost_CC[b] = np.minimum(self.cost_CC[b], self._costs_of_moving(b, moved).min(0))
+
+  def _costs_of_moving(self, a: int, points: np.ndarray) -> np.ndarray:
+    """Costs [E, C]: what moving each of the points away from a adds to the sum of distances."""
+    own_EC = self.distance_EC[points]
     return own_EC - own_EC[:, a : a + 1]
 
-  def _update_costs(self, a: int) -> None:
-    self.cost_CC[a] = self._costs_of_moving(a).min(0) if self.size_C[a] else np.inf
+  def _update_costs(self, a: int, gone_C: np.ndarray | None = None) -> None:
+    """Computes the edges from a again: all, or those whose cheapest point may be gone.
 
-  def _cheapest_path(self, tie: float) -> list[int]:
-    """The cheapest path from a cluster that must or may give a point to one that must or may take.
+    gone_C: least costs of the points that a had, so that a move does not read all of its points.
+    """
+    if not len(self.members[a]):
+      self.cost_CC[a] = np.inf
+    elif gone_C is None:
+      self.cost_CC[a] = self._costs_of_moving(a, self.members[a]).min(0)
+    else:
+      stale = np.flatnonzero(gone_C <= self.cost_CC[a])
+      points = self.members[a]
+      distances = self.distance_EC[np.ix_(points, stale)]
+      self.cost_CC[a, stale] = (distances - self.distance_EC[points, a][:, None]).min(0)
 
-    Empty when no cluster must give or take and no path lowers the sum. Lowers the prices so that
-    every edge keeps a cost of at least 0 with them.
+  def _cheapest_paths(self, tie: float) -> list[list[int]]:
+    """Cheapest paths from clusters that must or may give a point to ones that must or may take one.
+
+    No cluster is on two of them, so moving points along one changes no other. Empty when no cluster
+    must give or take and no path lowers the sum. Lowers the prices so that every edge keeps a cost
+    of at least 0 with them, and those of the paths have 0.
     """
     over_C, under_C = self.size_C > self.high, self.size_C < self.low
     giving_C = over_C if over_C.any() else self.size_C > self.low
@@ -150,11 +177,16 @@ class _Transport:
       before_C = np.where(nearer, changed[best], before_C)
       changed = np.flatnonzero(nearer)
     gain_C = np.where(taking_C, far_C - self.price_C, np.inf)
-    end = int(gain_C.argmin())
-    if not over_C.any() and not under_C.any() and gain_C[end] >= -tie:
-      return []
-    self.price_C = self.price_C - np.minimum(far_C, far_C[end])
-    path = [end]
-    while before_C[path[0]] >= 0:
-      path.insert(0, int(before_C[path[0]]))
-    return path
+    must = over_C.any() or under_C.any()
+    ends = np.flatnonzero(np.isfinite(gain_C) if must else gain_C < -tie)
+    paths, used = [], set()
+    for end in ends[np.argsort(gain_C[ends], kind="stable")].tolist():
+      path = [end]
+      while path[-1] not in used and before_C[path[-1]] >= 0:
+        path.append(int(before_C[path[-1]]))
+      if path[-1] not in used:
+        paths.append(path[::-1])
+        used.update(path)
+    if paths:
+      self.price_C = self.price_C - np.minimum(far_C, max(far_C[path[-1]] for path in paths))
+    return paths
