@@ -7,6 +7,8 @@ import numpy as np
 
 from mmesid_jax.display.table import format_table
 
+ENOUGH_USED = 0.9  # share of a level's codes in use from which on it is as it should be
+
 
 def level_health(code_E: np.ndarray, codes: int) -> dict[str, float]:
   """One level: share of codes in use, number of dead codes, perplexity, Gini coefficient.
@@ -130,6 +132,23 @@ def codebook_table(report: Mapping[str, Mapping]) -> str:
       format_table(["IDs", "collisions", "largest"], ids),
       note,
     ]
+  )
+
+
+def describe_dead_codes(report: Mapping[str, Mapping]) -> str | None:
+  """Names the levels of `measure_health` of which too many codes are dead, and what helps; None
+  where there is no such level."""
+  found = [
+    f"{level['dead']} codes of level {number} of {modality} ({1 - level['usage']:.0%})"
+    for modality, figures in report.items()
+    for number, level in enumerate(figures.get("levels", []), 1)
+    if level["usage"] < ENOUGH_USED
+  ]
+  if not found:
+    return None
+  return (
+    f"{', '.join(found)} have no items; try a larger --config.semantic_ids.epochs or a smaller "
+    "--config.semantic_ids.quantizer.codes, and look at evaluate --stage=semantic_ids"
   )
 
 

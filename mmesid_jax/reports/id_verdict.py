@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from mmesid_jax.evaluation.codebook_health import ENOUGH_USED
+
 # The thresholds, each (yes, partly); what misses both is a no. They are rules of thumb that decide
 # nothing but the answers below. Where they come from: on Amazon Beauty good codes use all of their
 # codebooks, give every item its own ID and have a tau above 0.5; codebooks that collapsed used
 # less than a tenth, 1 to 20 % of the IDs were lost to collisions, and tau was 0.25 to 0.43.
-USED = (0.9, 0.5)  # share of codes in use, at the worst level of any modality; at least
+USED = (ENOUGH_USED, 0.5)  # share of codes in use, at the worst level of any modality; at least
 COLLISIONS = (0.01, 0.05)  # collision rate of all modalities' codes together; at most
 TAU = (0.5, 0.3)  # Kendall's tau of the codes, of the worst modality; at least
 

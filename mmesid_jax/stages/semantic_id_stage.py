@@ -20,7 +20,11 @@ from mmesid_jax.data.batches import item_batches
 from mmesid_jax.data.whitening import covariance, mean_and_deviation, principal_components
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.codebook_health import codebook_table, measure_health
+from mmesid_jax.evaluation.codebook_health import (
+  codebook_table,
+  describe_dead_codes,
+  measure_health,
+)
 from mmesid_jax.files import artifact
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models import flops
@@ -236,6 +240,8 @@ class SemanticIDStage(Stage):
       categories,
     )
     reporter.info(codebook_table(report))
+    if dead := describe_dead_codes(report):
+      reporter.warn(f"{self.name}: {dead}")
     books = {m: part.quantizer.codebook_LCD[...] for m, part in tables.model.by_modality.items()}
     self.write(
       workdir,

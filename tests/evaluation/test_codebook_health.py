@@ -6,6 +6,7 @@ import pytest
 from mmesid_jax.evaluation.codebook_health import (
   codebook_table,
   collisions,
+  describe_dead_codes,
   level_health,
   measure_health,
   prefix_groups,
@@ -23,6 +24,19 @@ def test_usage_and_perplexity():
   )
   uneven = level_health(np.array([0, 0, 0, 1]), 2)
   assert uneven["perplexity"] == pytest.approx(0.75**-0.75 * 0.25**-0.25)
+
+
+def test_levels_with_many_dead_codes_are_named_with_what_helps():
+  """Code 1 of level 1 is one of ten; nine of ten codes of level 2 are dead."""
+  used = np.repeat(np.arange(10), 2)
+  few, all_used = np.stack([used, 0 * used], 1), np.stack([used, used], 1)
+  health = measure_health({"text": few, "visual": all_used}, 10)
+  says = describe_dead_codes(health)
+  assert says.startswith("9 codes of level 2 of text (90%) have no items")
+  assert "semantic_ids.epochs" in says and "quantizer.codes" in says
+  assert describe_dead_codes(measure_health({"visual": all_used}, 10)) is None
+  nine = np.minimum(used, 8)[:, None]  # 10 % dead is no reason to speak
+  assert describe_dead_codes(measure_health({"visual": nine}, 10)) is None
 
 
 def test_collisions():

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmesid_jax import pipeline
+from mmesid_jax.data.synthetic import write_synthetic
 from mmesid_jax.errors import UserError
 from mmesid_jax.stages import semantic_id_stage
 from mmesid_jax.stages.workdir import reopen_workdir
@@ -71,3 +73,23 @@ def test_what_cannot_be_quantised_is_refused(tiny, changes, message):
   config = tiny("best", {f"semantic_ids.quantizer.{k}": v for k, v in changes.items()})
   with pytest.raises(UserError, match=message):
     semantic_id_stage.check_quantizer(config.semantic_ids, 40)
+
+
+def test_dead_codes_are_not_passed_over(tiny, tmp_path, capsys):
+  """Two different rows are no work for four codes."""
+  write_synthetic(tmp_path / "data", users=60, items=40, clusters=4, seed=0)
+  table = np.zeros((41, V), np.float32)
+  table[1:21], table[21:] = 1, 2
+  np.save(tmp_path / "data" / "text.npy", table)
+  config = tiny(
+    changes={
+      "data.source": "files",
+      "data.dir": str(tmp_path / "data"),
+      "features.collaborative": "",
+      "stages": ("semantic_ids",),
+      "semantic_ids.quantizer.kind": "kmeans",
+    }
+  )
+  pipeline.run_pipeline(config, tmp_path / "run")
+  err = capsys.readouterr().err
+  assert "warning: semantic_ids: 2 codes of level 1 of text (50%), 3 codes of level 2" in err
