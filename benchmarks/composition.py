@@ -67,12 +67,13 @@ def main(argv: list[str]) -> None:
 
 
 def summary(runs: list[dict], output: pathlib.Path, response: int, name: str) -> dict:
-  """Test metrics of every seed, and how far their mean is from the reference's: a 95 % bootstrap
-  interval over users, who are the same ones on both sides."""
+  """Test metrics of every seed, and how far their mean is from the reference's: a 95 % interval for
+  other seeds and other users, who are the same ones on both sides; with one seed for other users
+  alone."""
   import numpy as np
 
   from mmesid_jax.evaluation.metrics import user_values
-  from mmesid_jax.evaluation.ranking import PROTOCOLS, paired_difference
+  from mmesid_jax.evaluation.ranking import PROTOCOLS, difference_over_seeds, paired_difference
 
   def per_user(composition: str) -> dict[str, np.ndarray]:
     """metric -> float64 [seeds, U]."""
@@ -88,7 +89,11 @@ def summary(runs: list[dict], output: pathlib.Path, response: int, name: str) ->
   ours, reference = per_user(name), per_user(REFERENCE)
   row = {"composition": name, "response": response, "metrics": {}}
   for metric in SHOWN:
-    mean, low, high = paired_difference((ours[metric] - reference[metric]).mean(0))
+    difference_SU = ours[metric] - reference[metric]
+    if len(difference_SU) > 1:
+      mean, low, high = difference_over_seeds(difference_SU)
+    else:
+      mean, low, high = paired_difference(difference_SU[0])
     row["metrics"][metric] = {
       "seeds": ours[metric].mean(1).tolist(),
       "mean": float(ours[metric].mean()),

@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from mmesid_jax.display.table import format_markdown_table
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.metrics import PRINTED, user_values
-from mmesid_jax.evaluation.ranking import PROTOCOLS, paired_difference, summarize_ranks
+from mmesid_jax.evaluation.ranking import (
+  PROTOCOLS,
+  difference_over_seeds,
+  paired_difference,
+  summarize_ranks,
+)
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.readers import read_json_object
 
@@ -59,19 +63,16 @@ def gains_over_base(ranks: Ranks, reference: Ranks) -> dict[str, dict[str, Any]]
 
 
 def pool_seeds(seeds: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
-  """Mean over seeds of one of `gains_over_base`, and its 95 % interval for other users.
+  """Mean over seeds of one of `gains_over_base`, and its 95 % interval.
 
-  With one seed, its bootstrap interval. With several, the means of the groups are averaged over the
-  seeds, whose users are the same, and the interval is Student's t over the groups: the differences
-  of single users are not in the files.
+  With one seed, its bootstrap interval, for other users. With several, an interval for other users
+  and other seeds, from the groups' means: the differences of single users are not in the files.
   """
   mean = float(np.mean([gain["mean"] for gain in seeds]))
   if len(seeds) == 1:
     return mean, *seeds[0]["interval"]
-  group_G = np.mean([gain["groups"] for gain in seeds], axis=0)
-  error = group_G.std(ddof=1) / len(group_G) ** 0.5
-  reach = float(stdtrit(len(group_G) - 1, 0.975) * error)
-  return mean, mean - reach, mean + reach
+  center, low, high = difference_over_seeds(np.array([gain["groups"] for gain in seeds]))
+  return mean, mean + low - center, mean + high - center
 
 
 def write_result(path: pathlib.Path, result: Result) -> None:

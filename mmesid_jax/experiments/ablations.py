@@ -110,8 +110,9 @@ def _legend(found, owed: list[str]) -> str:
   revisions = ", ".join(sorted({str(result["git"])[:7] for result in runs}))
   return (
     "Mean over seeds (each seed). To base: the difference to base with the same seed and users, "
-    "and its 95 % interval over users: with one seed by bootstrap; with several, whose differences "
-    f"are averaged, by Student's t over {ablation_table.GROUPS} groups of users.\n\n"
+    "and its 95 % interval: with several seeds for other seeds and other users, from two crossed "
+    f"random effects, the seeds and {ablation_table.GROUPS} groups of users; with one seed for "
+    "other users alone, by bootstrap.\n\n"
     f"Revision: {revisions or 'none'}. Runs still owed: {'; '.join(owed) or 'none'}."
   )
 

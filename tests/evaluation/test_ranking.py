@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from mmesid_jax.evaluation.ranking import summarize_ranks, target_ranks
+from mmesid_jax.evaluation.ranking import difference_over_seeds, summarize_ranks, target_ranks
 
 
 def oracle(score_I, target, history):
@@ -60,3 +61,39 @@ def test_bootstrap_intervals_hold_the_mean_and_narrow_with_users():
     return found["high"] - found["low"]
 
   assert interval(10_000) < interval(100) / 4
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("of_seed, of_user", [(0, 1), (0.2, 1), (1, 1), (3, 1), (0.2, 0), (0.2, 3)])
+def test_an_interval_holds_the_truth_in_95_of_100_experiments(seeds, of_seed, of_user):
+  """The truth is 0. of_seed, of_user: deviations of the effects of a seed and of a group of users;
+  that of the rest is 1."""
+  rng, users, experiments = np.random.default_rng(seeds), 32, 1000
+  held = held_by_users_alone = 0
+  for _ in range(experiments):
+    effects = of_seed * rng.normal(size=(seeds, 1)) + of_user * rng.normal(size=users)
+    difference_SU = effects + rng.normal(size=(seeds, users))
+    _, low, high = difference_over_seeds(difference_SU)
+    held += low <= 0 <= high
+    mean_U = difference_SU.mean(0)
+    low, high = stats.t.interval(0.95, users - 1, mean_U.mean(), stats.sem(mean_U))
+    held_by_users_alone += low <= 0 <= high
+  assert 0.92 < held / experiments < 0.99
+  if of_seed >= 1:
+    assert held_by_users_alone / experiments < 0.65
+
+
+def test_an_interval_over_seeds_is_students_where_only_seeds_or_only_users_differ():
+  column_S, row_U = np.array([1.0, 2.0, 4.0]), np.array([0.0, 1.0, 5.0, 6.0])
+  for difference_SU, values in (
+    (np.tile(column_S[:, None], 4), column_S),
+    (np.tile(row_U, (3, 1)), row_U),
+  ):
+    mean, *ends = difference_over_seeds(difference_SU)
+    assert mean == pytest.approx(values.mean())
+    expected = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(ends, expected)
+  assert difference_over_seeds(np.full((3, 4), 0.5)) == (0.5, 0.5, 0.5)
+  for shape in ((1, 4), (4, 1)):
+    with pytest.raises(ValueError, match="expected at least 2 of each"):
+      difference_over_seeds(np.zeros(shape))
