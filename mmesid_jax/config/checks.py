@@ -8,6 +8,8 @@ from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.schema import FROM_EVENTS, KEYS, flatten, key_row, modalities
 from mmesid_jax.errors import UserError
 
+MAX_TOKENS = 2**24  # of a batch: as many as the largest models are trained on
+
 
 def check_values(config: ConfigDict) -> None:
   """Raises UserError for the first value out of range, or for values that contradict each other.
@@ -15,7 +17,23 @@ def check_values(config: ConfigDict) -> None:
   evaluation.select is checked by `evaluation.metrics`, the only list of metrics.
   """
   _check_checkpoint(config.recommender)  # first: else sizes of 0 would be named instead
+  _check_ranges(config)
+  check_data_source(config)
+  if not modalities(config):
+    raise UserError("--config.features: every modality is empty; name at least one feature table")
+  if config.recommender.as_new and modalities(config) == (FROM_EVENTS,):
+    raise UserError(
+      f"--config.recommender.as_new={config.recommender.as_new}: new items need content; name a "
+      "table, such as --config.features.text"
+    )
+  _check_widths(config)
+
+
+def _check_ranges(config: ConfigDict, section: str = "") -> None:
+  """Raises UserError for the first value out of range among the keys that begin with `section`."""
   for key, value in flatten(config).items():
+    if not key.startswith(section):
+      continue
     row = key_row(key)
     if row is None and key.startswith("features."):
       raise UserError(
@@ -28,19 +46,12 @@ def check_values(config: ConfigDict) -> None:
       raise UserError(f"--config.{key}={value!r}: expected {row.rule.text}, finite")
     if not row.rule.accepts(value):
       raise UserError(f"--config.{key}={value!r}: expected {row.rule.text}")
-  check_data_source(config)
-  if not modalities(config):
-    raise UserError("--config.features: every modality is empty; name at least one feature table")
-  if config.recommender.as_new and modalities(config) == (FROM_EVENTS,):
-    raise UserError(
-      f"--config.recommender.as_new={config.recommender.as_new}: new items need content; name a "
-      "table, such as --config.features.text"
-    )
-  _check_widths(config)
 
 
 def check_data_source(config: ConfigDict) -> None:
-  """Raises UserError where no data is named, or a split that the data cannot have."""
+  """Raises UserError for a value of config.data out of range, where no data is named, and for a
+  split that the data cannot have."""
+  _check_ranges(config, "data.")
   if config.data.source != "synthetic" and not config.data.dir:
     data = "the TensorFlow dataset" if config.data.source == "tfds" else "sequences.txt"
     raise UserError(f"--config.data.dir is not set: name the folder that holds {data}")
@@ -67,6 +78,13 @@ def _check_checkpoint(r: ConfigDict) -> None:
 
 def _check_widths(config: ConfigDict) -> None:
   c, r = config.collaborative, config.recommender
+  for stage in ("collaborative", "recommender"):
+    rows, length = config[stage].rows, config[stage].row_length
+    if rows * length > MAX_TOKENS:
+      raise UserError(
+        f"--config.{stage}.rows={rows}: with row_length={length} a batch has {rows * length:,} "
+        f"tokens; expected at most {MAX_TOKENS:,}"
+      )
   if c.width % c.heads:
     raise UserError(
       f"--config.collaborative.heads={c.heads}: does not divide collaborative.width={c.width}"

@@ -15,6 +15,11 @@ def at_least(low: float) -> Rule:
   return Rule(lambda x: x >= low, f"a number >= {low}")
 
 
+def whole(low: int, high: int = 2**31 - 1) -> Rule:
+  """Whole numbers; by default up to the largest int32, which arrays of ids and counts hold."""
+  return Rule(lambda x: low <= x <= high, f"a whole number from {low} to {high:,}")
+
+
 def above_zero() -> Rule:
   return Rule(lambda x: x > 0, "a number > 0")
 
@@ -33,6 +38,11 @@ def some_of(*names: str) -> Rule:
 
 def list_of(accepts: Callable[[Any], bool], text: str) -> Rule:
   return Rule(lambda x: len(x) > 0 and all(accepts(v) for v in x), text)
+
+
+def list_of_whole(low: int, high: int = 2**31 - 1) -> Rule:
+  one = whole(low, high)
+  return list_of(one.accepts, f"a non-empty tuple, each {one.text}")
 
 
 def true_or_false() -> Rule:

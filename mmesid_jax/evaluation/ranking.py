@@ -120,7 +120,7 @@ def difference_over_seeds(difference_SU: np.ndarray) -> tuple[float, float, floa
   Row s has the differences of the same users, or of the same groups of users, with seed s. Seeds
   and users are two crossed random effects: the mean varies by (MS_seeds + MS_users - MS_rest) / SU,
   and the interval is Student's t with Satterthwaite's degrees of freedom. Source: Searle, Casella
-  and McCulloch, Variance Components, 1992. In simulations with three seeds it holds the truth 93 to
+  and McCulloch, Variance Components, 1992. In simulations with three seeds it holds the truth 92 to
   98 times in 100; an interval over users alone, down to 20 times. Raises ValueError for less than
   two seeds or two users.
   """

@@ -59,7 +59,10 @@ def test_changes_and_what_the_preset_sets_are_marked():
   text = explain(config)
   assert text.startswith("preset paper")
   assert block(text, "recommender.whiten")[0] == "* recommender.whiten = 64"
-  assert "default 128; preset 0; allowed: a number >= 0" in block(text, "recommender.whiten")[2]
+  assert (
+    "default 128; preset 0; allowed: a whole number from 0 to "
+    in block(text, "recommender.whiten")[2]
+  )
   assert block(text, "collaborative.width")[0] == "* collaborative.width = 8"
   assert "preset" not in block(text, "collaborative.width")[2]
   assert block(text, "recommender.encoder")[0] == "* recommender.encoder = mlp"

@@ -83,10 +83,10 @@ def assert_refused(key: str, value) -> None:
 def wrong(key: str, value) -> list:
   """What no key of this kind may be."""
   if key.startswith("mesh."):
-    return [0, -2]  # -1 stands for the rest
+    return [0, -2, 10**30]  # -1 stands for the rest
   if isinstance(value, list):
     return [[], ["nonsense"] if isinstance(value[0], str) else [*value, -1]]
-  return {int: [-1], float: [-1.0, float("nan")], str: ["nonsense", ""]}[type(value)]
+  return {int: [-1, 2**31, 10**30], float: [-1.0, float("nan")], str: ["nonsense", ""]}[type(value)]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -177,6 +177,10 @@ def test_a_size_is_one_at_the_least(key):
     ("semantic_ids.hidden", [8, 0], [1]),
     ("stages", ["collaborative", "recommend"], ["recommender"]),
     ("evaluation.cutoffs", [0, 10], [10]),
+    ("evaluation.cutoffs", [10, 2**31], [2**31 - 1]),
+    ("semantic_ids.hidden", [8, 2**17 + 1], [2**17]),
+    ("collaborative.row_length", 2**20 + 1, 2**20),
+    ("heartbeat_seconds", 10**6, 86_400),
     ("semantic_ids.bandwidths", [0.5, 0.0], [1e-9]),
     ("as_new", 1.0, 0.0),
     ("data.split_at", [0.9, 0.8], [0.1, 0.9]),
@@ -232,6 +236,11 @@ def test_every_key_has_a_meaning_of_one_line(key):
       {"recommender.row_length": 4, "recommender.prompt.response": 4},
       "--config.recommender.row_length=4: .*response=4",
     ),
+    (
+      {"recommender.rows": 2**20, "recommender.row_length": 2**20},
+      "--config.recommender.rows=1048576: .*a batch has 1,099,511,627,776 tokens; .*16,777,216",
+    ),
+    ({"collaborative.rows": 2**20, "collaborative.row_length": 17}, "collaborative.rows=1048576: "),
     ({"recommender.backbone.kind": "lora"}, "backbone.kind=lora: .*backbone.checkpoint"),
     ({"recommender.prompt.text": "a {items}"}, "prompt.text: .*backbone.checkpoint"),
   ],
@@ -248,6 +257,8 @@ def test_values_that_do_not_fit_each_other_are_refused(changes, message):
     {"features.collaborative": "", "features.text": "text.npy"},
     {"recommender.heads": 4, "recommender.kv_heads": 2},
     {"recommender.row_length": 5, "recommender.prompt.response": 4},
+    {"recommender.rows": 16, "recommender.row_length": 2**20},
+    {"collaborative.rows": 2**20, "collaborative.row_length": 16},
   ],
 )
 def test_values_that_fit_each_other_are_taken(changes):

@@ -91,7 +91,7 @@ def test_open_sizes_without_data_name_the_missing_folder():
 def test_a_size_that_was_not_filled_in_is_refused(key):
   config = open_config()
   config.update_from_flattened_dict({**DEFAULTS, key: 0})
-  with pytest.raises(UserError, match=f"--config.{key}=0: expected a number >= "):
+  with pytest.raises(UserError, match=f"--config.{key}=0: expected a whole number from "):
     check_values(config)
 
 

@@ -164,6 +164,16 @@ def test_mistakes_are_one_line(llama3, tmp_path):
     planned(llama3)
 
 
+@pytest.mark.parametrize("key", ["recommender.row_length", "data.synthetic.num_users"])
+def test_a_size_without_end_is_one_line(key):
+  """Before anything of this size is made, here to fit the size of a batch to the data."""
+  huge = f"--config.{key}={10**30}"
+  error = refused(
+    "plan", "--config=quickstart", "--device=h200", "--config.evaluation.targets=0", huge
+  )
+  assert f"{huge}: expected a whole number from " in error
+
+
 def test_from_the_command_line(llama3, tmp_path):
   plan = f"--config={CONFIG}", f"--config.data.dir={llama3.data.dir}"
   assert "--device is missing" in refused("plan", *plan)
