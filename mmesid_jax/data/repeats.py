@@ -51,6 +51,15 @@ def count_repeats(dataset: Dataset) -> dict[str, Repeats]:
   return {part: Repeats(len(x), int(x.sum())) for part, x in found.items()}
 
 
+def count_held_out_repeats(items: np.ndarray, offsets: np.ndarray) -> dict[str, Repeats]:
+  """Counts the same of sequences that are split leave-one-out, before there is a data set.
+
+  items: integer ids from 1, [interactions]; user u has items[offsets[u]:offsets[u + 1]].
+  """
+  users = np.arange(len(offsets) - 1)
+  return count_repeats(Dataset(items, offsets, users, int(items.max()), "", None))
+
+
 def describe_repeats(counts: Mapping[str, Repeats]) -> str | None:
   """Says how many targets repeat, and what to do about it; None where too few do to matter."""
   if not any(of_part.matter for of_part in counts.values()):

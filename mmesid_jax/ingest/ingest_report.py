@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from mmesid_jax.data.repeats import Repeats, describe_repeats
 from mmesid_jax.display.html import html_figure, html_page, html_table, small_text
 from mmesid_jax.display.plots import COLORS, Picture, draw_histogram, draw_line, render_png
 from mmesid_jax.display.table import format_table
 from mmesid_jax.ingest.events import Events
-from mmesid_jax.ingest.statistics import TIED_USERS, TIES
+from mmesid_jax.ingest.statistics import REPEATED_USERS, TIED_USERS, TIES
 
 COUNTED = ("users", "items", "events")
 
@@ -54,6 +55,10 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
     yield f"{duplicates:,} repeated descriptions of items were left out; the first one counts."
   if few := dataset["users"] - dataset["evaluated users"]:
     yield f"Users with fewer than 3 events, which train but are not evaluated: {few:,}."
+  evaluated = dataset["evaluated users"]
+  repeats = {part: Repeats(evaluated, dataset[key]) for part, key in REPEATED_USERS.items()}
+  if note := describe_repeats(repeats):
+    yield f"{note}."
   yield from _tie_notes(figures)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from mmesid_jax.data.repeats import count_held_out_repeats
 from mmesid_jax.ingest.catalogue import REQUIRABLE, Catalogue
 from mmesid_jax.ingest.events import Events
 
@@ -11,6 +12,10 @@ TIES = "events at the same time as the user's previous event"
 TIED_USERS = {
   name: f"users whose {name} item is at the same time as the item before it"
   for name in ("test", "validation")
+}
+REPEATED_USERS = {
+  part: f"users whose {name} item is in their own history"
+  for part, name in (("valid", "validation"), ("test", "test"))
 }
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
@@ -36,6 +41,9 @@ def dataset_statistics(events: Events, catalogue: Catalogue) -> dict[str, Any]:
     item = catalogue[key]
     for name in REQUIRABLE:
       figures[f"items with {name}"] += item.has(name)
+  offsets = np.concatenate([[0], np.cumsum(lengths_U)])
+  repeats = count_held_out_repeats(events.item_E + 1, offsets)
+  figures |= {REPEATED_USERS[part]: count.repeated for part, count in repeats.items()}
   if events.time_E is not None:
     first, last = int(events.time_E.min()), int(events.time_E.max())
     figures["time"] = {"first": _date(first), "last": _date(last)}

@@ -180,6 +180,21 @@ def test_steps_that_drop_most_events_say_what_keeps_them(tmp_path, capsys):
     prepare(tmp_path / "none", events=tmp_path / "a.csv", also=changes)
 
 
+def test_held_out_items_that_repeat_are_counted(tmp_path, capsys):
+  rows = {"u": "abca", "v": "aabc", "w": "abb", "x": "aba", "y": "aa", "z": "abc"}
+  lines = [f"{u},{i},{n}" for u, items in rows.items() for n, i in enumerate(items)]
+  (tmp_path / "a.csv").write_text("user,item,time\n" + "\n".join(lines))
+  found = prepare(tmp_path / "out", events=tmp_path / "a.csv", also=NO_FILTERS)["dataset"]
+  assert found["users whose test item is in their own history"] == 3  # u, w, x; y is too short
+  assert found["users whose validation item is in their own history"] == 0
+  said = capsys.readouterr().out
+  assert "3 of 5 (60.0%) of the test items" in said and "unmasked/nDCG@10" in said
+  assert "of the test items" in (tmp_path / "out/report.html").read_text()
+  (tmp_path / "b.csv").write_text("user,item,time\nu,a,1\nu,b,2\nu,c,3\n")
+  prepare(tmp_path / "none", events=tmp_path / "b.csv", also=NO_FILTERS)
+  assert "met again" not in capsys.readouterr().out
+
+
 def test_a_table_without_times_is_in_order(tmp_path):
   (tmp_path / "a.csv").write_text("user,item\nu,b\nu,a\nv,a\nu,c\n")
   prepare(tmp_path / "out", events=tmp_path / "a.csv", also={**NO_FILTERS, "columns.time": ""})

@@ -18,6 +18,7 @@ from mmesid_jax.data.folder.problems import (
   format_problems,
   read_json_lines,
 )
+from mmesid_jax.data.repeats import count_held_out_repeats, describe_repeats
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.readers import read_npy
@@ -117,6 +118,9 @@ def _sequences_problems(
   if len(short):
     text = "users with fewer than 3 items, whom leave-one-out does not evaluate"
     yield _count_warning(f"{SEQUENCES}: {text}", "line", short + 1)
+  repeats = describe_repeats(count_held_out_repeats(users.items, users.offsets))
+  if repeats:
+    yield Problem(f"{SEQUENCES}: {repeats}", warning=True)
   if described:
     in_range = users.items[(users.items >= 1) & (users.items <= described)]
     unused = np.flatnonzero(np.bincount(in_range, minlength=described + 1)[1:] == 0) + 1

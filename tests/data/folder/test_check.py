@@ -247,3 +247,10 @@ def test_what_is_refused_is_what_is_told(folder):
   with pytest.raises(UserError) as caught:
     open_features(folder / "text.npy", 20)
   assert str(caught.value).removeprefix(f"{folder}/") in told_of(folder, "text.npy")
+
+
+def test_targets_that_repeat_are_counted(folder):
+  change(folder / "sequences.txt", (1, "1 3 4 3"), (2, "2 5 5 6"))
+  (line,) = [line for line in told_of(folder) if "met again" in line]
+  assert line.startswith("warning: sequences.txt: ") and "unmasked" in line and "--repeat" in line
+  assert "1 of 30 (3.3%) of the valid items, 1 of 30 (3.3%) of the test items" in line
