@@ -80,9 +80,11 @@ def apply_filters(
 ) -> Iterator[tuple[str, Events, str | None]]:
   """Yields name, remaining events and advice after every step.
 
-  The advice says what would keep more events, where the step left less than half of them. Raises
-  UserError when a step leaves no event.
+  The advice says what would keep more events, where the step left less than half of those before
+  it, or is the one with which less than half of all are left. Raises UserError when a step leaves
+  no event.
   """
+  enough = ENOUGH * len(events)
   for step in steps:
     before = events
     events = before.select(step.keep(before))
@@ -93,7 +95,7 @@ def apply_filters(
         f"{step.remedy(before)}"
       )
     advice = None
-    if len(events) < ENOUGH * len(before):
+    if len(events) < ENOUGH * len(before) or len(events) < enough <= len(before):
       left = f"left {len(events):,} of {len(before):,} events"
       advice = f"The step {step.name!r} {left}; {step.remedy(before)}."
     yield step.name, events, advice

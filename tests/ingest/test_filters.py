@@ -78,6 +78,15 @@ def test_a_step_that_leaves_less_than_half_says_what_keeps_more():
     assert len(events) == count and advice == expected
 
 
+def test_steps_that_leave_less_than_half_together_say_it_once():
+  found = of([(u, u, 0) for u in range(10)])
+  steps = [
+    filters.Step(f"{n}", lambda e, n=n: e.item_E < n, lambda e: f"keep {len(e)}") for n in (6, 4, 3)
+  ]
+  advice = [advice for _, _, advice in filters.apply_filters(found, steps)]
+  assert advice == [None, "The step '4' left 4 of 6 events; keep 6.", None]
+
+
 @given(PAIRS.filter(len), st.integers(2, 9), st.integers(0, 9))
 def test_the_largest_core_that_keeps_enough(rows, users, items):
   found = of(rows)
