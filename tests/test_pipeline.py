@@ -17,6 +17,7 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.stages import semantic_id_stage
+from mmesid_jax.stages.registry import STAGES as STAGES_BY_NAME
 from mmesid_jax.stages.workdir import open_workdir, reopen_workdir
 
 STAGES = ("collaborative", "semantic_ids", "recommender")
@@ -101,6 +102,33 @@ def test_overwrite_redoes_what_the_change_concerns(workdir, tiny, change, redone
   pipeline.run_pipeline(tiny(changes=change), workdir, overwrite=True)
   after = artifacts(workdir)
   assert {name for name in after if after[name] != before[name]} == redone
+
+
+def test_no_process_is_in_the_workdir_while_it_changes(workdir, tiny, monkeypatch):
+  """All have looked before the first one removes anything, and none goes on before it is done."""
+  artifact, config_file = workdir / "recommender.safetensors", workdir / "config.json"
+  before, seen = config_file.read_text(), []
+
+  def note(label):
+    seen.append((label, artifact.exists(), config_file.read_text() == before))
+
+  monkeypatch.setattr(pipeline.processes, "barrier", note)
+  config = tiny(changes={"recommender.epochs": 3})
+  pipeline._open(config, workdir, list(STAGES_BY_NAME.values()), overwrite=True)
+  assert seen == [("look through the workdir", True, True), ("remove what is stale", False, False)]
+
+
+def test_an_artifact_is_taken_with_the_folders_beside_it(workdir, tmp_path):
+  """The adapter of a recommender with LoRA is part of it."""
+  ours = pathlib.Path(shutil.copytree(workdir, tmp_path / "ours"))
+  (ours / "recommender.safetensors").unlink()
+  (workdir / "adapter").mkdir()
+  (workdir / "adapter" / "adapter_config.json").write_text("{}")
+  stage = STAGES_BY_NAME["recommender"]
+  assert pipeline._taken(reopen_workdir(ours), stage, [workdir]) == workdir
+  assert (ours / "adapter" / "adapter_config.json").read_text() == "{}"
+  taken, source = (path / "recommender.safetensors" for path in (ours, workdir))
+  assert taken.read_bytes() == source.read_bytes()
 
 
 @pytest.mark.parametrize("file", ["text.npy", "sequences.txt"])
