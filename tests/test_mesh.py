@@ -12,6 +12,7 @@ from mmesid_jax import pipeline
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.history_pieces import training_pieces
+from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
@@ -258,3 +259,16 @@ def test_sizes_that_the_mesh_does_not_divide_are_refused_first(tiny, tmp_path, c
   with pytest.raises(UserError, match=message):
     pipeline.run_pipeline(config, tmp_path)
   assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_batch_is_divided_by_rows_where_they_divide():
+  R, T = 8, 4
+  zeros = Packer(Layout(rows=R, row_length=T, targets=6)).batch()
+  with jax.set_mesh(make_mesh(2, 2, 1)):
+    batch = device_put_batch(zeros)
+    uneven = device_put_batch(zeros._replace(segment_RT=zeros.segment_RT[:6]))
+    stacked = device_put_batch(jax.tree.map(lambda x: np.stack([x, x]), zeros))
+  assert {x.data.shape for x in batch.segment_RT.addressable_shards} == {(R // 4, T)}
+  assert {x.data.shape for x in stacked.segment_RT.addressable_shards} == {(2, R // 4, T)}
+  assert {x.data.shape for x in uneven.segment_RT.addressable_shards} == {(6, T)}
+  assert {x.data.shape for x in batch.target_Q.addressable_shards} == {(6,)}

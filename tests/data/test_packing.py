@@ -16,7 +16,7 @@ from mmesid_jax.data.history_pieces import (
   training_pieces,
 )
 from mmesid_jax.data.packing import Packer
-from mmesid_jax.data.row_layout import Layout, with_capacity, with_rows_for
+from mmesid_jax.data.row_layout import Layout, Pieces, with_capacity, with_rows_for
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 layouts = st.builds(
@@ -257,6 +257,21 @@ def test_rows_for_pieces_are_filled_by_targets():
   batches = list(batch_pieces(data, pieces, with_rows_for(layout, pieces)))
   filled = [int(batch.weight_Q.sum()) for batch in batches[:-1]]
   assert np.mean(filled) > 80  # in order, not shuffled: neighbours are of one user and alike
+
+
+def test_rows_are_what_the_targets_need_and_a_twentieth_more():
+  layout = Layout(rows=1, row_length=100, targets=1000, response=2)
+  start = np.zeros(4, int)
+  pieces = Pieces(np.arange(4), start, start + 11, start + 6)  # 10 + 2 * 5 tokens for 5 targets
+  assert with_rows_for(layout, pieces).rows == 42  # 1.05 * 4 * 1000 / 100
+  assert with_rows_for(layout, pieces, multiple=8).rows == 48
+
+
+def test_without_options_every_item_of_the_training_part_is_a_target():
+  data = dataset([3, 12, 40])
+  pieces, counts = training_pieces(data, Layout(rows=1, row_length=16, targets=99))
+  assert (counts.users, counts.targets, counts.cut_users) == (3, 1 + 10 + 38, 1)
+  assert counts.pieces == len(pieces)
 
 
 def test_fewer_places_make_no_more_batches():

@@ -34,6 +34,11 @@ def scorer(sources: int = 2) -> Scorer:
   )
 
 
+def test_the_last_row_is_an_item_unless_there_are_fewer_items_than_rows():
+  assert scorer().last_item == ITEMS - 1
+  assert dataclasses.replace(scorer(), num_items=7).last_item == 7
+
+
 def formula(s: Scorer) -> np.ndarray:
   found = np.zeros((Q, ITEMS))
   for n, (query, table) in enumerate(zip(s.query, s.table, strict=True)):

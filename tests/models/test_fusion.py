@@ -116,6 +116,8 @@ def test_frequency_is_min_max_of_the_log_over_items():
   np.testing.assert_allclose(found[1:], np.log(COUNTS[1:] + 1) / np.log(401), rtol=1e-6)
   met = normalized_frequency(np.array([0, 3, 7, 15]))  # padding's 0 is not the minimum
   np.testing.assert_allclose(met, [0, 0, 0.5, 1], rtol=1e-6)
+  first = normalized_frequency(np.array([0, 15, 7, 3]))  # the first item counts too
+  np.testing.assert_allclose(first, [0, 1, 0.5, 0], rtol=1e-6)
 
 
 def test_equal_frequencies_are_no_nan():
