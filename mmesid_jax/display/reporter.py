@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from mmesid_jax.display.escape import escape_text
+
 T = TypeVar("T")
 
 LINE_SECONDS = 30  # between two lines of progress where stderr is no terminal
@@ -35,6 +37,7 @@ def warn(text: str) -> None:
 
 
 def _print(text: str, file) -> None:
+  text = escape_text(text)  # titles and keys from data are printed too
   if sys.stderr.isatty():
     tqdm.write(text, file=file)  # takes the bars away and draws them again
   else:

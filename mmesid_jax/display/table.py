@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from mmesid_jax.display.escape import escape_line
+
 
 def format_table(
   header: Sequence[object], rows: Iterable[Sequence[object]], *, text_columns: int = 1
@@ -39,7 +41,7 @@ def format_markdown_table(header: Sequence[object], rows: Iterable[Sequence[obje
 
 
 def _as_text(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[list[str]]:
-  return [[str(cell) for cell in row] for row in (header, *rows)]
+  return [[escape_line(str(cell)) for cell in row] for row in (header, *rows)]
 
 
 def _widths(cells: Sequence[Sequence[str]]) -> list[int]:
