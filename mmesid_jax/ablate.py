@@ -13,13 +13,13 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Base, seeds and variants: a name, as in configs/, or a file.", lock_config=True
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs; not needed with --table.")
-RESULTS = flags.DEFINE_string("results", None, "Folder for a small JSON file per run and table.md.")
+WORKDIR = paths.define_path("workdir", None, "Folder for the runs; not needed with --table.")
+RESULTS = paths.define_path("results", None, "Folder for a small JSON file per run and table.md.")
 VARIANTS = flags.DEFINE_list("variants", None, "Only these; base always runs.")
 SEEDS = flags.DEFINE_list("seeds", None, "Only these of the configuration's seeds.")
 TABLE = flags.DEFINE_bool("table", False, "Train nothing; print the table of --results.")

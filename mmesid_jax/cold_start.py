@@ -13,12 +13,12 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Configuration: a name, as in configs/, or a file.", lock_config=True
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
+WORKDIR = paths.define_path("workdir", None, "Folder for everything that is written.")
 FRACTION = flags.DEFINE_float(
   "fraction", 0.05, "Share of the items that is held out.", lower_bound=0, upper_bound=1
 )

@@ -33,15 +33,15 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 from mmesid_jax.errors import UserError
 
-DATA = flags.DEFINE_string("data", None, "Folder with items.jsonl.")
+DATA = paths.define_path("data", None, "Folder with items.jsonl.")
 MODALITY = flags.DEFINE_string(
   "modality", None, "Name of the table: text, visual, or another name."
 )
-MODEL = flags.DEFINE_string("model", None, "Folder of a Hugging Face model.")
-OUTPUT = flags.DEFINE_string("output", None, "The .npy file, if not DATA/MODALITY.npy.")
+MODEL = paths.define_path("model", None, "Folder of a Hugging Face model.")
+OUTPUT = paths.define_path("output", None, "The .npy file, if not DATA/MODALITY.npy.")
 TEMPLATE = flags.DEFINE_string(
   "template",
   "Title: {title}. Brand: {brand}. Categories: {categories}",
@@ -54,9 +54,7 @@ MAX_LENGTH = flags.DEFINE_integer(
   lower_bound=8,
   upper_bound=1 << 24,
 )
-IMAGES = flags.DEFINE_string(
-  "images", None, "Folder of images, which are encoded instead of texts."
-)
+IMAGES = paths.define_path("images", None, "Folder of images, which are encoded instead of texts.")
 KEY = flags.DEFINE_string("key", "key", "Field of items.jsonl that names images.")
 POOLING = flags.DEFINE_enum(
   "pooling",

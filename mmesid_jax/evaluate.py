@@ -18,10 +18,10 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 from mmesid_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A folder that the command train wrote.")
+WORKDIR = paths.define_path("workdir", None, "A folder that the command train wrote.")
 STAGE = flags.DEFINE_enum(
   "stage", "recommender", ["recommender", "semantic_ids"], "The stage to evaluate."
 )
@@ -29,7 +29,7 @@ SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "The held-out item
 MESH = flags.DEFINE_list(
   "mesh", None, "Devices on the axes data, fsdp, tensor (-1 = the rest), if not as in training."
 )
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
+DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")
 command_line.define_process_flags()
 flags.mark_flag_as_required("workdir")
 GROUPS = {

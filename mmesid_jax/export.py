@@ -9,10 +9,10 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A folder that the command train wrote.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
+WORKDIR = paths.define_path("workdir", None, "A folder that the command train wrote.")
+OUTPUT = paths.define_path("output", None, "The folder to write.")
 flags.mark_flags_as_required(["workdir", "output"])
 GROUPS = {"Required": "workdir=DIR output=DIR"}
 

@@ -18,10 +18,10 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 
-DATA = flags.DEFINE_string("data", None, "Folder with items.jsonl.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder for the images.")
+DATA = paths.define_path("data", None, "Folder with items.jsonl.")
+OUTPUT = paths.define_path("output", None, "Folder for the images.")
 KEY = flags.DEFINE_string("key", "key", "Field of items.jsonl that names the images.")
 PER_SECOND = flags.DEFINE_float(
   "per_second", 5, "Most requests per second.", lower_bound=0.001, upper_bound=10_000

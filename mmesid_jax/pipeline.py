@@ -14,7 +14,8 @@ import jax
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.checks import check_values
-from mmesid_jax.config.saved import LOCATIONS, RUN_KEYS, identity, read_config
+from mmesid_jax.config.paths import LOCATIONS
+from mmesid_jax.config.saved import RUN_KEYS, identity, read_config
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.config.sizes import fit_sizes_to_data
 from mmesid_jax.data import split as splits
@@ -27,6 +28,7 @@ from mmesid_jax.files import artifact
 from mmesid_jax.files.atomic import atomic_file
 from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.files.provenance import check_same_settings
+from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.parallel.mesh import mesh_from_config, use_mesh
 from mmesid_jax.reports import id_report, id_verdict, test_ranks
@@ -147,7 +149,12 @@ def report_semantic_ids(workdir: Workdir) -> None:
 
 
 def _check_identity(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> None:
-  if overwrite or not (path / "config.json").is_file():
+  file = path / "config.json"
+  if not file.is_file():
+    return
+  if overwrite:
+    if "semantic_ids" not in read_json_object(file):
+      raise UserError(f"{file}: not the file of a run, so it is kept; choose another --workdir")
     return
   old, new = identity(read_config(path)), identity(config)
   check_same_settings(

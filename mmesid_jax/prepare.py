@@ -16,18 +16,18 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 from mmesid_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "What to read and keep: `prepare`, or a file like it.", lock_config=True
 )
-OUTPUT = flags.DEFINE_string(
+OUTPUT = paths.define_path(
   "output", None, "The folder to write; it must not exist. Needs --config."
 )
-TFDS = flags.DEFINE_string("tfds", None, "A prepared folder that gets a TensorFlow dataset.")
+TFDS = paths.define_path("tfds", None, "A prepared folder that gets a TensorFlow dataset.")
 BEAM = flags.DEFINE_string("beam", None, "Let Apache Beam write, with these flags of its own.")
-CHECK = flags.DEFINE_string("check", None, "A folder to check.")
+CHECK = paths.define_path("check", None, "A folder to check.")
 GROUPS = {
   "What to do; exactly one": "output=DIR check=DIR tfds=DIR",
   "With --output": "config=NAME",

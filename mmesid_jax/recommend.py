@@ -23,10 +23,10 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 from mmesid_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A folder that the command train wrote.")
+WORKDIR = paths.define_path("workdir", None, "A folder that the command train wrote.")
 HISTORY = flags.DEFINE_string(
   "history", None, 'Item ids, oldest first: "12 57 901"; "" = a new user.'
 )
@@ -35,21 +35,21 @@ USER_KEY = flags.DEFINE_multi_string("user_key", None, "Key of a user, as in use
 HISTORY_KEYS = flags.DEFINE_string(
   "history_keys", None, "Keys of items, as in items.jsonl, oldest first, spaces between."
 )
-HISTORIES = flags.DEFINE_string("histories", None, "File with one history a line; JSON lines out.")
+HISTORIES = paths.define_path("histories", None, "File with one history a line; JSON lines out.")
 ALL_USERS = flags.DEFINE_bool("all_users", False, "Every user of the data set, into --output.")
-OUTPUT = flags.DEFINE_string(
+OUTPUT = paths.define_path(
   "output", None, "The .parquet or .jsonl file to write, with --all_users."
 )
 SPLIT = flags.DEFINE_enum(
   "split", None, ["valid", "test"], "With --all_users: the history before these held-out items."
 )
-NEW_ITEMS = flags.DEFINE_string(
+NEW_ITEMS = paths.define_path(
   "new_items", None, "Items to add to the catalogue: a file of `semantic_ids encode`."
 )
 ONLY_NEW = flags.DEFINE_bool("only_new", False, "Recommend only the items of --new_items.")
 TOP_K = flags.DEFINE_integer("top_k", 10, "Number of items.", lower_bound=1, upper_bound=1_000_000)
 REPEAT = flags.DEFINE_bool("repeat", False, "Recommend items of the history too.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
+DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")
 KEY = flags.DEFINE_string("key", None, "Field of items.jsonl that holds the keys, if not `key`.")
 SOURCES = ("history", "history_keys", "user", "user_key", "histories", "all_users")
 GROUPS = {

@@ -17,18 +17,18 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 from mmesid_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A folder that the command train wrote.")
-OUTPUT = flags.DEFINE_string(
+WORKDIR = paths.define_path("workdir", None, "A folder that the command train wrote.")
+OUTPUT = paths.define_path(
   "output", None, "The file to write: .parquet or .jsonl (export), .safetensors (encode)."
 )
 FEATURES = flags.DEFINE_multi_string(
   "features", None, "Vectors of a modality: .npy or .safetensors, [new items, width]."
 )
 KEY = flags.DEFINE_string("key", None, "Field of items.jsonl that holds the keys, if not `key`.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
+DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")
 GROUPS = {
   "Required": "workdir=DIR output=FILE",
   "encode, required": "features=MODALITY=FILE",

@@ -13,14 +13,14 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from mmesid_jax.config import command_line, default_config
+from mmesid_jax.config import command_line, default_config, paths
 from mmesid_jax.config.explain import explain
 from mmesid_jax.display import reporter
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Configuration: a name, as in configs/, or a file.", lock_config=True
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for models, checkpoints and logs.")
+WORKDIR = paths.define_path("workdir", None, "Folder for models, checkpoints and logs.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Redo stages that another configuration made.")
 EXPLAIN = flags.DEFINE_string("explain", None, "Explain all keys, or those under KEY; no training.")
 flags.FLAGS["explain"].boolean = True  # its value may be left out

@@ -15,12 +15,12 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import command_line, paths
 from mmesid_jax.errors import UserError
 
-DATA = flags.DEFINE_string("data", None, "A prepared data set: a folder with items.jsonl.")
-VECTORS = flags.DEFINE_multi_string("vectors", None, "Vectors: .parquet, .npy or .safetensors.")
-KEYS = flags.DEFINE_multi_string(
+DATA = paths.define_path("data", None, "A prepared data set: a folder with items.jsonl.")
+VECTORS = paths.define_paths("vectors", None, "Vectors: .parquet, .npy or .safetensors.")
+KEYS = paths.define_paths(
   "keys", None, "Keys of the rows: text with a key a line, a .json list, or .npy."
 )
 KEY = flags.DEFINE_enum("key", "key", ["key", "asin"], "Field of items.jsonl that holds the key.")
@@ -34,9 +34,9 @@ DTYPE = flags.DEFINE_enum(
 MISSING = flags.DEFINE_enum(
   "missing", "error", ["error", "zero", "mean"], "What items without a vector get."
 )
-INPUT = flags.DEFINE_string("input", None, "The file to convert: .pt, .pth, .bin or .pkl.")
+INPUT = paths.define_path("input", None, "The file to convert: .pt, .pth, .bin or .pkl.")
 NAME = flags.DEFINE_string("name", None, "The tensor to take, where there are several.")
-OUTPUT = flags.DEFINE_string(
+OUTPUT = paths.define_path(
   "output", None, "The table to write: .npy, or .safetensors, which bfloat16 needs."
 )
 

@@ -101,7 +101,7 @@ def test_every_command_line_parses():
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_and_keys_in_the_prose_exist(page):
   source = "".join(file.read_text() for file in (ROOT / "mmesid_jax").rglob("*.py"))
-  flags = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
+  flags = set(re.findall(r"(?:DEFINE_\w+|define_paths?)\(\s*\"(\w+)\"", source))
   flags |= {"config", "collaborative"}  # the second of benchmarks/semantic_id_quality.py
   keys = {*flat_keys(default_config()), *flat_keys(default_settings())}
   keys |= {"base.data.dir", "features.audio"}  # of configs/ablations.py; any modality

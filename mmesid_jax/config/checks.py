@@ -1,6 +1,7 @@
 """Checks of a whole configuration, before anything heavy starts."""
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -44,8 +45,17 @@ def _check_ranges(config: ConfigDict, section: str = "") -> None:
     numbers = value if isinstance(value, list) else [value]
     if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
       raise UserError(f"--config.{key}={value!r}: expected {row.rule.text}, finite")
-    if not row.rule.accepts(value):
+    if not _has_type_of(row.default, value) or not row.rule.accepts(value):
       raise UserError(f"--config.{key}={value!r}: expected {row.rule.text}")
+
+
+def _has_type_of(default: Any, value: Any) -> bool:
+  """Whether a value has the type that its default has, as JSON gives it: lists for tuples."""
+  if isinstance(default, tuple):
+    return isinstance(value, list) and all(_has_type_of(default[0], x) for x in value)
+  if isinstance(default, float):
+    return isinstance(value, float | int) and not isinstance(value, bool)
+  return type(value) is type(default)
 
 
 def check_data_source(config: ConfigDict) -> None:

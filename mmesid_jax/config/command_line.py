@@ -22,9 +22,11 @@ import mmesid_jax
 from mmesid_jax.config import process_end
 from mmesid_jax.config.help_page import Groups, help_page
 from mmesid_jax.config.named_configs import config_file, load_config
+from mmesid_jax.config.paths import expand_paths
 from mmesid_jax.config.schema import add_modalities, flatten
 from mmesid_jax.display import reporter
-from mmesid_jax.errors import Interrupted, Stop, UserError
+from mmesid_jax.display.escape import escape_text
+from mmesid_jax.errors import Interrupted, Stop, UserError, disk_fault
 
 MAX_PROCESSES = 1_000_000
 CONFIG = "config"  # the flag that names the config file, in every command that takes one
@@ -67,7 +69,7 @@ def run_command(
     end(done.code or 0)
   except Stop as stop:
     label = "stopped" if isinstance(stop, Interrupted) else "error"
-    print(f"{label}: {' '.join(str(stop).splitlines())}", file=sys.stderr)
+    print(f"{label}: {escape_text(' '.join(str(stop).splitlines()))}", file=sys.stderr)
     if not isinstance(stop, Interrupted):  # then all processes end here, each having saved
       _leave_others(stop.status)
     end(stop.status)
@@ -77,13 +79,15 @@ def run_command(
     end(1)
   except BaseException as error:
     status = 1
+    is_place = isinstance(error, OSError) and error.errno in _PLACE and error.filename
     if name := process_end.signal_in(error):
       again = "what was finished is kept: run the same command again"
       print(f"stopped: {name}; {again}", file=sys.stderr)
       _leave_others(128 + 2)  # they do not know of it
       status = Interrupted.status
-    elif isinstance(error, OSError) and error.errno in _PLACE and error.filename:
-      print(f"error: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
+    elif reason := error.strerror.lower() if is_place else disk_fault(error):
+      place = getattr(error, "filename", None) or "a file could not be written"
+      print(f"error: {escape_text(str(place))}: {reason}", file=sys.stderr)
       status = UserError.status
     else:
       traceback.print_exc()
@@ -221,6 +225,8 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   _check_finite()
   _check_tuples(argv)
   _check_preset(argv)
+  if config is not None:
+    expand_paths(config)
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
   if subcommands and not subcommand:  # after the flags: a mistyped one is named first

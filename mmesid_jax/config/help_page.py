@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from absl import flags
 
+from mmesid_jax.config.paths import PathParser
+
 WIDTH = 100  # of the text
 COLUMN = 30  # where the meaning of a flag begins
 
@@ -66,6 +68,8 @@ def _placeholder(flag: flags.Flag) -> str:
   if isinstance(flag.parser, flags.EnumParser):
     return "|".join(flag.parser.enum_values)
   kinds = {flags.IntegerParser: "N", flags.FloatParser: "NUMBER", flags.ListParser: "A,B,..."}
+  if isinstance(flag.parser, PathParser):
+    return "PATH"
   found = [text for kind, text in kinds.items() if isinstance(flag.parser, kind)]
   return found[0] if found else "TEXT"
 

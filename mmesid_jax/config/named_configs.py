@@ -32,8 +32,9 @@ def config_file(config: str) -> str:
     UserError: No such file; no configuration has the name.
   """
   name, colon, preset = config.partition(":")
+  name = os.path.expanduser(name)
   if os.path.isfile(name):
-    return config
+    return f"{name}{colon}{preset}"
   if not re.fullmatch(r"[\w-]+", name):
     raise UserError(f"--config={config}: no such file")
   if name not in (known := config_names()):

@@ -2,33 +2,37 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmesid_jax.config.checks import check_values
+from mmesid_jax.config.command_line import flat_keys
+from mmesid_jax.config.paths import LOCATIONS
 from mmesid_jax.config.schema import BASELINES, KEYS, default_config, flatten, key_row
 from mmesid_jax.errors import UserError
 
 RUN_KEYS = ("run", "mesh", "profile", "stages")  # may differ between two runs of one workdir
-# Places may differ too: their contents are compared by fingerprint.
-LOCATIONS = ("data.dir", "recommender.backbone.checkpoint", "recommender.lora.start")
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
   """The configuration in workdir/config.json.
 
-  Raises UserError for a folder without one, or with that of another version.
+  Raises UserError for a folder without one, for that of another version, and for values that the
+  command line would refuse.
   """
   file = workdir / "config.json"
   if not file.is_file():
     raise UserError(f"{file}: no such file; name a folder that mmesid_jax.train wrote")
   try:
-    config = ConfigDict(json.loads(file.read_text()))
-  except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    config = ConfigDict(json.loads(file.read_bytes()))
+    saved, defaults = flatten(config), flatten(default_config())
+  except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
     raise UserError(
       f"{file}: not a JSON object ({error}); delete it and run mmesid_jax.train again"
     ) from error
-  saved, defaults = flatten(config), flatten(default_config())
+  _check_sections(file, config, saved)
   unknown = [key for key in saved if key_row(key) is None]
   missing = [key for key in KEYS if key not in saved and not key.startswith("features.")]
   lost = [key for key in missing if not _may_be_missing(key)]
@@ -38,11 +42,23 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
       "train again in another --workdir"
     )
   for key in missing:
-    try:
-      _set(config, key, defaults[key])
-    except TypeError:  # of a section that is a value
-      raise UserError(f"{file}: {key.split('.')[0]}: expected an object") from None
+    _set(config, key, defaults[key])
+  if "features" not in config:
+    config.features = ConfigDict()
+  try:
+    check_values(config)
+  except UserError as error:
+    raise UserError(f"{file}: {str(error).replace('--config.', '')}") from error
   return config
+
+
+def _check_sections(file: pathlib.Path, config: ConfigDict, saved: Mapping[str, Any]) -> None:
+  """Raises UserError for a section in the place of a value, and a value in that of a section."""
+  for key in flat_keys(config):
+    if key not in saved and (row := key_row(key)):
+      raise UserError(f"{file}: {key}: is a section; expected {row.rule.text}")
+    if key in saved and any(other.startswith(f"{key}.") for other in KEYS):
+      raise UserError(f"{file}: {key}={saved[key]!r}: expected a section of keys")
 
 
 def _may_be_missing(key: str) -> bool:

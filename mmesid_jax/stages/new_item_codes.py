@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmesid_jax.config.paths import local_path
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.data.features import new_features, read_new_features
 from mmesid_jax.data.whitening import Whitening
@@ -160,7 +161,10 @@ def encode_and_write(workdir: pathlib.Path, features: Sequence[str], output: pat
       raise UserError(f"--features={text}: expected MODALITY=FILE")
     if modality in sources:
       raise UserError(f"--features={text}: {modality} is given twice")
-    sources[modality] = file
+    try:
+      sources[modality] = local_path(file)
+    except ValueError as error:
+      raise UserError(f"--features={text}: {error}") from None
   new = encode_new_items(workdir, read_config(workdir), sources)
   write_new_items(output, new)
   reporter.info(f"{output}: {len(new):,} new items")

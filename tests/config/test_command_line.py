@@ -24,6 +24,8 @@ def get_config(preset="best"):
 """
 
 PROGRAM = """
+import errno
+import os
 import sys
 from absl import flags
 from ml_collections import config_flags
@@ -44,7 +46,9 @@ def main(argv):
   if LOST.value:
     Lost()
   if STOP.value:
-    raise getattr(errors, STOP.value)("one\\ntwo")
+    if STOP.value == "disk":
+      raise RuntimeError("a library's") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raise getattr(errors, STOP.value)("one\\ntwo\\x1b[2J")
   assert "jax" not in sys.modules
   print(len(argv), WORKDIR.value, CONFIG.value and CONFIG.value.recommender.steps)
 
@@ -180,7 +184,13 @@ def test_a_bad_command_line_is_one_line_and_status_2(program, arguments, message
 )
 def test_a_stop_in_main_is_one_line_and_its_status(program, stop, status, label):
   result = program("--workdir=a", f"--stop={stop}")
-  assert (result.returncode, result.stderr) == (status, f"{label}: one two\n")
+  assert (result.returncode, result.stderr) == (status, f"{label}: one two\\x1b[2J\n")
+
+
+def test_a_full_disk_that_a_library_reports_is_one_line(program):
+  result = program("--workdir=a", "--stop=disk")
+  line = "error: a file could not be written: no space left on device\n"
+  assert (result.returncode, result.stderr) == (2, line)
 
 
 def test_a_reader_that_has_enough_ends_it_without_a_word(tmp_path):

@@ -15,8 +15,9 @@ from checkpoints import write_tiny_checkpoint
 from ml_collections import ConfigDict, config_flags
 
 from mmesid_jax.config.checks import check_values
+from mmesid_jax.config.paths import LOCATIONS
 from mmesid_jax.config.presets import PRESETS
-from mmesid_jax.config.saved import LOCATIONS, identity, read_config
+from mmesid_jax.config.saved import identity, read_config
 from mmesid_jax.config.schema import (
   KEYS,
   default_config,
@@ -335,6 +336,58 @@ def test_a_saved_configuration_that_is_none_is_one_clear_line(tmp_path, text, me
   if text is not None:
     (tmp_path / "config.json").write_text(text)
   with pytest.raises(UserError, match=f"config.json: .*{message}"):
+    read_config(tmp_path)
+
+
+DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"recommender.width": "abc"}, "recommender.width='abc': expected a number >= 1"),
+    ({"recommender.width": 8.5}, "recommender.width=8.5: expected a number >= 1"),
+    ({"recommender.width": True}, "recommender.width=True: expected a number"),
+    ({"recommender.width": None}, "recommender.width=None: expected a number"),
+    ({"recommender.width": -3}, "recommender.width=-3: expected a number"),
+    ({"recommender.width": [1]}, "recommender.width=.1.: expected a number"),
+    ({"recommender.width": {}}, "recommender.width: is a section; expected a number"),
+    ({"recommender.width": {"a": 1}}, "recommender.width: is a section; expected a number"),
+    ({"recommender": 3}, "recommender=3: expected a section"),
+    ({"recommender.backbone": []}, "recommender.backbone=..: expected a section"),
+    ({"run": None}, "run=None: expected a section"),
+    ({"run.keep": {}}, "run.keep: is a section; expected a number"),
+    ({"features": "text.npy"}, "features='text.npy': expected a section"),
+    ({"features": {}}, "features: every modality is empty"),
+    ({"features.text": 5}, "features.text=5: expected a file"),
+    ({"features.text": {"a": "b"}}, "features.text: is a section"),
+    ({"data.dir": 7}, "data.dir=7: expected a folder"),
+    ({"data.split_at": [0.2, "x"]}, "data.split_at=.*: expected two shares"),
+    ({"data.split_at": 0.5}, "data.split_at=0.5: expected two shares"),
+    ({"evaluation.cutoffs": ["5"]}, "evaluation.cutoffs=.'5'.: expected"),
+    ({"stages": "recommender"}, "stages='recommender': expected a non-empty tuple"),
+    ({"collaborative.dropout": "nan"}, "collaborative.dropout='nan': expected a number in"),
+    ({"collaborative.dropout": float("nan")}, "collaborative.dropout=nan: expected a number in"),
+    ({"collaborative.heads": 7}, "collaborative.heads=7: does not divide"),
+  ],
+)
+def test_a_saved_configuration_passes_the_checks_of_a_command_line(tmp_path, changes, message):
+  saved = json.loads(valid_config().to_json_best_effort())
+  for key, value in changes.items():
+    *sections, name = key.split(".")
+    section = saved
+    for part in sections:
+      section = section[part]
+    section[name] = value
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  with pytest.raises(UserError, match=f"config.json: {message}"):
+    read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a.b": 1}', '{"": 1}', "null", "3", '{"items": 1}'])
+def test_json_that_is_no_configuration_is_one_clear_line(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(UserError, match=r"config\.json: "):
     read_config(tmp_path)
 
 
