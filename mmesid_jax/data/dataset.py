@@ -152,6 +152,10 @@ def prepare_dataset(
   key = {"schema": SCHEMA, "sources": hashes}
   cached = _load(cache, key)
   if cached is None:
+    if (cache / SEQUENCES).exists():
+      raise UserError(
+        f"{cache}: holds a data set, and a cache would be written over it; choose another --workdir"
+      )
     _store(cache, key, *_parse(sources))
     cached = _load(cache, key)
     if cached is None:

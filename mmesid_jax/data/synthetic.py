@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES
 from mmesid_jax.data.folder.writer import write_item_records, write_sequences
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import open_atomic
@@ -24,6 +25,7 @@ NEIGHBORS = (0.7, 0.2, 0.1)  # probabilities of the three clusters that users mo
 SHORTEST, LONGEST, MEAN_LENGTH = 5, 30, 10
 
 VIEWS = {"text": (64, 0.15), "visual": (48, 0.3)}  # name -> width and noise
+SYNTHETIC_FILES = (SEQUENCES, ITEMS, *(f"{name}.npy" for name in VIEWS))
 QUALITIES = (
   *("Rose", "Almond", "Lemon", "Cedar", "Honey", "Mint"),
   *("Lavender", "Coconut", "Ginger", "Violet", "Oat", "Sea salt"),

@@ -16,8 +16,8 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import cold_start_ranks, ranking
 from mmesid_jax.files.artifact import write_text
-from mmesid_jax.files.lock import lock_folder
-from mmesid_jax.files.provenance import check_same_settings
+from mmesid_jax.files.lock import LOCK, lock_folder
+from mmesid_jax.files.provenance import check_own_folder, check_same_settings
 from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.stages import new_item_codes, recommender_stage
 from mmesid_jax.stages.sequence_task import evaluation_layout
@@ -44,6 +44,7 @@ def run_cold_start(
   features = {m: read_features(tables / config.features[m], dataset.num_items) for m in content}
   split = held_out_items.hold_out_items(dataset.num_items, fraction, split_seed)
   with lock_folder(path / WARM):
+    check_own_folder(path / WARM, path / SPLIT, ignore=(LOCK,))
     _keep_split(dataset, split, fraction, split_seed, path / SPLIT, overwrite)
     held_out_items.write_warm_dataset(dataset, split, features, path / WARM)
     config.data.source, config.data.dir = "files", str(path / WARM)

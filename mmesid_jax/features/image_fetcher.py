@@ -25,7 +25,7 @@ from mmesid_jax.features.image_files import (
   is_url,
   read_image_manifest,
 )
-from mmesid_jax.files.append import open_to_append
+from mmesid_jax.files.append import append_bytes, open_to_append
 from mmesid_jax.files.atomic import open_atomic
 
 DOWNLOADS = 16  # at once: the number of slow servers that do not hold up the others
@@ -122,8 +122,8 @@ async def _fetch_missing(
           if isinstance(result, DownloadFailed):
             reasons[wanted.key] = str(result)
             unreached += not result.reached
-          manifest.write(json.dumps(_save_image(output, wanted, result)).encode() + b"\n")
-          manifest.flush()
+          line = json.dumps(_save_image(output, wanted, result)).encode() + b"\n"
+          append_bytes(manifest, line)
           bar.update()
           if unreached == count == give_up:
             raise UserError(f"{wanted.url}: {result}; no server answers for any of {count} images")

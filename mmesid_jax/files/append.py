@@ -4,19 +4,27 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from mmesid_jax.errors import UserError, report_disk_errors
 
 
-def open_to_append(path: Path) -> BinaryIO:
+def open_to_append(path: Path) -> IO[bytes]:
   """Opens a file for reading and for writing at its end; makes it where there is none.
 
-  A symbolic link could lead the writes into any file of the user, so it is not followed. Raises
-  UserError for a link and for anything else that is not a regular file.
+  Write to it with `append_bytes`. A symbolic link is not followed: it could lead into any other
+  file. Raises UserError for a link and for anything else that is not a regular file.
   """
   with report_disk_errors(path):
-    return open(path, "a+b", opener=_open_regular_file)
+    # without a buffer, whose bytes a full disk would refuse once more when the file is closed
+    return open(path, "a+b", buffering=0, opener=_open_regular_file)
+
+
+def append_bytes(file: IO[bytes], content: bytes) -> None:
+  """Adds bytes at the end of a file of `open_to_append`. Raises OSError."""
+  left = memoryview(content)
+  while left:
+    left = left[file.write(left) :]
 
 
 def _open_regular_file(path: str, options: int) -> int:

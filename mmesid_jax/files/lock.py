@@ -13,11 +13,14 @@ from typing import IO
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError, report_disk_errors
-from mmesid_jax.files.append import open_to_append
+from mmesid_jax.files.append import append_bytes, open_to_append
 from mmesid_jax.parallel import processes
 
 # With several processes: a file server may keep the lock of a lost host for a while.
 PATIENCE_SECONDS = 150
+
+LOCK = "lock"  # the file's name
+LOCK_TEXT = b"process "  # how its content begins
 
 # What file systems without locks answer: Lustre or NFS, mounted without.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -42,7 +45,7 @@ def lock_folder(
   if not processes.is_main():
     yield
     return
-  path = folder / "lock"
+  path = folder / LOCK
   with report_disk_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
   with open_to_append(path) as file:  # "w" would empty what another run wrote
@@ -54,11 +57,14 @@ def lock_folder(
         f"{folder}: {holder} is {doing} here; wait until it is done, stop it (it saves first), "
         f"or choose another {flag}"
       )
+    file.seek(0)
+    if not LOCK_TEXT.startswith(content := file.read(len(LOCK_TEXT))):
+      raise UserError(f"{path}: holds {content[:20]!r}, so no run wrote it; move it away")
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    file.truncate(0)
+    holder = f"{os.getpid()} on {socket.gethostname()}, since {since},\n"
     with report_disk_errors(path):
-      file.truncate(0)
-      file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},\n".encode())
-      file.flush()
+      append_bytes(file, LOCK_TEXT + holder.encode())
     yield
 
 

@@ -1,7 +1,7 @@
 """Compares the settings that a file was made from with those of the present run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,21 @@ def check_made_from(path: Path, record: bytes, made_from: Mapping[str, Any]) -> 
   except (ValueError, KeyError, TypeError):
     raise UserError(f"{path}: does not say what it was made from; {remedy}") from None
   check_same_settings(before, made_from, label=f"{path}: made from something else", remedy=remedy)
+
+
+def check_own_folder(folder: Path, mark: Path, *, ignore: Collection[str] = ()) -> None:
+  """Raises UserError for a folder that holds files though `mark`, which is written with it, is
+  missing: somebody else wrote them.
+
+  ignore: names of files that do not matter.
+  """
+  if mark.exists() or not folder.is_dir():
+    return
+  if found := sorted(file.name for file in folder.iterdir() if file.name not in ignore):
+    raise UserError(
+      f"{folder}: holds {found[0]} and was not written by a run; move it away, or choose another "
+      "--workdir"
+    )
 
 
 def is_made_from(mark: Path, made_from: Any) -> bool:

@@ -7,7 +7,7 @@ Both keep the settings that they were made from and refuse others.
 import contextlib
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +18,14 @@ import numpy as np
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError, report_disk_errors
 from mmesid_jax.files import artifact, rows
-from mmesid_jax.files.append import open_to_append
-from mmesid_jax.files.lock import try_lock
+from mmesid_jax.files.append import append_bytes, open_to_append
+from mmesid_jax.files.lock import LOCK, try_lock
 from mmesid_jax.files.provenance import MADE_FROM, check_made_from, check_same_settings
 from mmesid_jax.files.readers import parse_json
 
-SETTINGS, LOCK = "settings.json", "lock"
+SETTINGS = "settings.json"
+# What a killed run leaves of the file that it was writing.
+HALF_WRITTEN = re.compile(r"\.(\d{6}\.|joined\.|settings\.)\w+\.[0-9a-f]{8}\.tmp")
 SYNC_SECONDS = 10  # a kill loses no appended row, a power cut at most the rows of this time
 
 
@@ -50,8 +52,7 @@ class PartialTable:
   def append(self, x_BV: np.ndarray) -> None:
     """Adds rows at the end. Raises UserError where the disk refuses them."""
     with report_disk_errors(self._path):
-      self._file.write(x_BV.astype(self._dtype).tobytes())
-      self._file.flush()
+      append_bytes(self._file, x_BV.astype(self._dtype).tobytes())
       if time.monotonic() - self._synced > SYNC_SECONDS:
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
@@ -87,10 +88,9 @@ def open_partial_table(
     if not try_lock(file, path, "no other run writes it"):
       raise UserError(f"{path}: another run is writing it; wait until it is done")
     if not _has_rows(file, path, made_from, overwrite):
+      file.truncate(0)
       with report_disk_errors(path):
-        file.truncate(0)
-        file.write(json.dumps({MADE_FROM: dict(made_from)}).encode() + b"\n")
-        file.flush()
+        append_bytes(file, json.dumps({MADE_FROM: dict(made_from)}).encode() + b"\n")
     yield PartialTable(file, path, width, np.dtype(dtype))
 
 
@@ -98,6 +98,9 @@ def _has_rows(file: BinaryIO, path: Path, made_from: Mapping[str, Any], overwrit
   """Whether the file holds rows of these settings, to be continued."""
   file.seek(0)
   line = file.readline()
+  start = f'{{"{MADE_FROM}": {{'.encode()
+  if line[: len(start)] != start[: len(line)]:
+    raise UserError(f"{path}: another program wrote it; move it away, or choose another --output")
   if not line.endswith(b"\n"):  # new, or the run was killed at once
     return False
   try:
@@ -144,13 +147,19 @@ class PartFiles:
     rows.write_rows(self._part(n), schema, columns)
 
   def finish(self) -> None:
-    """Joins all parts to the output and removes their folder."""
-    joined = self.folder / f"joined{self.output.suffix}"  # here it is removed, whatever happens
+    """Joins all parts to the output, and removes them and their folder."""
+    joined = self.folder / f"joined{self.output.suffix}"
     rows.join_row_files([self._part(n) for n in range(self._count)], joined)
     os.replace(joined, self.output)
     for n in range(self._count):
-      self._part(n).unlink()  # the settings go last, so that a killed run can be resumed
-    shutil.rmtree(self.folder)
+      self._part(n).unlink()
+    for name in (LOCK, SETTINGS):  # the settings go last, so that a killed run can be resumed
+      (self.folder / name).unlink(missing_ok=True)
+    for file in self.folder.glob(".*.tmp"):
+      if HALF_WRITTEN.fullmatch(file.name):
+        file.unlink()
+    with contextlib.suppress(OSError):  # somebody has put another file there
+      self.folder.rmdir()
 
   def _part(self, n: int) -> Path:
     return self.folder / f"{n:06}{self.output.suffix}"

@@ -11,14 +11,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import read_config
-from mmesid_jax.config.schema import modalities, split_at
+from mmesid_jax.config.schema import BASELINES, STAGES, modalities, split_at
 from mmesid_jax.data.dataset import Dataset, prepare_dataset, read_dataset
 from mmesid_jax.data.features import open_features, read_features
 from mmesid_jax.data.folder.tfds_reader import export_plain_files
-from mmesid_jax.data.synthetic import write_synthetic
+from mmesid_jax.data.synthetic import SYNTHETIC_FILES, write_synthetic
+from mmesid_jax.display import reporter
+from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
+from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.files.digest import file_sha256
-from mmesid_jax.files.provenance import is_made_from
+from mmesid_jax.files.provenance import check_own_folder, is_made_from
 from mmesid_jax.parallel.mesh import parse_mesh
 
 OWN_VECTORS = "stage"  # a modality's source: the collaborative stage, not a file
@@ -81,19 +84,47 @@ def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
 
 
 def reopen_workdir(
-  path: pathlib.Path, moved_to: str | None = None, mesh: Sequence[str] | None = None
+  path: pathlib.Path,
+  moved_to: str | None = None,
+  mesh: Sequence[str] | None = None,
+  *,
+  newer_data: bool = False,
 ) -> Workdir:
   """The workdir of an earlier run, under the configuration that it was trained with.
 
-  moved_to: where its data is now. mesh: devices on each axis, if not as in training. Raises
-  UserError.
+  Args:
+    moved_to: where its data is now.
+    mesh: devices on each axis, if not as in training.
+    newer_data: only warn of other data than was trained on; the histories may have grown.
+
+  Raises UserError.
   """
   config = read_config(path)
   if moved_to:
+    if config.data.source == "synthetic":
+      raise UserError(
+        f"--data_dir={moved_to}: {path} makes its own synthetic catalogue; leave it out"
+      )
     config.data.dir = moved_to
   if mesh is not None:
     config.mesh = parse_mesh(mesh)
-  return open_workdir(config, path)
+  workdir = open_workdir(config, path)
+  _check_same_data(workdir, newer_data)
+  return workdir
+
+
+def _check_same_data(workdir: Workdir, newer_data: bool) -> None:
+  """Raises UserError, or warns, where the data is not what an artifact was made from."""
+  for stage in (*STAGES, *BASELINES):
+    file = workdir.artifact(stage)
+    if file.is_file() and artifact.read_header(file, stage)["dataset"] != (
+      workdir.dataset.fingerprint
+    ):
+      changed = f"{workdir.data_dir}: holds other users, items or interactions than {file} was"
+      if not newer_data:
+        raise UserError(f"{changed} trained on; name the folder of those with --data_dir")
+      reporter.warn(f"{changed} trained on; its item ids must mean the same items")
+      return
 
 
 def plain_data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
@@ -133,13 +164,16 @@ def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   sizes = config.data.synthetic
   made_from = sizes.to_dict()
   mark = folder / "made_from.json"
-  if not is_made_from(mark, made_from):
+  if is_made_from(mark, made_from):
+    return folder
+  check_own_folder(folder, mark)
+  with atomic_folder(folder, replaces=(*SYNTHETIC_FILES, mark.name)) as temporary:
     write_synthetic(
-      folder,
+      temporary,
       users=sizes.num_users,
       items=sizes.num_items,
       clusters=sizes.num_clusters,
       seed=sizes.seed,
     )
-    artifact.write_text(mark, json.dumps(made_from, sort_keys=True))
+    (temporary / mark.name).write_text(json.dumps(made_from, sort_keys=True))
   return folder

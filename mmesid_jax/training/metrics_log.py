@@ -11,7 +11,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from mmesid_jax.files.append import open_to_append
+from mmesid_jax.files.append import append_bytes, open_to_append
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.readers import parse_json
 from mmesid_jax.parallel import processes
@@ -45,8 +45,7 @@ class MetricsLog:
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     if not self._writes:
       return
-    self._file.write(json.dumps({"step": step, **metrics}).encode() + b"\n")
-    self._file.flush()
+    append_bytes(self._file, json.dumps({"step": step, **metrics}).encode() + b"\n")
     for name, value in metrics.items():
       self._event(step, summary=scalar(name, value))
     self._board.flush()

@@ -25,7 +25,7 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.files.digest import file_sha256
-from mmesid_jax.files.provenance import is_made_from
+from mmesid_jax.files.provenance import check_own_folder, is_made_from
 from mmesid_jax.files.readers import parse_json, read_bytes
 
 INFO = "dataset_info.json"
@@ -49,6 +49,7 @@ def export_plain_files(directory: Path, folder: Path) -> None:
   made_from = {name: _file_digests(source) for name, source in sources.items()}
   if is_made_from(folder / MARK, made_from):
     return
+  check_own_folder(folder, folder / MARK)
   owned = (SEQUENCES, USERS, ITEMS, TIMES, MARK)
   with atomic_folder(folder, replaces=owned) as temporary:
     _write_users(sources[USERS_CONFIG], temporary)

@@ -1,5 +1,6 @@
 """Reads one table of vectors from a file of PyTorch or pickle: `vectors convert`."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.display import reporter
-from mmesid_jax.errors import UserError, report_disk_errors
+from mmesid_jax.errors import UserError
 from mmesid_jax.features.torch_files.arrays import PickledTensor
 from mmesid_jax.features.torch_files.torch_file import (
   TorchFile,
@@ -18,6 +19,7 @@ from mmesid_jax.features.torch_files.torch_file import (
 )
 from mmesid_jax.files import feature_table
 from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.files.readers import read_bytes
 
 MAX_LISTED = 8  # tensors that an error names
 
@@ -26,18 +28,22 @@ def convert_torch_file(source: Path, output: Path, *, name: str | None) -> None:
   """Writes the table of a file of PyTorch or pickle as .npy or .safetensors, in its own type.
 
   The keys, if the vectors are in a dict, are written next to it as OUTPUT.keys.json. `name`: which
-  tensor; None for the only one. Raises UserError.
+  tensor; None for the only one. Raises UserError, also for other keys under that name.
   """
   x_EV, keys = read_torch_table(open_torch_file(source), name)
   keys_path = output.with_name(f"{output.stem}.keys.json")
-  content = json.dumps(keys).encode()
-  with report_disk_errors(keys_path):
-    keys_path.unlink(missing_ok=True)  # those of an earlier table
-  feature_table.write_feature_table(output, x_EV)
+  content = None if keys is None else json.dumps(keys).encode()
+  if keys_path.exists() and read_bytes(keys_path) != content:
+    raise UserError(
+      f"{keys_path}: exists and holds other keys than those of {source}; move it away, or choose "
+      "another --output"
+    )
+  with contextlib.ExitStack() as both:  # the keys get their name once the table has its own
+    if content is not None:
+      both.enter_context(open_atomic(keys_path)).write(content)
+    feature_table.write_feature_table(output, x_EV)
   reporter.info(f"{output}: {list(x_EV.shape)} {x_EV.dtype.name}")
   if keys is not None:
-    with open_atomic(keys_path) as file:
-      file.write(content)
     reporter.info(f"{keys_path}: the keys of its rows, for join --keys={keys_path}")
 
 

@@ -1,0 +1,125 @@
+"""Files that no run made are neither removed nor written over, whatever their names are."""
+
+import json
+import pathlib
+import pickle
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from mmesid_jax import pipeline
+from mmesid_jax.data.folder.tfds_reader import export_plain_files
+from mmesid_jax.errors import UserError
+from mmesid_jax.experiments.cold_start_run import run_cold_start
+from mmesid_jax.features.torch_files.torch_table import convert_torch_file
+from mmesid_jax.files.lock import lock_folder
+from mmesid_jax.files.resumable import PartFiles, open_partial_table
+from mmesid_jax.stages.workdir import open_workdir
+
+SCHEMA = {"a": int}
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def write(folder: pathlib.Path, files: Mapping[str, str]) -> dict[str, bytes]:
+  for name, text in files.items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+  return contents(folder)
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_converted_vectors_do_not_take_the_place_of_other_keys(tmp_path, keyed):
+  source, table = tmp_path / "x.pkl", tmp_path / "x.npy"
+  vectors = np.eye(3, dtype=np.float32)
+  source.write_bytes(
+    pickle.dumps({f"k{n}": x for n, x in enumerate(vectors)} if keyed else vectors)
+  )
+  before = write(tmp_path, {"x.keys.json": '["mine"]', "x.npy": "mine too"})
+  with pytest.raises(UserError, match=r"x\.keys\.json: exists and holds other keys"):
+    convert_torch_file(source, table, name=None)
+  assert contents(tmp_path) == before
+  if keyed:
+    (tmp_path / "x.keys.json").write_text('["k0", "k1", "k2"]')
+    convert_torch_file(source, table, name=None)
+    assert len(np.load(table)) == 3
+
+
+@pytest.mark.parametrize("text", ["no line", "a line\n", '{"made_from": 3}\n', "{}"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_partial_table_of_another_program_stays(tmp_path, text, overwrite):
+  before = write(tmp_path, {"x.npy.partial": text})
+  table = open_partial_table(
+    tmp_path / "x.npy.partial", {"a": 1}, 4, "float32", overwrite=overwrite
+  )
+  with pytest.raises(UserError, match="another program wrote it"), table:
+    pytest.fail("written over")
+  assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"made_from": {"a": 1}}'])
+def test_a_partial_table_that_was_killed_as_it_began_is_begun_again(tmp_path, text):
+  write(tmp_path, {"x.npy.partial": text})
+  with open_partial_table(tmp_path / "x.npy.partial", {"a": 1}, 4, "f4", overwrite=False) as table:
+    assert len(table) == 0
+
+
+def test_a_file_among_finished_parts_stays(tmp_path):
+  parts = PartFiles(tmp_path / "x.jsonl", 1, {})
+  parts.write(0, SCHEMA, {"a": [1]})
+  write(parts.folder, {"notes": "mine", ".000000.jsonl.0123abcd.tmp": "half written"})
+  parts.finish()
+  assert contents(tmp_path) == {"x.jsonl": b'{"a":1}\n', "x.jsonl.parts/notes": b"mine"}
+
+
+def test_a_file_named_lock_stays(tmp_path):
+  before = write(tmp_path, {"lock": "mine"})
+  with pytest.raises(UserError, match="lock: holds b'mine', so no run wrote it"):
+    with lock_folder(tmp_path):
+      pytest.fail("written over")
+  assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  ("files", "says"),
+  [
+    ({"config.json": '{"model_type": "llama"}'}, "config.json: not the file of a run"),
+    ({"synthetic/text.npy": "mine"}, "synthetic: holds text.npy"),
+    ({"dataset/sequences.txt": "1 2 3", "dataset/items.npy": "mine"}, "dataset: holds a data set"),
+  ],
+)
+def test_folders_and_files_of_these_names_in_a_workdir_stay(tmp_path, tiny, files, says):
+  before = write(tmp_path, files)
+  with pytest.raises(UserError, match=says):
+    pipeline.run_pipeline(tiny(), tmp_path, overwrite=True)
+  after = contents(tmp_path)
+  assert {name: after[name] for name in before} == before
+
+
+def test_a_synthetic_catalogue_of_other_sizes_replaces_its_own_files_only(tmp_path, tiny):
+  open_workdir(tiny(), tmp_path)
+  write(tmp_path / "synthetic", {"mine.npy": "mine"})
+  larger = open_workdir(tiny(changes={"data.synthetic.num_items": 44}), tmp_path)
+  assert larger.dataset.num_items == 44
+  assert json.loads((tmp_path / "synthetic" / "made_from.json").read_text())["num_items"] == 44
+  assert (tmp_path / "synthetic" / "mine.npy").read_text() == "mine"
+
+
+def test_a_folder_of_cold_start_that_another_program_wrote_stays(tmp_path, tiny):
+  before = write(tmp_path / "warm", {"sequences.txt": "mine"})
+  with pytest.raises(UserError, match=r"warm: holds sequences\.txt"):
+    run_cold_start(tiny(), tmp_path, fraction=0.1, split_seed=0, overwrite=True)
+  assert contents(tmp_path / "warm").items() >= before.items()
+
+
+def test_plain_files_that_no_export_wrote_stay(tmp_path, monkeypatch):
+  from mmesid_jax.data.folder import tfds_reader
+
+  monkeypatch.setattr(tfds_reader, "find_config_folder", lambda directory, name: directory)
+  before = write(tmp_path / "plain", {"sequences.txt": "mine"})
+  with pytest.raises(UserError, match=r"plain: holds sequences\.txt"):
+    export_plain_files(tmp_path, tmp_path / "plain")
+  assert contents(tmp_path / "plain") == before
