@@ -61,6 +61,12 @@ def test_config_and_environment_are_written_down(trained, tiny):
   assert json.loads((trained / "config.json").read_text())["recommender"]["width"] == 8
 
 
+def test_others_may_read_every_file_as_the_umask_says(trained):
+  os.umask(umask := os.umask(0))
+  found = {f: f.stat().st_mode & 0o777 for f in trained.rglob("*") if f.is_file()}
+  assert {str(f): mode for f, mode in found.items() if mode != 0o666 & ~umask} == {}
+
+
 def test_a_second_run_trains_nothing(workdir, tiny, capsys):
   before = artifacts(workdir)
   config = tiny(changes={"run.log_every": 3})  # how it runs may differ

@@ -1,8 +1,10 @@
 """Artifacts, which a stage leaves for the next, and other files that only the main process writes.
 
-An artifact is a safetensors file with a JSON header, and can be read without this project.
+An artifact is a safetensors file with a JSON header, and can be read without this project. It holds
+the digests of its header and of each tensor, which are compared whenever these are read.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -11,8 +13,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_file
+from mmesid_jax.files.digest import bytes_sha256
 from mmesid_jax.files.readers import parse_json
 from mmesid_jax.files.tensor_file import TensorFile
 from mmesid_jax.parallel.processes import main_only
@@ -27,8 +31,11 @@ def write_artifact(
   path: pathlib.Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]
 ) -> None:
   """Writes tensors and a header, one JSON object under the key "mmesid". Raises UserError."""
-  metadata = {"mmesid": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
+  text = json.dumps({"schema": SCHEMA, **header}, sort_keys=True)
   contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
+  digests = {name: _tensor_sha256(x) for name, x in contiguous.items()}
+  record = json.dumps({"header": bytes_sha256(text.encode()), "tensors": digests})
+  metadata = {"mmesid": text, "sha256": record}
   with atomic_file(path) as temporary:
     safetensors.numpy.save_file(contiguous, temporary, metadata=metadata)
 
@@ -63,7 +70,10 @@ def read_header(path: pathlib.Path, stage: str) -> dict[str, Any]:
 def read_artifact(
   path: pathlib.Path, stage: str, *, prefix: str = ""
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Tensors whose names begin with `prefix`, and the header. Raises as `read_header` does."""
+  """Tensors whose names begin with `prefix`, and the header.
+
+  Raises as `read_header` does, and for a tensor that is not as it was written or not finite.
+  """
   return _read(path, stage, prefix)
 
 
@@ -74,7 +84,8 @@ def _read(path: pathlib.Path, stage: str, prefix: str | None):
     raise UserError(f"{path}: no such file; run {maker} first")
   file = TensorFile(path, remedy=remedy)
   try:
-    header = parse_json(file.metadata.get("mmesid", "null"))
+    text = file.metadata.get("mmesid", "null")
+    header, digests = parse_json(text), parse_json(file.metadata.get("sha256", "null"))
   except ValueError as error:
     raise UserError(f"{path}: its header is not JSON ({error}); {remedy}") from None
   names = [] if prefix is None else [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
@@ -84,4 +95,43 @@ def _read(path: pathlib.Path, stage: str, prefix: str | None):
     raise UserError(f"{path}: not an artifact of the stage {stage} (found: {actual}); {remedy}")
   if header.get("schema") != SCHEMA:
     raise UserError(f"{path}: schema {header.get('schema')}, this version reads {SCHEMA}; {remedy}")
+  if digests is None:
+    _warn_of_age(path)
+  elif fault := _find_change(digests, text, tensors):
+    raise UserError(f"{path}: {fault} is not as it was written; {remedy}")
+  for name, x in tensors.items():
+    if not _is_finite(x):
+      raise UserError(f"{path}: {name} holds values that are not finite; {remedy}")
   return tensors, header
+
+
+def _find_change(digests: Any, text: str, tensors: Mapping[str, np.ndarray]) -> str | None:
+  """The first part that is not as it was written; None if all are.
+
+  digests: of the header's `text` and of all tensors, as the file gives them.
+  """
+  if not isinstance(digests, dict) or not isinstance(digests.get("tensors"), dict):
+    return "the list of digests"
+  if digests.get("header") != bytes_sha256(text.encode()):
+    return "the header"
+  changed = (n for n, x in tensors.items() if _tensor_sha256(x) != digests["tensors"].get(n))
+  return next(changed, None)
+
+
+def _is_finite(x: np.ndarray) -> bool:
+  """Whether all numbers are finite; integers and empty arrays are. Needs no memory."""
+  if x.dtype.kind in "biu" or not x.size:
+    return True
+  with np.errstate(invalid="ignore"):
+    return bool(np.isfinite(x.min()) and np.isfinite(x.max()))
+
+
+def _tensor_sha256(x: np.ndarray) -> str:
+  """The digest of type, shape and bytes."""
+  kind = bytes_sha256(f"{x.dtype.name} {list(x.shape)}".encode())
+  return bytes_sha256(kind.encode() + bytes_sha256(x.reshape(-1).view(np.uint8).data).encode())
+
+
+@functools.cache  # once a file
+def _warn_of_age(path: pathlib.Path) -> None:
+  reporter.warn(f"{path}: was written before artifacts had digests; damage cannot be noticed")

@@ -96,6 +96,8 @@ def read_adapter(llama: Llama, directory: pathlib.Path) -> None:
     value = np.empty(factor.shape, np.float32)
     for key, layer in zip(keys, value, strict=True):
       layer[...] = file.read(key).T.reshape(layer.shape)
+      if not np.isfinite(layer).all():
+        raise UserError(f"{directory / WEIGHTS}: {key} holds values that are not finite")
     factor.set_value(jnp.asarray(value))
 
 

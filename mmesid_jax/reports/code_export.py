@@ -6,7 +6,7 @@ from mmesid_jax.data.folder import keys
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows
-from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS, read_semantic_ids
+from mmesid_jax.stages.semantic_id_stage import read_semantic_ids
 from mmesid_jax.stages.workdir import reopen_workdir
 
 ITEM = {"item_id": int, "key": str, "title": str}
@@ -32,11 +32,6 @@ def export_codes(
   opened = reopen_workdir(workdir, data_dir)
   ids = read_semantic_ids(opened)
   num_items = opened.dataset.num_items
-  if ids.header["num_items"] != num_items:
-    raise UserError(
-      f"{opened.data_dir}: {num_items:,} items; "
-      f"{opened.artifact(SEMANTIC_IDS.name)} was made for {ids.header['num_items']:,}"
-    )
   titles = opened.dataset.titles()[1:]
   known = {
     "item_id": list(range(1, num_items + 1)),

@@ -96,6 +96,16 @@ def write_all_users(
         bar.update(len(rows))
     parts.finish()  # a signal ends it at once: the parts stay until the output is there
   reporter.info(f"{output}: {len(user_E):,} users, {', '.join(schema)}")
+  if not options.repeat and (empty := _count_empty(served, user_E, length_E)):
+    reporter.warn(f"the lists of {empty:,} users are empty: {model.why_nothing()}")
+
+
+def _count_empty(served: ServedModel, user_E: np.ndarray, length_E: np.ndarray) -> int:
+  """Users whose history, the first items that are read, holds all that may be recommended."""
+  dataset, offered = served.workdir.dataset, served.model.offered
+  long_E = np.flatnonzero(length_E >= len(offered))
+  histories = (dataset.sequence(user_E[e])[: length_E[e]] for e in long_E)
+  return sum(bool(np.isin(offered, history).all()) for history in histories)
 
 
 def _histories(dataset: Dataset, split: str | None) -> tuple[np.ndarray, np.ndarray]:

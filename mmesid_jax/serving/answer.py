@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mmesid_jax.data.folder import keys
 from mmesid_jax.display import reporter
+from mmesid_jax.display.escape import escape_line
 from mmesid_jax.errors import UserError
 from mmesid_jax.serving.recommender import Recommendation
 from mmesid_jax.serving.served_model import Options, ServedModel, open_model
@@ -28,6 +29,8 @@ def print_recommendations(
   histories = [history for _, history in named]
   answers = served.model.recommend(histories, options.top_k, repeat=options.repeat)
   for (name, history), answer in zip(named, answers, strict=True):
+    if not answer:
+      reporter.warn(f"{name}: nothing is left to recommend; {served.model.why_nothing()}")
     if source == "histories":
       items = [_as_json(r, served.item_keys) for r in answer]
       reporter.info(json.dumps({"history": history, "items": items}))
@@ -129,11 +132,11 @@ def _as_text(
 ) -> str:
   def label(item: int) -> str:
     key = served.item_keys and served.item_keys[item]
-    return " ".join(filter(None, (str(item), key, served.titles[item])))
+    return escape_line(" ".join(filter(None, (str(item), key, served.titles[item]))))
 
   newest = "; ".join(label(i) for i in history[-NEWEST_SHOWN:]) or "nothing"
   before = f"{len(history) - NEWEST_SHOWN} earlier; " if len(history) > NEWEST_SHOWN else ""
-  lines = [f"\n{name} had: {before}{newest}"]
+  lines = [f"\n{escape_line(name)} had: {before}{newest}"]
   for place, r in enumerate(answer, 1):
     parts = " + ".join(f"{source} {part:.2f}" for source, part in r.parts.items())
     lines.append(f"{place:3}. {label(r.item)}  score {r.score:.2f} = {parts}")

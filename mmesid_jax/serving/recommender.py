@@ -93,7 +93,10 @@ def _top_items(
 
 
 class Recommender:
-  """A trained model, ready to answer. Make one with `load`."""
+  """A trained model, ready to answer. Make one with `load`.
+
+  `offered`: the ids of the items that may be recommended.
+  """
 
   def __init__(
     self,
@@ -111,7 +114,7 @@ class Recommender:
   def _set_model(self, model: RecommenderModel, titles: Sequence[str | None] | None) -> None:
     self._model, self._titles = model, titles
     self.num_items = model.num_items
-    self._offered = range(1, self.num_items + 1)
+    self.offered = range(1, self.num_items + 1)
     placed = nnx.clone(model)  # shares the arrays; items are added to `model`
     place_model(placed)
     self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
@@ -162,16 +165,20 @@ class Recommender:
     """
     if items.step != 1 or not 1 <= items.start < items.stop <= self.num_items + 1:
       raise UserError(f"{items}: expected consecutive items from 1 to {self.num_items}")
-    self._offered = items
+    self.offered = items
+
+  def why_nothing(self) -> str:
+    """The reason of an empty answer."""
+    return f"the history holds all {len(self.offered):,} items that may be; repeat takes them too"
 
   def recommend(
     self, histories: Sequence[Sequence[int]], top_k: int = 10, *, repeat: bool = False
   ) -> list[list[Recommendation]]:
     """The top_k next items for each history (item ids, oldest first; may be empty), best first.
 
-    Items of the history are left out unless `repeat`. Of a history longer than a row the newest
-    items are read. Raises UserError for an item id that is not in the catalogue, or a top_k out of
-    range.
+    Items of the history are left out unless `repeat`, so an answer may be shorter, or empty. Of a
+    history longer than a row the newest items are read. Raises UserError for an item id that is not
+    in the catalogue, a top_k out of range, and scores that are not finite.
     """
     top = self.top_items(histories, top_k, repeat=repeat, reasons=True)
     return [self._recommendations(*of_history) for of_history in zip(*top, strict=True)]
@@ -215,12 +222,17 @@ class Recommender:
       for all_EA, some_QA in zip(top, jax.device_get(of_batch), strict=True):
         if all_EA is not None:
           all_EA[place_Q] = some_QA[: len(place_Q)]
+    if len(wrong := np.flatnonzero(~(top.score_EA < np.inf).all(1))):
+      raise UserError(
+        f"{self._workdir}: the scores of history {wrong[0] + 1} are not finite; the model has "
+        "diverged, train it again with a lower learning rate"
+      )
     return top
 
   def check_top_k(self, top_k: int) -> None:
     """Raises UserError for more items than can be recommended."""
-    if not 1 <= top_k <= len(self._offered):
-      raise UserError(f"top_k={top_k}: expected a number from 1 to {len(self._offered)}")
+    if not 1 <= top_k <= len(self.offered):
+      raise UserError(f"top_k={top_k}: expected a number from 1 to {len(self.offered)}")
 
   def _answers(self, arrays, newest, shape, options):
     """Yields the places of a batch's histories, and its answer, which may still be computed."""
@@ -239,7 +251,7 @@ class Recommender:
           self._item_ID,
           sharding.device_put_batch(batch),
           history_QX,
-          np.array([self._offered.start, self._offered.stop], np.int32),
+          np.array([self.offered.start, self.offered.stop], np.int32),
           **options,
         ),
       )

@@ -44,7 +44,7 @@ def open_model(path: pathlib.Path, options: Options) -> ServedModel:
   UserError."""
   if options.only_new and options.new_items is None:
     raise UserError("--only_new: name the new items with --new_items=FILE")
-  workdir = reopen_workdir(path, options.data_dir)
+  workdir = reopen_workdir(path, options.data_dir, newer_data=True)
   titles = workdir.dataset.titles()
   item_keys = keys.kept_item_keys(workdir.data_dir, options.key)
   _warn_of_repeats(workdir, options)

@@ -279,19 +279,29 @@ def _write_digests(directory: pathlib.Path) -> None:
   Orbax notices changed bytes in the description of the arrays, but not in the arrays.
   """
   (checkpoint,) = directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*")
-  # not those beside the items: Orbax writes one of them again, and restoring reads none
-  files = sorted(file for file in checkpoint.glob("*/**/*") if file.is_file())
-  digests = {str(file.relative_to(checkpoint)): file_sha256(file) for file in files}
+  digests = {name: file_sha256(checkpoint / name) for name in _files_of_items(checkpoint)}
   write_text(checkpoint / DIGESTS, json.dumps(digests, indent=1) + "\n")
+
+
+def _files_of_items(checkpoint: pathlib.Path) -> list[str]:
+  """The names of all files but those beside the items: Orbax writes one of them again, and
+  restoring reads none."""
+  checkpoint = pathlib.Path(checkpoint)  # not Orbax's kind of path, which has no such pattern
+  files = sorted(file for file in checkpoint.glob("*/**/*") if file.is_file())
+  return [str(file.relative_to(checkpoint)) for file in files]
 
 
 def find_changed_file(checkpoint: pathlib.Path) -> str | None:
   """The first file that is not as it was written, in words; None if there is none."""
   if not (checkpoint / DIGESTS).is_file():
-    return None  # of an earlier version; Orbax sees what is missing
-  for name, digest in parse_json((checkpoint / DIGESTS).read_bytes()).items():
+    return f"{DIGESTS} is missing"
+  digests = parse_json((checkpoint / DIGESTS).read_bytes())
+  for name, digest in digests.items():
     if not (checkpoint / name).is_file():
       return f"{name} is missing"
     if file_sha256(checkpoint / name) != digest:
       return f"{name} is not as it was written"
+  for name in _files_of_items(checkpoint):
+    if name not in digests:
+      return f"{name} is not in {DIGESTS}"
   return None

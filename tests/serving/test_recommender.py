@@ -1,10 +1,16 @@
 """Recommendations from Python: what comes back, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.artifact import read_artifact, write_artifact
+from mmesid_jax.serving import recommender
+from mmesid_jax.serving.answer import print_recommendations
 from mmesid_jax.serving.recommender import Recommender
+from mmesid_jax.serving.served_model import Options
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +63,32 @@ def test_a_history_longer_than_a_row_is_read_from_its_newest_items(model):
 def test_unknown_items_and_lengths_are_refused(model, history, top_k, says):
   with pytest.raises(UserError, match=says):
     model.recommend([[1], history], top_k=top_k)
+
+
+def test_an_empty_answer_says_why(trained, capsys):
+  everything = " ".join(map(str, range(1, 41)))
+  print_recommendations(trained, "history", everything, Options())
+  assert (
+    "history: nothing is left to recommend; the history holds all 40" in capsys.readouterr().err
+  )
+  print_recommendations(trained, "history", everything, Options(repeat=True))
+  out, err = capsys.readouterr()
+  assert " 10. " in out and not err
+
+
+def test_scores_that_are_not_finite_are_refused(model, monkeypatch):
+  """Also where all numbers of the model are."""
+  for value in (np.nan, np.inf):
+    bad = recommender.TopItems(np.ones((64, 5), np.int32), np.full((64, 5), value, np.float32))
+    monkeypatch.setattr(recommender, "_top_items", lambda *given, **options: bad)  # noqa: B023
+    with pytest.raises(UserError, match="the scores of history 1 are not finite"):
+      model.top_items([[1, 2], [3]], top_k=5)
+
+
+def test_a_model_that_is_not_finite_is_refused(trained, tmp_path):
+  shutil.copy(trained / "config.json", tmp_path)
+  tensors, header = read_artifact(trained / "recommender.safetensors", "recommender")
+  tensors["model.items.identity_ID"] = np.full_like(tensors["model.items.identity_ID"], np.nan)
+  write_artifact(tmp_path / "recommender.safetensors", tensors, header)
+  with pytest.raises(UserError, match="identity_ID holds values that are not finite"):
+    Recommender.load(tmp_path)

@@ -101,7 +101,19 @@ def blot(folder: pathlib.Path) -> None:
   (folder / DIGESTS).write_bytes(b"\xff{")
 
 
-DAMAGES = (flip, truncate, delete, forget, move_in_the_data, empty, blot)
+def forget_only_the_digests(folder: pathlib.Path) -> None:
+  (folder / DIGESTS).unlink()
+
+
+def shorten_the_list(folder: pathlib.Path) -> None:
+  """Without digests a damaged file would be taken as it is."""
+  (folder / DIGESTS).write_text("{}")
+
+
+DAMAGES = (
+  *(flip, truncate, delete, forget, move_in_the_data, empty, blot),
+  *(forget_only_the_digests, shorten_the_list),
+)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
