@@ -10,13 +10,15 @@ folder (`hf download NAME --local-dir MODEL_DIR`) with weights in safetensors; n
 downloaded, and no code that comes with them is run. Needs PyTorch and Pillow: in the clone,
 pip install --editable ".[encode]".
 
-The same command continues a run that was killed, from DIR/text.npy.partial; on the same machine the
-table has the same bytes as that of an uninterrupted run.
+The same command continues a run that was stopped or killed, from DIR/text.npy.partial; on the same
+machine the table has the same bytes as that of an uninterrupted run.
 
-Texts are made from an item's fields by --template. Models: sentence encoders (MiniLM, E5, BGE:
---pooling=cls; decoders: --pooling=last), the text towers of CLIP and SigLIP. Images: their vision
-towers, or plain encoders (ViT, DINOv2). An image is the file that the manifest of fetch_images
-names, or KEY.jpg (.png, ...), or the path under `images` of items.jsonl.
+Texts are made from an item's fields by --template. Models: sentence encoders (MiniLM, E5, BGE), the
+text towers of CLIP and SigLIP. A folder of sentence-transformers is used as its modules.json says:
+pooling, Dense, Normalize, length of texts, default prompt; --pooling replaces the pooling alone.
+Without that file decoders want --pooling=last. Images: vision towers, or plain encoders (ViT,
+DINOv2). An image is the file that the manifest of fetch_images names, or KEY.jpg (.png, ...), or
+the path under `images` of items.jsonl.
 
 Items without text or image, and broken images, get the mean row of the others (--missing=mean) or
 zeros (--missing=zero). They cannot be dropped here, where items have ids already; the command
@@ -34,7 +36,9 @@ import pathlib
 from absl import flags
 
 from mmesid_jax.config import command_line, paths
+from mmesid_jax.config.modality_names import RULE, is_modality_name
 from mmesid_jax.errors import UserError
+from mmesid_jax.features.item_template import DEFAULT_TEMPLATE
 
 DATA = paths.define_path("data", None, "Folder with items.jsonl.")
 MODALITY = flags.DEFINE_string(
@@ -44,7 +48,7 @@ MODEL = paths.define_path("model", None, "Folder of a Hugging Face model.")
 OUTPUT = paths.define_path("output", None, "The .npy file, if not DATA/MODALITY.npy.")
 TEMPLATE = flags.DEFINE_string(
   "template",
-  "Title: {title}. Brand: {brand}. Categories: {categories}",
+  DEFAULT_TEMPLATE,
   "Text of an item; a missing field is left out together with the text before it.",
 )
 MAX_LENGTH = flags.DEFINE_integer(
@@ -59,8 +63,9 @@ KEY = flags.DEFINE_string("key", "key", "Field of items.jsonl that names images.
 POOLING = flags.DEFINE_enum(
   "pooling",
   None,
-  ["mean", "cls", "last", "pooler"],
-  "How token vectors become one; if not given, mean for texts, pooler for images.",
+  ["mean", "cls", "last", "max", "pooler"],
+  "How token vectors become one; if not given, as modules.json says, and without that file mean "
+  "for texts, pooler for images.",
 )
 NORMALIZE = flags.DEFINE_bool("normalize", True, "Give every vector length 1.")
 flags.DEFINE_alias("normalise", "normalize")  # as it was called before
@@ -82,7 +87,7 @@ GROUPS = {
 }
 
 TEXT_FLAGS, IMAGE_FLAGS = ("template", "max_length"), ("images", "key")
-TEXT_POOLINGS, IMAGE_POOLINGS = ("mean", "cls", "last"), ("pooler", "cls", "mean")
+TEXT_POOLINGS, IMAGE_POOLINGS = ("mean", "cls", "last", "max"), ("pooler", "cls", "mean")
 
 
 def main(argv: list[str]) -> None:
@@ -114,8 +119,8 @@ def main(argv: list[str]) -> None:
 def _check_flags() -> None:
   """Raises UserError for flags that do not fit each other."""
   modality = MODALITY.value
-  if not modality.isidentifier():
-    raise UserError(f"--modality={modality}: expected a name of letters, digits and _")
+  if not is_modality_name(modality):
+    raise UserError(f"--modality={modality}: expected {RULE}")
   if modality == "visual" and IMAGES.value is None:
     raise UserError("--images is missing; --modality=visual reads the items' images from a folder")
   if modality == "text" and IMAGES.value is not None:

@@ -77,7 +77,8 @@ def _open(
   sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
   _check_identity(config, path, overwrite)
   workdir = processes.main_first("prepare the data", lambda: open_workdir(config, path))
-  workdir.check_features()
+  if any(stage.reads_features for stage in stages):
+    workdir.check_features()
   for stage in stages:
     stage.check_data(workdir)
   stale = _stale(workdir, stages, overwrite)

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.command_line import nearest_name
+from mmesid_jax.config.modality_names import RULE
 from mmesid_jax.config.schema import FROM_EVENTS, KEYS, flatten, key_row, modalities
 from mmesid_jax.errors import UserError
 
@@ -37,9 +38,7 @@ def _check_ranges(config: ConfigDict, section: str = "") -> None:
       continue
     row = key_row(key)
     if row is None and key.startswith("features."):
-      raise UserError(
-        f"--config.{key}: a name has lower-case letters, digits and _, a letter first"
-      )
+      raise UserError(f"--config.{key}: expected {RULE}")
     if row is None:
       raise UserError(f"--config.{key}: no such key; did you mean {nearest_name(key, list(KEYS))}?")
     numbers = value if isinstance(value, list) else [value]

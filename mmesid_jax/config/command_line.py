@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 import mmesid_jax
 from mmesid_jax.config import process_end
 from mmesid_jax.config.help_page import Groups, help_page
+from mmesid_jax.config.modality_names import RULE, is_modality_name
 from mmesid_jax.config.named_configs import config_file, load_config
 from mmesid_jax.config.paths import expand_paths
 from mmesid_jax.config.schema import add_modalities, flatten
@@ -287,6 +288,9 @@ def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -
     return f"--{CONFIG}.{overrides[0]}: needs --{CONFIG}=FILE"
   keys = list(flat_keys(config)) if config is not None else []
   for key in overrides:
+    section, _, name = key.rpartition(".")
+    if section in ("features", "base.features") and not is_modality_name(name):
+      return f"--{CONFIG}.{key}: expected {RULE}"
     if re.sub(r"\[\d+\]", "", key) not in keys:
       return f"--{CONFIG}.{key}: no such key; did you mean {nearest_name(key, keys)}?"
     if "[" in key and isinstance(error, IndexError):

@@ -4,12 +4,12 @@ To add a key, add a row to KEYS. Defaults, checks, `train --explain` and the doc
 keys follow from it. Keys are read as config.section.name, and set by --config.section.name=value.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from mmesid_jax.config.modality_names import is_modality_name
 from mmesid_jax.config.presets import PRESETS
 from mmesid_jax.config.rules import (
   Rule,
@@ -325,7 +325,8 @@ def key_row(key: str) -> Key | None:
 
   None for a key that does not exist.
   """
-  is_feature_table = re.fullmatch(r"features\.[a-z]\w*", key)
+  section, _, name = key.partition(".")
+  is_feature_table = section == "features" and is_modality_name(name)
   return KEYS.get(key) or (FEATURE_TABLE if is_feature_table else None)
 
 
@@ -363,8 +364,7 @@ def add_modalities(config: object, keys: Sequence[str]) -> None:
   for prefix, holder in (("features.", config), ("base.features.", base)):
     features = holder.get("features") if isinstance(holder, ConfigDict) else None
     for name in (key.removeprefix(prefix) for key in keys if key.startswith(prefix)):
-      is_name = re.fullmatch(r"[a-z]\w*", name) and not hasattr(ConfigDict, name)
-      if isinstance(features, ConfigDict) and is_name and name not in features:
+      if isinstance(features, ConfigDict) and is_modality_name(name) and name not in features:
         with features.unlocked():
           features[name] = FEATURE_TABLE.default
 

@@ -63,7 +63,7 @@ class ImageEncoder:
       import transformers
 
       self._processor = transformers.AutoImageProcessor.from_pretrained(
-        directory, backend="pil", **LOCAL_ONLY
+        self._model.modules.transformer, backend="pil", **LOCAL_ONLY
       )
       blank = import_extra("PIL.Image").new("RGB", (64, 64))
       self.width = self._model(self._process(blank)).shape[1]

@@ -4,8 +4,10 @@ import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 
+DEFAULT_TEMPLATE = "Title: {title}. Brand: {brand}. Categories: {categories}"
 DEFAULT_SEPARATOR = ", "  # between the entries of a list
 
 
@@ -60,15 +62,18 @@ class ItemTemplate:
 def item_texts(items: Sequence[Mapping[str, Any]], template: str) -> list[str | None]:
   """Returns the text of every item, [I]; None for an item that has none of the fields.
 
-  Raises UserError as ItemTemplate does, and for a field that no item has.
+  Raises UserError as ItemTemplate does, and for a field that no item has; of the default template,
+  which nobody chose, one field is enough.
   """
   fill = ItemTemplate(template)
   known = set().union(*items)
-  for name in fill.fields:
-    if name not in known:
-      raise UserError(
-        f"--template={template}: no item has a field {name!r} ({', '.join(sorted(known))})"
-      )
+  unknown = [name for name in fill.fields if name not in known]
+  if unknown and (template != DEFAULT_TEMPLATE or len(unknown) == len(fill.fields)):
+    raise UserError(
+      f"--template={template}: no item has a field {unknown[0]!r} ({', '.join(sorted(known))})"
+    )
+  if unknown:
+    reporter.info(f"no item has a field {' or '.join(unknown)}; texts are made of the others")
   return [fill(item) for item in items]
 
 

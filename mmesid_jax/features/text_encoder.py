@@ -48,14 +48,16 @@ class TextEncoder:
     with explain_load_errors(directory, "tokenizer"):
       import transformers
 
-      self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **LOCAL_ONLY)
+      self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+        self._model.modules.transformer, **LOCAL_ONLY
+      )
     self._tokenizer.padding_side = "right"
     if self._tokenizer.pad_token is None:
       self._tokenizer.pad_token = self._tokenizer.eos_token  # the mask hides it
     self.batch = batch
     self.max_tokens = self._max_length(max_length)
     self.width = self._model(self._pad(self._tokenize(["width"]))).shape[1]
-    self._tokens = self._tokenize(texts)
+    self._tokens = self._tokenize([self._model.modules.prompt + text for text in texts])
     lengths = np.array([len(tokens) for tokens in self._tokens])
     self.order = np.argsort(-lengths, kind="stable")
     self.work, self.unit = lengths[self.order], "tokens"
@@ -91,6 +93,8 @@ class TextEncoder:
     with reporter.progress(label="tokenize", total=len(texts), unit="texts") as bar:
       for at in range(0, len(texts), CHUNK_TEXTS):
         chunk = list(texts[at : at + CHUNK_TEXTS])
+        if self._model.modules.lower_case:
+          chunk = [text.lower() for text in chunk]
         ids = self._tokenizer(chunk, truncation=True, max_length=self.max_tokens)["input_ids"]
         tokens += [np.array(text_ids, np.int32) for text_ids in ids]
         bar.update(len(chunk))
@@ -104,6 +108,9 @@ class TextEncoder:
       raise UserError(
         f"--max_length={asked}: {self._model.directory} reads at most {limit} tokens of a text"
       )
+    stated = self._model.modules.max_tokens
+    if asked is None and stated is not None:
+      return min(limit, stated)
     if asked is None and limit > 1 << 24:
       raise UserError(f"{self._model.directory}: states no maximum length; give --max_length")
     return asked or limit

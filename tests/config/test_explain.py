@@ -119,6 +119,10 @@ def test_a_modality_may_have_any_name_and_other_names_stay_mistakes():
   result = run_train(*command, "--config.features.audio=audio.npy")
   assert result.returncode == 0, result.stderr
   assert "\n* features.audio = audio.npy\n" in result.stdout
-  for key in ("feature.audio", "features.a.b", "features.update", "features.Audio-1", "audio"):
+  mistakes = dict.fromkeys(("feature.audio", "features.a.b", "audio"), "no such key")
+  mistakes |= dict.fromkeys(
+    ("features.update", "features.Audio-1"), "expected a name of lower-case"
+  )
+  for key, message in mistakes.items():
     result = run_train(*command, f"--config.{key}=audio.npy")
-    assert result.returncode == 2 and "no such key" in result.stderr, key
+    assert result.returncode == 2 and f"--config.{key}: {message}" in result.stderr, key

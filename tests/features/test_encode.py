@@ -21,7 +21,9 @@ def test_flags_that_do_not_fit_are_refused():
 def test_a_modality_may_have_any_name(more):
   line = refused("encode", DATA, MODEL, "--modality=audio_2", *more)
   assert "nowhere/items.jsonl: no such file" in line  # the flags were accepted
-  assert "expected a name of letters" in refused("encode", DATA, MODEL, "--modality=a/b", *more)
+  for name in ("a/b", "Audio", "items", "train"):  # configurations could not name them
+    line = refused("encode", DATA, MODEL, f"--modality={name}", *more)
+    assert f"--modality={name}: expected a name of lower-case letters" in line
 
 
 def test_images_decide_what_a_modality_of_any_name_encodes():

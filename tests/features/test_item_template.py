@@ -1,7 +1,7 @@
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.item_template import ItemTemplate, item_texts
+from mmesid_jax.features.item_template import DEFAULT_TEMPLATE, ItemTemplate, item_texts
 
 SHIRT = {"title": "Shirt", "brand": "Oak", "categories": ["Clothes", "Shirts"], "price": 3.5}
 LABELS = "Title: {title}. Brand: {brand}. Categories: {categories}"
@@ -40,3 +40,14 @@ def test_a_field_that_no_item_has_is_refused_with_a_list_of_fields(name):
   with pytest.raises(UserError, match="no item has a field .*brand, categories, price, title"):
     item_texts([SHIRT], f"{{{name}}}")
   assert item_texts([SHIRT | {"brand": None}], "{title} {brand}") == ["Shirt"]
+
+
+def test_the_default_template_takes_the_fields_that_there_are(capsys):
+  assert item_texts([{"title": "Cup"}, {"title": None}], DEFAULT_TEMPLATE) == ["Title: Cup", None]
+  assert "no item has a field brand or categories; texts are made of the others" in (
+    capsys.readouterr().out
+  )
+  with pytest.raises(UserError, match="no item has a field 'title' \\(name\\)"):
+    item_texts([{"name": "Cup"}], DEFAULT_TEMPLATE)
+  with pytest.raises(UserError, match="no item has a field 'brand'"):
+    item_texts([{"title": "Cup"}], "{title} {brand}")  # somebody chose it
