@@ -55,7 +55,7 @@ def run_pipeline(
   """
   start = time.monotonic()
   check_config(config)
-  stages = [stage for name, stage in STAGES.items() if name in config.stages]
+  stages = [s for name, s in STAGES.items() if name in config.stages and s.applies(config)]
   with use_mesh(mesh_from_config(config.mesh)), lock_folder(path):
     workdir = _open(config, path, stages, overwrite)
     for number, stage in enumerate(stages, 1):

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from mmesid_jax import pipeline
-from mmesid_jax.config.schema import default_config
+from mmesid_jax.config.schema import TRAINED, default_config
 
 ON_GPU = os.environ.get("JAX_PLATFORMS") == "cuda"  # as `make gpu` says
 
@@ -21,7 +21,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
 
-TINY = {  # every stage in seconds
+TINY = {  # every trained stage in seconds
+  "stages": TRAINED,
   "data.source": "synthetic",
   "data.synthetic.num_users": 60,
   "data.synthetic.num_items": 40,

@@ -27,7 +27,8 @@ from mmesid_jax.config.rules import (
 from mmesid_jax.errors import UserError
 from mmesid_jax.parallel.mesh_axes import MESH_AXES
 
-STAGES = ("collaborative", "semantic_ids", "recommender")  # these run unless others are named
+TRAINED = ("collaborative", "semantic_ids", "recommender")  # stages with a training loop
+STAGES = ("counts", "content", *TRAINED)  # these run unless others are named
 BASELINES = ()  # stages that run only where config.stages names them
 FROM_EVENTS = "collaborative"  # the modality that an item has only once somebody has met it
 PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
@@ -133,6 +134,9 @@ KEYS: Mapping[str, Key] = {
     meaning="Table of text vectors, one row for each item; empty = no such modality."),
   "features.visual": FEATURE_TABLE._replace(
     meaning="Table of image vectors, one row for each item; empty = no such modality."),
+
+  "counts.followers": Key(512, whole(1, 2**16),
+    "Followers that the baseline of counts keeps of each item, the most frequent.", added=True),
 
   "collaborative.width": Key(128, whole(1, 2**17),
     "Width of SASRec: of its item vectors and hidden states."),
@@ -297,7 +301,7 @@ KEYS: Mapping[str, Key] = {
   **{
     f"run.steps_at_once.{stage}": Key(steps, whole(1, 2**16),
       "Steps that go to the device in one call; more than 1 where the call itself takes longer.")
-    for stage, steps in {**dict.fromkeys((*STAGES, *BASELINES), 1), "semantic_ids": 8}.items()
+    for stage, steps in {**dict.fromkeys((*TRAINED, *BASELINES), 1), "semantic_ids": 8}.items()
   },
   "run.compilation_cache": Key(True, true_or_false(),
     "Keep slow compilations in the workdir, or where JAX_COMPILATION_CACHE_DIR says."),

@@ -123,9 +123,17 @@ def popularity(dataset: Dataset) -> np.ndarray:
 
   This is q_i in MME-SID's frequency-aware fusion. Validation and test targets are not counted.
   """
+  items, _ = training_events(dataset)
+  return np.bincount(items, minlength=dataset.num_items + 1)
+
+
+def training_events(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+  """Items int32 [E] and user rows int32 [E] of all events of the training parts, users one after
+  another, oldest event first."""
   position = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], dataset.lengths)
   trained = position < np.repeat(dataset.train_lengths, dataset.lengths)
-  return np.bincount(dataset.items[trained], minlength=dataset.num_items + 1)
+  user_E = np.repeat(np.arange(len(dataset), dtype=np.int32), dataset.lengths)
+  return dataset.items[trained], user_E[trained]
 
 
 def prepare_dataset(

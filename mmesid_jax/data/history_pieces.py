@@ -100,12 +100,15 @@ def describe_cuts(counts: PieceCounts, key: str) -> str | None:
   )
 
 
-def evaluation_pieces(dataset: Dataset, layout: Layout, split: str) -> Pieces:
+def evaluation_pieces(dataset: Dataset, layout: Layout, split: str, most_users: int = 0) -> Pieces:
   """One piece per user with a target in `split` ("valid" or "test").
 
-  A history that does not fit is cut to its newest items.
+  A history that does not fit is cut to its newest items. most_users: takes only this number of
+  users, evenly spread; 0 = all.
   """
   users = evaluated_users(dataset, split)
+  if 0 < most_users < len(users):
+    users = users[np.arange(most_users) * len(users) // most_users]
   stop = dataset.split.targets[split][users] + 1
   start = np.maximum(0, stop - 1 - layout.longest_history)
   return Pieces(users, start, stop, stop - 1)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,30 @@ from mmesid_jax.data.batches import batch_pieces
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.history_pieces import evaluation_pieces
 from mmesid_jax.data.packing import Batch
-from mmesid_jax.data.row_layout import Layout, with_rows_for
+from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.evaluation.metrics import UNMASKED, catalogue_summary
 from mmesid_jax.evaluation.ranking import PROTOCOLS, summarize_ranks, target_ranks, top_items
-from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.parallel.sharding import constrain, device_put_batch, shard_count
 
 NEVER = np.iinfo(np.int32).max  # the place of an item that is in no user's list
 
 
-class SequenceModel(Protocol):
-  """A model that can be evaluated, such as SASRec and the recommender."""
+class RankingModel(Protocol):
+  """A model that can be evaluated.
 
-  num_items: int  # item_vectors has padding in row 0 and in the rows after these
+  score_batch(batch, catalogue) gives scores [Q, I], with padding in column 0 and in the columns
+  after num_items; catalogue() computes once what is equal for all batches.
+  """
+
+  num_items: int
+
+  def catalogue(self) -> Any: ...
+  def score_batch(self, batch: Batch, catalogue: Any) -> jax.Array: ...
+
+
+class SequenceModel(RankingModel, Protocol):
+  """A model whose scores are products of states and item vectors: SASRec, the recommender."""
 
   def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array: ...
   def item_vectors(self) -> jax.Array: ...
@@ -46,6 +56,11 @@ def item_vectors(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
   return nnx.merge(graph, state).item_vectors()
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _catalogue(graph: nnx.GraphDef, state: nnx.State) -> Any:
+  return nnx.merge(graph, state).catalogue()
+
+
 def _rank(score_QI, target_Q, history_QH, length: int, num_items: int | None = None):
   """Ranks [Q] of both protocols, and lists [Q, A] of both, () for length 0."""
   ranks = target_ranks(score_QI, target_Q, history_QH, num_items)
@@ -58,13 +73,13 @@ def _rank(score_QI, target_Q, history_QH, length: int, num_items: int | None = N
 def _model_ranks(
   graph: nnx.GraphDef,
   state: nnx.State,
-  item_ID: jax.Array,
+  catalogue: Any,
   batch: Batch,
   history_QH: jax.Array,
   length: int,
 ):
   model = nnx.merge(graph, state)
-  score_QI = Scorer((model.hidden(batch),), (item_ID,)).score_all()
+  score_QI = model.score_batch(batch, catalogue)
   return _rank(score_QI, batch.target_Q, history_QH, length, model.num_items)
 
 
@@ -84,20 +99,34 @@ def _fixed_ranks(score_I: jax.Array, target_Q: jax.Array, history_QH: jax.Array,
   return _rank(score_QI, target_Q, history_QH, length)
 
 
+def _with_narrow_histories(batch: Batch, order_U: np.ndarray) -> Batch:
+  """The batch with its pieces numbered as before they were put in order, and with no more columns
+  of histories than they need, up to the next power of two, so that few shapes are compiled."""
+  piece_Q = np.where(batch.piece_Q < 0, -1, order_U[batch.piece_Q]).astype(np.int32)
+  used = int((batch.history_QX > 0).sum(1).max(initial=0))
+  history_QX = batch.history_QX[:, : 1 << max(used - 1, 0).bit_length()]
+  return batch._replace(piece_Q=piece_Q, history_QX=history_QX)
+
+
 class Evaluator:
   """The batches of a split, "valid" or "test", made once; any number of models can be evaluated.
 
   Of the layout, only the length of a row and the targets of a batch count: there are as many rows
   as these users need. A history longer than a row is cut to its newest items; the mask always holds
-  the whole history.
+  the whole history. most_users: takes only this number of users, evenly spread; 0 = all.
   """
 
-  def __init__(self, dataset: Dataset, layout: Layout, split: str):
+  def __init__(self, dataset: Dataset, layout: Layout, split: str, *, most_users: int = 0):
     self.num_items = dataset.num_items
-    self.pieces = evaluation_pieces(dataset, layout, split)
+    self.pieces = evaluation_pieces(dataset, layout, split, most_users)
     layout = with_rows_for(layout, self.pieces, shard_count("batch"))
-    self._batches = list(batch_pieces(dataset, self.pieces, layout))
     lengths = self.pieces.stop - 1
+    # Batches that list histories hold users with histories of about the same length.
+    order_U = np.argsort(lengths, kind="stable") if layout.history else np.arange(len(self.pieces))
+    ordered = Pieces(*(column[order_U] for column in self.pieces))
+    self._batches = [
+      _with_narrow_histories(batch, order_U) for batch in batch_pieces(dataset, ordered, layout)
+    ]
     self._history_UH = np.zeros((len(self.pieces), int(lengths.max(initial=1))), np.int32)
     for row, (user, length) in enumerate(zip(self.pieces.user, lengths, strict=True)):
       self._history_UH[row, :length] = dataset.sequence(user)[:length]
@@ -105,13 +134,13 @@ class Evaluator:
   def __len__(self) -> int:
     return len(self.pieces)
 
-  def model_ranking(self, model: SequenceModel, length: int = 0) -> Ranking:
+  def model_ranking(self, model: RankingModel, length: int = 0) -> Ranking:
     """Ranks of the targets; with length > 0 also the items' places in lists of that length."""
     place_model(model)
     graph, state = nnx.split(model)  # once: taking a model apart costs more than a small batch
-    item_ID, length = item_vectors(graph, state), min(length, self.num_items)
+    catalogue, length = _catalogue(graph, state), min(length, self.num_items)
     return self._ranking(
-      lambda batch, history_QH: _model_ranks(graph, state, item_ID, batch, history_QH, length)
+      lambda batch, history_QH: _model_ranks(graph, state, catalogue, batch, history_QH, length)
     )
 
   def fixed_ranking(self, score_I: np.ndarray, length: int = 0) -> Ranking:
@@ -121,7 +150,7 @@ class Evaluator:
       lambda batch, history_QH: _fixed_ranks(score_I, batch.target_Q, history_QH, length)
     )
 
-  def model_ranks(self, model: SequenceModel) -> dict[str, np.ndarray]:
+  def model_ranks(self, model: RankingModel) -> dict[str, np.ndarray]:
     """protocol -> int32 [U], users in the data set's order."""
     return self.model_ranking(model).rank_U
 
@@ -156,7 +185,7 @@ class Evaluator:
 
     return self._ranking(rank).rank_U
 
-  def metrics(self, model: SequenceModel, cutoffs: Sequence[int]) -> dict[str, float]:
+  def metrics(self, model: RankingModel, cutoffs: Sequence[int]) -> dict[str, float]:
     """Means for selection: masked ones as "HR@5", unmasked ones as "unmasked/HR@5"."""
     rank_U = self.model_ranks(model)
     prefixes = {"masked": "", "unmasked": UNMASKED}

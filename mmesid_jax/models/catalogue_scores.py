@@ -5,7 +5,23 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from mmesid_jax.data.packing import Batch
 from mmesid_jax.parallel.sharding import constrain, lookup_rows
+
+
+class ProductScores:
+  """A model whose scores are products of its hidden states and one vector per item; a mixin.
+
+  It has hidden(batch) -> [Q, D] and item_vectors() -> [I, D].
+  """
+
+  def catalogue(self) -> jax.Array:
+    """The part of `score_batch` that is equal for all batches, [I, D]."""
+    return self.item_vectors()
+
+  def score_batch(self, batch: Batch, catalogue: jax.Array) -> jax.Array:
+    """Scores [Q, I] of all items for the batch's targets."""
+    return Scorer((self.hidden(batch),), (catalogue,)).score_all()
 
 
 def candidate_mask(columns: int, num_items: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
-from mmesid_jax.models.catalogue_scores import Scorer
+from mmesid_jax.models.catalogue_scores import ProductScores, Scorer
 from mmesid_jax.models.layers.attention import attention
 from mmesid_jax.models.layers.linear import Linear, dropout, split_key
 from mmesid_jax.models.packed_rows import group_count, read_targets, visibility_mask
@@ -37,7 +37,7 @@ class Block(nnx.Module):
     return x_RTD + dropout(self.down(h_RTD), self.rate, keys[2])
 
 
-class SASRec(nnx.Module):
+class SASRec(ProductScores, nnx.Module):
   """Next-item model over `num_items` items.
 
   Args:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.models import fusion
-from mmesid_jax.models.catalogue_scores import Scorer
+from mmesid_jax.models.catalogue_scores import ProductScores, Scorer
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.linear import dropout, split_key
 from mmesid_jax.models.llama import Llama, LlamaConfig
@@ -17,7 +17,7 @@ from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.parallel.variables import Pretrained
 
 
-class RecommenderModel(nnx.Module):
+class RecommenderModel(ProductScores, nnx.Module):
   """Reads a prompt, one token per item, and response tokens after every target's history.
 
   Args:

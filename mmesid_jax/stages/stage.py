@@ -33,11 +33,16 @@ class Stage:
   config_keys: ClassVar[tuple[str, ...]] = ()
   model_name: ClassVar[str | None] = None
   reads_features: ClassVar[bool] = True  # whether its artifact depends on the feature tables
+  is_random: ClassVar[bool] = True  # whether its artifact depends on the seed
   folders: ClassVar[tuple[str, ...]] = ()  # what it writes beside its artifact
 
   def upstream(self, config: ConfigDict) -> tuple["Stage", ...]:
     """The stages whose artifacts this one reads under `config`."""
     return ()
+
+  def applies(self, config: ConfigDict) -> bool:
+    """Whether there is anything for the stage to do under `config`."""
+    return True
 
   def check(self, config: ConfigDict) -> None:
     """Raises UserError where the mesh of the context does not divide the stage's sizes."""
@@ -65,7 +70,7 @@ class Stage:
     """sha256 of everything that the artifact depends on: data, features, configuration, upstream
     artifacts and `further_inputs`."""
     config = workdir.config
-    keys = ("seed", f"{self.name}.", *self.config_keys)
+    keys = (*(("seed",) if self.is_random else ()), f"{self.name}.", *self.config_keys)
     parts = {
       "schema": artifact.SCHEMA,
       "stage": self.name,

@@ -53,12 +53,15 @@ class Workdir:
         digests[modality] = file_sha256(self.feature_dir / source)
     return digests
 
-  def features(self, *, mapped: bool = False) -> dict[str, np.ndarray]:
+  def features(
+    self, *, mapped: bool = False, names: Sequence[str] | None = None
+  ) -> dict[str, np.ndarray]:
     """modality -> float32 [I, V], row 0 zero. mapped: memory maps in the files' own type where
-    `open_features` can. Raises UserError for a table that does not fit."""
+    `open_features` can. names: some of the modalities; None = all that have a source. Raises
+    UserError for a table that does not fit."""
     read_table = open_features if mapped else read_features
     tables = {}
-    for modality in modalities(self.config):
+    for modality in modalities(self.config) if names is None else names:
       source = self.config.features[modality]
       if source == OWN_VECTORS:
         found, _ = artifact.read_artifact(self.artifact("collaborative"), "collaborative")

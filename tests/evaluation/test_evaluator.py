@@ -10,12 +10,13 @@ from mmesid_jax.data.dataset import prepare_dataset
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.evaluation.evaluator import NEVER, Evaluator, summarize_ranking
 from mmesid_jax.evaluation.ranking import PROTOCOLS, top_items
+from mmesid_jax.models.catalogue_scores import ProductScores
 from mmesid_jax.parallel.mesh import make_mesh, use_mesh
 
 ITEMS, LENGTH, WIDTH = 23, 6, 3
 
 
-class LastItem(nnx.Module):
+class LastItem(ProductScores, nnx.Module):
   """Scores by the dot product with the newest item."""
 
   num_items = ITEMS
