@@ -17,6 +17,7 @@ from mmesid_jax.hf.safetensors_dir import Checkpoint
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
+INCOMPLETE = f"{MODULES} names it: download the whole directory"
 TRANSFORMERS = ("Transformer", "CLIPModel")
 # Modes of Pooling, in the order in which several are concatenated, and their names here.
 POOLINGS = {
@@ -174,7 +175,7 @@ def _folder(file: Path, module: Mapping[str, Any]) -> Path:
 
 def _read_pooling(file: Path) -> tuple[str, bool]:
   """Returns the pooling, known or not, and whether the tokens of a prompt take part in it."""
-  config = read_json_object(file)
+  config = read_json_object(file, missing=INCOMPLETE)
   modes = config.get("pooling_mode")
   if modes is None:
     named = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
@@ -187,7 +188,7 @@ def _read_pooling(file: Path) -> tuple[str, bool]:
 
 
 def _read_dense(folder: Path) -> Dense:
-  config = read_json_object(folder / "config.json")
+  config = read_json_object(folder / "config.json", missing=INCOMPLETE)
   _require_sentence_vectors(folder / "config.json")
   if config.get("use_residual"):
     raise UserError(f"{folder / 'config.json'}: use_residual is not implemented")

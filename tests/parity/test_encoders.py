@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import time
 
@@ -236,10 +237,10 @@ def test_models_that_cannot_be_trusted_or_are_not_whole_are_refused(mini_lm, tmp
       text(tmp_path, model)
 
   refused("model: no such directory")
-  model.mkdir()
-  for file in mini_lm.glob("*.*"):
-    if file.is_file():
-      (model / file.name).write_bytes(file.read_bytes())
+  shutil.copytree(mini_lm, model)
+  (model / "1_Pooling").rename(model / "elsewhere")
+  refused("1_Pooling/config.json: no such file; modules.json names it: download the whole")
+  (model / "elsewhere").rename(model / "1_Pooling")
   config = json.loads((model / "config.json").read_text())
 
   def refused_config(message, **changes):
