@@ -70,6 +70,7 @@ TESTS = {
     *("models/layers/test_weight_quantization.py", "hf/test_llama_weights.py"),
   ),
   "models/llama.py": (
+    "models/test_rope.py",
     "models/test_dropout_keys.py",
     "hf/test_llama_weights.py",
     "models/test_memory.py",
