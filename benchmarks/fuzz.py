@@ -233,6 +233,7 @@ def main(argv: list[str]) -> None:
   for finding in fuzz(SEED.value, READER.value, numbers, counts):
     found += 1
     print(f"input {finding.number}, {finding.reader}: {finding.text}", flush=True)
+    reporter.mute()  # what making the whole files says
     inputs = inputs or load_inputs(SEED.value, READER.value)
     for name, content in inputs.make(finding.number)[1].items():
       path = output / str(finding.number) / name
