@@ -327,9 +327,13 @@ def _checkpoints() -> list[Reader]:
 
 def _of_a_workdir() -> list[Reader]:
   """What a run leaves: configuration, artifacts, checkpoints, ranks, results, logs."""
-  config = default_config().to_json_best_effort().encode()
-  header = {"mmesid": json.dumps({"schema": artifact.SCHEMA, "stage": "recommender"})}
-  whole = safetensors.numpy.save({"a.b": X, "c": X}, header)
+  settings = default_config()
+  settings.data.dir = "somewhere"
+  config = settings.to_json_best_effort().encode()
+  with tempfile.TemporaryDirectory() as name:
+    file = pathlib.Path(name) / "a.safetensors"
+    artifact.write_artifact(file, {"a.b": X, "c": X}, {"stage": "recommender"})
+    whole = file.read_bytes()
   result = _json({key: 1 for key in ablation_table.KEYS})
   settings = _json({provenance.MADE_FROM: {"a": 1}})
 
