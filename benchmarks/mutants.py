@@ -40,6 +40,7 @@ CODES = ("models/test_residual_quantizer.py", "models/test_mm_rqvae.py")
 TESTS = {
   "data/split.py": ("data/test_split.py", "data/test_dataset.py", "test_temporal_split.py"),
   "data/packing.py": ("data/test_packing.py", "data/test_batches.py", *ROWS),
+  "data/transitions.py": ("data/test_transitions.py",),
   "data/row_layout.py": ("data/test_packing.py", "data/test_batches.py", *ROWS),
   "data/history_pieces.py": ("data/test_packing.py", "data/test_split.py", *ROWS),
   "ingest/filters.py": ("ingest/test_filters.py", "ingest/test_events.py"),
@@ -52,6 +53,7 @@ TESTS = {
   "losses/info_nce.py": ("losses/test_info_nce.py", "models/test_mm_rqvae.py"),
   "losses/semantic_id_loss.py": ("models/test_mm_rqvae.py", "stages/test_semantic_id_stage.py"),
   "models/catalogue_scores.py": ("models/test_catalogue_scores.py", "models/test_fusion.py"),
+  "models/evidence.py": ("models/test_evidence.py", "stages/test_evidence_stages.py"),
   "models/extend_catalogue.py": ("models/test_extend_catalogue.py", "test_new_items.py"),
   "models/flops.py": ("models/test_flops.py",),
   "models/fsq.py": ("models/test_fsq.py",),

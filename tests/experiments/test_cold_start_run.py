@@ -98,6 +98,6 @@ def test_the_command_refuses_an_impossible_fraction_in_one_line(trained, tmp_pat
     "--config=configs/beauty.py",
     f"--config.data.dir={trained / 'synthetic'}",
     f"--workdir={tmp_path}",
-    "--fraction=0.001",
+    "--fraction=0",
   )
-  assert "--fraction=0.001: of 40 items" in line
+  assert "--fraction=0.0: of 40 items" in line
