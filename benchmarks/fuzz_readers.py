@@ -326,7 +326,7 @@ def _checkpoints() -> list[Reader]:
 
 
 def _of_a_workdir() -> list[Reader]:
-  """What a run leaves: configuration, artifacts, checkpoints, ranks, results, logs."""
+  """The files of a finished run: configuration, artifacts, checkpoints, ranks, results, logs."""
   settings = default_config()
   settings.data.dir = "somewhere"
   config = settings.to_json_best_effort().encode()

@@ -28,24 +28,29 @@ def train(workdir: pathlib.Path, data: pathlib.Path, *more: str) -> tuple[str, .
   )
 
 
+def run_code(*lines: str) -> str:
+  """The output of a Python program, which must succeed."""
+  done = subprocess.run(
+    [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
 def test_every_command_explains_itself():
   """First line, two examples with flags that exist, every flag in a group, jax not loaded."""
-  code = "\n".join(
-    [
-      "import os, sys",
-      "from mmesid_jax.__main__ import COMMANDS, main",
-      "for name in COMMANDS:",
-      "  print(chr(0) + name, flush=True)",
-      "  if not os.fork():",
-      "    sys.argv[1:] = [name, '-h']",
-      "    try: main()",
-      "    finally: assert 'jax' not in sys.modules and 'numpy' not in sys.modules",
-      "  assert os.wait()[1] == 0, name",
-    ]
+  output = run_code(
+    "import os, sys",
+    "from mmesid_jax.__main__ import COMMANDS, main",
+    "for name in COMMANDS:",
+    "  print(chr(0) + name, flush=True)",
+    "  if not os.fork():",
+    "    sys.argv[1:] = [name, '-h']",
+    "    try: main()",
+    "    finally: assert 'jax' not in sys.modules and 'numpy' not in sys.modules",
+    "  assert os.wait()[1] == 0, name",
   )
-  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  pages = dict(page.split("\n", 1) for page in done.stdout.split("\0")[1:])
+  pages = dict(page.split("\n", 1) for page in output.split("\0")[1:])
   assert [*pages] == [*COMMANDS]
   for name, page in pages.items():
     first, _, rest = page.partition("\n\nExamples:\n")
@@ -65,29 +70,23 @@ def test_every_command_explains_itself():
 
 def test_every_number_flag_has_a_finite_range():
   """nan and infinity are refused for all flags together, see tests/config/test_command_line.py."""
-  code = "\n".join(
-    [
-      "import importlib, math, os",
-      "from absl import flags",
-      "from mmesid_jax.__main__ import COMMANDS",
-      "for command in COMMANDS:",
-      "  if not os.fork():",
-      "    importlib.import_module('mmesid_jax.' + command)",
-      "    for module, own in flags.FLAGS.flags_by_module_dict().items():",
-      "      for flag in own if module.startswith('mmesid_jax.') else ():",
-      "        if isinstance(flag.parser, flags.IntegerParser | flags.FloatParser):",
-      "          bounds = flag.parser.lower_bound, flag.parser.upper_bound",
-      "          assert all(b is not None and math.isfinite(b) for b in bounds), flag.name",
-      "          print(command, flag.name, flush=True)",
-      "    os._exit(0)",
-      "  assert os.wait()[1] == 0, command",
-    ]
+  output = run_code(
+    "import importlib, math, os",
+    "from absl import flags",
+    "from mmesid_jax.__main__ import COMMANDS",
+    "for command in COMMANDS:",
+    "  if not os.fork():",
+    "    importlib.import_module('mmesid_jax.' + command)",
+    "    for module, own in flags.FLAGS.flags_by_module_dict().items():",
+    "      for flag in own if module.startswith('mmesid_jax.') else ():",
+    "        if isinstance(flag.parser, flags.IntegerParser | flags.FloatParser):",
+    "          bounds = flag.parser.lower_bound, flag.parser.upper_bound",
+    "          assert all(b is not None and math.isfinite(b) for b in bounds), flag.name",
+    "          print(command, flag.name, flush=True)",
+    "    os._exit(0)",
+    "  assert os.wait()[1] == 0, command",
   )
-  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  assert {"fetch_images timeout", "recommend top_k", "train processes"} <= {
-    *done.stdout.splitlines()
-  }
+  assert {"fetch_images timeout", "recommend top_k", "train processes"} <= {*output.splitlines()}
 
 
 def test_the_commands_are_listed_and_run_by_name():

@@ -45,17 +45,22 @@ def local_path(text: str) -> str:
   return expanded
 
 
+def _local_paths(text: str) -> str:
+  return ",".join(map(local_path, text.split(",")))
+
+
 def expand_paths(config: ConfigDict) -> None:
   """Applies `local_path` to all keys that hold paths. Raises UserError, which names the key."""
   for key, value in flatten(config).items():
     name = re.sub(r"^(base|variants\.[^.]+)\.", "", key)  # of a configuration of ablations
-    if not isinstance(value, str) or not (name in LOCATIONS or name.startswith("features.")):
-      if key not in FILE_LISTS:
-        continue
+    if key in FILE_LISTS:
+      expand = _local_paths
+    elif isinstance(value, str) and (name in LOCATIONS or name.startswith("features.")):
+      expand = local_path
+    else:
+      continue
     try:
-      paths = (
-        ",".join(map(local_path, value.split(","))) if key in FILE_LISTS else local_path(value)
-      )
+      paths = expand(value)
     except ValueError as error:
       raise UserError(f"--config.{key}={value}: {error}") from None
     if paths != value:

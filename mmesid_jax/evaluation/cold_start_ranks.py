@@ -12,7 +12,7 @@ from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.held_out_items import Cases
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.display import reporter
-from mmesid_jax.evaluation.evaluator import SequenceModel, item_vectors
+from mmesid_jax.evaluation.evaluator import RankingModel, model_catalogue
 from mmesid_jax.evaluation.metrics import user_values
 from mmesid_jax.evaluation.ranking import target_ranks
 
@@ -39,13 +39,13 @@ def cold_ranks(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
-def _model_ranks(graph, state, item_ID, batch, item_Q, had_QX, warm: int):
-  h_QD = nnx.merge(graph, state).hidden(batch)
-  return cold_ranks(h_QD @ item_ID.T, item_Q, had_QX, warm)
+def _model_ranks(graph, state, catalogue, batch, item_Q, had_QX, warm: int):
+  score_QI = nnx.merge(graph, state).score_batch(batch, catalogue)
+  return cold_ranks(score_QI, item_Q, had_QX, warm)
 
 
 def model_ranks(
-  model: SequenceModel, cases: Cases, layout: Layout, warm: int
+  model: RankingModel, cases: Cases, layout: Layout, warm: int
 ) -> dict[str, np.ndarray]:
   """candidates -> int32 [Q], ranks by a model whose items above `warm` are the cold ones.
 
@@ -59,12 +59,12 @@ def model_ranks(
   stop = np.array([len(x) for x in sequences])
   pieces = Pieces(np.arange(len(cases)), np.zeros_like(stop), stop, stop - 1)
   graph, state = nnx.split(model)
-  item_ID = item_vectors(graph, state)
+  catalogue = model_catalogue(graph, state)
   ranks = {name: np.zeros(len(cases), np.int32) for name in CANDIDATES}
   with reporter.progress(label="cold items", total=len(cases), unit="targets") as bar:
     for batch in batch_sequences(sequences, with_rows_for(layout, pieces), (stop - 1).tolist()):
       used_Q, had_QX = batch.weight_Q > 0, cases.had_QX[np.maximum(batch.piece_Q, 0)]
-      of_batch = _model_ranks(graph, state, item_ID, batch, batch.target_Q, had_QX, warm)
+      of_batch = _model_ranks(graph, state, catalogue, batch, batch.target_Q, had_QX, warm)
       for name, rank_Q in zip(CANDIDATES, jax.device_get(of_batch), strict=True):
         ranks[name][batch.piece_Q[used_Q]] = rank_Q[used_Q]
       bar.update(int(used_Q.sum()))

@@ -51,13 +51,8 @@ class Ranking(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def item_vectors(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
-  """[I, D], the item vectors of a SequenceModel that nnx.split took apart."""
-  return nnx.merge(graph, state).item_vectors()
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _catalogue(graph: nnx.GraphDef, state: nnx.State) -> Any:
+def model_catalogue(graph: nnx.GraphDef, state: nnx.State) -> Any:
+  """catalogue() of a model that nnx.split took apart; of a SequenceModel its vectors [I, D]."""
   return nnx.merge(graph, state).catalogue()
 
 
@@ -138,7 +133,7 @@ class Evaluator:
     """Ranks of the targets; with length > 0 also the items' places in lists of that length."""
     place_model(model)
     graph, state = nnx.split(model)  # once: taking a model apart costs more than a small batch
-    catalogue, length = _catalogue(graph, state), min(length, self.num_items)
+    catalogue, length = model_catalogue(graph, state), min(length, self.num_items)
     return self._ranking(
       lambda batch, history_QH: _model_ranks(graph, state, catalogue, batch, history_QH, length)
     )
@@ -167,7 +162,7 @@ class Evaluator:
       h_QD = jax.device_get(_hidden(graph, state, device_put_batch(batch)))
       h_by_user |= {int(u): h_QD[q] for q, u in enumerate(batch.piece_Q) if batch.weight_Q[q] > 0}
     h_UD = np.stack([h_by_user[user] for user in range(len(self.pieces))])
-    whole_ID = jax.jit(lambda x_ID: constrain(x_ID, None, None))(item_vectors(graph, state))
+    whole_ID = jax.jit(lambda x_ID: constrain(x_ID, None, None))(model_catalogue(graph, state))
     return h_UD, jax.device_get(whole_ID)[: model.num_items + 1]
 
   def summed_ranks(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.evaluator import item_vectors
+from mmesid_jax.evaluation.evaluator import model_catalogue
 from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.models.fusion import score_contributions
 from mmesid_jax.models.sequence_recommender import RecommenderModel
@@ -118,7 +118,7 @@ class Recommender:
     placed = nnx.clone(model)  # shares the arrays; items are added to `model`
     place_model(placed)
     self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
-    self._item_ID = item_vectors(self._graph, self._state)
+    self._item_ID = model_catalogue(self._graph, self._state)
 
   @classmethod
   def load(

@@ -1,7 +1,7 @@
 """Two baselines that count and compare instead of being trained: counts, and counts with content.
 
 Each chooses its settings on validation items by the same search and writes one artifact, which
-holds the tables and, in its header, the settings with the metric of each that was tried.
+holds the tables and, in its header, the chosen settings, their metric, and how many were tried.
 """
 
 import functools

@@ -15,6 +15,7 @@ from mmesid_jax.evaluation.cold_start_ranks import (
 )
 from mmesid_jax.evaluation.metrics import user_values
 from mmesid_jax.evaluation.ranking import summarize_ranks
+from mmesid_jax.models.catalogue_scores import ProductScores
 
 WARM, COLD, V = 30, 8, 5
 
@@ -52,7 +53,7 @@ def assert_ranks(found, expected):
     np.testing.assert_array_equal(found[name], rank_Q, err_msg=name)
 
 
-class LastItem(nnx.Module):
+class LastItem(ProductScores, nnx.Module):
   """Scores by the dot product with the newest item, and none for an empty history."""
 
   def __init__(self, x_IV):

@@ -123,7 +123,7 @@ def test_commitment_of_the_first_level_alone_is_the_released_code(quantizer, z):
 
 
 def _residuals(z, books):
-  """What each level leaves over, float64."""
+  """The residual that remains after each level, float64."""
   codes, _, _ = oracle(z, books)
   left = [np.float64(z)]
   for level, book in enumerate(np.float64(books)):

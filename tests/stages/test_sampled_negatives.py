@@ -1,4 +1,4 @@
-"""What a target is compared with where not all items are scored."""
+"""The items that a target is compared with where not all items are scored."""
 
 import types
 

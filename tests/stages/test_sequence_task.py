@@ -1,4 +1,4 @@
-"""What training says about the histories that it reads."""
+"""The lines that training prints about the histories that it reads."""
 
 import json
 

@@ -22,7 +22,7 @@ def params(step: int):
 
 
 def state(step: int, best: int | None = None):
-  """Of a run whose best parameters are from the step `best`, if not from this one."""
+  """The state of a run; its best parameters are from the step `best`, None = from this one."""
   best = {"step": np.asarray(step if best is None else best)}
   return {"train": {"params": params(step), "step": np.asarray(step)}, "best": best}
 
