@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.presets import PRESETS
-from mmesid_jax.config.schema import KEYS, Key, flatten, key_row
+from mmesid_jax.config.rules import Key
+from mmesid_jax.config.schema import KEYS, flatten, key_row
 from mmesid_jax.config.sizes import SIZE_KEYS
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError

@@ -1,6 +1,6 @@
 """Optimizers of optax, with warm-up, decay, clipping, and weight decay of matrices and tables only.
 
-To add an optimizer, add its optax name to `config.schema.OPTIMIZERS`: that is all, if its function
+To add an optimizer, add its optax name to `config.rules.OPTIMIZERS`: that is all, if its function
 takes a learning rate, `b2`, `weight_decay` and `mask`.
 """
 

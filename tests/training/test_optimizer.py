@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 from jax.tree_util import keystr
 
-from mmesid_jax.config.schema import OPTIMIZERS, default_config
+from mmesid_jax.config.rules import OPTIMIZERS
+from mmesid_jax.config.schema import default_config
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.stages.recommender_stage import init_recommender
 from mmesid_jax.training import optimizer
