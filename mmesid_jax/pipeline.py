@@ -31,7 +31,7 @@ from mmesid_jax.files.provenance import check_same_settings
 from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.parallel.mesh import mesh_from_config, use_mesh
-from mmesid_jax.reports import id_report, id_verdict, test_ranks
+from mmesid_jax.reports import id_report, id_verdict, test_ranks, training_end
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.stage import Stage
@@ -124,7 +124,8 @@ def check_config(config: ConfigDict) -> None:
 
 
 def report_ranks(workdir: Workdir, split: str) -> None:
-  """Ranks the items of "valid" or "test" on the mesh of workdir.config, and prints the table."""
+  """Ranks the items of "valid" or "test" on the mesh of workdir.config, and prints the table and
+  what to know to read it."""
   with use_mesh(mesh_from_config(workdir.config.mesh)):
     result = test_ranks.evaluate_models(workdir, split)
   scheme, left_out = workdir.dataset.split.name, result["left_out"]
@@ -136,6 +137,8 @@ def report_ranks(workdir: Workdir, split: str) -> None:
   reporter.info(ranking.ranking_table(result["models"]))
   if repeats := describe_repeats({split: Repeats(result["users"], result["repeated"])}):
     reporter.info(repeats)
+  for line in training_end.describe_unfinished(workdir) if processes.is_main() else ():
+    reporter.warn(line)
   reporter.info(f"with 95 % intervals: {workdir.path / test_ranks.evaluation_file(split)}")
 
 

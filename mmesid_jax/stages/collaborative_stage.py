@@ -102,6 +102,7 @@ class CollaborativeStage(Stage):
       result.model,
       valid={config.evaluation.select: result.best},
       best_step=result.best_step,
+      valid_by_epoch=result.scores,
       cut_users=counts.cut_users,
     )
 

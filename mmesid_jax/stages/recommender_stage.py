@@ -305,6 +305,7 @@ class RecommenderStage(Stage):
       result.model,
       valid={config.evaluation.select: result.best},
       best_step=result.best_step,
+      valid_by_epoch=result.scores,
       cut_users=counts.cut_users,
       config=config.to_json_best_effort(),
     )

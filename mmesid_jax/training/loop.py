@@ -23,7 +23,7 @@ from mmesid_jax.parallel.placement import check_model_equal, place_model
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.in_flight import InFlight
 from mmesid_jax.training.interrupts import SaveSchedule, StopRequest
-from mmesid_jax.training.metrics_log import MetricsLog
+from mmesid_jax.training.metrics_log import MetricsLog, read_values
 from mmesid_jax.training.step import Loss, initial_state, make_multi_step, make_step
 from mmesid_jax.training.step_progress import StepProgress
 from mmesid_jax.training.throughput import Amounts, Throughput, describe_rates
@@ -61,11 +61,13 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The trained model with its best parameters, their score, and the step they are from."""
+  """The trained model with its best parameters, their score, the step they are from, and the scores
+  of all validations in order, also of those before a stop (in the main process)."""
 
   model: nnx.Module
   best: float
   best_step: int
+  scores: list[float]
 
 
 def fit(
@@ -164,7 +166,8 @@ def fit(
     params = checkpoints.restore_best(int(best["step"]), state["params"])
   if rates := metrics.throughput.overall():
     reporter.info(f"{task.name}: {describe_rates(rates)}")
-  return Result(nnx.merge(graph, params, frozen), float(best["score"]), int(best["step"]))
+  scores = read_values(folder, f"valid/{task.select}")
+  return Result(nnx.merge(graph, params, frozen), float(best["score"]), int(best["step"]), scores)
 
 
 class _Sender:

@@ -1,6 +1,7 @@
 """The log of a stage's training: metrics.jsonl and TensorBoard event files."""
 
 import json
+import math
 import pathlib
 import secrets
 import time
@@ -58,6 +59,14 @@ class MetricsLog:
 
   def _event(self, step: int, **content: Any) -> None:
     self._board.write_event(Event(step=step, wall_time=time.time(), **content))
+
+
+def read_values(folder: pathlib.Path, name: str) -> list[float]:
+  """The values of a metric in folder/metrics.jsonl, in order; [] where there is no such file."""
+  path = folder / "metrics.jsonl"
+  lines = path.read_text().splitlines() if path.exists() else ()
+  logged = (parse_json(line) for line in lines if math.isfinite(_step(line)))
+  return [metrics[name] for metrics in logged if name in metrics]
 
 
 def _step(line: str) -> float:

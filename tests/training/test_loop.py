@@ -126,6 +126,7 @@ def test_the_best_parameters_come_back_not_the_last(tmp_path):
   object.__setattr__(changed, "validate", validate)
   result = fit(changed, tmp_path, log_every=2, save_every=100)
   assert (result.best, result.best_step) == (3.0, 8)
+  assert result.scores == [1.0, 3.0, 2.0]
   np.testing.assert_array_equal(result.model.weight[...], seen[1])
 
 
@@ -146,6 +147,7 @@ def test_a_run_that_stopped_in_between_ends_as_one_that_did_not(tmp_path):
   assert compiled.count("jit(step)") == 1
   np.testing.assert_array_equal(resumed.model.weight[...], whole.model.weight[...])
   assert (resumed.best, resumed.best_step) == (whole.best, whole.best_step)
+  assert resumed.scores == whole.scores and len(whole.scores) == 3
   steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").open()]
   assert steps == sorted(steps)
 

@@ -6,7 +6,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mmesid_jax.training.metrics_log import MetricsLog
+from mmesid_jax.training.metrics_log import MetricsLog, read_values
 
 
 def events(file) -> list[Event]:
@@ -33,6 +33,9 @@ def test_numbers_are_in_both_logs_as_soon_as_they_are_written(tmp_path):
   log.close()
   with (tmp_path / "metrics.jsonl").open("a") as cut_short:
     cut_short.write('{"step": 6, "lo')
+  assert read_values(tmp_path, "loss") == [0.5, 0.75]
+  assert read_values(tmp_path, "valid/score") == [0.25]
+  assert read_values(tmp_path / "elsewhere", "loss") == []
   MetricsLog(tmp_path, 5).close()
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line) for line in lines] == [{"step": 5, "loss": 0.5, "valid/score": 0.25}]
