@@ -1,7 +1,7 @@
 """Ranks every user's held-out item, by any model that reads packed batches or by fixed scores."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -78,6 +78,11 @@ def _model_ranks(
   return _rank(score_QI, batch.target_Q, history_QH, length, model.num_items)
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def _score_ranks(score_QI: jax.Array, target_Q: jax.Array, history_QH: jax.Array, num_items: int):
+  return _rank(score_QI, target_Q, history_QH, 0, num_items)[0]
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _hidden(graph: nnx.GraphDef, state: nnx.State, batch: Batch):
   return constrain(nnx.merge(graph, state).hidden(batch), None, None)
@@ -152,6 +157,25 @@ class Evaluator:
   def fixed_ranks(self, score_I: np.ndarray) -> dict[str, np.ndarray]:
     """protocol -> int32 [U], for one score an item."""
     return self.fixed_ranking(score_I).rank_U
+
+  def shared_ranks(
+    self, score: Callable[[Batch], Iterable[jax.Array]], models: int
+  ) -> list[dict[str, np.ndarray]]:
+    """Ranks of several models that share work: for each, protocol -> int32 [U].
+
+    score: a batch on the device -> scores [Q, I] of each model, of which one is held at a time.
+    """
+    rank_U = [{p: np.zeros(len(self.pieces), np.int32) for p in PROTOCOLS} for _ in range(models)]
+    for batch in self._batches:
+      used_Q = batch.weight_Q > 0
+      user_Q = batch.piece_Q[used_Q]
+      history_QH = self._history_UH[np.maximum(batch.piece_Q, 0)]
+      placed = device_put_batch(batch)
+      for of_model, score_QI in zip(rank_U, score(placed), strict=True):
+        ranks = _score_ranks(score_QI, placed.target_Q, history_QH, self.num_items)
+        for protocol, rank_Q in zip(PROTOCOLS, jax.device_get(ranks), strict=True):
+          of_model[protocol][user_Q] = rank_Q[used_Q]
+    return rank_U
 
   def states(self, model: SequenceModel) -> tuple[np.ndarray, np.ndarray]:
     """Hidden states h [U, D] and item vectors [I, D]: the scores of user u are h[u] @ items.T."""

@@ -21,6 +21,7 @@ from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.evaluation.metrics import UNMASKED, user_values
 from mmesid_jax.files import artifact
 from mmesid_jax.models.evidence import ContentSettings, CountSettings, EvidenceModel
+from mmesid_jax.stages.evidence_scores import SettingsRanks
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir
@@ -38,7 +39,9 @@ Settings = dict[str, Any]
 
 
 def search_settings(
-  options: Mapping[str, Sequence], score: Callable[[Settings], np.ndarray], label: str
+  options: Mapping[str, Sequence],
+  score: Callable[[Sequence[Settings]], Sequence[np.ndarray]],
+  label: str,
 ) -> tuple[Settings, float, int]:
   """Chooses one of the options of each setting: tries those of one setting while the others stay,
   PASSES times over all, beginning with the first option of each.
@@ -48,7 +51,7 @@ def search_settings(
 
   Args:
     options: the values of each setting.
-    score: settings -> a metric of every user, [U].
+    score: several settings -> a metric of every user, [U], for each of them.
     label: of the progress bar.
 
   Returns the settings, their mean score, and how many settings were tried.
@@ -56,22 +59,22 @@ def search_settings(
   chosen = {name: values[0] for name, values in options.items()}
   tried: dict[tuple, np.ndarray] = {}
 
-  def try_settings(settings: Settings) -> np.ndarray:
-    key = tuple(settings.values())
-    if key not in tried:
-      tried[key] = score(settings)
-      bar.update(1)
-    return tried[key]
+  def try_settings(several: Sequence[Settings]) -> list[np.ndarray]:
+    new = {key: s for s in several if (key := tuple(s.values())) not in tried}
+    if new:
+      tried.update(zip(new, score([*new.values()]), strict=True))
+      bar.update(len(new))
+    return [tried[tuple(s.values())] for s in several]
 
   most = 1 + PASSES * sum(len(values) - 1 for values in options.values())
   with reporter.progress(label=label, total=most, unit="settings") as bar:
-    best_U = try_settings(chosen)
+    (best_U,) = try_settings([chosen])
     for name, values in list(options.items()) * PASSES:
-      for value in values:
-        found_U = try_settings({**chosen, name: value})
+      several = [{**chosen, name: value} for value in values]
+      for settings, found_U in zip(several, try_settings(several), strict=True):
         gain_U = found_U - best_U
         if gain_U.mean() > gain_U.std() / len(gain_U) ** 0.5:
-          best_U, chosen = found_U, {**chosen, name: value}
+          best_U, chosen = found_U, settings
   return chosen, float(best_U.mean()), len(tried)
 
 
@@ -125,10 +128,13 @@ class CountsStage(Stage):
       unit = {f"unit.{m}": unit_vectors(m, settings[f"{m}.width"]) for m in features}
       return {"follower": table.follower_IK, "count": table.count_IK, "share": share_I, **unit}
 
-    score = _score_on_validation(workdir, self)
-    chosen, best, tried = search_settings(
-      options, lambda s: score(make_model(tensors(s), s)), f"{self.name}: settings"
-    )
+    evaluator = _search_evaluator(workdir, self)
+    ranks = SettingsRanks(evaluator, share_I, count, unit_vectors, tuple(features))
+
+    def score(several: Sequence[Settings]) -> list[np.ndarray]:
+      return [_metric_values(workdir.config, of_one) for of_one in ranks(several)]
+
+    chosen, best, tried = search_settings(options, score, f"{self.name}: settings")
     kept = count(chosen["window"], chosen["distance_decay"]).kept
     reporter.info(
       f"{self.name}: {tried} settings tried, best valid {_metric(workdir.config)} "
@@ -181,21 +187,19 @@ def whitened_directions(x_IV: np.ndarray, width: int) -> np.ndarray:
   return x_IW / np.maximum(np.linalg.norm(x_IW, axis=1, keepdims=True), 1e-12)
 
 
-def _score_on_validation(workdir: Workdir, stage: Stage) -> Callable[[EvidenceModel], np.ndarray]:
-  """model -> the metric that selects, of every validation user (at most SEARCH_USERS), [U].
+def _search_evaluator(workdir: Workdir, stage: Stage) -> Evaluator:
+  """The batches of the validation users, at most SEARCH_USERS of them."""
+  layout = evaluation_layout(stage.layout(workdir.config), workdir.config.evaluation.targets)
+  return Evaluator(workdir.dataset, layout, "valid", most_users=SEARCH_USERS)
+
+
+def _metric_values(config: ConfigDict, ranks: Mapping[str, np.ndarray]) -> np.ndarray:
+  """The metric that selects, of every user, [U], from ranks by protocol.
 
   It is the mean of both protocols, because one model is ranked by both.
   """
-  evaluation = workdir.config.evaluation
-  layout = evaluation_layout(stage.layout(workdir.config), evaluation.targets)
-  evaluator = Evaluator(workdir.dataset, layout, "valid", most_users=SEARCH_USERS)
-  metric = _metric(workdir.config)
-
-  def score(model: EvidenceModel) -> np.ndarray:
-    ranks = evaluator.model_ranks(model).values()
-    return np.mean([user_values(rank_U, evaluation.cutoffs)[metric] for rank_U in ranks], axis=0)
-
-  return score
+  cutoffs, metric = config.evaluation.cutoffs, _metric(config)
+  return np.mean([user_values(rank_U, cutoffs)[metric] for rank_U in ranks.values()], axis=0)
 
 
 def _metric(config: ConfigDict) -> str:

@@ -27,9 +27,9 @@ def test_the_search_finds_the_best_of_settings_that_do_not_interact():
   options = {"a": (0, 1, 2, 3), "b": (5, 1), "c": (0,)}
   asked = []
 
-  def score(settings):
-    asked.append(tuple(settings.values()))
-    return np.full(4, -((settings["a"] - 2) ** 2) - settings["b"])
+  def score(several):
+    asked.extend(tuple(settings.values()) for settings in several)
+    return [np.full(4, -((settings["a"] - 2) ** 2) - settings["b"]) for settings in several]
 
   chosen, best, tried = search_settings(options, score, "search")
   assert chosen == {"a": 2, "b": 1, "c": 0} and best == -1
@@ -37,8 +37,9 @@ def test_the_search_finds_the_best_of_settings_that_do_not_interact():
 
 
 def test_the_search_comes_back_to_settings_that_depend_on_later_ones():
-  def score(settings):
-    return np.full(4, {(0, 0): 1, (1, 0): 0, (0, 1): 2, (1, 1): 3}[settings["a"], settings["b"]])
+  def score(several):
+    values = {(0, 0): 1, (1, 0): 0, (0, 1): 2, (1, 1): 3}
+    return [np.full(4, values[settings["a"], settings["b"]]) for settings in several]
 
   chosen, *_ = search_settings({"a": (0, 1), "b": (0, 1)}, score, "search")
   assert chosen == {"a": 1, "b": 1}
@@ -48,8 +49,8 @@ def test_the_search_comes_back_to_settings_that_depend_on_later_ones():
 def test_a_gain_within_its_standard_error_changes_nothing(gain, chosen):
   noise_U = np.tile([1.0, -1.0], 50)  # standard error 0.1
 
-  def score(settings):
-    return settings["a"] * (noise_U + gain)
+  def score(several):
+    return [settings["a"] * (noise_U + gain) for settings in several]
 
   assert search_settings({"a": (0, 1)}, score, "search")[0] == {"a": chosen}
 
