@@ -3,6 +3,7 @@
   python -m mmesid_jax.train --config=configs/own_data.py --config.data.dir=DIR --workdir=runs/own
 
 With vectors of texts or images in DIR: --config.features.text=text.npy --config.features.visual=...
+Those of texts take seconds: python -m mmesid_jax.encode --data=DIR --modality=text --model=tfidf
 Batches and codebooks follow the number of users, items and events in DIR, unless you set them.
 """
 

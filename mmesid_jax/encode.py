@@ -1,6 +1,7 @@
-"""Turns texts or images of items into vectors, with a Hugging Face encoder.
+"""Turns texts or images of items into vectors, with a Hugging Face encoder or by TF-IDF.
 
 Examples:
+  python -m mmesid_jax.encode --data=DIR --modality=text --model=tfidf
   python -m mmesid_jax.encode --data=DIR --modality=text --model=MODEL_DIR
   python -m mmesid_jax.encode --data=DIR --modality=visual --model=MODEL_DIR --images=DIR/images
 
@@ -9,6 +10,9 @@ row i for item i, row 0 zeros; text.json beside it says what it was made from. M
 folder (`hf download NAME --local-dir MODEL_DIR`) with weights in safetensors; nothing is
 downloaded, and no code that comes with them is run. Needs PyTorch and Pillow: in the clone,
 pip install --editable ".[encode]".
+
+--model=tfidf needs neither a model nor PyTorch: it counts the words of the items' own texts
+(TF-IDF, in 512 dimensions), in seconds. A folder of that name is --model=./tfidf.
 
 The same command continues a run that was stopped or killed, from DIR/text.npy.partial; on the same
 machine the table has the same bytes as that of an uninterrupted run.
@@ -44,7 +48,7 @@ DATA = paths.define_path("data", None, "Folder with items.jsonl.")
 MODALITY = flags.DEFINE_string(
   "modality", None, "Name of the table: text, visual, or another name."
 )
-MODEL = paths.define_path("model", None, "Folder of a Hugging Face model.")
+MODEL = paths.define_path("model", None, "Folder of a Hugging Face model, or tfidf.")
 OUTPUT = paths.define_path("output", None, "The .npy file, if not DATA/MODALITY.npy.")
 TEMPLATE = flags.DEFINE_string(
   "template",
@@ -79,13 +83,15 @@ BATCH = flags.DEFINE_integer(
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a table made from something else.")
 flags.mark_flags_as_required(["data", "modality", "model"])
 GROUPS = {
-  "Required": "data=DIR modality=NAME model=DIR",
+  "Required": "data=DIR modality=NAME model=DIR|tfidf",
   "Text": "template=TEXT max_length",
   "Images": "images=DIR key=FIELD",
   "Vectors": "pooling normalize missing",
   "Output": "output=FILE dtype batch overwrite",
 }
 
+TFIDF = "tfidf"
+MODEL_FLAGS = ("pooling", "max_length", "batch", "images", "key")  # that TF-IDF has no use for
 TEXT_FLAGS, IMAGE_FLAGS = ("template", "max_length"), ("images", "key")
 TEXT_POOLINGS, IMAGE_POOLINGS = ("mean", "cls", "last", "max"), ("pooler", "cls", "mean")
 
@@ -100,7 +106,7 @@ def main(argv: list[str]) -> None:
     EncodeSettings(
       data=data,
       modality=MODALITY.value,
-      model=pathlib.Path(MODEL.value),
+      model=None if MODEL.value == TFIDF else pathlib.Path(MODEL.value),
       output=pathlib.Path(OUTPUT.value or data / f"{MODALITY.value}.npy"),
       images=None if IMAGES.value is None else pathlib.Path(IMAGES.value),
       key=KEY.value,
@@ -121,6 +127,12 @@ def _check_flags() -> None:
   modality = MODALITY.value
   if not is_modality_name(modality):
     raise UserError(f"--modality={modality}: expected {RULE}")
+  if MODEL.value == TFIDF:
+    if modality == "visual":
+      raise UserError(f"--modality=visual: not with --model={TFIDF}, which encodes texts")
+    for name in MODEL_FLAGS:
+      if flags.FLAGS[name].present:
+        raise UserError(f"--{name}: not with --model={TFIDF}, which encodes texts without a model")
   if modality == "visual" and IMAGES.value is None:
     raise UserError("--images is missing; --modality=visual reads the items' images from a folder")
   if modality == "text" and IMAGES.value is not None:

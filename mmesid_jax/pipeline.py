@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import time
@@ -19,6 +20,7 @@ from mmesid_jax.config.saved import RUN_KEYS, identity, read_config
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.config.sizes import fit_sizes_to_data
 from mmesid_jax.data import split as splits
+from mmesid_jax.data.folder.items import has_titles
 from mmesid_jax.data.repeats import Repeats, count_repeats, describe_repeats
 from mmesid_jax.display import reporter
 from mmesid_jax.display.duration import format_duration
@@ -35,7 +37,9 @@ from mmesid_jax.reports import id_report, id_verdict, test_ranks, training_end
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.stage import Stage
-from mmesid_jax.stages.workdir import Workdir, count_data, open_workdir
+from mmesid_jax.stages.workdir import OWN_VECTORS, Workdir, count_data, open_workdir
+
+TEXT_TABLE = "text.npy"  # as `encode --modality=text` names it
 
 
 def run_pipeline(
@@ -95,7 +99,34 @@ def _open(
     reporter.info(splits.describe_split(dataset.split, dataset.temporal_cuts))
   if repeats := describe_repeats(count_repeats(dataset)):
     reporter.info(repeats)
+  if text := describe_unread_text(workdir):
+    reporter.info(text)
   return workdir
+
+
+def describe_unread_text(workdir: Workdir) -> str | None:
+  """Says how titles become vectors that the stages read; None where that is done or of no use.
+
+  It is of no use without titles, for stages that read no tables, and where any table is named.
+  """
+  config, folder = workdir.config, workdir.feature_dir
+  named = set(config.features.values()) - {"", OWN_VECTORS}
+  if named or not any(STAGES[name].reads_features for name in config.stages):
+    return None
+  items = workdir.dataset.items_path
+  if items is None or not has_titles(pathlib.Path(items)):
+    return None
+  then = f"--config.features.text={TEXT_TABLE}"
+  if (folder / TEXT_TABLE).is_file():
+    return f"{folder / TEXT_TABLE} is not read: name it with {then}"
+  command = f"python -m mmesid_jax.encode --data={shlex.quote(str(workdir.data_dir))}"
+  command += " --modality=text --model=tfidf"
+  if folder != workdir.data_dir:
+    command += f" --output={shlex.quote(str(folder / TEXT_TABLE))}"
+  return (
+    f"{items} has titles, but no table of their vectors is named: {command} makes one in seconds, "
+    f"and {then} names it"
+  )
 
 
 def _bring_up_to_date(workdir: Workdir, stage: Stage, others: Sequence[pathlib.Path]) -> None:

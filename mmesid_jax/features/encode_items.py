@@ -18,6 +18,7 @@ from mmesid_jax.features.image_files import item_image_files
 from mmesid_jax.features.item_template import item_texts
 from mmesid_jax.features.missing_rows import is_table_up_to_date, write_filled_table, write_record
 from mmesid_jax.features.text_encoder import TextEncoder
+from mmesid_jax.features.tfidf_encoder import TFIDF, TfidfEncoder
 from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.files.resumable import PartialTable, open_partial_table
 
@@ -30,7 +31,7 @@ class EncodeSettings:
 
   data: pathlib.Path  # folder with items.jsonl
   modality: str  # its name, for the record and the messages
-  model: pathlib.Path  # Hugging Face directory
+  model: pathlib.Path | None  # Hugging Face directory; None: TF-IDF, for texts
   output: pathlib.Path  # .npy
   images: pathlib.Path | None = None  # folder of images; None: encode texts
   key: str = "key"  # images: the field of items.jsonl that names them
@@ -57,14 +58,19 @@ def _encode_texts(settings: EncodeSettings) -> None:
   item_ids = [i for i, text in enumerate(texts, start=1) if text is not None]
   if not item_ids:
     raise UserError(f"{settings.data}: no item has text for --template={settings.template}")
+  made_from = {"modality": settings.modality, "template": settings.template}
+  known_texts = [texts[i - 1] for i in item_ids]
+  if settings.model is None:
+    _write_features(TfidfEncoder(known_texts), item_ids, len(texts), made_from, settings)
+    return
   encoder = TextEncoder(
     settings.model,
-    [texts[i - 1] for i in item_ids],
+    known_texts,
     pooling=settings.pooling,
     max_length=settings.max_length,
     batch=settings.batch,
   )
-  made_from = {"modality": settings.modality, "template": settings.template}
+  made_from |= _model_versions(settings.model)
   _write_features(encoder, item_ids, len(texts), made_from, settings)
   if encoder.num_at_limit:
     reporter.info(
@@ -84,7 +90,7 @@ def _encode_images(settings: EncodeSettings, folder: pathlib.Path) -> None:
     pooling=settings.pooling,
     batch=settings.batch,
   )
-  made_from = {"modality": settings.modality}
+  made_from = {"modality": settings.modality} | _model_versions(settings.model)
   broken = _write_features(encoder, item_ids, len(files), made_from, settings)
   if broken:
     reasons = _broken_reasons([files[i - 1] for i in broken[:MAX_NAMED]])
@@ -93,8 +99,14 @@ def _encode_images(settings: EncodeSettings, folder: pathlib.Path) -> None:
     reporter.info(f"{len(broken):,} images are broken: {reasons}")
 
 
+def _model_versions(model: pathlib.Path) -> dict[str, str]:
+  """Returns the digest of the model and the versions of the libraries that run it."""
+  versions = {name: import_extra(name).__version__ for name in ("torch", "transformers")}
+  return {"model": model_sha256(model), **versions}
+
+
 def _write_features(
-  encoder: TextEncoder | ImageEncoder,
+  encoder: TextEncoder | TfidfEncoder | ImageEncoder,
   item_ids: list[int],
   num_items: int,
   made_from: dict[str, Any],
@@ -107,13 +119,11 @@ def _write_features(
   """
   output, dtype = settings.output, settings.dtype
   made_from |= encoder.made_from | {
-    "model": model_sha256(settings.model),
     "normalize": settings.normalize,
     "missing": settings.missing,
     "dtype": dtype,
     "items": json_sha256([num_items, item_ids]),
     "device": encoder.device,
-    **{name: import_extra(name).__version__ for name in ("torch", "transformers")},
   }
   overwrite = settings.overwrite
   partial = output.with_name(f"{output.name}.partial")
@@ -129,7 +139,7 @@ def _write_features(
       return broken
     num_missing = write_filled_table(output, rows_EV, items_E, num_items, settings.missing)
     counts = {"num_items": num_items, "missing": num_missing, "broken": len(broken)}
-    write_record(output, {"made_from": made_from, "model": str(settings.model), **counts})
+    write_record(output, {"made_from": made_from, "model": str(settings.model or TFIDF), **counts})
     partial.unlink()
   filling = {"mean": "the mean of the others", "zero": "zeros"}[settings.missing]
   without = f"; {num_missing:,} without {settings.modality} have {filling}" if num_missing else ""
@@ -139,7 +149,7 @@ def _write_features(
 
 def _encode_remaining(
   table: PartialTable,
-  encoder: TextEncoder | ImageEncoder,
+  encoder: TextEncoder | TfidfEncoder | ImageEncoder,
   settings: EncodeSettings,
   path: pathlib.Path,
 ) -> None:

@@ -23,6 +23,11 @@ def read_items(path: Path) -> list[Item]:
   return [UNKNOWN_ITEM, *require_valid(path, scan_items(path))]
 
 
+def has_titles(path: Path) -> bool:
+  """Whether an item has a title; reads up to the first one. Raises UserError as scan_items does."""
+  return any(isinstance(item, Item) and item.title for item in scan_items(path))
+
+
 def read_item_objects(path: Path) -> list[dict[str, Any]]:
   """Reads the whole JSON object of every item, [I]; item i is entry i - 1. Raises UserError."""
   return list(require_valid(path, _scan_objects(path)))
