@@ -4,10 +4,12 @@ import shutil
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 from mmesid_jax import pipeline
-from mmesid_jax.config.schema import TRAINED, default_config
+from mmesid_jax.config.schema import STAGES, TRAINED, default_config
+from mmesid_jax.files.artifact import read_artifact, write_artifact
 
 ON_GPU = os.environ.get("JAX_PLATFORMS") == "cuda"  # as `make gpu` says
 
@@ -89,6 +91,17 @@ def trained(tiny, tmp_path_factory) -> pathlib.Path:
   """A workdir with every stage trained once. Read only: copy it to change it."""
   path = tmp_path_factory.mktemp("runs") / "tiny"
   pipeline.run_pipeline(tiny(), path)
+  return path
+
+
+@pytest.fixture(scope="session")
+def blended(tiny, trained, tmp_path_factory) -> pathlib.Path:
+  """The trained workdir with counts, content and blend; the network has weights that are not 0."""
+  path = pathlib.Path(shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "blended"))
+  pipeline.run_pipeline(tiny(changes={"stages": STAGES}), path)
+  tensors, header = read_artifact(path / "blend.safetensors", "blend")
+  tensors["weights"] = np.float32([0.1, 0.7])
+  write_artifact(path / "blend.safetensors", tensors, header)
   return path
 
 

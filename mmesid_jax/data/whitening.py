@@ -1,5 +1,6 @@
 """Whitening of feature tables: principal components of the items, scaled to one deviation."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,16 @@ class Whitening(NamedTuple):
   def __call__(self, x_EV: np.ndarray) -> np.ndarray:
     """Whitens rows [E, V] -> float32 [E, W]."""
     return ((x_EV.astype(np.float64) - self.mean_V) @ self.map_VW).astype(np.float32)
+
+  def tensors(self, prefix: str) -> dict[str, np.ndarray]:
+    """The two arrays by name, for an artifact."""
+    return {f"{prefix}mean": self.mean_V, f"{prefix}map": self.map_VW}
+
+
+def whitenings_of(tensors: Mapping[str, np.ndarray]) -> dict[str, Whitening]:
+  """name -> Whitening, of arrays named "NAME.mean" and "NAME.map"."""
+  names = {name.rpartition(".")[0] for name in tensors}
+  return {name: Whitening(tensors[f"{name}.mean"], tensors[f"{name}.map"]) for name in names}
 
 
 def fit_whitening(x_IV: np.ndarray, width: int, std: float) -> Whitening:

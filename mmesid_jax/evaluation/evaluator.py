@@ -1,7 +1,7 @@
 """Ranks every user's held-out item, by any model that reads packed batches or by fixed scores."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -133,6 +133,10 @@ class Evaluator:
 
   def __len__(self) -> int:
     return len(self.pieces)
+
+  def batches(self) -> Iterator[Batch]:
+    """Every batch, on the device."""
+    return map(device_put_batch, self._batches)
 
   def model_ranking(self, model: RankingModel, length: int = 0) -> Ranking:
     """Ranks of the targets; with length > 0 also the items' places in lists of that length."""

@@ -1,9 +1,11 @@
-"""Evidence for the next item that is not trained: counted transitions, popularity, like content.
+"""Evidence for the next item that is not trained: counted transitions, popularity and its trend,
+whether people come back to an item, like content.
 
-score(i) = sum_j w_j log(1 + count[h_j, i] / tau) + lambda log p(i) + sum_m alpha_m cos(sum_j v_j
-z_m(h_j), z_m(i)), where h_1 is the newest item of the history, w_j and v_j fall by a factor with
-every step back and sum to 1 (a part of w is spread evenly), z_m are whitened vectors of modality m,
-and p(i) is the share of item i in the training parts.
+score(i) = sum_j w_j log(1 + count[h_j, i] / tau) + lambda log p(i) + mu trend(i) + rho n(i)
++ sum_m alpha_m cos(sum_j v_j z_m(h_j), z_m(i)), where h_1 is the newest item of the history, w_j
+and v_j fall by a factor with every step back and sum to 1 (a part of w is spread evenly), n(i) is
+how often i is in the history, z_m are whitened vectors of modality m, p(i) is the share of item i
+in the training parts, and trend(i) the logarithm of how much larger its share is near their ends.
 """
 
 from collections.abc import Mapping
@@ -11,27 +13,40 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
+from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.parallel.sharding import lookup_rows
 from mmesid_jax.parallel.variables import Frozen
 
 
 class CountSettings(NamedTuple):
-  """Numbers of the first two terms of the formula."""
+  """Numbers of the first line of the formula."""
 
   recency: float  # w falls by this factor with every step back
   tail: float  # share of w that is spread evenly over the history
   tau: float  # counts far below it add nearly nothing
   popularity: float  # lambda
+  trend: float  # mu
+  repeats: float  # rho
 
 
 class ContentSettings(NamedTuple):
-  """Numbers of one modality in the third term."""
+  """Numbers of one modality in the second line."""
 
   recency: float  # v falls by this factor with every step back
   weight: float  # alpha
+
+
+class EvidenceTables(NamedTuple):
+  """What is counted about the items; row 0 is padding."""
+
+  follower_IK: jax.Array  # int32, of `data.transitions.Transitions`
+  count_IK: jax.Array  # float32
+  share_I: jax.Array  # p(i) > 0
+  trend_I: jax.Array
 
 
 def recency_weights(
@@ -50,56 +65,35 @@ def recency_weights(
   return (1 - tail) * normalize(recency**age_X) + tail * normalize(jnp.ones_like(age_X, float))
 
 
-def transition_scores(
-  history_QX: jax.Array,
-  follower_IK: jax.Array,
-  count_IK: jax.Array,
-  *,
-  recency: jax.Array | float,
-  tail: jax.Array | float,
-  tau: jax.Array | float,
+def content_queries(
+  history_QX: jax.Array, unit_IW: jax.Array, recency: jax.Array | float
 ) -> jax.Array:
-  """The first term of the formula, float32 [Q, I]."""
-  Q, rows = len(history_QX), len(follower_IK)
-  weight_QX = recency_weights(history_QX, recency, tail)
-  strength_QXK = jnp.log1p(lookup_rows(count_IK, history_QX) / tau) * weight_QX[..., None]
-  follower_QXK = lookup_rows(follower_IK, history_QX)
-  query_Q11 = jnp.arange(Q)[:, None, None]
-  return jnp.zeros((Q, rows)).at[query_Q11, follower_QXK].add(strength_QXK)
-
-
-def content_scores(
-  history_QX: jax.Array, unit_IW: jax.Array, *, recency: jax.Array | float
-) -> jax.Array:
-  """One modality's cosine in the third term, float32 [Q, I]; unit_IW: unit vectors, row 0 zero."""
+  """Directions [Q, W] of the histories, unit vectors; their products with unit_IW are the cosines
+  of the last term. unit_IW: unit vectors [I, W], row 0 zero."""
   weight_QX = recency_weights(history_QX, recency)
   query_QW = jnp.einsum("qx,qxw->qw", weight_QX, lookup_rows(unit_IW, history_QX))
-  length_Q1 = jnp.linalg.norm(query_QW, axis=1, keepdims=True)
-  return (query_QW / jnp.maximum(length_Q1, 1e-12)) @ unit_IW.T
+  return query_QW / jnp.maximum(jnp.linalg.norm(query_QW, axis=1, keepdims=True), 1e-12)
 
 
 class EvidenceModel(nnx.Module):
-  """Ranks items by the first two terms of the formula; nothing of it is trained.
+  """Ranks items by the formula; nothing of it is trained.
 
-  Args:
-    follower_IK, count_IK: `data.transitions.Transitions`.
-    share_I: p(i) > 0, shares of the items in the training parts; row 0 is unused.
+  Only counts and popularity without `with_content`.
   """
 
-  def __init__(
-    self, follower_IK: jax.Array, count_IK: jax.Array, share_I: jax.Array, counts: CountSettings
-  ):
-    self.num_items = len(share_I) - 1
-    self.follower_IK = Frozen(jnp.asarray(follower_IK))
-    self.count_IK = Frozen(jnp.asarray(count_IK))
-    self.log_share_I = Frozen(jnp.log(jnp.asarray(share_I)))
+  def __init__(self, tables: EvidenceTables, counts: CountSettings):
+    self.num_items = len(tables.share_I) - 1
+    self.follower_IK = Frozen(jnp.asarray(tables.follower_IK))
+    self.count_IK = Frozen(jnp.asarray(tables.count_IK))
+    self.log_share_I = Frozen(jnp.log(jnp.asarray(tables.share_I)))
+    self.trend_I = Frozen(jnp.asarray(tables.trend_I))
     self.counts = Frozen(jnp.asarray(counts, jnp.float32))
     self.unit_IW, self.contents = nnx.Dict(), nnx.Dict()
 
   def with_content(
     self, unit_IW: Mapping[str, jax.Array], contents: Mapping[str, ContentSettings]
   ) -> "EvidenceModel":
-    """A model with the third term too, which shares this one's arrays.
+    """A model with the last term too, which shares this one's arrays.
 
     unit_IW: modality -> unit vectors float32 [I, W], row 0 zero.
     """
@@ -108,23 +102,97 @@ class EvidenceModel(nnx.Module):
     new.contents = nnx.Dict({m: Frozen(jnp.asarray(x, jnp.float32)) for m, x in contents.items()})
     return new
 
+  def with_new_items(self, unit_EW: Mapping[str, np.ndarray], E: int) -> "EvidenceModel":
+    """A model with E more items, of which only the content is known, after the last one.
+
+    Nothing follows them and they follow nothing, their popularity is that of the rarest item, and
+    they have no trend. unit_EW: modality -> unit vectors of the new items; a modality that is left
+    out is as far from everything as a mean vector.
+    """
+    new = nnx.merge(*nnx.split(self))
+    new.num_items += E
+
+    def append(x: nnx.Variable, rows) -> Frozen:
+      return Frozen(jnp.concatenate([x[...], jnp.asarray(rows, x[...].dtype)]))
+
+    K = self.follower_IK.shape[1]
+    new.follower_IK = append(self.follower_IK, jnp.zeros((E, K)))
+    new.count_IK = append(self.count_IK, jnp.zeros((E, K)))
+    new.log_share_I = append(self.log_share_I, jnp.full(E, self.log_share_I[1:].min()))
+    new.trend_I = append(self.trend_I, jnp.zeros(E))
+    for m, x in self.unit_IW.items():
+      rows_EW = unit_EW[m] if m in unit_EW else jnp.zeros((E, x.shape[1]))
+      new.unit_IW[m] = append(x, rows_EW)
+    return new
+
+  @property
+  def sources(self) -> tuple[str, ...]:
+    """Names of the terms, as reasons show them."""
+    return ("transitions", "popularity", "repeats", *(f"similar {m}" for m in self.unit_IW))
+
+  def transitions(self, history_QX: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first term: items int32 [Q, E] that follow those of the histories, and what each adds,
+    float32 [Q, E]. An item may come up several times."""
+    by_count = CountSettings(*self.counts[...])
+    weight_QX = recency_weights(history_QX, by_count.recency, by_count.tail)
+    count_QXK = lookup_rows(self.count_IK[...], history_QX)
+    strength_QXK = jnp.log1p(count_QXK / by_count.tau) * weight_QX[..., None]
+    follower_QXK = lookup_rows(self.follower_IK[...], history_QX)
+    Q = len(history_QX)
+    return follower_QXK.reshape(Q, -1), strength_QXK.reshape(Q, -1)
+
+  def evidence(self, history_QX: jax.Array) -> jax.Array:
+    """How much is known about what follows these histories, [Q]: the first term, summed over all
+    items."""
+    return self.transitions(history_QX)[1].sum(1)
+
+  def _products(self, history_QX: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Name -> query [Q, V] and table [I, V], for the terms that every item has."""
+    by_count = CountSettings(*self.counts[...])
+    prior_IV = jnp.stack([self.log_share_I[...], self.trend_I[...]], axis=1)
+    prior_V = jnp.stack([by_count.popularity, by_count.trend])
+    found = {"popularity": (jnp.broadcast_to(prior_V, (len(history_QX), 2)), prior_IV)}
+    for m, unit_IW in self.unit_IW.items():
+      by_content = ContentSettings(*self.contents[m][...])
+      query_QW = content_queries(history_QX, unit_IW[...], by_content.recency)
+      found[f"similar {m}"] = by_content.weight * query_QW, unit_IW[...]
+    return found
+
+  def _sparse(self, history_QX: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Name -> items int32 [Q, E] and values [Q, E], for the terms that only few items have."""
+    by_count = CountSettings(*self.counts[...])
+    repeats_QX = jnp.where(history_QX > 0, by_count.repeats, 0)
+    return {
+      "transitions": self.transitions(history_QX),
+      "repeats": (history_QX, repeats_QX),
+    }
+
+  def scorer(self, history_QX: jax.Array, beside: Scorer | None = None) -> Scorer:
+    """Scorer of all items by the formula, added to that of another model where there is one."""
+    queries, tables = zip(*self._products(history_QX).values(), strict=True)
+    pairs = zip(*self._sparse(history_QX).values(), strict=True)
+    sparse = tuple(jnp.concatenate(x, axis=1) for x in pairs)
+    if beside is not None:
+      return beside.plus(queries, tables, sparse)
+    return Scorer(queries, tables, sparse=sparse, num_items=self.num_items)
+
+  def contributions(self, history_QX: jax.Array, item_QA: jax.Array) -> jax.Array:
+    """Summands [Q, A, O] of the scores of A items for each history, in the order of `sources`."""
+    parts = {
+      name: jnp.einsum("qv,qav->qa", query_QV, lookup_rows(table_IV, item_QA))
+      for name, (query_QV, table_IV) in self._products(history_QX).items()
+    }
+    for name, (item_QE, value_QE) in self._sparse(history_QX).items():
+
+      def added(item_Q, item_QE=item_QE, value_QE=value_QE):
+        return jnp.where(item_QE == item_Q[:, None], value_QE, 0).sum(1)
+
+      parts[name] = jax.lax.map(added, item_QA.T).T  # one at a time: E may be large
+    return jnp.stack([parts[name] for name in self.sources], axis=-1)
+
   def catalogue(self) -> None:
     """Nothing is computed ahead."""
 
   def score_batch(self, batch: Batch, catalogue: None = None) -> jax.Array:
     """Scores [Q, I] of all items for the batch's targets; its layout has histories."""
-    by_count = CountSettings(*self.counts[...])
-    score_QI = transition_scores(
-      batch.history_QX,
-      self.follower_IK[...],
-      self.count_IK[...],
-      recency=by_count.recency,
-      tail=by_count.tail,
-      tau=by_count.tau,
-    )
-    score_QI += by_count.popularity * self.log_share_I[...]
-    for m, unit_IW in self.unit_IW.items():
-      by_content = ContentSettings(*self.contents[m][...])
-      cosine_QI = content_scores(batch.history_QX, unit_IW[...], recency=by_content.recency)
-      score_QI += by_content.weight * cosine_QI
-    return score_QI
+    return self.scorer(batch.history_QX).score_all()

@@ -86,6 +86,16 @@ class RecommenderModel(ProductScores, nnx.Module):
     """Vectors [I, D]; the score of item i is o . item_vectors()[i]."""
     return fusion.item_vectors(self.items, self.gates.weights())
 
+  @property
+  def sources(self) -> tuple[str, ...]:
+    """Names of the summands of a score, as reasons show them."""
+    return ("identity", *self.items.modalities)
+
+  def contributions(self, batch: Batch, item_QA: jax.Array) -> jax.Array:
+    """Summands [Q, A, O] of the scores of A items for each target, in the order of `sources`."""
+    weight_IO = self.gates.weights()
+    return fusion.score_contributions(self.items, weight_IO, self.hidden(batch), item_QA)
+
   def scores(self, o_QD: jax.Array) -> jax.Array:
     """Scores [Q, I], column i = item i; column 0 is padding, not a candidate."""
     return self.scorer(o_QD).score_all()

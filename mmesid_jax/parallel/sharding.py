@@ -32,14 +32,18 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 Axes = tuple[str | None, ...]
 
-# Pattern of a variable's whole name -> its logical axes. Variables that match nothing are small,
-# and every device holds them.
+# Pattern of a variable's name, perhaps after that of a part of the model -> its logical axes.
+# Variables that match nothing are small, and every device holds them.
 VARIABLES: tuple[tuple[str, Axes], ...] = (
-  (r"(.+\.)?(identity_ID|item_ID|feature_IV\.\w+|code_IL\.\w+|known_IO)", ("items", None)),
-  (r"(.+\.)?frequency_I", ("items",)),
+  (r"(identity_ID|item_ID|feature_IV\.\w+|code_IL\.\w+|known_IO)", ("items", None)),
+  (r"(follower_IK|count_IK|unit_IW\.\w+)", ("items", None)),
+  (r"(frequency_I|log_share_I|trend_I)", ("items",)),
   (r"items\.(hidden|out)\.weight", ("embed", None)),  # at 8B most of the trained parameters
   (r"backbone\.blocks\.attention\.q\.weight.*", ("layer", "embed", "heads", "head_width")),
-  (r"backbone\.blocks\.attention\.[kv]\.weight.*", ("layer", "embed", "kv_heads", "head_width")),
+  (
+    r"backbone\.blocks\.attention\.[kv]\.weight.*",
+    ("layer", "embed", "kv_heads", "head_width"),
+  ),
   (r"backbone\.blocks\.attention\.out\.weight.*", ("layer", "heads", "embed")),
   (r"backbone\.blocks\.mlp\.(gate|up)\.weight.*", ("layer", "embed", "mlp")),
   (r"backbone\.blocks\.mlp\.down\.weight.*", ("layer", "mlp", "embed")),
@@ -51,7 +55,7 @@ LETTERS = {"R": "batch", "B": "batch"}
 
 def logical_axes(name: str, ndim: int) -> Axes:
   """The logical axes of the variable of that name. Raises ValueError where two patterns match."""
-  matches = [axes for pattern, axes in VARIABLES if re.fullmatch(pattern, name)]
+  matches = [axes for pattern, axes in VARIABLES if re.fullmatch(rf"(.+\.)?{pattern}", name)]
   if len(matches) > 1:
     raise ValueError(f"{name}: {len(matches)} patterns match; expected at most one")
   return matches[0] if matches else (None,) * ndim

@@ -22,22 +22,24 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import model_catalogue
-from mmesid_jax.models.catalogue_scores import Scorer
-from mmesid_jax.models.fusion import score_contributions
+from mmesid_jax.models.blend import BlendModel
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
+from mmesid_jax.stages.blend_stage import BLEND, load_blend
 from mmesid_jax.stages.new_item_codes import append_new_items
 from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
 from mmesid_jax.stages.sequence_task import evaluation_layout
+
+ServedModel = RecommenderModel | BlendModel
 
 LARGEST_BATCH = 64  # histories in one call to the device; more are answered batch after batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-  """One recommended item. parts: the summands of its score, by source ("identity" or a
-  modality)."""
+  """One recommended item. parts: the summands of its score, by source: "identity" or a modality of
+  the network, and of the evidence "transitions", "popularity", "repeats", "similar text"."""
 
   item: int
   score: float
@@ -78,8 +80,7 @@ def _top_items(
   reasons: bool,
 ):
   model = nnx.merge(graph, state)
-  o_QD = model.hidden(batch)
-  score_QI = Scorer((o_QD,), (item_ID,)).score_all()
+  score_QI = model.score_batch(batch, item_ID)
   item_I, (first, stop) = jnp.arange(score_QI.shape[1]), offered_2
   offered_I = (item_I >= first) & (item_I < stop)
   score_QI = jnp.where(offered_I, score_QI, -jnp.inf)
@@ -88,8 +89,7 @@ def _top_items(
   score_QA, item_QA = sharding.top_k(score_QI, top_k)
   if not reasons:
     return TopItems(item_QA, score_QA)
-  part_QAO = score_contributions(model.items, model.gates.weights(), o_QD, item_QA)
-  return TopItems(item_QA, score_QA, part_QAO)
+  return TopItems(item_QA, score_QA, model.contributions(batch, item_QA))
 
 
 class Recommender:
@@ -100,18 +100,21 @@ class Recommender:
 
   def __init__(
     self,
-    model: RecommenderModel,
+    model: ServedModel,
     config: ConfigDict,
     workdir: pathlib.Path,
     titles: Sequence[str | None] | None = None,
   ):
     """workdir: the folder of the model. titles: by item id, row 0 unused; None = no titles."""
     self._config, self._workdir = config, workdir
-    self._layout = evaluation_layout(RECOMMENDER.layout(config), LARGEST_BATCH)
-    self._sources = ("identity", *model.items.modalities)
+    stage = BLEND if isinstance(model, BlendModel) else RECOMMENDER
+    self._layout = evaluation_layout(stage.layout(config), LARGEST_BATCH)
+    self._sources = model.sources
     self._set_model(model, titles)
 
-  def _set_model(self, model: RecommenderModel, titles: Sequence[str | None] | None) -> None:
+  def _set_model(
+    self, model: RecommenderModel | BlendModel, titles: Sequence[str | None] | None
+  ) -> None:
     self._model, self._titles = model, titles
     self.num_items = model.num_items
     self.offered = range(1, self.num_items + 1)
@@ -124,10 +127,12 @@ class Recommender:
   def load(
     cls, workdir: str | pathlib.Path, titles: Sequence[str | None] | None = None
   ) -> "Recommender":
-    """Reads config.json and recommender.safetensors in workdir. Raises UserError."""
+    """Reads config.json, recommender.safetensors, and blend.safetensors where the workdir's stages
+    include blend. Raises UserError."""
     path = pathlib.Path(workdir)
     config = read_config(path)
-    return cls(load_recommender(path, config), config, path, titles)
+    load = load_blend if BLEND.name in config.stages else load_recommender
+    return cls(load(path, config), config, path, titles)
 
   def add_items(
     self,
@@ -148,7 +153,7 @@ class Recommender:
     Raises UserError for a source that does not fit the model.
     """
     model = append_new_items(self._model, self._workdir, self._config, source)
-    added = range(self.num_items + 1, len(model.items.identity_ID[...]))
+    added = range(self.num_items + 1, model.num_items + 1)
     if titles is not None and len(titles) != len(added):
       raise UserError(f"{len(titles)} titles of {len(added)} new items")
     if titles is not None or self._titles is not None:

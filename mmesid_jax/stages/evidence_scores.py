@@ -16,7 +16,7 @@ import numpy as np
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.transitions import Transitions
 from mmesid_jax.evaluation.evaluator import Evaluator
-from mmesid_jax.models.evidence import content_scores, recency_weights
+from mmesid_jax.models.evidence import content_queries, recency_weights
 from mmesid_jax.parallel.mesh import is_partitioned
 from mmesid_jax.parallel.sharding import device_put_sharded
 
@@ -37,7 +37,7 @@ class SettingsRanks:
   """Ranks of an evaluator's targets under settings.
 
   Args:
-    share_I: as in EvidenceModel.
+    priors: share_I and trend_I, as in EvidenceTables.
     transitions: (window, decay) -> Transitions.
     unit_vectors: (modality, width) -> unit vectors float32 [I, W], row 0 zero.
     modalities: those whose content is compared.
@@ -46,13 +46,14 @@ class SettingsRanks:
   def __init__(
     self,
     evaluator: Evaluator,
-    share_I: np.ndarray,
+    priors: tuple[np.ndarray, np.ndarray],
     transitions: Callable[[int, float], Transitions],
     unit_vectors: Callable[[str, int], np.ndarray],
     modalities: Sequence[str],
   ):
     self._evaluator, self._modalities = evaluator, modalities
-    self._log_share_I = _put(jnp.log(jnp.asarray(share_I)))
+    share_I, trend_I = priors
+    self._priors = _put(jnp.log(jnp.asarray(share_I))), _put(trend_I)
 
     @functools.lru_cache(maxsize=2)
     def table(window: int, decay: float) -> FollowerTable:
@@ -87,7 +88,8 @@ class SettingsRanks:
       contents = [
         (cosine(m, s[f"{m}.width"], s[f"{m}.recency"]), s[f"{m}.weight"]) for m in self._modalities
       ]
-      yield _sum_terms(counted_QI, self._log_share_I, s["popularity"], contents)
+      weights = s["popularity"], s["trend"], s["repeats"]
+      yield _sum_terms(batch.history_QX, counted_QI, self._priors, weights, contents)
 
 
 @jax.jit
@@ -98,7 +100,7 @@ def counted_scores(
   tail: jax.Array | float,
   tau: jax.Array | float,
 ) -> jax.Array:
-  """`models.evidence.transition_scores`, float32 [Q, I], in time of the places that are used.
+  """The first term of `models.evidence`, float32 [Q, I], in time of the places that are used.
 
   The followers of all past items of all targets are numbered through, and added in that order.
   """
@@ -130,21 +132,24 @@ def counted_scores(
 def _content_scores(
   history_QX: jax.Array, unit_IW: jax.Array, recency: jax.Array | float
 ) -> jax.Array:
-  return content_scores(history_QX, unit_IW, recency=recency)
+  return content_queries(history_QX, unit_IW, recency) @ unit_IW.T
 
 
 @jax.jit
 def _sum_terms(
+  history_QX: jax.Array,
   counted_QI: jax.Array,
-  log_share_I: jax.Array,
-  popularity: jax.Array | float,
+  priors: tuple[jax.Array, jax.Array],
+  weights: tuple[float, float, float],
   contents: Sequence[tuple[jax.Array, jax.Array | float]],
 ) -> jax.Array:
   """The formula from its terms; contents: cosine [Q, I] and weight of each modality."""
-  score_QI = counted_QI + popularity * log_share_I
+  (log_share_I, trend_I), (popularity, trend, repeats) = priors, weights
+  score_QI = counted_QI + (popularity * log_share_I + trend * trend_I)
   for cosine_QI, weight in contents:
     score_QI += weight * cosine_QI
-  return score_QI
+  place_Q1 = jnp.arange(len(history_QX))[:, None]
+  return score_QI.at[place_Q1, history_QX].add(jnp.where(history_QX > 0, repeats, 0))
 
 
 def _put(x: np.ndarray | jax.Array) -> jax.Array:

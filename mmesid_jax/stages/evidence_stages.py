@@ -15,12 +15,18 @@ from mmesid_jax.config.schema import FROM_EVENTS, modalities
 from mmesid_jax.data.dataset import Dataset, popularity, training_events
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.data.transitions import Transitions, count_transitions
-from mmesid_jax.data.whitening import fit_whitening, whiten
+from mmesid_jax.data.whitening import Whitening, fit_whitening
 from mmesid_jax.display import reporter
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.evaluation.metrics import UNMASKED, user_values
 from mmesid_jax.files import artifact
-from mmesid_jax.models.evidence import ContentSettings, CountSettings, EvidenceModel
+from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.models.evidence import (
+  ContentSettings,
+  CountSettings,
+  EvidenceModel,
+  EvidenceTables,
+)
 from mmesid_jax.stages.evidence_scores import SettingsRanks
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
@@ -34,6 +40,13 @@ RECENCIES = (0.6, 0.8, 0.9)
 WEIGHTS = (1.0, 0.5, 2.0, 3.0, 0.0)
 SEARCH_USERS = 20_000  # validation users of the search, evenly spread
 PASSES = 2  # over all settings, each tried while the others stay
+# The trend of an item: its share of the events near the ends of the users' training parts.
+TREND_DECAY = 0.8  # weight of an event, for each later event of its user
+TREND_PRIOR = 0.1  # events that every item is given before shares are compared
+NEVER_AGAIN = -100.0  # of `repeats`: lower than any other difference of scores
+# A whitened row shorter than this share of the mean length is the mean row but for rounding, as that
+# of an item without text or image.
+SHORTEST = 0.05
 
 Settings = dict[str, Any]
 
@@ -96,18 +109,24 @@ class CountsStage(Stage):
     "tail": (0.0, 0.2),
     "tau": (1.0, 0.3, 3.0),
     "popularity": (-0.04, 0.0, 0.04),
+    "trend": (0.0, 0.1, 0.2, 0.4),
+    "repeats": (0.0, NEVER_AGAIN, -0.5, 0.5, 1.0),
   }
 
   def content_modalities(self, config: ConfigDict) -> list[str]:
     """The modalities whose content is compared."""
     return []
 
+  def further_inputs(self, config: ConfigDict) -> dict[str, str]:
+    search = self.OPTIONS, WIDTHS, RECENCIES, WEIGHTS, PASSES, TREND_DECAY, TREND_PRIOR, SHORTEST
+    return {"search": json_sha256(search)}
+
   def layout(self, config: ConfigDict) -> Layout:
     return Layout(1, ROW_LENGTH, config.evaluation.targets, history=HISTORY)
 
   def train(self, workdir: Workdir) -> None:
     dataset, followers = workdir.dataset, workdir.config.counts.followers
-    share_I, events = item_shares(dataset), training_events(dataset)
+    share_I, trend_I, events = (f(dataset) for f in (item_shares, item_trends, training_events))
     features = workdir.features(names=self.content_modalities(workdir.config))
     options = {**self.OPTIONS}
     for m, x_IV in features.items():
@@ -120,24 +139,35 @@ class CountsStage(Stage):
       return count_transitions(*events, dataset.num_items, **sizes)
 
     @functools.cache
+    def whitening(m: str, width: int) -> Whitening:
+      return fit_whitening(features[m], width, 1.0)
+
+    @functools.cache
     def unit_vectors(m: str, width: int) -> np.ndarray:
-      return whitened_directions(features[m], width)
+      unit_IW = whitened_directions(features[m], whitening(m, width))
+      unit_IW[0] = 0
+      return unit_IW
 
     def tensors(settings: Settings) -> dict[str, np.ndarray]:
       table = count(settings["window"], settings["distance_decay"])
-      unit = {f"unit.{m}": unit_vectors(m, settings[f"{m}.width"]) for m in features}
-      return {"follower": table.follower_IK, "count": table.count_IK, "share": share_I, **unit}
+      found = {"follower": table.follower_IK, "count": table.count_IK}
+      found |= {"share": share_I, "trend": trend_I}
+      for m in features:
+        width = settings[f"{m}.width"]
+        found[f"unit.{m}"] = unit_vectors(m, width)
+        found |= whitening(m, width).tensors(f"whitening.{m}.")
+      return found
 
     evaluator = _search_evaluator(workdir, self)
-    ranks = SettingsRanks(evaluator, share_I, count, unit_vectors, tuple(features))
+    ranks = SettingsRanks(evaluator, (share_I, trend_I), count, unit_vectors, tuple(features))
 
     def score(several: Sequence[Settings]) -> list[np.ndarray]:
-      return [_metric_values(workdir.config, of_one) for of_one in ranks(several)]
+      return [selected_values(workdir.config, of_one) for of_one in ranks(several)]
 
     chosen, best, tried = search_settings(options, score, f"{self.name}: settings")
     kept = count(chosen["window"], chosen["distance_decay"]).kept
     reporter.info(
-      f"{self.name}: {tried} settings tried, best valid {_metric(workdir.config)} "
+      f"{self.name}: {tried} settings tried, best valid {selection_metric(workdir.config)} "
       f"(mean of masked and unmasked) {best:.4f} with {_as_text(chosen)}; "
       f"{followers} followers of each item hold {kept:.1%} of the counts"
     )
@@ -169,8 +199,8 @@ def make_model(tensors: Mapping[str, np.ndarray], settings: Settings) -> Evidenc
   def numbers(kind: type, prefix: str = ""):
     return kind(**{name: settings[prefix + name] for name in kind._fields})
 
-  follower_IK, count_IK, share_I = (tensors[name] for name in ("follower", "count", "share"))
-  model = EvidenceModel(follower_IK, count_IK, share_I, numbers(CountSettings))
+  tables = EvidenceTables(*(tensors[name] for name in ("follower", "count", "share", "trend")))
+  model = EvidenceModel(tables, numbers(CountSettings))
   unit_IW = artifact.strip_prefix(tensors, "unit.")
   return model.with_content(unit_IW, {m: numbers(ContentSettings, f"{m}.") for m in unit_IW})
 
@@ -181,10 +211,27 @@ def item_shares(dataset: Dataset) -> np.ndarray:
   return (counts_I / (counts_I.sum() - 1)).astype(np.float32)  # without the padding's
 
 
-def whitened_directions(x_IV: np.ndarray, width: int) -> np.ndarray:
-  """Unit vectors float32 [I, width] of the whitened rows; zeros where a row is the mean."""
-  x_IW = whiten(x_IV, fit_whitening(x_IV, width, 1.0))
-  return x_IW / np.maximum(np.linalg.norm(x_IW, axis=1, keepdims=True), 1e-12)
+def item_trends(dataset: Dataset) -> np.ndarray:
+  """log of (an item's share of the events near the ends of the users' training parts) / (its share
+  of all), float32 [I]; 0 for items without events. What sold long ago may no longer be there, and
+  what is new sells next."""
+  item_E, user_E = training_events(dataset)
+  events_U = np.bincount(user_E, minlength=len(dataset))
+  place_E = np.arange(len(item_E)) - np.repeat(np.cumsum(events_U) - events_U, events_U)
+  weight_E = TREND_DECAY ** (events_U[user_E] - 1 - place_E)
+  rows = dataset.num_items + 1
+  late_I = np.bincount(item_E, weight_E, minlength=rows)
+  expected_I = np.bincount(item_E, minlength=rows) * (weight_E.mean() if len(item_E) else 0)
+  return np.log((late_I + TREND_PRIOR) / (expected_I + TREND_PRIOR)).astype(np.float32)
+
+
+def whitened_directions(x_EV: np.ndarray, by: Whitening) -> np.ndarray:
+  """Unit vectors float32 [E, W] of the whitened rows; zeros where a row is the mean."""
+  x_EW = by(x_EV)
+  length_E1 = np.linalg.norm(x_EW, axis=1, keepdims=True)
+  # The mean length of training rows is near the root of the number of directions that vary.
+  shortest = SHORTEST * np.count_nonzero(by.map_VW.any(0)) ** 0.5
+  return np.where(length_E1 > shortest, x_EW / np.maximum(length_E1, 1e-12), 0)
 
 
 def _search_evaluator(workdir: Workdir, stage: Stage) -> Evaluator:
@@ -193,16 +240,17 @@ def _search_evaluator(workdir: Workdir, stage: Stage) -> Evaluator:
   return Evaluator(workdir.dataset, layout, "valid", most_users=SEARCH_USERS)
 
 
-def _metric_values(config: ConfigDict, ranks: Mapping[str, np.ndarray]) -> np.ndarray:
+def selected_values(config: ConfigDict, ranks: Mapping[str, np.ndarray]) -> np.ndarray:
   """The metric that selects, of every user, [U], from ranks by protocol.
 
   It is the mean of both protocols, because one model is ranked by both.
   """
-  cutoffs, metric = config.evaluation.cutoffs, _metric(config)
+  cutoffs, metric = config.evaluation.cutoffs, selection_metric(config)
   return np.mean([user_values(rank_U, cutoffs)[metric] for rank_U in ranks.values()], axis=0)
 
 
-def _metric(config: ConfigDict) -> str:
+def selection_metric(config: ConfigDict) -> str:
+  """The metric that selects, without its protocol."""
   return config.evaluation.select.removeprefix(UNMASKED)
 
 

@@ -19,9 +19,11 @@ from mmesid_jax.data.whitening import Whitening
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
+from mmesid_jax.models.blend import BlendModel
 from mmesid_jax.models.extend_catalogue import with_new_items
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.stages import item_batches, recommender_stage, semantic_id_stage
+from mmesid_jax.stages import blend_stage, item_batches, recommender_stage, semantic_id_stage
+from mmesid_jax.stages.evidence_stages import whitened_directions
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
 from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS
 
@@ -80,16 +82,17 @@ def read_new_items(path: pathlib.Path) -> NewItems:
 
 
 def append_new_items(
-  model: RecommenderModel,
+  model: RecommenderModel | BlendModel,
   workdir_path: pathlib.Path,
   config: ConfigDict,
   source: str | os.PathLike | Sources,
-) -> RecommenderModel:
-  """The workdir's recommender with new items appended, as `with_new_items` says.
+) -> RecommenderModel | BlendModel:
+  """The workdir's model with new items appended, as `with_new_items` of its parts says.
 
   source: a file that `write` wrote, or their features by modality, files or arrays, as they were
   before whitening. Raises UserError for what does not fit, or codes of another quantizer.
   """
+  whole, model = model, model.network if isinstance(model, BlendModel) else model
   maps = recommender_stage.load_whitenings(workdir_path, config)
   from_file, codes = isinstance(source, str | os.PathLike), {}
   name = str(source) if from_file else "new items"
@@ -104,9 +107,16 @@ def append_new_items(
   given = _read(source, _widths(model, maps))
   features = {m: maps[m](x) if m in maps else x for m, x in given.items()}
   try:
-    return with_new_items(model, features, codes)
+    network = with_new_items(model, features, codes)
   except ValueError as error:
     raise UserError(f"{name}: do not fit the model of {workdir_path} ({error})") from error
+  if not isinstance(whole, BlendModel):
+    return network
+  content = blend_stage.load_content_whitenings(workdir_path)
+  unit_EW = {m: whitened_directions(x, content[m]) for m, x in given.items() if m in content}
+  E = network.num_items - model.num_items
+  evidence = whole.evidence.with_new_items(unit_EW, E)
+  return BlendModel(network, evidence, whole.quantile_E[...], whole.weight_2[...])
 
 
 def _widths(model: RecommenderModel, maps: Mapping[str, Whitening]) -> dict[str, int]:

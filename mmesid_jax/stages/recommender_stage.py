@@ -4,6 +4,8 @@ Writes recommender.safetensors: the model without what its checkpoint holds, and
 its feature tables; and with LoRA a PEFT directory, adapter/, beside it.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 
 import jax
@@ -17,7 +19,7 @@ from mmesid_jax.data.dataset import Dataset, popularity
 from mmesid_jax.data.history_pieces import PieceCounts, training_pieces
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, with_capacity
-from mmesid_jax.data.whitening import Whitening, fit_whitening, whiten
+from mmesid_jax.data.whitening import Whitening, fit_whitening, whiten, whitenings_of
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files import artifact
@@ -248,8 +250,7 @@ def load_whitenings(workdir_path, config: ConfigDict) -> dict[str, Whitening]:
   found, _ = artifact.read_artifact(path, name, prefix=prefix)
   if not found:
     raise UserError(f"{path}: does not say how its features were whitened; train it again")
-  names = {name.removeprefix(prefix).rpartition(".")[0] for name in found}
-  return {m: Whitening(found[f"{prefix}{m}.mean"], found[f"{prefix}{m}.map"]) for m in names}
+  return whitenings_of(artifact.strip_prefix(found, prefix))
 
 
 class RecommenderStage(Stage):
@@ -297,11 +298,10 @@ class RecommenderStage(Stage):
     )
     result = self.fit(workdir, task)
     backbone.export_adapter(result.model, c, workdir.path / "adapter")
+    whitenings = [by.tensors(f"whitening.{m}.") for m, by in maps.items()]
     self.write(
       workdir,
-      {"counts": counts_I}
-      | {f"whitening.{m}.mean": by.mean_V for m, by in maps.items()}
-      | {f"whitening.{m}.map": by.map_VW for m, by in maps.items()},
+      functools.reduce(operator.or_, whitenings, {"counts": counts_I}),
       result.model,
       valid={config.evaluation.select: result.best},
       best_step=result.best_step,

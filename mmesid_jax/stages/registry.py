@@ -4,6 +4,7 @@ A new stage, a baseline for example, is a file with a `Stage`, a line here, and 
 configuration (config/schema.py).
 """
 
+from mmesid_jax.stages.blend_stage import BLEND
 from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
 from mmesid_jax.stages.evidence_stages import CONTENT, COUNTS
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
@@ -11,7 +12,7 @@ from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS
 from mmesid_jax.stages.stage import Stage
 
 STAGES: dict[str, Stage] = {
-  s.name: s for s in (COUNTS, CONTENT, COLLABORATIVE, SEMANTIC_IDS, RECOMMENDER)
+  s.name: s for s in (COUNTS, CONTENT, COLLABORATIVE, SEMANTIC_IDS, RECOMMENDER, BLEND)
 }
 
 # The stages whose models rank items, in the order of the tables of results.

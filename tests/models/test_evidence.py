@@ -6,11 +6,16 @@ import pytest
 
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.row_layout import Layout
-from mmesid_jax.models.evidence import ContentSettings, CountSettings, EvidenceModel
+from mmesid_jax.models.evidence import (
+  ContentSettings,
+  CountSettings,
+  EvidenceModel,
+  EvidenceTables,
+)
 
 ITEMS, FOLLOWERS, WIDTH = 9, 3, 4
 HISTORIES = [[3], [5, 1, 5, 2], [9, 8, 7, 6, 5, 4, 3, 2, 1], []]  # oldest first
-COUNTS = CountSettings(recency=0.6, tail=0.25, tau=0.7, popularity=-0.3)
+COUNTS = CountSettings(recency=0.6, tail=0.25, tau=0.7, popularity=-0.3, trend=0.4, repeats=-0.8)
 CONTENT = ContentSettings(recency=0.8, weight=1.5)
 HISTORY = 6  # newest items that count
 
@@ -25,25 +30,36 @@ def tables():
   unit_IW = rng.normal(size=(ITEMS + 1, WIDTH)).astype(np.float32)
   unit_IW /= np.linalg.norm(unit_IW, axis=1, keepdims=True)
   unit_IW[0] = 0
-  return follower_IK.astype(np.int32), count_IK, share_I, unit_IW
+  trend_I = rng.normal(size=ITEMS + 1).astype(np.float32)
+  return EvidenceTables(follower_IK.astype(np.int32), count_IK, share_I, trend_I), unit_IW
 
 
-def formula(history, tables, content: bool) -> np.ndarray:
-  follower_IK, count_IK, share_I, unit_IW = tables
+def model_of(tables, content: bool = True) -> EvidenceModel:
+  counted, unit_IW = tables
+  model = EvidenceModel(counted, COUNTS)
+  return model.with_content({"text": unit_IW}, {"text": CONTENT}) if content else model
+
+
+def terms(history, tables) -> dict[str, np.ndarray]:
+  """The terms of the formula, each float64 [ITEMS + 1], in loops."""
+  (follower_IK, count_IK, share_I, trend_I), unit_IW = tables
   newest = history[::-1][:HISTORY]
-  score_I = COUNTS.popularity * np.log(share_I.astype(np.float64))
+  found = {name: np.zeros(ITEMS + 1) for name in ("transitions", "repeats", "similar text")}
+  log_share_I = np.log(share_I.astype(np.float64))
+  found["popularity"] = COUNTS.popularity * log_share_I + COUNTS.trend * trend_I.astype(np.float64)
   sizes = [COUNTS.recency**age for age in range(len(newest))]
   for size, item in zip(sizes, newest, strict=True):
     w = (1 - COUNTS.tail) * size / sum(sizes) + COUNTS.tail / len(newest)
     for follower, count in zip(follower_IK[item], count_IK[item], strict=True):
-      score_I[follower] += w * np.log1p(count / COUNTS.tau)
+      found["transitions"][follower] += w * np.log1p(count / COUNTS.tau)
+    found["repeats"][item] += COUNTS.repeats
   query = sum(
     (CONTENT.recency**age * unit_IW[item].astype(np.float64) for age, item in enumerate(newest)),
     np.zeros(WIDTH),
   )
-  if content and newest:
-    score_I += CONTENT.weight * (unit_IW @ query) / np.linalg.norm(query)
-  return score_I[1:]
+  if newest:
+    found["similar text"] = CONTENT.weight * (unit_IW @ query) / np.linalg.norm(query)
+  return found
 
 
 def batch_of(histories):
@@ -55,19 +71,37 @@ def batch_of(histories):
 
 @pytest.mark.parametrize("content", [False, True])
 def test_scores_equal_the_formula(tables, content):
-  follower_IK, count_IK, share_I, unit_IW = tables
-  model = EvidenceModel(follower_IK, count_IK, share_I, COUNTS)
-  if content:
-    model = model.with_content({"text": unit_IW}, {"text": CONTENT})
+  model = model_of(tables, content)
   score_QI = np.asarray(model.score_batch(batch_of(HISTORIES)))
   for place, history in enumerate(HISTORIES):
-    expected = formula(history, tables, content)
-    np.testing.assert_allclose(score_QI[place, 1:], expected, rtol=1e-5, atol=1e-6)
+    expected = terms(history, tables)
+    if not content:
+      del expected["similar text"]
+    expected_I = sum(expected.values())
+    np.testing.assert_allclose(score_QI[place, 1:], expected_I[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_contributions_are_the_terms_of_the_formula(tables):
+  model, batch = model_of(tables), batch_of(HISTORIES)
+  item_QA = np.tile([1, 5, 5, 9], (len(batch.target_Q), 1))
+  part_QAO = np.asarray(model.contributions(batch.history_QX, item_QA))
+  for place, history in enumerate(HISTORIES):
+    expected = terms(history, tables)
+    for o, name in enumerate(model.sources):
+      found_A, expected_A = part_QAO[place, :, o], expected[name][item_QA[place]]
+      np.testing.assert_allclose(found_A, expected_A, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_evidence_is_what_the_transitions_add_up_to(tables):
+  amount_Q = np.asarray(model_of(tables).evidence(batch_of(HISTORIES).history_QX))
+  for place, history in enumerate(HISTORIES):
+    expected = terms(history, tables)["transitions"].sum()
+    np.testing.assert_allclose(amount_Q[place], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_content_leaves_the_model_of_counts_as_it_is(tables):
-  follower_IK, count_IK, share_I, unit_IW = tables
-  model = EvidenceModel(follower_IK, count_IK, share_I, COUNTS)
+  counted, unit_IW = tables
+  model = EvidenceModel(counted, COUNTS)
   before = np.asarray(model.score_batch(batch_of(HISTORIES)))
   model.with_content({"text": unit_IW}, {"text": CONTENT})
   assert not model.unit_IW
@@ -75,10 +109,27 @@ def test_content_leaves_the_model_of_counts_as_it_is(tables):
 
 
 def test_a_modality_of_weight_0_changes_nothing(tables):
-  follower_IK, count_IK, share_I, unit_IW = tables
-  model = EvidenceModel(follower_IK, count_IK, share_I, COUNTS)
+  counted, unit_IW = tables
+  model = EvidenceModel(counted, COUNTS)
   with_zero = model.with_content({"text": unit_IW}, {"text": ContentSettings(0.5, 0.0)})
   np.testing.assert_allclose(
     with_zero.score_batch(batch_of(HISTORIES)), model.score_batch(batch_of(HISTORIES))
   )
   assert jnp.isfinite(with_zero.score_batch(batch_of([[]]))).all()
+
+
+def test_new_items_are_ranked_by_content_and_change_no_other_score(tables):
+  model, batch = model_of(tables), batch_of(HISTORIES)
+  _, unit_IW = tables
+  unit_EW = unit_IW[[2, 7]]  # the content of two old items
+  larger = model.with_new_items({"text": unit_EW}, 2)
+  assert larger.num_items == ITEMS + 2 and model.num_items == ITEMS
+  before_QI, score_QI = model.score_batch(batch), np.asarray(larger.score_batch(batch))
+  np.testing.assert_allclose(score_QI[:, : ITEMS + 1], before_QI, rtol=1e-6)
+  (_, _, share_I, _), _ = tables
+  for place, history in enumerate(HISTORIES):
+    similar_I = terms(history, tables)["similar text"]
+    expected_E = similar_I[[2, 7]] + COUNTS.popularity * np.log(share_I[1:].min())
+    np.testing.assert_allclose(score_QI[place, ITEMS + 1 :], expected_E, rtol=1e-5, atol=1e-5)
+  without = np.asarray(model.with_new_items({}, 1).score_batch(batch))[:, -1]
+  np.testing.assert_allclose(without, COUNTS.popularity * np.log(share_I[1:].min()), rtol=1e-5)

@@ -20,6 +20,8 @@ FEW = {  # options of the search
   "tail": (0.0,),
   "tau": (1.0,),
   "popularity": (-0.04, 0.1),
+  "trend": (0.0, 0.2),
+  "repeats": (0.0, -100.0),
 }
 
 

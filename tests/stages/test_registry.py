@@ -45,12 +45,12 @@ def test_the_random_key_depends_on_the_name_of_the_stage_alone():
 
 # key -> stages whose artifacts depend on it
 DEPENDS = {
-  "evaluation.select": ("HR@5", {"counts", "content", "collaborative", "recommender"}),
-  "counts.followers": (3, {"counts", "content"}),
-  "semantic_ids.epochs": (1, {"semantic_ids", "recommender"}),
-  "recommender.width": (16, {"semantic_ids", "recommender"}),
-  "recommender.epochs": (1, {"recommender"}),
-  "seed": (1, {"collaborative", "semantic_ids", "recommender"}),
+  "evaluation.select": ("HR@5", {"counts", "content", "collaborative", "recommender", "blend"}),
+  "counts.followers": (3, {"counts", "content", "blend"}),
+  "semantic_ids.epochs": (1, {"semantic_ids", "recommender", "blend"}),
+  "recommender.width": (16, {"semantic_ids", "recommender", "blend"}),
+  "recommender.epochs": (1, {"recommender", "blend"}),
+  "seed": (1, {"collaborative", "semantic_ids", "recommender", "blend"}),
   "run.log_every": (1, set()),
 }
 
