@@ -168,9 +168,7 @@ def choose_weights(model: BlendModel, evaluator: Evaluator, config: ConfigDict) 
     yield from (_sum(*parts, weight_2) for weight_2 in weight_E2)
     bar.update(int(jnp.sum(batch.weight_Q > 0)))
 
-  with reporter.progress(
-    label=f"{BLEND.name}: weights", total=len(evaluator), unit="users"
-  ) as bar:
+  with reporter.progress(label=f"{BLEND.name}: weights", total=len(evaluator), unit="users") as bar:
     ranks = evaluator.shared_ranks(scores, len(weight_E2))
   value_EU = np.stack([selected_values(config, of_pair) for of_pair in ranks])
   best = best_pair(value_EU)

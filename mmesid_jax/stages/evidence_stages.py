@@ -44,8 +44,8 @@ PASSES = 2  # over all settings, each tried while the others stay
 TREND_DECAY = 0.8  # weight of an event, for each later event of its user
 TREND_PRIOR = 0.1  # events that every item is given before shares are compared
 NEVER_AGAIN = -100.0  # of `repeats`: lower than any other difference of scores
-# A whitened row shorter than this share of the mean length is the mean row but for rounding, as that
-# of an item without text or image.
+# A whitened row shorter than this share of the mean length is the mean but for rounding, as that of
+# an item without text or image.
 SHORTEST = 0.05
 
 Settings = dict[str, Any]

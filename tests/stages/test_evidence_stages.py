@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 
 from mmesid_jax import pipeline
+from mmesid_jax.data.whitening import fit_whitening
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files import artifact
 from mmesid_jax.models.evidence import EvidenceModel
 from mmesid_jax.reports.test_ranks import make_evaluator
 from mmesid_jax.stages import evidence_stages
-from mmesid_jax.stages.evidence_stages import CONTENT, COUNTS, item_shares, search_settings
+from mmesid_jax.stages.evidence_stages import (
+  CONTENT,
+  COUNTS,
+  item_shares,
+  item_trends,
+  search_settings,
+  whitened_directions,
+)
 from mmesid_jax.stages.workdir import open_workdir
 
 STAGES = ("counts", "content")
@@ -99,6 +107,30 @@ def test_validation_and_test_items_are_not_counted(counted):
     (a, int(b)) for a, row in enumerate(model.follower_IK[...]) for b in row if b > 0
   }
   assert counted_pairs <= pairs
+
+
+def test_trends_are_shares_near_the_ends_beside_shares_of_all(counted):
+  dataset = counted.dataset
+  late, all_of, weights = np.zeros(dataset.num_items + 1), np.zeros(dataset.num_items + 1), []
+  for u in range(len(dataset)):
+    trained = dataset.sequence(u)[: dataset.train_lengths[u]].tolist()
+    for later, item in enumerate(reversed(trained)):
+      late[item] += 0.8**later
+      all_of[item] += 1
+      weights.append(0.8**later)
+  expected_I = np.log((late + 0.1) / (all_of * np.mean(weights) + 0.1))
+  np.testing.assert_allclose(item_trends(dataset), expected_I, rtol=1e-5, atol=1e-6)
+  assert np.std(expected_I[1:]) > 0.1
+
+
+def test_an_item_without_content_is_similar_to_nothing():
+  """Its row is the mean of the others, rounded; it must not become a direction of rounding."""
+  x_IV = np.random.default_rng(0).normal(3, 1, (200, 12)).astype(np.float16).astype(np.float32)
+  x_IV[[7, 9]] = x_IV[1:].mean(0).astype(np.float16)
+  unit_IW = whitened_directions(x_IV, fit_whitening(x_IV, 6, 1.0))
+  lengths_I = np.linalg.norm(unit_IW, axis=1)
+  np.testing.assert_allclose(np.delete(lengths_I, [7, 9]), 1, rtol=1e-5)
+  assert not unit_IW[[7, 9]].any()
 
 
 def _pairs(dataset, user: int, *, trained_only: bool):
