@@ -113,20 +113,30 @@ class Evaluator:
 
   Of the layout, only the length of a row and the targets of a batch count: there are as many rows
   as these users need. A history longer than a row is cut to its newest items; the mask always holds
-  the whole history. most_users: takes only this number of users, evenly spread; 0 = all.
+  the whole history. most_users: takes only this number of users, evenly spread; 0 = all. narrow:
+  whether batches that list histories have no more columns than they need; each width compiles.
   """
 
-  def __init__(self, dataset: Dataset, layout: Layout, split: str, *, most_users: int = 0):
+  def __init__(
+    self,
+    dataset: Dataset,
+    layout: Layout,
+    split: str,
+    *,
+    most_users: int = 0,
+    narrow: bool = True,
+  ):
     self.num_items = dataset.num_items
     self.pieces = evaluation_pieces(dataset, layout, split, most_users)
     layout = with_rows_for(layout, self.pieces, shard_count("batch"))
     lengths = self.pieces.stop - 1
     # Batches that list histories hold users with histories of about the same length.
-    order_U = np.argsort(lengths, kind="stable") if layout.history else np.arange(len(self.pieces))
+    narrow = narrow and layout.history > 0
+    order_U = np.argsort(lengths, kind="stable") if narrow else np.arange(len(self.pieces))
     ordered = Pieces(*(column[order_U] for column in self.pieces))
-    self._batches = [
-      _with_narrow_histories(batch, order_U) for batch in batch_pieces(dataset, ordered, layout)
-    ]
+    self._batches = [*batch_pieces(dataset, ordered, layout)]
+    if narrow:
+      self._batches = [_with_narrow_histories(batch, order_U) for batch in self._batches]
     self._history_UH = np.zeros((len(self.pieces), int(lengths.max(initial=1))), np.int32)
     for row, (user, length) in enumerate(zip(self.pieces.user, lengths, strict=True)):
       self._history_UH[row, :length] = dataset.sequence(user)[:length]

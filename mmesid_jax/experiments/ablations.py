@@ -26,13 +26,13 @@ from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.reports.test_ranks import Ranks, read_ranks, summed_ranks, write_ranks
 from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
-from mmesid_jax.stages.registry import MODELS
 from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS
 from mmesid_jax.stages.workdir import Workdir, open_workdir, set_compilation_cache
 
 BASE = "base"  # the variant that all are compared with
 MODEL = RECOMMENDER.model_name
 BESIDE_BASE = {"popularity": "popularity", "sasrec": COLLABORATIVE.model_name}  # row -> model
+SUMMABLE = (COLLABORATIVE.name, RECOMMENDER.name)  # whose scores are products of vectors
 SPLITS = ("test", "valid")
 NEXT = "next "  # before a part of a sum: the model of the next seed
 
@@ -181,8 +181,8 @@ class AblationPlan:
         raise UserError(where + str(error).replace("--config.", "--config.base.")) from error
     for name in sums:
       for part in self.config.sums[name]:
-        if part.removeprefix(NEXT) not in MODELS:
-          raise UserError(f"--config.sums.{name}: {part!r} is none of {', '.join(MODELS)}")
+        if part.removeprefix(NEXT) not in SUMMABLE:
+          raise UserError(f"--config.sums.{name}: {part!r} is none of {', '.join(SUMMABLE)}")
     for seed in seeds:
       for name in (*models, *sums):
         self.is_finished(name, seed)

@@ -19,7 +19,9 @@ from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.lock import LOCK, lock_folder
 from mmesid_jax.files.provenance import check_own_folder, check_same_settings
 from mmesid_jax.files.readers import read_json_object
-from mmesid_jax.stages import new_item_codes, recommender_stage
+from mmesid_jax.stages import new_item_codes
+from mmesid_jax.stages.blend_stage import BLEND
+from mmesid_jax.stages.recommender_stage import RECOMMENDER
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import Workdir, feature_dir, open_workdir, plain_data_dir
 
@@ -102,19 +104,14 @@ def _evaluate(
     content_IV[: warm + 1], held_out_items.valid_cases(workdir.dataset)
   )
   last = max(by_last, key=by_last.get)
-  model = new_item_codes.append_new_items(
-    recommender_stage.load_recommender(workdir.path, config),
-    workdir.path,
-    config,
-    {m: x_IV[split.cold] for m, x_IV in features.items()},
-  )
-  layout = evaluation_layout(
-    recommender_stage.batch_layout(config.recommender), config.evaluation.targets
-  )
-  ranks = {
-    f"nearest to last {last}": cold_start_ranks.nearest_ranks(content_IV, cases, last, warm),
-    "MME-SID": cold_start_ranks.model_ranks(model, cases, layout, warm),
-  }
+  ranks = {f"nearest to last {last}": cold_start_ranks.nearest_ranks(content_IV, cases, last, warm)}
+  new_items = {m: x_IV[split.cold] for m, x_IV in features.items()}
+  for stage in (RECOMMENDER, *((BLEND,) if BLEND.name in config.stages else ())):
+    model = new_item_codes.append_new_items(
+      stage.load_model(workdir), workdir.path, config, new_items
+    )
+    layout = evaluation_layout(stage.layout(config), config.evaluation.targets)
+    ranks[stage.model_name] = cold_start_ranks.model_ranks(model, cases, layout, warm)
   result: dict[str, Any] = {
     "items": {"warm": warm, "cold": len(split.cold)},
     "nearest": {"last": last, f"valid {cold_start_ranks.SELECT} by last": by_last},

@@ -15,27 +15,34 @@ from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Frozen
 
 
+def network_weight(weight_2: jax.Array, share_Q: jax.Array) -> jax.Array:
+  """Weight [Q] of the network's score, from those at the two ends."""
+  return weight_2[0] + (weight_2[1] - weight_2[0]) * share_Q
+
+
 class BlendModel(nnx.Module):
   """Ranks items by the sum of two models that were made apart.
 
   Args:
     network: the trained recommender.
     evidence: counts and content.
-    quantile_E: amounts of evidence (`EvidenceModel.evidence`) that equal shares of the users have
-      at most, from the least to the most, increasing.
+    amount_E: amounts of evidence (`EvidenceModel.evidence`), increasing.
+    share_E: the share of the users who have less than each; straight lines between them.
     weight_2: weight of the network's score where evidence is least and most; between them it rises
-      in a straight line with the share of users who have less evidence.
+      in a straight line with that share.
   """
 
   def __init__(
     self,
     network: RecommenderModel,
     evidence: EvidenceModel,
-    quantile_E: jax.Array,
+    amount_E: jax.Array,
+    share_E: jax.Array,
     weight_2: jax.Array,
   ):
     self.network, self.evidence = network, evidence
-    self.quantile_E = Frozen(jnp.asarray(quantile_E, jnp.float32))
+    self.amount_E = Frozen(jnp.asarray(amount_E, jnp.float32))
+    self.share_E = Frozen(jnp.asarray(share_E, jnp.float32))
     self.weight_2 = Frozen(jnp.asarray(weight_2, jnp.float32))
 
   @property
@@ -50,29 +57,39 @@ class BlendModel(nnx.Module):
 
   def share(self, history_QX: jax.Array) -> jax.Array:
     """Share of the users who have less evidence than these histories, [Q]."""
-    quantile_E = self.quantile_E[...]
-    share_E = jnp.linspace(0, 1, len(quantile_E))
-    return jnp.interp(self.evidence.evidence(history_QX), quantile_E, share_E)
+    amount_Q = self.evidence.evidence(history_QX)
+    return jnp.interp(amount_Q, self.amount_E[...], self.share_E[...])
 
   def weights(self, history_QX: jax.Array) -> jax.Array:
     """Weight of the network's score for each history, [Q]."""
-    least, most = self.weight_2[...]
-    return least + (most - least) * self.share(history_QX)
+    return network_weight(self.weight_2[...], self.share(history_QX))
+
+  def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    """The network's hidden states [Q, D]."""
+    return self.network.hidden(batch, key)
 
   def catalogue(self) -> jax.Array:
     """The network's vectors of all items, [I, D]."""
     return self.network.item_vectors()
 
+  def score_states(self, o_QD: jax.Array, batch: Batch, catalogue: jax.Array) -> jax.Array:
+    """Scores [Q, I] of all items from hidden(batch); the batch's layout has histories."""
+    weighted_QD = o_QD * self.weights(batch.history_QX)[:, None]
+    of_network = Scorer((weighted_QD,), (catalogue,), num_items=self.num_items)
+    return self.evidence.scorer(batch.history_QX, of_network).score_all()
+
   def score_batch(self, batch: Batch, catalogue: jax.Array) -> jax.Array:
     """Scores [Q, I] of all items for the batch's targets; its layout has histories."""
-    o_QD = self.network.hidden(batch) * self.weights(batch.history_QX)[:, None]
-    beside = Scorer((o_QD,), (catalogue,), num_items=self.num_items)
-    return self.evidence.scorer(batch.history_QX, beside).score_all()
+    return self.score_states(self.hidden(batch), batch, catalogue)
 
-  def contributions(self, batch: Batch, item_QA: jax.Array) -> jax.Array:
-    """Summands [Q, A, O] of the scores of A items for each target, in the order of `sources`."""
+  def contributions(self, o_QD: jax.Array, batch: Batch, item_QA: jax.Array) -> jax.Array:
+    """Summands [Q, A, O] of the scores of A items, in the order of `sources`; o_QD: as above."""
     weight_Q11 = self.weights(batch.history_QX)[:, None, None]
-    of_network_QAO = weight_Q11 * self.network.contributions(batch, item_QA)
+    of_network_QAO = weight_Q11 * self.network.contributions(o_QD, batch, item_QA)
     return jnp.concatenate(
       [of_network_QAO, self.evidence.contributions(batch.history_QX, item_QA)], axis=-1
     )
+
+
+# What `recommend` serves: the blend where there is one, else the network alone.
+ServableModel = RecommenderModel | BlendModel

@@ -19,9 +19,13 @@ class ProductScores:
     """The part of `score_batch` that is equal for all batches, [I, D]."""
     return self.item_vectors()
 
+  def score_states(self, h_QD: jax.Array, batch: Batch, catalogue: jax.Array) -> jax.Array:
+    """Scores [Q, I] of all items from hidden(batch); of the batch nothing else is read."""
+    return Scorer((h_QD,), (catalogue,)).score_all()
+
   def score_batch(self, batch: Batch, catalogue: jax.Array) -> jax.Array:
     """Scores [Q, I] of all items for the batch's targets."""
-    return Scorer((self.hidden(batch),), (catalogue,)).score_all()
+    return self.score_states(self.hidden(batch), batch, catalogue)
 
 
 def candidate_mask(columns: int, num_items: int) -> jax.Array:

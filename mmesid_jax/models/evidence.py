@@ -41,7 +41,7 @@ class ContentSettings(NamedTuple):
 
 
 class EvidenceTables(NamedTuple):
-  """What is counted about the items; row 0 is padding."""
+  """Counts of the training parts, a row for each item; row 0 is padding."""
 
   follower_IK: jax.Array  # int32, of `data.transitions.Transitions`
   count_IK: jax.Array  # float32
@@ -128,7 +128,8 @@ class EvidenceModel(nnx.Module):
   @property
   def sources(self) -> tuple[str, ...]:
     """Names of the terms, as reasons show them."""
-    return ("transitions", "popularity", "repeats", *(f"similar {m}" for m in self.unit_IW))
+    similar = (f"similar {m}" for m in self.unit_IW)
+    return ("transitions", "popularity", "trend", "repeats", *similar)
 
   def transitions(self, history_QX: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The first term: items int32 [Q, E] that follow those of the histories, and what each adds,
@@ -149,9 +150,14 @@ class EvidenceModel(nnx.Module):
   def _products(self, history_QX: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Name -> query [Q, V] and table [I, V], for the terms that every item has."""
     by_count = CountSettings(*self.counts[...])
-    prior_IV = jnp.stack([self.log_share_I[...], self.trend_I[...]], axis=1)
-    prior_V = jnp.stack([by_count.popularity, by_count.trend])
-    found = {"popularity": (jnp.broadcast_to(prior_V, (len(history_QX), 2)), prior_IV)}
+
+    def of_item(weight, x_I):
+      return jnp.full((len(history_QX), 1), weight), x_I[:, None]
+
+    found = {
+      "popularity": of_item(by_count.popularity, self.log_share_I[...]),
+      "trend": of_item(by_count.trend, self.trend_I[...]),
+    }
     for m, unit_IW in self.unit_IW.items():
       by_content = ContentSettings(*self.contents[m][...])
       query_QW = content_queries(history_QX, unit_IW[...], by_content.recency)

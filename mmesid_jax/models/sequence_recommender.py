@@ -91,10 +91,10 @@ class RecommenderModel(ProductScores, nnx.Module):
     """Names of the summands of a score, as reasons show them."""
     return ("identity", *self.items.modalities)
 
-  def contributions(self, batch: Batch, item_QA: jax.Array) -> jax.Array:
-    """Summands [Q, A, O] of the scores of A items for each target, in the order of `sources`."""
-    weight_IO = self.gates.weights()
-    return fusion.score_contributions(self.items, weight_IO, self.hidden(batch), item_QA)
+  def contributions(self, o_QD: jax.Array, batch: Batch, item_QA: jax.Array) -> jax.Array:
+    """Summands [Q, A, O] of the scores of A items, in the order of `sources`; o_QD: hidden states.
+    The batch is not read."""
+    return fusion.score_contributions(self.items, self.gates.weights(), o_QD, item_QA)
 
   def scores(self, o_QD: jax.Array) -> jax.Array:
     """Scores [Q, I], column i = item i; column 0 is padding, not a candidate."""

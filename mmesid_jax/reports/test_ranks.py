@@ -1,4 +1,4 @@
-"""Evaluates popularity, SASRec and the recommender: their metrics, and the rank of every target."""
+"""Evaluates popularity and the models of all stages: metrics, and the rank of every target."""
 
 import io
 import json
@@ -11,11 +11,13 @@ import numpy as np
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.repeats import count_repeats
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, summarize_ranking
 from mmesid_jax.evaluation.ranking import PROTOCOLS
 from mmesid_jax.files.artifact import write_bytes, write_text
 from mmesid_jax.files.readers import read_npy
+from mmesid_jax.stages.blend_stage import BLEND, fits_network
 from mmesid_jax.stages.registry import MODELS
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
@@ -34,10 +36,13 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   config, dataset = workdir.config, workdir.dataset
   cutoffs = config.evaluation.cutoffs
   first, *_ = MODELS
+  made = {name: stage for name, stage in MODELS.items() if workdir.artifact(name).exists()}
+  if BLEND.name in made and not fits_network(workdir.path, BLEND.read(workdir.path)[1]):
+    reporter.warn(f"{BLEND.name}: left out, it was made for another recommender; train it again")
+    del made[BLEND.name]
   evaluators = {
     name: make_evaluator(workdir, stage, split)
-    for name, stage in MODELS.items()
-    if name == first or workdir.artifact(name).exists()
+    for name, stage in ({first: MODELS[first]} | made).items()
   }
   if not len(evaluators[first]):
     raise UserError(
@@ -46,10 +51,9 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
     )
   counts_I = popularity(dataset).astype("float32")
   rankings = {"popularity": evaluators[first].fixed_ranking(counts_I, max(cutoffs))}
-  for name, stage in MODELS.items():
-    if workdir.artifact(name).exists():
-      model = stage.load_model(workdir)
-      rankings[stage.model_name] = evaluators[name].model_ranking(model, max(cutoffs))
+  for name, stage in made.items():
+    model = stage.load_model(workdir)
+    rankings[stage.model_name] = evaluators[name].model_ranking(model, max(cutoffs))
   options = {"resamples": config.evaluation.resamples, "seed": config.seed}
   result = {
     "split": split,
@@ -70,7 +74,7 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
 def make_evaluator(workdir: Workdir, stage: Stage, split: str) -> Evaluator:
   """An evaluator whose rows are as long as those the stage trains with."""
   layout = evaluation_layout(stage.layout(workdir.config), workdir.config.evaluation.targets)
-  return Evaluator(workdir.dataset, layout, split)
+  return Evaluator(workdir.dataset, layout, split, narrow=stage.narrow_histories)
 
 
 def summed_ranks(parts: Sequence[tuple[Workdir, str]], split: str) -> Ranks:

@@ -138,6 +138,7 @@ def _as_text(
   before = f"{len(history) - NEWEST_SHOWN} earlier; " if len(history) > NEWEST_SHOWN else ""
   lines = [f"\n{escape_line(name)} had: {before}{newest}"]
   for place, r in enumerate(answer, 1):
-    parts = " + ".join(f"{source} {part:.2f}" for source, part in r.parts.items())
+    shown = {source: part for source, part in r.parts.items() if abs(part) >= 0.005}
+    parts = " + ".join(f"{source} {part:.2f}" for source, part in shown.items()) or "0"
     lines.append(f"{place:3}. {label(r.item)}  score {r.score:.2f} = {parts}")
   return "\n".join(lines)

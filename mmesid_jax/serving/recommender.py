@@ -22,24 +22,21 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import model_catalogue
-from mmesid_jax.models.blend import BlendModel
-from mmesid_jax.models.sequence_recommender import RecommenderModel
+from mmesid_jax.models.blend import BlendModel, ServableModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
-from mmesid_jax.stages.blend_stage import BLEND, load_blend
+from mmesid_jax.stages.blend_stage import BLEND, blend_file, load_blend
 from mmesid_jax.stages.new_item_codes import append_new_items
 from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
 from mmesid_jax.stages.sequence_task import evaluation_layout
-
-ServedModel = RecommenderModel | BlendModel
 
 LARGEST_BATCH = 64  # histories in one call to the device; more are answered batch after batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-  """One recommended item. parts: the summands of its score, by source: "identity" or a modality of
-  the network, and of the evidence "transitions", "popularity", "repeats", "similar text"."""
+  """One recommended item. parts: the summands of its score by source, as the model's `sources`
+  names them: "identity", a modality, and of evidence for example "transitions", "similar text"."""
 
   item: int
   score: float
@@ -80,7 +77,8 @@ def _top_items(
   reasons: bool,
 ):
   model = nnx.merge(graph, state)
-  score_QI = model.score_batch(batch, item_ID)
+  o_QD = model.hidden(batch)
+  score_QI = model.score_states(o_QD, batch, item_ID)
   item_I, (first, stop) = jnp.arange(score_QI.shape[1]), offered_2
   offered_I = (item_I >= first) & (item_I < stop)
   score_QI = jnp.where(offered_I, score_QI, -jnp.inf)
@@ -89,7 +87,7 @@ def _top_items(
   score_QA, item_QA = sharding.top_k(score_QI, top_k)
   if not reasons:
     return TopItems(item_QA, score_QA)
-  return TopItems(item_QA, score_QA, model.contributions(batch, item_QA))
+  return TopItems(item_QA, score_QA, model.contributions(o_QD, batch, item_QA))
 
 
 class Recommender:
@@ -100,7 +98,7 @@ class Recommender:
 
   def __init__(
     self,
-    model: ServedModel,
+    model: ServableModel,
     config: ConfigDict,
     workdir: pathlib.Path,
     titles: Sequence[str | None] | None = None,
@@ -112,9 +110,7 @@ class Recommender:
     self._sources = model.sources
     self._set_model(model, titles)
 
-  def _set_model(
-    self, model: RecommenderModel | BlendModel, titles: Sequence[str | None] | None
-  ) -> None:
+  def _set_model(self, model: ServableModel, titles: Sequence[str | None] | None) -> None:
     self._model, self._titles = model, titles
     self.num_items = model.num_items
     self.offered = range(1, self.num_items + 1)
@@ -127,11 +123,11 @@ class Recommender:
   def load(
     cls, workdir: str | pathlib.Path, titles: Sequence[str | None] | None = None
   ) -> "Recommender":
-    """Reads config.json, recommender.safetensors, and blend.safetensors where the workdir's stages
-    include blend. Raises UserError."""
+    """Reads config.json, recommender.safetensors and, where there is one, blend.safetensors in
+    workdir. Raises UserError."""
     path = pathlib.Path(workdir)
     config = read_config(path)
-    load = load_blend if BLEND.name in config.stages else load_recommender
+    load = load_blend if blend_file(path).exists() else load_recommender
     return cls(load(path, config), config, path, titles)
 
   def add_items(

@@ -1,15 +1,15 @@
 """Blend stage: the recommender beside counts and content; chooses how much the network counts.
 
-Nothing is trained. Writes blend.safetensors: the tables of the evidence and the weights of the
-network. The model is read from it and from recommender.safetensors.
+Nothing is trained. Writes blend.safetensors: the tables of the evidence, and how much the network
+counts. The network itself is that of the recommender stage.
 """
 
 import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,14 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.data.whitening import Whitening, whitenings_of
 from mmesid_jax.display import reporter
+from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, model_catalogue
 from mmesid_jax.files import artifact
-from mmesid_jax.models.blend import BlendModel
+from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.models.blend import BlendModel, network_weight
+from mmesid_jax.models.evidence import EvidenceModel
 from mmesid_jax.parallel.placement import place_model
+from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.stages.evidence_stages import (
   CONTENT,
   COUNTS,
@@ -40,8 +44,9 @@ from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir
 
-WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # to choose from, at both ends
+NETWORK_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # to choose from, at both ends
 QUANTILES = 17  # of the amount of evidence
+SURE = 2.0  # standard errors that the best of many pairs must gain over no network
 
 
 class Choice(NamedTuple):
@@ -50,6 +55,7 @@ class Choice(NamedTuple):
   weight_2: np.ndarray
   value: float  # mean over validation users of the metric that selects
   evidence_alone: float  # the same with weight 0
+  tried: int
 
 
 class BlendStage(Stage):
@@ -60,6 +66,7 @@ class BlendStage(Stage):
   config_keys = ("evaluation.select",)
   model_name = "MME-SID + evidence"
   is_random = False  # beyond what its upstream is
+  narrow_histories = False  # a network is compiled again for every width
 
   def evidence(self, config: ConfigDict) -> Stage:
     """The stage whose evidence is added: with content where there is any."""
@@ -68,6 +75,9 @@ class BlendStage(Stage):
   def upstream(self, config: ConfigDict) -> tuple[Stage, ...]:
     return (self.evidence(config), RECOMMENDER)
 
+  def further_inputs(self, config: ConfigDict) -> dict[str, str]:
+    return {"search": json_sha256([NETWORK_WEIGHTS, QUANTILES, SURE, SEARCH_USERS, HISTORY])}
+
   def layout(self, config: ConfigDict) -> Layout:
     return dataclasses.replace(RECOMMENDER.layout(config), history=HISTORY)
 
@@ -75,28 +85,25 @@ class BlendStage(Stage):
     config = workdir.config
     found, header = self.evidence(config).read(workdir.path)
     layout = evaluation_layout(self.layout(config), config.evaluation.targets)
-    evaluator = Evaluator(workdir.dataset, layout, "valid", most_users=SEARCH_USERS)
-    model = BlendModel(
-      RECOMMENDER.load_model(workdir),
-      make_model(found, header["settings"]),
-      np.zeros(QUANTILES),
-      np.zeros(2),
+    evaluator = Evaluator(
+      workdir.dataset, layout, "valid", most_users=SEARCH_USERS, narrow=self.narrow_histories
     )
-    quantile_E = _quantiles(model, evaluator)
-    model.quantile_E.set_value(jnp.asarray(quantile_E))
+    network, evidence = RECOMMENDER.load_model(workdir), make_model(found, header["settings"])
+    shares = amounts_and_shares(evidence, evaluator)
+    model = BlendModel(network, evidence, *shares, np.zeros(2))
     metric = selection_metric(config)
     choice = choose_weights(model, evaluator, config)
     least, most = (float(w) for w in choice.weight_2)
     reporter.info(
       f"{self.name}: the network counts {least:g} where there is least evidence and {most:g} where "
       f"there is most: valid {metric} (mean of masked and unmasked) {choice.value:.4f}, evidence "
-      f"alone {choice.evidence_alone:.4f}"
+      f"alone {choice.evidence_alone:.4f} ({len(evaluator):,} users, {choice.tried} pairs)"
     )
     if not choice.weight_2.any():
       reporter.warn(f"{self.name}: the network adds nothing to counts and content on these data")
     self.write(
       workdir,
-      {**found, "quantiles": quantile_E, "weights": choice.weight_2},
+      {**found, "amounts": shares[0], "shares": shares[1], "weights": choice.weight_2},
       None,
       valid=choice.value,
       evidence_alone=choice.evidence_alone,
@@ -109,34 +116,55 @@ class BlendStage(Stage):
 
 
 def load_blend(path: pathlib.Path, config: ConfigDict) -> BlendModel:
-  """The model of the workdir `path`, from blend.safetensors and recommender.safetensors alone."""
+  """The model of the workdir `path`: blend.safetensors beside the recommender. Raises UserError,
+  also where the weights were chosen for another recommender."""
   found, header = BLEND.read(path)
+  if not fits_network(path, header):
+    raise UserError(
+      f"{blend_file(path)}: made for another recommender than the one beside it; run "
+      f"mmesid_jax.train with the stage {BLEND.name} again, or delete the file"
+    )
   evidence = make_model(found, header["settings"])
   network = load_recommender(path, config)
-  return BlendModel(network, evidence, found["quantiles"], found["weights"])
+  return BlendModel(network, evidence, found["amounts"], found["shares"], found["weights"])
+
+
+def blend_file(path: pathlib.Path) -> pathlib.Path:
+  """Where the artifact of the workdir `path` is, if there is one."""
+  return path / f"{BLEND.name}.safetensors"
+
+
+def fits_network(path: pathlib.Path, header: Mapping[str, Any]) -> bool:
+  """Whether a blend with this header was made for the recommender in the workdir `path`."""
+  network = artifact.read_header(path / f"{RECOMMENDER.name}.safetensors", RECOMMENDER.name)
+  return header["upstream"][RECOMMENDER.name] == network["fingerprint"]
 
 
 def load_content_whitenings(path: pathlib.Path) -> dict[str, Whitening]:
   """modality -> whitening of the evidence in the workdir `path`, for new items."""
-  found, _ = BLEND.read(path)
-  return whitenings_of(artifact.strip_prefix(found, "whitening."))
+  prefix = "whitening."
+  found, _ = artifact.read_artifact(blend_file(path), BLEND.name, prefix=prefix)
+  return whitenings_of(artifact.strip_prefix(found, prefix))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _evidence(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> jax.Array:
-  return nnx.merge(graph, state).evidence.evidence(batch.history_QX)
+  amount_Q = nnx.merge(graph, state).evidence(batch.history_QX)
+  return constrain(amount_Q, None)  # every process reads all of them
 
 
-def _quantiles(model: BlendModel, evaluator: Evaluator) -> np.ndarray:
-  """Amounts of evidence that equal shares of the evaluator's users have at most, [QUANTILES]."""
+def amounts_and_shares(model: EvidenceModel, evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
+  """Amounts of evidence, increasing, float32 [E], and the shares of the evaluator's users who have
+  less, float32 [E]; E is at most QUANTILES, and less where many users have equally much."""
   place_model(model)
   graph, state = nnx.split(model)
   amounts = []
   for batch in evaluator.batches():
     amount_Q = jax.device_get(_evidence(graph, state, batch))
     amounts.append(amount_Q[np.asarray(batch.weight_Q) > 0])
-  quantile_E = np.quantile(np.concatenate(amounts), np.linspace(0, 1, QUANTILES))
-  return np.maximum.accumulate(quantile_E).astype(np.float32)
+  quantile_E = np.quantile(np.concatenate(amounts), np.linspace(0, 1, QUANTILES), method="lower")
+  amount_E, first_E = np.unique(quantile_E, return_index=True)
+  return amount_E, (first_E / (QUANTILES - 1)).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -150,18 +178,16 @@ def _parts(graph: nnx.GraphDef, state: nnx.State, catalogue: jax.Array, batch: B
 
 @jax.jit
 def _sum(evidence_QI, network_QI, share_Q, weight_2) -> jax.Array:
-  weight_Q = weight_2[0] + (weight_2[1] - weight_2[0]) * share_Q
-  return evidence_QI + weight_Q[:, None] * network_QI
+  return evidence_QI + network_weight(weight_2, share_Q)[:, None] * network_QI
 
 
 def choose_weights(model: BlendModel, evaluator: Evaluator, config: ConfigDict) -> Choice:
-  """Tries all pairs out of WEIGHTS on the evaluator's users, and takes the best by the metric that
-  selects, as the mean of both protocols; no network at all where its gain is not above the standard
-  error over users."""
+  """Tries all pairs out of NETWORK_WEIGHTS on the evaluator's users, and takes the best by the
+  metric that selects, as the mean of both protocols; or no network, as `best_pair` says."""
   place_model(model)
   graph, state = nnx.split(model)
   catalogue = model_catalogue(graph, state)
-  weight_E2 = np.float32([*itertools.product(WEIGHTS, WEIGHTS)])
+  weight_E2 = np.float32([*itertools.product(NETWORK_WEIGHTS, repeat=2)])
 
   def scores(batch: Batch) -> Iterator[jax.Array]:
     parts = _parts(graph, state, catalogue, batch)
@@ -173,15 +199,15 @@ def choose_weights(model: BlendModel, evaluator: Evaluator, config: ConfigDict) 
   value_EU = np.stack([selected_values(config, of_pair) for of_pair in ranks])
   best = best_pair(value_EU)
   means_E = value_EU.mean(1)
-  return Choice(weight_E2[best], float(means_E[best]), float(means_E[0]))
+  return Choice(weight_E2[best], float(means_E[best]), float(means_E[0]), len(weight_E2))
 
 
 def best_pair(value_EU: np.ndarray) -> int:
   """The row with the largest mean over users; the first, no network, where the gain over it is not
-  above its standard error."""
+  above SURE standard errors: the best of many pairs gains a little by chance."""
   best = int(value_EU.mean(1).argmax())
   gain_U = value_EU[best] - value_EU[0]
-  return best if gain_U.mean() > gain_U.std() / len(gain_U) ** 0.5 else 0
+  return best if gain_U.mean() > SURE * gain_U.std() / len(gain_U) ** 0.5 else 0
 
 
 BLEND = BlendStage()

@@ -5,6 +5,7 @@ holds the tables and, in its header, the chosen settings, their metric, and how 
 """
 
 import functools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.data.transitions import Transitions, count_transitions
 from mmesid_jax.data.whitening import Whitening, fit_whitening
 from mmesid_jax.display import reporter
+from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.evaluation.metrics import UNMASKED, user_values
 from mmesid_jax.files import artifact
@@ -43,7 +45,7 @@ PASSES = 2  # over all settings, each tried while the others stay
 # The trend of an item: its share of the events near the ends of the users' training parts.
 TREND_DECAY = 0.8  # weight of an event, for each later event of its user
 TREND_PRIOR = 0.1  # events that every item is given before shares are compared
-NEVER_AGAIN = -100.0  # of `repeats`: lower than any other difference of scores
+NEVER_AGAIN = -100.0  # of `repeats`: other differences of scores are smaller
 # A whitened row shorter than this share of the mean length is the mean but for rounding, as that of
 # an item without text or image.
 SHORTEST = 0.05
@@ -118,8 +120,9 @@ class CountsStage(Stage):
     return []
 
   def further_inputs(self, config: ConfigDict) -> dict[str, str]:
-    search = self.OPTIONS, WIDTHS, RECENCIES, WEIGHTS, PASSES, TREND_DECAY, TREND_PRIOR, SHORTEST
-    return {"search": json_sha256(search)}
+    options = self.OPTIONS, WIDTHS, RECENCIES, WEIGHTS
+    numbers = PASSES, SEARCH_USERS, HISTORY, TREND_DECAY, TREND_PRIOR, SHORTEST
+    return {"search": json_sha256([options, numbers])}
 
   def layout(self, config: ConfigDict) -> Layout:
     return Layout(1, ROW_LENGTH, config.evaluation.targets, history=HISTORY)
@@ -176,6 +179,15 @@ class CountsStage(Stage):
   def load_model(self, workdir: Workdir) -> EvidenceModel:
     found, header = self.read(workdir.path)
     return make_model(found, header["settings"])
+
+  def read(self, path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    found, header = super().read(path)
+    if "trend" not in found:
+      raise UserError(
+        f"{path / self.name}.safetensors: of an earlier version, without trends; train the stage "
+        f"{self.name} again (delete the file first)"
+      )
+    return found, header
 
 
 class ContentStage(CountsStage):

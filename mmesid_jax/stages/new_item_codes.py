@@ -19,7 +19,7 @@ from mmesid_jax.data.whitening import Whitening
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
-from mmesid_jax.models.blend import BlendModel
+from mmesid_jax.models.blend import BlendModel, ServableModel
 from mmesid_jax.models.extend_catalogue import with_new_items
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import blend_stage, item_batches, recommender_stage, semantic_id_stage
@@ -82,11 +82,11 @@ def read_new_items(path: pathlib.Path) -> NewItems:
 
 
 def append_new_items(
-  model: RecommenderModel | BlendModel,
+  model: ServableModel,
   workdir_path: pathlib.Path,
   config: ConfigDict,
   source: str | os.PathLike | Sources,
-) -> RecommenderModel | BlendModel:
+) -> ServableModel:
   """The workdir's model with new items appended, as `with_new_items` of its parts says.
 
   source: a file that `write` wrote, or their features by modality, files or arrays, as they were
@@ -116,7 +116,8 @@ def append_new_items(
   unit_EW = {m: whitened_directions(x, content[m]) for m, x in given.items() if m in content}
   E = network.num_items - model.num_items
   evidence = whole.evidence.with_new_items(unit_EW, E)
-  return BlendModel(network, evidence, whole.quantile_E[...], whole.weight_2[...])
+  arrays = (x[...] for x in (whole.amount_E, whole.share_E, whole.weight_2))
+  return BlendModel(network, evidence, *arrays)
 
 
 def _widths(model: RecommenderModel, maps: Mapping[str, Whitening]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import artifact_keys
 from mmesid_jax.data.row_layout import Layout
-from mmesid_jax.evaluation.evaluator import SequenceModel
+from mmesid_jax.evaluation.evaluator import RankingModel
 from mmesid_jax.files import artifact
 from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.parallel.placement import model_tensors
@@ -35,6 +35,7 @@ class Stage:
   reads_features: ClassVar[bool] = True  # whether its artifact depends on the feature tables
   is_random: ClassVar[bool] = True  # whether its artifact depends on the seed
   folders: ClassVar[tuple[str, ...]] = ()  # what it writes beside its artifact
+  narrow_histories: ClassVar[bool] = True  # as in Evaluator
 
   def upstream(self, config: ConfigDict) -> tuple["Stage", ...]:
     """The stages whose artifacts this one reads under `config`."""
@@ -58,7 +59,7 @@ class Stage:
     """The batch shape of training, for a stage with a `model_name`."""
     raise NotImplementedError
 
-  def load_model(self, workdir: Workdir) -> SequenceModel:
+  def load_model(self, workdir: Workdir) -> RankingModel:
     """The trained model, from the artifact, for a stage with a `model_name`."""
     raise NotImplementedError
 

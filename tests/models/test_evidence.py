@@ -46,7 +46,8 @@ def terms(history, tables) -> dict[str, np.ndarray]:
   newest = history[::-1][:HISTORY]
   found = {name: np.zeros(ITEMS + 1) for name in ("transitions", "repeats", "similar text")}
   log_share_I = np.log(share_I.astype(np.float64))
-  found["popularity"] = COUNTS.popularity * log_share_I + COUNTS.trend * trend_I.astype(np.float64)
+  found["popularity"] = COUNTS.popularity * log_share_I
+  found["trend"] = COUNTS.trend * trend_I.astype(np.float64)
   sizes = [COUNTS.recency**age for age in range(len(newest))]
   for size, item in zip(sizes, newest, strict=True):
     w = (1 - COUNTS.tail) * size / sum(sizes) + COUNTS.tail / len(newest)
