@@ -223,8 +223,8 @@ def _stale(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> list[S
     if fingerprints - {stage.fingerprint(workdir)}:
       if not overwrite:
         raise UserError(
-          f"{workdir.path}: the stage {stage.name} was made from other data or features; "
-          "--overwrite redoes it"
+          f"{workdir.path}: the stage {stage.name} was made from other data or features, or by "
+          "another version; --overwrite redoes it"
         )
       stale.append(stage)
   return stale

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from results_table import difference_rows, table_rows
 from test_imports import LAYERS
 
 from mmesid_jax import models
@@ -185,10 +186,18 @@ def test_the_readme_is_short():
 
 def test_results_of_the_readme_are_those_of_the_docs():
   rows = re.findall(r"^\| (?:un)?masked \|.*$", PAGES["README.md"], re.MULTILINE)
-  assert len(rows) == 10
+  assert len(rows) == 12
   shown = [re.sub(r" \([\d., ]+\)", "", line) for line in PAGES["docs/results.md"].splitlines()]
   for row in rows:
     assert row.replace("**", "") in shown
+
+
+def test_results_of_the_docs_are_those_of_the_committed_runs():
+  results = json.loads((ROOT / "results" / "beauty.json").read_text())
+  assert len(results["seeds"]) == 3
+  lines = PAGES["docs/results.md"].splitlines()
+  for row in [*table_rows(results), *difference_rows(results)]:
+    assert row in lines
 
 
 def test_the_table_of_packages_is_that_of_the_imports():

@@ -55,15 +55,13 @@ def chunked_cross_entropy(
       return overall_Q, jax.lax.psum(sum_Q * jnp.exp(largest_Q - overall_Q), names)
 
     queries, tables = partition_spec("targets"), partition_spec("items", None)
-    by_query = partition_spec("targets", None)
     specs = (
-      (by_query,) * len(scorer.query),
+      (partition_spec("targets", None),) * len(scorer.query),
       (tables,) * len(scorer.table),
       tuple(None if offset is None else queries for offset in scorer.offset),
       None if scorer.weight_IO is None else tables,
-      None if scorer.sparse is None else (by_query, by_query),
     )
-    arrays = (scorer.query, scorer.table, scorer.offset, scorer.weight_IO, scorer.sparse)
+    arrays = (scorer.query, scorer.table, scorer.offset, scorer.weight_IO)
     largest_Q, sum_Q = jax.shard_map(sum_of_part, in_specs=(specs,), out_specs=queries)(arrays)
   loss_Q = largest_Q + jnp.log(sum_Q) - scorer.score_targets(target_Q)
   return _weighted(loss_Q, weight_Q)
@@ -82,8 +80,7 @@ def _sum_of_exponentials(scorer: Scorer, first, chunk: int, names: tuple[str, ..
     row_E = index * chunk + jnp.arange(chunk)
     item_E = first + row_E
     real_E = (item_E > 0) & (item_E <= scorer.last_item) & (row_E < scorer.num_rows)
-    scores_QE = scorer.score_rows(rows, first + index * chunk).astype(jnp.float32)
-    scores_QE = jnp.where(real_E, scores_QE, -jnp.inf)
+    scores_QE = jnp.where(real_E, scorer.score_rows(rows).astype(jnp.float32), -jnp.inf)
     # The maximum cancels out of the result, so it needs no gradient.
     larger_Q = jax.lax.stop_gradient(jnp.maximum(largest_Q, scores_QE.max(1)))
     sum_Q = sum_Q * jnp.exp(largest_Q - larger_Q) + jnp.exp(scores_QE - larger_Q[:, None]).sum(1)

@@ -1,7 +1,7 @@
-"""The recommender beside evidence: score = evidence + weight * the network's score.
+"""The blend of network and evidence: score = evidence + weight * the network's score.
 
-The weight of a query rises with how much is known about what follows its history: a network is good
-at combining many hints, and worse than plain similarity where there are few.
+The weight depends on how much is known about what follows a history: with much evidence the network
+helps, with little plain similarity is better.
 """
 
 import jax
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
-from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.models.evidence import EvidenceModel
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Frozen
@@ -21,15 +20,15 @@ def network_weight(weight_2: jax.Array, share_Q: jax.Array) -> jax.Array:
 
 
 class BlendModel(nnx.Module):
-  """Ranks items by the sum of two models that were made apart.
+  """Ranks items by the sum of two models that were trained separately.
 
   Args:
     network: the trained recommender.
     evidence: counts and content.
     amount_E: amounts of evidence (`EvidenceModel.evidence`), increasing.
     share_E: the share of the users who have less than each; straight lines between them.
-    weight_2: weight of the network's score where evidence is least and most; between them it rises
-      in a straight line with that share.
+    weight_2: weight of the network's score where evidence is least and most; between them it is
+      linear in that share.
   """
 
   def __init__(
@@ -75,8 +74,7 @@ class BlendModel(nnx.Module):
   def score_states(self, o_QD: jax.Array, batch: Batch, catalogue: jax.Array) -> jax.Array:
     """Scores [Q, I] of all items from hidden(batch); the batch's layout has histories."""
     weighted_QD = o_QD * self.weights(batch.history_QX)[:, None]
-    of_network = Scorer((weighted_QD,), (catalogue,), num_items=self.num_items)
-    return self.evidence.scorer(batch.history_QX, of_network).score_all()
+    return self.evidence.scores(batch.history_QX, (weighted_QD, catalogue))
 
   def score_batch(self, batch: Batch, catalogue: jax.Array) -> jax.Array:
     """Scores [Q, I] of all items for the batch's targets; its layout has histories."""

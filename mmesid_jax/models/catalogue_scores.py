@@ -41,7 +41,6 @@ def candidate_mask(columns: int, num_items: int) -> jax.Array:
 @dataclasses.dataclass(frozen=True)
 class Scorer:
   """score[q, i] = sum_o weight_IO[i, o] * (query[o][q] . table[o][i] + offset[o][q])
-  + sum_e value_QE[q, e] * [item_QE[q, e] = i]
 
   Scores are computed of all rows of the tables: also of row 0, which is padding, and of rows after
   num_items. `candidate_mask` says which are items.
@@ -49,18 +48,15 @@ class Scorer:
   Args:
     query: per origin o of a score, [Q, V_o].
     table: per origin, [I, V_o].
-    offset: per origin, [Q], or None for zeros; () = None for all.
+    offset: per origin, [Q], or None for zeros.
     weight_IO: None = all ones.
-    sparse: items int32 [Q, E] and what each adds to its score, [Q, E]; an item may come up more
-      than once. None = nothing.
     num_items: number of items without padding; 0 = all rows but the first.
   """
 
   query: tuple[jax.Array, ...]
   table: tuple[jax.Array, ...]
-  offset: tuple[jax.Array | None, ...] = ()
+  offset: tuple[jax.Array | None, ...] = (None,)
   weight_IO: jax.Array | None = None
-  sparse: tuple[jax.Array, jax.Array] | None = None
   num_items: int = dataclasses.field(default=0, metadata={"static": True})
 
   @property
@@ -73,26 +69,6 @@ class Scorer:
     """The last item that may be ranked."""
     return self.num_items or self.num_rows - 1
 
-  def plus(
-    self,
-    query: tuple[jax.Array, ...],
-    table: tuple[jax.Array, ...],
-    sparse: tuple[jax.Array, jax.Array],
-  ) -> "Scorer":
-    """The scorer with more origins, of weight 1, and with `sparse` beside its own."""
-    weight_IO = self.weight_IO
-    if weight_IO is not None:
-      weight_IO = jnp.pad(weight_IO, ((0, 0), (0, len(query))), constant_values=1)
-    pairs = [sparse] if self.sparse is None else [self.sparse, sparse]
-    return dataclasses.replace(
-      self,
-      query=(*self.query, *query),
-      table=(*self.table, *table),
-      offset=(*self.offset, *(None,) * len(query)) if self.offset else (),
-      weight_IO=weight_IO,
-      sparse=tuple(jnp.concatenate(x, axis=1) for x in zip(*pairs, strict=True)),
-    )
-
   def score_all(self) -> jax.Array:
     """Scores [Q, I] of all rows."""
     query = tuple(constrain(query_QV, "targets", None) for query_QV in self.query)
@@ -100,17 +76,9 @@ class Scorer:
     return constrain(scorer.score_rows((self.table, self.weight_IO)), "targets", "items")
 
   def score_items(self, item_E: jax.Array) -> jax.Array:
-    """Scores [Q, E] of the same E items for every query; items may repeat."""
+    """Scores [Q, E] of the same E items for every query."""
     rows = jax.tree.map(lambda x: lookup_rows(x, item_E), (self.table, self.weight_IO))
-    total_QE = self._products(rows)
-    if self.sparse is None:
-      return total_QE
-    item_QX, value_QX = self.sparse
-    E = len(item_E)
-    # One place of each item among the E, and E for those that are not asked for.
-    place_I = jnp.full(self.num_rows, E).at[item_E].set(jnp.arange(E))
-    added_QE = _scatter(jnp.zeros_like(total_QE), place_I[item_QX], value_QX)
-    return total_QE + added_QE[:, place_I[item_E]]
+    return self.score_rows(rows)
 
   def score_targets(self, item_Q: jax.Array) -> jax.Array:
     """Scores [Q] of one item for every query."""
@@ -121,21 +89,17 @@ class Scorer:
       if self.weight_IO is not None:
         part_Q = part_Q * lookup_rows(self.weight_IO, item_Q)[:, o]
       total_Q += part_Q
-    if self.sparse is not None:
-      item_QE, value_QE = self.sparse
-      total_Q += jnp.where(item_QE == item_Q[:, None], value_QE, 0).sum(1)
     return total_Q
 
-  def score_rows(self, rows, first: jax.Array | int = 0) -> jax.Array:
-    """Scores [Q, E] of rows = (tables, weights), E rows of each: a chunk of `split_rows`.
-
-    first: the item of the first row.
-    """
-    total_QE = self._products(rows)
-    if self.sparse is None:
-      return total_QE
-    item_QE, value_QE = self.sparse
-    return _scatter(total_QE, item_QE - first, value_QE)
+  def score_rows(self, rows) -> jax.Array:
+    """Scores [Q, E] of rows = (tables, weights), E rows of each: a chunk of `split_rows`."""
+    tables, weight_EO = rows
+    total_QE = 0.0
+    for o, (query_QV, _, offset_Q) in enumerate(self._origins()):
+      part_QE = query_QV @ tables[o].T
+      part_QE = part_QE if offset_Q is None else part_QE + offset_Q[:, None]
+      total_QE += part_QE if weight_EO is None else part_QE * weight_EO[:, o]
+    return total_QE
 
   def split_rows(self, size: int):
     """(tables, weights) in chunks of `size` rows, stacked on a new axis 0; zeros fill the last."""
@@ -146,21 +110,5 @@ class Scorer:
 
     return jax.tree.map(split, (self.table, self.weight_IO))
 
-  def _products(self, rows) -> jax.Array:
-    tables, weight_EO = rows
-    total_QE = 0.0
-    for o, (query_QV, _, offset_Q) in enumerate(self._origins()):
-      part_QE = query_QV @ tables[o].T
-      part_QE = part_QE if offset_Q is None else part_QE + offset_Q[:, None]
-      total_QE += part_QE if weight_EO is None else part_QE * weight_EO[:, o]
-    return total_QE
-
   def _origins(self):
-    return zip(self.query, self.table, self.offset or (None,) * len(self.query), strict=True)
-
-
-def _scatter(x_QI: jax.Array, column_QE: jax.Array, value_QE: jax.Array) -> jax.Array:
-  """x with the values added in their columns; columns that x does not have are left out."""
-  column_QE = jnp.where(column_QE < 0, x_QI.shape[1], column_QE)  # a negative one counts backward
-  row_Q1 = jnp.arange(len(x_QI))[:, None]
-  return x_QI.at[row_Q1, column_QE].add(value_QE, mode="drop")
+    return zip(self.query, self.table, self.offset, strict=True)

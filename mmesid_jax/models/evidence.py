@@ -1,5 +1,5 @@
-"""Evidence for the next item that is not trained: counted transitions, popularity and its trend,
-whether people come back to an item, like content.
+"""Untrained evidence for the next item: counted transitions, popularity and its trend, whether
+people come back to an item, similar content.
 
 score(i) = sum_j w_j log(1 + count[h_j, i] / tau) + lambda log p(i) + mu trend(i) + rho n(i)
 + sum_m alpha_m cos(sum_j v_j z_m(h_j), z_m(i)), where h_1 is the newest item of the history, w_j
@@ -18,7 +18,7 @@ from flax import nnx
 
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.models.catalogue_scores import Scorer
-from mmesid_jax.parallel.sharding import lookup_rows
+from mmesid_jax.parallel.sharding import constrain, lookup_rows
 from mmesid_jax.parallel.variables import Frozen
 
 
@@ -78,7 +78,7 @@ def content_queries(
 class EvidenceModel(nnx.Module):
   """Ranks items by the formula; nothing of it is trained.
 
-  Only counts and popularity without `with_content`.
+  Without `with_content` it has the first line alone.
   """
 
   def __init__(self, tables: EvidenceTables, counts: CountSettings):
@@ -173,14 +173,18 @@ class EvidenceModel(nnx.Module):
       "repeats": (history_QX, repeats_QX),
     }
 
-  def scorer(self, history_QX: jax.Array, beside: Scorer | None = None) -> Scorer:
-    """Scorer of all items by the formula, added to that of another model where there is one."""
-    queries, tables = zip(*self._products(history_QX).values(), strict=True)
-    pairs = zip(*self._sparse(history_QX).values(), strict=True)
-    sparse = tuple(jnp.concatenate(x, axis=1) for x in pairs)
-    if beside is not None:
-      return beside.plus(queries, tables, sparse)
-    return Scorer(queries, tables, sparse=sparse, num_items=self.num_items)
+  def scores(
+    self, history_QX: jax.Array, network: tuple[jax.Array, jax.Array] | None = None
+  ) -> jax.Array:
+    """Scores [Q, I] of all items by the formula; network: query [Q, D] and table [I, D] of another
+    model, whose scores are added."""
+    products = [*self._products(history_QX).values(), *([] if network is None else [network])]
+    queries, tables = zip(*products, strict=True)
+    score_QI = Scorer(queries, tables, (None,) * len(queries)).score_all()
+    place_Q1 = jnp.arange(len(history_QX))[:, None]
+    for item_QE, value_QE in self._sparse(history_QX).values():
+      score_QI = score_QI.at[place_Q1, item_QE].add(value_QE)
+    return constrain(score_QI, "targets", "items")
 
   def contributions(self, history_QX: jax.Array, item_QA: jax.Array) -> jax.Array:
     """Summands [Q, A, O] of the scores of A items for each history, in the order of `sources`."""
@@ -201,4 +205,4 @@ class EvidenceModel(nnx.Module):
 
   def score_batch(self, batch: Batch, catalogue: None = None) -> jax.Array:
     """Scores [Q, I] of all items for the batch's targets; its layout has histories."""
-    return self.scorer(batch.history_QX).score_all()
+    return self.scores(batch.history_QX)

@@ -1,7 +1,7 @@
-"""Blend stage: the recommender beside counts and content; chooses how much the network counts.
+"""Blend stage: chooses the weight of the recommender's scores beside those of counts and content.
 
-Nothing is trained. Writes blend.safetensors: the tables of the evidence, and how much the network
-counts. The network itself is that of the recommender stage.
+Nothing is trained. Writes blend.safetensors: the tables of the evidence, and the weights of the
+network. The network itself is that of the recommender stage.
 """
 
 import dataclasses
@@ -59,10 +59,10 @@ class Choice(NamedTuple):
 
 
 class BlendStage(Stage):
-  """The recommender beside counts and content."""
+  """The sum of the recommender's scores and those of counts and content."""
 
   name = "blend"
-  summary = "the recommender beside counts and content"
+  summary = "the recommender's scores added to those of counts and content"
   config_keys = ("evaluation.select",)
   model_name = "MME-SID + evidence"
   is_random = False  # beyond what its upstream is
@@ -95,9 +95,9 @@ class BlendStage(Stage):
     choice = choose_weights(model, evaluator, config)
     least, most = (float(w) for w in choice.weight_2)
     reporter.info(
-      f"{self.name}: the network counts {least:g} where there is least evidence and {most:g} where "
-      f"there is most: valid {metric} (mean of masked and unmasked) {choice.value:.4f}, evidence "
-      f"alone {choice.evidence_alone:.4f} ({len(evaluator):,} users, {choice.tried} pairs)"
+      f"{self.name}: the network's weight is {least:g} where there is least evidence and {most:g} "
+      f"where there is most: valid {metric} (mean of masked and unmasked) {choice.value:.4f}, "
+      f"evidence alone {choice.evidence_alone:.4f} ({len(evaluator):,} users, {choice.tried} pairs)"
     )
     if not choice.weight_2.any():
       reporter.warn(f"{self.name}: the network adds nothing to counts and content on these data")
@@ -171,7 +171,7 @@ def amounts_and_shares(model: EvidenceModel, evaluator: Evaluator) -> tuple[np.n
 def _parts(graph: nnx.GraphDef, state: nnx.State, catalogue: jax.Array, batch: Batch):
   """Scores [Q, I] of the evidence and of the network, and `BlendModel.share` [Q]."""
   model = nnx.merge(graph, state)
-  evidence_QI = model.evidence.scorer(batch.history_QX).score_all()
+  evidence_QI = model.evidence.scores(batch.history_QX)
   network_QI = model.network.score_batch(batch, catalogue)
   return evidence_QI, network_QI, model.share(batch.history_QX)
 

@@ -94,7 +94,7 @@ def search_settings(
 
 
 class CountsStage(Stage):
-  """Counted transitions between items, and popularity."""
+  """Counted transitions between items, popularity and its trend, repeats."""
 
   name = "counts"
   summary = "a baseline: how often which item followed which"

@@ -128,14 +128,24 @@ def test_all_users_get_what_each_gets_alone(workdir, tmp_path, suffix, monkeypat
   assert {len(row["item_ids"]) for row in read(output)} == {40}
 
 
-@pytest.mark.parametrize("split", ["valid", "test"])
-def test_metrics_can_be_computed_again_from_the_lists(workdir, tmp_path, split, monkeypatch):
+@pytest.mark.parametrize(
+  ("made", "served", "split"),
+  [
+    ("trained", "MME-SID", "valid"),
+    ("trained", "MME-SID", "test"),
+    ("blended", "MME-SID + evidence", "test"),
+  ],
+)
+def test_metrics_can_be_computed_again_from_the_lists(
+  made, served, split, request, tmp_path, monkeypatch
+):
   """By their definitions, from the file alone: HR and nDCG, MRR, coverage; masked and unmasked."""
+  workdir = shutil.copytree(request.getfixturevalue(made), tmp_path / "copy")
   monkeypatch.setattr(all_users, "USERS_PER_PART", 25)
   give_keys(workdir)
   pipeline.report_ranks(reopen_workdir(workdir), split)
   file = workdir / evaluation_file(split)
-  reported = json.loads(file.read_text())["models"]["MME-SID"]
+  reported = json.loads(file.read_text())["models"][served]
   had, held_out = histories(workdir), {"valid": -2, "test": -1}[split]
   for protocol, repeat in (("masked", False), ("unmasked", True)):
     output = tmp_path / f"{protocol}.jsonl"
@@ -233,6 +243,25 @@ def test_what_stands_between_two_runs_is_refused_or_gone_on_with(workdir, tmp_pa
   with pytest.raises(UserError, match="holds parts of another run"):
     everyone(workdir, output)
   assert asked == [25, 25]
+
+
+def test_parts_with_another_blend_are_refused(blended, tmp_path, monkeypatch):
+  workdir, output = shutil.copytree(blended, tmp_path / "copy"), tmp_path / "recs.jsonl"
+  best = Recommender.top_items
+
+  def stopped(*given, **options):
+    if list(tmp_path.glob("recs.jsonl.parts/*.jsonl")):
+      raise KeyboardInterrupt
+    return best(*given, **options)
+
+  monkeypatch.setattr(all_users, "USERS_PER_PART", 25)
+  monkeypatch.setattr(Recommender, "top_items", stopped)
+  with pytest.raises(KeyboardInterrupt):
+    everyone(workdir, output)
+  tensors, header = read_artifact(workdir / "blend.safetensors", "blend")
+  write_artifact(workdir / "blend.safetensors", {**tensors, "weights": np.float32([1, 2])}, header)
+  with pytest.raises(UserError, match="model was "):
+    everyone(workdir, output)
 
 
 def test_parts_with_other_keys_are_refused(workdir, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.evaluation.evaluator import Evaluator, model_catalogue
 from mmesid_jax.evaluation.metrics import user_values
 from mmesid_jax.files.artifact import read_artifact, write_artifact
 from mmesid_jax.models.blend import BlendModel
@@ -161,14 +161,29 @@ def test_a_new_item_is_similar_to_what_its_twin_is_similar_to(opened, blended):
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2)])
-def test_ranks_are_those_of_one_device(opened, model, mesh):
-  def ranks(on):
-    with jax.set_mesh(on):
-      return evaluator(opened, "test").model_ranks(nnx.clone(model))
+def test_scores_and_the_choice_are_those_of_one_device(opened, model, mesh, monkeypatch):
+  monkeypatch.setattr(blend_stage, "NETWORK_WEIGHTS", (0.0, 0.3))
+  columns = model.num_items + 1
 
-  found, expected = ranks(make_mesh(*mesh)), ranks(make_mesh())
-  for protocol, rank_U in expected.items():
-    assert np.mean(found[protocol] != rank_U) < 0.05  # the last digit of a score may differ
+  def found(on):
+    with jax.set_mesh(on):
+      copy = nnx.clone(model)
+      choice = choose_weights(copy, evaluator(opened), opened.config)
+      amounts, _ = blend_stage.amounts_and_shares(copy.evidence, evaluator(opened))
+      graph, state = nnx.split(copy)
+      catalogue = model_catalogue(graph, state)
+      score = jax.jit(lambda state, batch: nnx.merge(graph, state).score_batch(batch, catalogue))
+      scores = [
+        np.asarray(score(state, batch))[:, :columns] for batch in evaluator(opened).batches()
+      ]
+      return np.concatenate(scores), amounts, choice
+
+  (score_QI, amount_E, choice), (expected_QI, expected_E, expected) = map(
+    found, (make_mesh(*mesh), make_mesh())
+  )
+  np.testing.assert_allclose(score_QI[:, 1:], expected_QI[:, 1:], rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(amount_E, expected_E, rtol=1e-5)
+  assert choice.value == pytest.approx(expected.value, abs=2e-3)
 
 
 def test_a_blend_of_another_recommender_is_neither_served_nor_evaluated(blended, tmp_path, capsys):

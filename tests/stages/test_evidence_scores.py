@@ -93,7 +93,7 @@ def test_followers_are_added_in_chunks_of_any_size(at_a_time, monkeypatch):
   table = FollowerTable(*map(jax.numpy.asarray, (follower_IK, count_IK, used_I)))
   tables = EvidenceTables(follower_IK, count_IK, np.ones(7, np.float32), np.zeros(7, np.float32))
   settings = CountSettings(**numbers, popularity=0.0, trend=0.0, repeats=0.0)
-  expected_QI = EvidenceModel(tables, settings).scorer(history_QX).score_all()
+  expected_QI = EvidenceModel(tables, settings).scores(history_QX)
   traced_again = jax.jit(lambda *x: counted_scores.__wrapped__(*x))  # for this FOLLOWERS
   found_QI = traced_again(history_QX, table, *numbers.values())
   np.testing.assert_allclose(found_QI[:, 1:], expected_QI[:, 1:], rtol=1e-5)

@@ -1,0 +1,128 @@
+"""The table of results of runs that differ in their seed, and the differences between models.
+
+python benchmarks/results_table.py --workdirs=runs/a,runs/b,runs/c --file=results/beauty.json
+
+Reads the ranks of the test users that `train` wrote into each workdir, writes FILE, and prints the
+table and the differences with their 95 % intervals for other seeds and other users. Without
+--workdirs it prints what FILE holds.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mmesid_jax.errors import UserError
+from mmesid_jax.evaluation.metrics import user_values
+from mmesid_jax.evaluation.ranking import PROTOCOLS, difference_over_seeds
+from mmesid_jax.files.artifact import write_text
+from mmesid_jax.files.readers import read_json_object
+from mmesid_jax.reports.test_ranks import read_ranks
+
+METRICS = ("HR@5", "HR@10", "nDCG@5", "nDCG@10")
+SEEDS_SHOWN = "nDCG@5"  # with the value of each seed
+COMPARED = ("nDCG@5", "HR@10")
+PAIRS = (
+  ("SASRec", "MME-SID"),
+  ("counts + content", "MME-SID + evidence"),
+  ("MME-SID", "MME-SID + evidence"),
+)
+SAME = ("config", "split", "users", "dataset")  # of the runs, apart from seed and data folder
+
+
+def read_runs(workdirs: Sequence[pathlib.Path]) -> dict:
+  """The content of FILE. Raises UserError for runs that differ in more than their seed."""
+  found, environments = [], []
+  for path in workdirs:
+    found.append(read_json_object(path / "evaluation.json"))
+    environments.append(read_json_object(path / "environment.json"))
+    config = {k: v for k, v in found[-1]["config"].items() if k not in ("seed", "data.dir")}
+    found[-1]["config"] = config
+    if any(found[-1][key] != found[0][key] for key in SAME):
+      raise UserError(f"{path}: differs from {workdirs[0]} in more than its seed")
+  models = list(found[0]["models"])
+  values = {  # model -> protocol -> metric -> [seeds, users]
+    model: {
+      protocol: {
+        metric: np.stack([user_values(ranks[protocol], (5, 10))[metric] for ranks in of_model])
+        for metric in METRICS
+      }
+      for protocol in PROTOCOLS
+    }
+    for model in models
+    if (of_model := [read_ranks(path, "test", model) for path in workdirs])
+  }
+  return {
+    "seeds": [run["seed"] for run in found],
+    "users": found[0]["users"],
+    "dataset": found[0]["dataset"],
+    "config": found[0]["config"],
+    "git": sorted({environment["git"] for environment in environments}),
+    "models": {
+      model: {
+        protocol: {metric: [round(float(x), 6) for x in x_SU.mean(1)] for metric, x_SU in x.items()}
+        for protocol, x in of_model.items()
+      }
+      for model, of_model in values.items()
+    },
+    "differences": {
+      f"{better} - {other}": {
+        f"{protocol} {metric}": [
+          round(x, 6)
+          for x in difference_over_seeds(
+            values[better][protocol][metric] - values[other][protocol][metric]
+          )
+        ]
+        for protocol in PROTOCOLS
+        for metric in COMPARED
+      }
+      for other, better in PAIRS
+    },
+  }
+
+
+def table_rows(results: Mapping) -> list[str]:
+  """Markdown rows of the models, masked before unmasked."""
+
+  def cell(metric: str, seeds: Sequence[float]) -> str:
+    each = f" ({', '.join(f'{x:.4f}' for x in seeds)})" if metric == SEEDS_SHOWN else ""
+    return f"{np.mean(seeds):.4f}{each if len(set(seeds)) > 1 else ''}"
+
+  return [
+    f"| {protocol} | {model} | "
+    + " | ".join(cell(metric, of_model[protocol][metric]) for metric in METRICS)
+    + " |"
+    for protocol in PROTOCOLS
+    for model, of_model in results["models"].items()
+  ]
+
+
+def difference_rows(results: Mapping) -> list[str]:
+  """Markdown rows of the differences."""
+  return [
+    f"| {pair} | {name} | {mean:+.4f} [{low:+.4f}, {high:+.4f}] |"
+    for pair, found in results["differences"].items()
+    for name, (mean, low, high) in found.items()
+  ]
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  file = pathlib.Path(FILE.value)
+  if WORKDIRS.value:
+    results = read_runs([pathlib.Path(path) for path in WORKDIRS.value])
+    write_text(file, json.dumps(results, indent=1) + "\n")
+  results = read_json_object(file)
+  print("\n".join([*table_rows(results), "", *difference_rows(results)]))
+
+
+if __name__ == "__main__":
+  from absl import flags
+
+  from mmesid_jax.config import command_line
+
+  WORKDIRS = flags.DEFINE_list("workdirs", None, "Runs that differ in their seed.")
+  FILE = flags.DEFINE_string("file", None, "The JSON file with the results.")
+  flags.mark_flag_as_required("file")
+  command_line.run_command(main)

@@ -1,0 +1,56 @@
+"""benchmarks/results_table.py as it is typed, on two runs of the smallest workdir."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from commands import benchmark
+
+MODEL, OTHER = "MME-SID + evidence", "counts + content"
+
+
+@pytest.fixture
+def runs(blended, tmp_path):
+  """Two runs; in the second, ranks of one model are other ones."""
+  paths = [shutil.copytree(blended, tmp_path / name) for name in "ab"]
+  evaluation = json.loads((paths[1] / "evaluation.json").read_text())
+  evaluation["seed"] = evaluation["config"]["seed"] = 1
+  (paths[1] / "evaluation.json").write_text(json.dumps(evaluation))
+  file = paths[1] / "ranks" / f"test-{MODEL}.npy"
+  np.save(file, np.load(file, allow_pickle=False)[:, ::-1] * 2)
+  return paths
+
+
+def run(*flags: str):
+  return benchmark("results_table", *flags)
+
+
+def test_means_and_differences_are_those_of_the_ranks(runs, tmp_path):
+  file = tmp_path / "results.json"
+  done = run(f"--workdirs={runs[0]},{runs[1]}", f"--file={file}")
+  assert done.returncode == 0, done.stderr[-2000:]
+
+  def gains(path, model):
+    rank_U = np.load(path / "ranks" / f"test-{model}.npy", allow_pickle=False)[0]
+    return np.where(rank_U <= 5, 1 / np.log2(rank_U + 1.0), 0)
+
+  means = [gains(path, MODEL).mean() for path in runs]
+  differences = [(gains(path, MODEL) - gains(path, OTHER)).mean() for path in runs]
+  results = json.loads(file.read_text())
+  assert results["seeds"] == [0, 1]
+  assert results["models"][MODEL]["masked"]["nDCG@5"] == pytest.approx(means, abs=1e-6)
+  mean, low, high = results["differences"][f"{MODEL} - {OTHER}"]["masked nDCG@5"]
+  assert mean == pytest.approx(np.mean(differences), abs=1e-6) and low < mean < high
+  (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"| masked | {MODEL} |")]
+  assert f"{np.mean(means):.4f} ({means[0]:.4f}, {means[1]:.4f})" in row
+  assert run(f"--file={file}").stdout == done.stdout  # from the file alone
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
+  evaluation = json.loads((runs[1] / "evaluation.json").read_text())
+  evaluation["config"]["recommender.epochs"] += 1
+  (runs[1] / "evaluation.json").write_text(json.dumps(evaluation))
+  done = run(f"--workdirs={runs[0]},{runs[1]}", f"--file={tmp_path / 'results.json'}")
+  assert done.returncode and f"{runs[1]}: differs from" in done.stderr
+  assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "results.json").exists()
