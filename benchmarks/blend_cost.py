@@ -1,4 +1,4 @@
-"""What the evidence of a blend costs when recommendations are asked for:
+"""Time of a request for recommendations, by the blend and by its network alone:
 
   python benchmarks/blend_cost.py --workdir=runs/beauty --output=runs/blend_cost
 

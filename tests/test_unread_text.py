@@ -1,4 +1,4 @@
-"""What `train` says where items have titles and no table of their vectors is named."""
+"""`train` prints a hint where items have titles but the configuration names no table of vectors."""
 
 import json
 

@@ -63,9 +63,9 @@ class BlendModel(nnx.Module):
     """Weight of the network's score for each history, [Q]."""
     return network_weight(self.weight_2[...], self.share(history_QX))
 
-  def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+  def hidden(self, batch: Batch) -> jax.Array:
     """The network's hidden states [Q, D]."""
-    return self.network.hidden(batch, key)
+    return self.network.hidden(batch)
 
   def catalogue(self) -> jax.Array:
     """The network's vectors of all items, [I, D]."""

@@ -154,15 +154,15 @@ class EvidenceModel(nnx.Module):
     def of_item(weight, x_I):
       return jnp.full((len(history_QX), 1), weight), x_I[:, None]
 
-    found = {
+    products = {
       "popularity": of_item(by_count.popularity, self.log_share_I[...]),
       "trend": of_item(by_count.trend, self.trend_I[...]),
     }
     for m, unit_IW in self.unit_IW.items():
       by_content = ContentSettings(*self.contents[m][...])
       query_QW = content_queries(history_QX, unit_IW[...], by_content.recency)
-      found[f"similar {m}"] = by_content.weight * query_QW, unit_IW[...]
-    return found
+      products[f"similar {m}"] = by_content.weight * query_QW, unit_IW[...]
+    return products
 
   def _sparse(self, history_QX: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Name -> items int32 [Q, E] and values [Q, E], for the terms that only few items have."""

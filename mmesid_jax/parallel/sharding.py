@@ -40,10 +40,7 @@ VARIABLES: tuple[tuple[str, Axes], ...] = (
   (r"(frequency_I|log_share_I|trend_I)", ("items",)),
   (r"items\.(hidden|out)\.weight", ("embed", None)),  # at 8B most of the trained parameters
   (r"backbone\.blocks\.attention\.q\.weight.*", ("layer", "embed", "heads", "head_width")),
-  (
-    r"backbone\.blocks\.attention\.[kv]\.weight.*",
-    ("layer", "embed", "kv_heads", "head_width"),
-  ),
+  (r"backbone\.blocks\.attention\.[kv]\.weight.*", ("layer", "embed", "kv_heads", "head_width")),
   (r"backbone\.blocks\.attention\.out\.weight.*", ("layer", "heads", "embed")),
   (r"backbone\.blocks\.mlp\.(gate|up)\.weight.*", ("layer", "embed", "mlp")),
   (r"backbone\.blocks\.mlp\.down\.weight.*", ("layer", "mlp", "embed")),

@@ -17,7 +17,6 @@ from mmesid_jax.evaluation.evaluator import Evaluator, summarize_ranking
 from mmesid_jax.evaluation.ranking import PROTOCOLS
 from mmesid_jax.files.artifact import write_bytes, write_text
 from mmesid_jax.files.readers import read_npy
-from mmesid_jax.stages.blend_stage import BLEND, fits_network
 from mmesid_jax.stages.registry import MODELS
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
@@ -37,9 +36,9 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   cutoffs = config.evaluation.cutoffs
   first, *_ = MODELS
   made = {name: stage for name, stage in MODELS.items() if workdir.artifact(name).exists()}
-  if BLEND.name in made and not fits_network(workdir.path, BLEND.read(workdir.path)[1]):
-    reporter.warn(f"{BLEND.name}: left out, it was made for another recommender; train it again")
-    del made[BLEND.name]
+  for name in [name for name, stage in made.items() if not stage.fits(workdir)]:
+    reporter.warn(f"{name}: left out, it was made for another recommender; train it again")
+    del made[name]
   evaluators = {
     name: make_evaluator(workdir, stage, split)
     for name, stage in ({first: MODELS[first]} | made).items()

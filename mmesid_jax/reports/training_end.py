@@ -23,8 +23,13 @@ def still_rises(value_of_epoch: Sequence[float], users: int) -> bool:
   """
   if len(value_of_epoch) < 2 or value_of_epoch[-1] <= max(value_of_epoch[:-1]):
     return False
-  last, before = value_of_epoch[-1], max(value_of_epoch[:-LAST] or value_of_epoch[:1])
-  return last - before > max(RISE * last, (last * (1 - last) / users) ** 0.5)
+  last = value_of_epoch[-1]
+  return last - best_before(value_of_epoch) > max(RISE * last, (last * (1 - last) / users) ** 0.5)
+
+
+def best_before(value_of_epoch: Sequence[float]) -> float:
+  """The best value before the LAST epochs; with so few epochs that there is none, the first one."""
+  return max(value_of_epoch[:-LAST] or value_of_epoch[:1])
 
 
 def describe_unfinished(workdir: Workdir) -> Iterator[str]:
@@ -44,7 +49,7 @@ def describe_unfinished(workdir: Workdir) -> Iterator[str]:
       epochs = len(values)
       yield (
         f"{name}: valid {metric} of {stage.model_name} still rises: {values[-1]:.4f} in epoch "
-        f"{epochs} of {epochs}, the best, {max(values[:-LAST] or values[:1]):.4f} {LAST} epochs "
+        f"{epochs} of {epochs}, the best, {best_before(values):.4f} {LAST} epochs "
         "before; the table is unfair to it until it trains longer: "
         f"--config.{name}.epochs={2 * epochs} --overwrite"
       )

@@ -8,8 +8,8 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +36,11 @@ from mmesid_jax.stages.evidence_stages import (
   HISTORY,
   SEARCH_USERS,
   make_model,
+  search_evaluator,
   selected_values,
   selection_metric,
 )
 from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
-from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir
 
@@ -83,12 +83,9 @@ class BlendStage(Stage):
 
   def train(self, workdir: Workdir) -> None:
     config = workdir.config
-    found, header = self.evidence(config).read(workdir.path)
-    layout = evaluation_layout(self.layout(config), config.evaluation.targets)
-    evaluator = Evaluator(
-      workdir.dataset, layout, "valid", most_users=SEARCH_USERS, narrow=self.narrow_histories
-    )
-    network, evidence = RECOMMENDER.load_model(workdir), make_model(found, header["settings"])
+    tensors, header = self.evidence(config).read(workdir.path)
+    evaluator = search_evaluator(workdir, self)
+    network, evidence = RECOMMENDER.load_model(workdir), make_model(tensors, header["settings"])
     shares = amounts_and_shares(evidence, evaluator)
     model = BlendModel(network, evidence, *shares, np.zeros(2))
     metric = selection_metric(config)
@@ -103,7 +100,7 @@ class BlendStage(Stage):
       reporter.warn(f"{self.name}: the network adds nothing to counts and content on these data")
     self.write(
       workdir,
-      {**found, "amounts": shares[0], "shares": shares[1], "weights": choice.weight_2},
+      {**tensors, "amounts": shares[0], "shares": shares[1], "weights": choice.weight_2},
       None,
       valid=choice.value,
       evidence_alone=choice.evidence_alone,
@@ -114,19 +111,22 @@ class BlendStage(Stage):
   def load_model(self, workdir: Workdir) -> BlendModel:
     return load_blend(workdir.path, workdir.config)
 
+  def fits(self, workdir: Workdir) -> bool:
+    return fits_network(workdir.path)
+
 
 def load_blend(path: pathlib.Path, config: ConfigDict) -> BlendModel:
   """The model of the workdir `path`: blend.safetensors beside the recommender. Raises UserError,
   also where the weights were chosen for another recommender."""
-  found, header = BLEND.read(path)
-  if not fits_network(path, header):
+  if not fits_network(path):
     raise UserError(
       f"{blend_file(path)}: made for another recommender than the one beside it; run "
       f"mmesid_jax.train with the stage {BLEND.name} again, or delete the file"
     )
-  evidence = make_model(found, header["settings"])
+  tensors, header = BLEND.read(path)
+  evidence = make_model(tensors, header["settings"])
   network = load_recommender(path, config)
-  return BlendModel(network, evidence, found["amounts"], found["shares"], found["weights"])
+  return BlendModel(network, evidence, *(tensors[x] for x in ("amounts", "shares", "weights")))
 
 
 def blend_file(path: pathlib.Path) -> pathlib.Path:
@@ -134,10 +134,11 @@ def blend_file(path: pathlib.Path) -> pathlib.Path:
   return path / f"{BLEND.name}.safetensors"
 
 
-def fits_network(path: pathlib.Path, header: Mapping[str, Any]) -> bool:
-  """Whether a blend with this header was made for the recommender in the workdir `path`."""
+def fits_network(path: pathlib.Path) -> bool:
+  """Whether the blend in the workdir `path` was made for the recommender beside it."""
+  blend = artifact.read_header(blend_file(path), BLEND.name)
   network = artifact.read_header(path / f"{RECOMMENDER.name}.safetensors", RECOMMENDER.name)
-  return header["upstream"][RECOMMENDER.name] == network["fingerprint"]
+  return blend["upstream"][RECOMMENDER.name] == network["fingerprint"]
 
 
 def load_content_whitenings(path: pathlib.Path) -> dict[str, Whitening]:

@@ -153,15 +153,15 @@ class CountsStage(Stage):
 
     def tensors(settings: Settings) -> dict[str, np.ndarray]:
       table = count(settings["window"], settings["distance_decay"])
-      found = {"follower": table.follower_IK, "count": table.count_IK}
-      found |= {"share": share_I, "trend": trend_I}
+      arrays = {"follower": table.follower_IK, "count": table.count_IK}
+      arrays |= {"share": share_I, "trend": trend_I}
       for m in features:
         width = settings[f"{m}.width"]
-        found[f"unit.{m}"] = unit_vectors(m, width)
-        found |= whitening(m, width).tensors(f"whitening.{m}.")
-      return found
+        arrays[f"unit.{m}"] = unit_vectors(m, width)
+        arrays |= whitening(m, width).tensors(f"whitening.{m}.")
+      return arrays
 
-    evaluator = _search_evaluator(workdir, self)
+    evaluator = search_evaluator(workdir, self)
     ranks = SettingsRanks(evaluator, (share_I, trend_I), count, unit_vectors, tuple(features))
 
     def score(several: Sequence[Settings]) -> list[np.ndarray]:
@@ -246,10 +246,11 @@ def whitened_directions(x_EV: np.ndarray, by: Whitening) -> np.ndarray:
   return np.where(length_E1 > shortest, x_EW / np.maximum(length_E1, 1e-12), 0)
 
 
-def _search_evaluator(workdir: Workdir, stage: Stage) -> Evaluator:
+def search_evaluator(workdir: Workdir, stage: Stage) -> Evaluator:
   """The batches of the validation users, at most SEARCH_USERS of them."""
   layout = evaluation_layout(stage.layout(workdir.config), workdir.config.evaluation.targets)
-  return Evaluator(workdir.dataset, layout, "valid", most_users=SEARCH_USERS)
+  options = {"most_users": SEARCH_USERS, "narrow": stage.narrow_histories}
+  return Evaluator(workdir.dataset, layout, "valid", **options)
 
 
 def selected_values(config: ConfigDict, ranks: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -92,7 +92,23 @@ def append_new_items(
   source: a file that `write` wrote, or their features by modality, files or arrays, as they were
   before whitening. Raises UserError for what does not fit, or codes of another quantizer.
   """
-  whole, model = model, model.network if isinstance(model, BlendModel) else model
+  if not isinstance(model, BlendModel):
+    return _append_to_network(model, workdir_path, config, source)[0]
+  network, given = _append_to_network(model.network, workdir_path, config, source)
+  content = blend_stage.load_content_whitenings(workdir_path)
+  unit_EW = {m: whitened_directions(x, content[m]) for m, x in given.items() if m in content}
+  evidence = model.evidence.with_new_items(unit_EW, network.num_items - model.num_items)
+  arrays = (x[...] for x in (model.amount_E, model.share_E, model.weight_2))
+  return BlendModel(network, evidence, *arrays)
+
+
+def _append_to_network(
+  model: RecommenderModel,
+  workdir_path: pathlib.Path,
+  config: ConfigDict,
+  source: str | os.PathLike | Sources,
+) -> tuple[RecommenderModel, dict[str, np.ndarray]]:
+  """The network with the new items, and their features by modality, [E, V]. Raises UserError."""
   maps = recommender_stage.load_whitenings(workdir_path, config)
   from_file, codes = isinstance(source, str | os.PathLike), {}
   name = str(source) if from_file else "new items"
@@ -107,17 +123,9 @@ def append_new_items(
   given = _read(source, _widths(model, maps))
   features = {m: maps[m](x) if m in maps else x for m, x in given.items()}
   try:
-    network = with_new_items(model, features, codes)
+    return with_new_items(model, features, codes), given
   except ValueError as error:
     raise UserError(f"{name}: do not fit the model of {workdir_path} ({error})") from error
-  if not isinstance(whole, BlendModel):
-    return network
-  content = blend_stage.load_content_whitenings(workdir_path)
-  unit_EW = {m: whitened_directions(x, content[m]) for m, x in given.items() if m in content}
-  E = network.num_items - model.num_items
-  evidence = whole.evidence.with_new_items(unit_EW, E)
-  arrays = (x[...] for x in (whole.amount_E, whole.share_E, whole.weight_2))
-  return BlendModel(network, evidence, *arrays)
 
 
 def _widths(model: RecommenderModel, maps: Mapping[str, Whitening]) -> dict[str, int]:

@@ -4,8 +4,6 @@ Writes recommender.safetensors: the model without what its checkpoint holds, and
 its feature tables; and with LoRA a PEFT directory, adapter/, beside it.
 """
 
-import functools
-import operator
 from collections.abc import Mapping
 
 import jax
@@ -298,10 +296,12 @@ class RecommenderStage(Stage):
     )
     result = self.fit(workdir, task)
     backbone.export_adapter(result.model, c, workdir.path / "adapter")
-    whitenings = [by.tensors(f"whitening.{m}.") for m, by in maps.items()]
+    tensors = {"counts": counts_I}
+    for m, by in maps.items():
+      tensors |= by.tensors(f"whitening.{m}.")
     self.write(
       workdir,
-      functools.reduce(operator.or_, whitenings, {"counts": counts_I}),
+      tensors,
       result.model,
       valid={config.evaluation.select: result.best},
       best_step=result.best_step,

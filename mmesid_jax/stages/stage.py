@@ -63,6 +63,10 @@ class Stage:
     """The trained model, from the artifact, for a stage with a `model_name`."""
     raise NotImplementedError
 
+  def fits(self, workdir: Workdir) -> bool:
+    """Whether the artifact was made for the others in the workdir that `load_model` reads."""
+    return True
+
   def further_inputs(self, config: ConfigDict) -> dict[str, str]:
     """Digests of files, other than data and features, that the artifact depends on."""
     return {}

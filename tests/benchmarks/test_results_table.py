@@ -12,7 +12,7 @@ MODEL, OTHER = "MME-SID + evidence", "counts + content"
 
 @pytest.fixture
 def runs(blended, tmp_path):
-  """Two runs; in the second, ranks of one model are other ones."""
+  """Two runs that differ in the seed, and in the ranks of one model."""
   paths = [shutil.copytree(blended, tmp_path / name) for name in "ab"]
   evaluation = json.loads((paths[1] / "evaluation.json").read_text())
   evaluation["seed"] = evaluation["config"]["seed"] = 1

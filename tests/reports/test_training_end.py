@@ -1,4 +1,4 @@
-"""Models whose training ended too early are named under the table, however their artifact came."""
+"""Models whose training ended too early are named under the table of results."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The recommender beside evidence: its formula, the choice of weights, and what is served."""
+"""The blend of network and evidence: its formula, the choice of weights, and serving."""
 
 import itertools
 import json
@@ -63,7 +63,7 @@ def test_scores_are_evidence_and_the_weighted_network(opened, model):
 
 
 class Amounts(nnx.Module):
-  """Evidence of so many, for the targets of each batch."""
+  """A model whose amounts of evidence are given, one for each target of a batch."""
 
   def __init__(self, amount_Q):
     self.amount_Q = Frozen(np.float32(amount_Q))
@@ -72,7 +72,7 @@ class Amounts(nnx.Module):
     return self.amount_Q[...]
 
 
-class TwoBatches:
+class OneBatch:
   def batches(self):
     yield SimpleNamespace(history_QX=np.zeros((12, 1)), weight_Q=np.array([1] * 10 + [0, 0]))
 
@@ -87,7 +87,7 @@ class TwoBatches:
 )
 def test_shares_of_users_who_have_less_evidence(amount_Q, less, monkeypatch):
   monkeypatch.setattr(blend_stage, "_evidence", lambda g, s, b: nnx.merge(g, s).evidence(None))
-  amount_E, share_E = blend_stage.amounts_and_shares(Amounts(amount_Q), TwoBatches())
+  amount_E, share_E = blend_stage.amounts_and_shares(Amounts(amount_Q), OneBatch())
   assert (np.diff(amount_E) > 0).all() and (np.diff(share_E) > 0).all()
   for amount, share in less.items():
     assert np.interp(amount, amount_E, share_E) == pytest.approx(share, abs=0.1)
