@@ -276,11 +276,15 @@ def _first_line(error: Exception) -> str:
 def _write_digests(directory: pathlib.Path) -> None:
   """Writes the digests of its files into the one checkpoint that is about to get its name.
 
-  Orbax notices changed bytes in the description of the arrays, but not in the arrays.
+  Orbax notices changed bytes in the description of the arrays, but not in the arrays. Raises what
+  the disk raised: the UserError would name this temporary folder, and nothing of the run.
   """
   (checkpoint,) = directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*")
   digests = {name: file_sha256(checkpoint / name) for name in _files_of_items(checkpoint)}
-  write_text(checkpoint / DIGESTS, json.dumps(digests, indent=1) + "\n")
+  try:
+    write_text(checkpoint / DIGESTS, json.dumps(digests, indent=1) + "\n")
+  except UserError as error:
+    raise error.__cause__ or error from None
 
 
 def _files_of_items(checkpoint: pathlib.Path) -> list[str]:

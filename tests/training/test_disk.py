@@ -19,6 +19,7 @@ from training.test_loop import task
 from mmesid_jax.errors import Diverged, UserError, disk_fault
 from mmesid_jax.files import artifact
 from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.training import checkpoint
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.loop import fit
 from mmesid_jax.training.metrics_log import MetricsLog
@@ -84,6 +85,22 @@ def test_a_run_that_fills_the_disk_goes_on_when_there_is_space(disk, tmp_path, l
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   expected = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
   assert [x for x in lines if "valid/" in x] == [x for x in expected if "valid/" in x]
+
+
+@pytest.mark.parametrize("folder", ["steps", "best"])
+def test_a_disk_that_is_full_once_the_arrays_are_written(disk, monkeypatch, folder):
+  sha256 = checkpoint.file_sha256
+
+  def fill_before_the_digests(file):
+    if folder in file.parts and not (disk / "filler").exists():
+      fill(disk)
+    return sha256(file)
+
+  monkeypatch.setattr(checkpoint, "file_sha256", fill_before_the_digests)
+  with pytest.raises(UserError) as caught, Checkpoints(disk / "line") as checkpoints:
+    checkpoints.save_best(3, params(3))
+    checkpoints.save(3, state(3), batches())
+  assert str(caught.value) == f"{disk}/line: {FULL}; no checkpoint was saved yet in {disk}/line"
 
 
 @pytest.mark.parametrize("best", [False, True])
