@@ -90,7 +90,6 @@ GROUPS = {
   "Output": "output=FILE dtype batch overwrite",
 }
 
-TFIDF = "tfidf"
 MODEL_FLAGS = ("pooling", "max_length", "batch", "images", "key")  # that TF-IDF has no use for
 TEXT_FLAGS, IMAGE_FLAGS = ("template", "max_length"), ("images", "key")
 TEXT_POOLINGS, IMAGE_POOLINGS = ("mean", "cls", "last", "max"), ("pooler", "cls", "mean")
@@ -98,7 +97,10 @@ TEXT_POOLINGS, IMAGE_POOLINGS = ("mean", "cls", "last", "max"), ("pooler", "cls"
 
 def main(argv: list[str]) -> None:
   del argv
-  _check_flags()
+  from mmesid_jax.features.tfidf_encoder import TFIDF  # after parsing: numpy is for a good command
+
+  model = None if MODEL.value == TFIDF else pathlib.Path(MODEL.value)
+  _check_flags(model)
   from mmesid_jax.features.encode_items import EncodeSettings, encode_items
 
   data = pathlib.Path(DATA.value)
@@ -106,7 +108,7 @@ def main(argv: list[str]) -> None:
     EncodeSettings(
       data=data,
       modality=MODALITY.value,
-      model=None if MODEL.value == TFIDF else pathlib.Path(MODEL.value),
+      model=model,
       output=pathlib.Path(OUTPUT.value or data / f"{MODALITY.value}.npy"),
       images=None if IMAGES.value is None else pathlib.Path(IMAGES.value),
       key=KEY.value,
@@ -122,17 +124,19 @@ def main(argv: list[str]) -> None:
   )
 
 
-def _check_flags() -> None:
-  """Raises UserError for flags that do not fit each other."""
+def _check_flags(model: pathlib.Path | None) -> None:
+  """Raises UserError for flags that do not fit each other. model: None = TF-IDF."""
   modality = MODALITY.value
   if not is_modality_name(modality):
     raise UserError(f"--modality={modality}: expected {RULE}")
-  if MODEL.value == TFIDF:
+  if model is None:
     if modality == "visual":
-      raise UserError(f"--modality=visual: not with --model={TFIDF}, which encodes texts")
+      raise UserError(f"--modality=visual: not with --model={MODEL.value}, which encodes texts")
     for name in MODEL_FLAGS:
       if flags.FLAGS[name].present:
-        raise UserError(f"--{name}: not with --model={TFIDF}, which encodes texts without a model")
+        raise UserError(
+          f"--{name}: not with --model={MODEL.value}, which encodes texts without a model"
+        )
   if modality == "visual" and IMAGES.value is None:
     raise UserError("--images is missing; --modality=visual reads the items' images from a folder")
   if modality == "text" and IMAGES.value is not None:

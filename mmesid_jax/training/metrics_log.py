@@ -33,7 +33,8 @@ class MetricsLog:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
     if path.exists():
-      kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+      lines = path.read_text().splitlines()
+      kept = [line for line in lines if _parse_line(line).get("step", math.inf) <= step]
       write_text(path, "".join(line + "\n" for line in kept))
     self._file = open_to_append(path)
     # not a SummaryWriter: its thread dies where the disk is full, and the next lines wait for it
@@ -65,13 +66,13 @@ def read_values(folder: pathlib.Path, name: str) -> list[float]:
   """The values of a metric in folder/metrics.jsonl, in order; [] where there is no such file."""
   path = folder / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.exists() else ()
-  logged = (parse_json(line) for line in lines if math.isfinite(_step(line)))
-  return [metrics[name] for metrics in logged if name in metrics]
+  return [metrics[name] for metrics in map(_parse_line, lines) if name in metrics]
 
 
-def _step(line: str) -> float:
-  """The step of a log line; infinite for a line that a crash cut short."""
+def _parse_line(line: str) -> dict[str, float]:
+  """The numbers of a log line, with its step; {} for a line that a crash cut short."""
   try:
-    return float(parse_json(line)["step"])
+    metrics = parse_json(line)
+    return {**metrics, "step": float(metrics["step"])}
   except (ValueError, KeyError, TypeError, OverflowError):
-    return float("inf")
+    return {}
