@@ -15,6 +15,8 @@ that was stopped or killed.
 --split=test (or valid) gives each user the history before the held-out item of that part, and a
 column with this item: the lists that `evaluate` ranks by, for checking its metrics from outside.
 
+What is served is the blend where the workdir holds one; --model=network serves the network alone.
+
 --new_items=FILE adds items that training never saw, as `semantic_ids encode` writes them; their ids
 follow those of the catalogue.
 """
@@ -48,6 +50,9 @@ NEW_ITEMS = paths.define_path(
 )
 ONLY_NEW = flags.DEFINE_bool("only_new", False, "Recommend only the items of --new_items.")
 TOP_K = flags.DEFINE_integer("top_k", 10, "Number of items.", lower_bound=1, upper_bound=1_000_000)
+MODEL = flags.DEFINE_enum(
+  "model", None, ["network", "blend"], "The model that is served; if not given, the blend if any."
+)
 REPEAT = flags.DEFINE_bool("repeat", False, "Recommend items of the history too.")
 DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")
 KEY = flags.DEFINE_string("key", None, "Field of items.jsonl that holds the keys, if not `key`.")
@@ -56,7 +61,7 @@ GROUPS = {
   "Required": "workdir=DIR",
   "For whom; exactly one": "history=IDS history_keys=KEYS user=IDS user_key=KEY histories=FILE "
   "all_users",
-  "What": "top_k repeat split new_items=FILE only_new",
+  "What": "model top_k repeat split new_items=FILE only_new",
   "Files": "output=FILE data_dir=DIR key=FIELD",
 }
 
@@ -74,6 +79,7 @@ def main(argv: list[str]) -> None:
   options = Options(
     top_k=TOP_K.value,
     repeat=REPEAT.value,
+    model=MODEL.value,
     new_items=NEW_ITEMS.value,
     only_new=ONLY_NEW.value,
     data_dir=DATA_DIR.value,

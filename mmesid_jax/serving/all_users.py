@@ -18,8 +18,6 @@ from mmesid_jax.files.resumable import PartFiles, parts_folder
 from mmesid_jax.files.rows import Columns, check_rows_file
 from mmesid_jax.serving.recommender import TopItems
 from mmesid_jax.serving.served_model import Options, ServedModel, open_model
-from mmesid_jax.stages.blend_stage import blend_file
-from mmesid_jax.stages.recommender_stage import RECOMMENDER
 from mmesid_jax.training.interrupts import StopRequest
 
 USERS_PER_PART = 4096
@@ -127,13 +125,11 @@ def _histories(dataset: Dataset, split: str | None) -> tuple[np.ndarray, np.ndar
 
 def _settings(served: ServedModel, options: Options, user_keys: Keys | None) -> dict:
   """The settings that all parts of a file must share."""
-  new_items, artifacts = options.new_items, [served.workdir.artifact(RECOMMENDER.name)]
-  if blend_file(served.workdir.path).exists():
-    artifacts.append(blend_file(served.workdir.path))
+  new_items = options.new_items
   return {
     "top_k": options.top_k,
     "repeat": options.repeat,
-    "model": " ".join(file_sha256(artifact)[:16] for artifact in artifacts),
+    "model": " ".join(file_sha256(artifact)[:16] for artifact in served.model.files),
     "only new": options.only_new,
     "new items": new_items and file_sha256(pathlib.Path(new_items))[:16],
     "dataset": served.workdir.dataset.fingerprint,

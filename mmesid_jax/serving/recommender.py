@@ -30,6 +30,7 @@ from mmesid_jax.stages.new_item_codes import append_new_items
 from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
 from mmesid_jax.stages.sequence_task import evaluation_layout
 
+MODELS = {"network": load_recommender, "blend": load_blend}
 LARGEST_BATCH = 64  # histories in one call to the device; more are answered batch after batch
 
 
@@ -93,7 +94,8 @@ def _top_items(
 class Recommender:
   """A trained model, ready to answer. Make one with `load`.
 
-  `offered`: the ids of the items that may be recommended.
+  `offered`: the ids of the items that may be recommended. `files`: the artifacts that it was read
+  from.
   """
 
   def __init__(
@@ -105,8 +107,10 @@ class Recommender:
   ):
     """workdir: the folder of the model. titles: by item id, row 0 unused; None = no titles."""
     self._config, self._workdir = config, workdir
-    stage = BLEND if isinstance(model, BlendModel) else RECOMMENDER
-    self._layout = evaluation_layout(stage.layout(config), LARGEST_BATCH)
+    blended = isinstance(model, BlendModel)
+    stages = (RECOMMENDER, BLEND) if blended else (RECOMMENDER,)
+    self.files = [workdir / f"{stage.name}.safetensors" for stage in stages]
+    self._layout = evaluation_layout(stages[-1].layout(config), LARGEST_BATCH)
     self._sources = model.sources
     self._set_model(model, titles)
 
@@ -121,14 +125,24 @@ class Recommender:
 
   @classmethod
   def load(
-    cls, workdir: str | pathlib.Path, titles: Sequence[str | None] | None = None
+    cls,
+    workdir: str | pathlib.Path,
+    titles: Sequence[str | None] | None = None,
+    *,
+    model: str | None = None,
   ) -> "Recommender":
-    """Reads config.json, recommender.safetensors and, where there is one, blend.safetensors in
-    workdir. Raises UserError."""
+    """Reads config.json, recommender.safetensors and, for the blend, blend.safetensors in workdir.
+
+    model: "network" for the recommender alone, "blend" for its sum with counts and content; None =
+    the blend where there is one. Raises UserError.
+    """
     path = pathlib.Path(workdir)
     config = read_config(path)
-    load = load_blend if blend_file(path).exists() else load_recommender
-    return cls(load(path, config), config, path, titles)
+    if model is None:
+      model = "blend" if blend_file(path).exists() else "network"
+    if model not in MODELS:
+      raise UserError(f"model={model!r}: expected one of {', '.join(MODELS)}")
+    return cls(MODELS[model](path, config), config, path, titles)
 
   def add_items(
     self,

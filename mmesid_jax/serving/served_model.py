@@ -16,13 +16,14 @@ from mmesid_jax.stages.workdir import Workdir, reopen_workdir
 class Options:
   """Which items are recommended, by which model.
 
-  new_items: a file of items to add to the catalogue. only_new: recommend only those. data_dir:
-  where the data is now, if it has moved. key: the field of items.jsonl that holds the keys; None =
-  `key`, if there is one.
+  model: as in `Recommender.load`. new_items: a file of items to add to the catalogue. only_new:
+  recommend only those. data_dir: where the data is now, if it has moved. key: the field of
+  items.jsonl that holds the keys; None = `key`, if there is one.
   """
 
   top_k: int = 10
   repeat: bool = False
+  model: str | None = None
   new_items: str | None = None
   only_new: bool = False
   data_dir: str | None = None
@@ -48,7 +49,7 @@ def open_model(path: pathlib.Path, options: Options) -> ServedModel:
   titles = workdir.dataset.titles()
   item_keys = keys.kept_item_keys(workdir.data_dir, options.key)
   _warn_of_repeats(workdir, options)
-  model = Recommender.load(path, titles)
+  model = Recommender.load(path, titles, model=options.model)
   if model.num_items != workdir.dataset.num_items:
     raise UserError(
       f"{workdir.data_dir}: {workdir.dataset.num_items:,} items; the model of {path} was trained "

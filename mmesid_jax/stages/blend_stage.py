@@ -121,7 +121,8 @@ def load_blend(path: pathlib.Path, config: ConfigDict) -> BlendModel:
   if not fits_network(path):
     raise UserError(
       f"{blend_file(path)}: made for another recommender than the one beside it; run "
-      f"mmesid_jax.train with the stage {BLEND.name} again, or delete the file"
+      f"mmesid_jax.train with the stage {BLEND.name} again, or serve the network alone "
+      "(--model=network)"
     )
   tensors, header = BLEND.read(path)
   evidence = make_model(tensors, header["settings"])

@@ -259,6 +259,8 @@ def test_parts_with_another_blend_are_refused(blended, tmp_path, monkeypatch):
   with pytest.raises(ZeroDivisionError):
     everyone(workdir, output)
   tensors, header = read_artifact(workdir / "blend.safetensors", "blend")
+  with pytest.raises(UserError, match="model was "):
+    everyone(workdir, output, model="network")
   write_artifact(workdir / "blend.safetensors", {**tensors, "weights": np.float32([1, 2])}, header)
   with pytest.raises(UserError, match="model was "):
     everyone(workdir, output)
@@ -386,6 +388,8 @@ def test_mistakes_of_recommend_are_one_line(workdir, tmp_path):
   assert "one of --history, " in refused(*recommend)
   assert "--all_users and --output=FILE belong together" in refused(*recommend, "--all_users")
   assert "--all_users and --output=FILE belong together" in refused(*recommend, "--user=1", output)
+  line = refused(*recommend, "--user=1", "--model=blend")
+  assert f"{workdir}/blend.safetensors: no such file" in line
   line = refused(*recommend, "--user=1", "--split=test")
   assert "--split: belongs to --all_users" in line
   line = refused(*recommend, "--all_users", f"--output={tmp_path}/recs.csv")

@@ -204,6 +204,20 @@ def test_without_a_blend_the_network_is_served(blended, tmp_path):
   assert [*answer[0].parts] == ["identity", "collaborative", "text"]
 
 
+def test_the_network_alone_is_served_where_it_is_asked_for(blended, trained):
+  def answers(path, model):
+    (answer,) = Recommender.load(path, model=model).recommend([[1, 2, 3]], top_k=5)
+    return [(r.item, r.score, [*r.parts]) for r in answer]
+
+  alone = answers(blended, "network")
+  assert alone == answers(trained, "network") == answers(trained, None)
+  assert alone != answers(blended, "blend") == answers(blended, None)
+  with pytest.raises(UserError, match="blend.safetensors: no such file; run mmesid_jax.train"):
+    Recommender.load(trained, model="blend")
+  with pytest.raises(UserError, match="model='counts': expected one of network, blend"):
+    Recommender.load(trained, model="counts")
+
+
 def test_counts_of_an_earlier_version_are_refused_in_one_line(opened, blended, tmp_path):
   path = shutil.copytree(blended, tmp_path / "copy")
   tensors, header = read_artifact(path / "content.safetensors", "content")
