@@ -16,7 +16,7 @@ from test_imports import LAYERS
 
 from mmesid_jax import models
 from mmesid_jax.config.command_line import flat_keys
-from mmesid_jax.config.schema import default_config
+from mmesid_jax.config.schema import STAGES, default_config
 from mmesid_jax.ingest.settings import default_settings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -205,6 +205,15 @@ def test_the_table_of_packages_is_that_of_the_imports():
   rows = re.findall(r"^\| (`.+`) \| .+ \|$", PAGES["docs/design.md"], re.MULTILINE)
   layers = [re.findall(r"`(\w+)/?`", row) for row in rows]
   assert [sorted(layer) for layer in layers[: len(LAYERS)]] == [sorted(names) for names in LAYERS]
+
+
+def test_the_stages_are_drawn_and_listed_in_their_order():
+  """With the numbers that the log of a run has."""
+  expected = [(str(n), name.replace("_ids", " IDs")) for n, name in enumerate(STAGES, 1)]
+  drawing = (DOCS / "pipeline.svg").read_text()
+  assert re.findall(r">(\d)\. ([\w ]+)</text>", drawing) == expected
+  page = PAGES["docs/training.md"]
+  assert re.findall(r"^(\d)\. \*([\w ]+)\*:", page, re.MULTILINE) == expected
 
 
 def test_the_page_for_pytorch_names_the_tensors_that_its_test_reads():
