@@ -5,7 +5,8 @@ Examples:
   python -m mmesid_jax.plan --config=beauty --config.data.dir=DIR --device=v5e --devices=4,16
 
 Works from shapes alone: no accelerator is used, no weight is read. The memory of the recommender
-stage is shown for the first number of devices, then the possible meshes for all of them.
+stage, and of counts, content and blend, is shown for the first number of devices, then the possible
+meshes for all of them.
 """
 
 from absl import flags

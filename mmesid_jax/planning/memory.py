@@ -27,6 +27,11 @@ from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state_shapes
 
 
+def model_widths(config: ConfigDict, widths: Mapping[str, int]) -> dict[str, int]:
+  """modality -> columns of its table as the model has it, from those of its file."""
+  return {m: min(V, config.recommender.whiten or V) for m, V in widths.items()}
+
+
 def model_shapes(
   config: ConfigDict,
   rows: int,
@@ -77,13 +82,15 @@ def bytes_per_device(model: RecommenderModel, c: ConfigDict) -> dict[str, int]:
   params = nnx.state(model, nnx.Param)
   learner = optimizer.make_optimizer(c.optimizer, 2)  # its memory does not depend on the steps
   return {
-    "frozen backbone": _bytes(nnx.state(model, Pretrained)),
-    "LoRA": _bytes(nnx.state(model, LoRAParam)),
-    "other trained parameters": _bytes(nnx.state(model, nnx.All(nnx.Param, nnx.Not(LoRAParam)))),
+    "frozen backbone": device_bytes(nnx.state(model, Pretrained)),
+    "LoRA": device_bytes(nnx.state(model, LoRAParam)),
+    "other trained parameters": device_bytes(
+      nnx.state(model, nnx.All(nnx.Param, nnx.Not(LoRAParam)))
+    ),
     # with microbatches: their sum, and that of the current one
-    "gradient": (2 if c.microbatches > 1 else 1) * _bytes(params),
-    "AdamW's moments": _bytes(initial_state_shapes(params, learner)["optimizer"]),
-    "tables": _bytes(nnx.state(model, nnx.All(Frozen, nnx.Not(Pretrained)))),
+    "gradient": (2 if c.microbatches > 1 else 1) * device_bytes(params),
+    "AdamW's moments": device_bytes(initial_state_shapes(params, learner)["optimizer"]),
+    "tables": device_bytes(nnx.state(model, nnx.All(Frozen, nnx.Not(Pretrained)))),
   }
 
 
@@ -96,7 +103,7 @@ def gathered_bytes(model: RecommenderModel) -> int:
   for path, variable in nnx.to_flat_state(nnx.state(model)) if times > 1 else ():
     value = variable.get_value()
     if "embed" in sharding.logical_axes(flat_name(path), value.ndim):
-      whole = times * _bytes(value)
+      whole = times * device_bytes(value)
       if path[0] == "backbone":
         a_layer += whole // model.backbone.config.layers
       else:
@@ -150,7 +157,7 @@ def _part(size: int, axis: str) -> int:
   return -(-size // sharding.shard_count(axis))
 
 
-def _bytes(tree) -> int:
+def device_bytes(tree) -> int:
   """Bytes on a device of shapes with a sharding, or on a single device."""
 
   def local(x):

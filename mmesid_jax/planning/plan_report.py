@@ -22,6 +22,7 @@ from mmesid_jax.parallel.devices import DEVICES
 from mmesid_jax.parallel.mesh import mesh_shape
 from mmesid_jax.parallel.mesh_axes import MESH_AXES
 from mmesid_jax.planning import tpu_compiler
+from mmesid_jax.planning.memory import model_widths
 from mmesid_jax.planning.planner import FITS, Plan, Planner
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.workdir import OWN_VECTORS, count_data, feature_dir, plain_data_dir
@@ -98,8 +99,8 @@ def _parse_count(text: str) -> int:
 
 
 def _read_data(config: ConfigDict) -> tuple[Dataset, dict[str, int]]:
-  """The data set, and the width of every feature table as the model has it. Data that has to be
-  made is made in a temporary folder. Raises UserError."""
+  """The data set, and the width of every feature table. Data that has to be made is made in a
+  temporary folder. Raises UserError."""
   with tempfile.TemporaryDirectory() as temporary:
     folder = plain_data_dir(config, pathlib.Path(temporary))
     tables = feature_dir(config, folder)
@@ -107,10 +108,9 @@ def _read_data(config: ConfigDict) -> tuple[Dataset, dict[str, int]]:
     for modality in modalities(config):
       source = config.features[modality]
       if source == OWN_VECTORS:
-        width = config.collaborative.width
+        widths[modality] = config.collaborative.width
       else:
-        width = feature_width(tables / source, dataset.num_items)
-      widths[modality] = min(width, config.recommender.whiten or width)
+        widths[modality] = feature_width(tables / source, dataset.num_items)
   return dataset, widths
 
 
@@ -129,8 +129,20 @@ def _details(plan: Plan) -> str:
       f"A step: {flops / 1e12:,.4g} TFLOP, {_duration(plan.step_seconds)}. An epoch: "
       f"{plan.steps:,} steps, {epoch.targets:,} targets, {epoch.tokens:,} tokens, "
       f"{epoch.flops / 1e15:,.4g} PFLOP, {_duration(plan.epoch_seconds)}.",
+      *_evidence_lines(plan),
     )
   )
+
+
+def _evidence_lines(plan: Plan) -> list[str]:
+  """The memory of the stages that count and compare, in words; none where none of them runs."""
+  search, model, artifact = (f"{size / GIB:.3f} GiB" for size in plan.evidence)
+  if not plan.evidence.search:
+    return []
+  return [
+    f"Evidence: at most {search} per device while its settings are chosen, {model} in the blend, "
+    f"with the network {plan.blend / GIB:.3f} GiB; {artifact} in a file."
+  ]
 
 
 def _compiler_report(planner: Planner, kind: str, mesh: Mapping[str, int]) -> str:
@@ -152,7 +164,7 @@ def _byte_rows(sizes: Mapping[str, int]) -> list[tuple[str, str]]:
 def _meshes_table(planner: Planner, counts: Sequence[int]) -> str:
   """All possible meshes of the numbers of devices, and the reasons of those that are not
   possible."""
-  header = ("devices", *MESH_AXES, "rows", *COLUMNS, "GiB per device", "fits")
+  header = ("devices", *MESH_AXES, "rows", *COLUMNS, "GiB per device", "evidence", "fits")
   rows, refusals = [], []
   for count in counts:
     plans, refused = planner.plans(count)
@@ -166,7 +178,7 @@ def _meshes_table(planner: Planner, counts: Sequence[int]) -> str:
 
 def _cells(plan: Plan) -> list[object]:
   sizes = [sum(plan.bytes[part] for part in parts) for parts in COLUMNS.values()]
-  gib = [f"{size / GIB:.2f}" for size in (*sizes, plan.total)]
+  gib = [f"{size / GIB:.2f}" for size in (*sizes, plan.total, plan.evidence.search)]
   times = (_duration(plan.step_seconds), _duration(plan.epoch_seconds))
   return [*plan.mesh.values(), plan.epoch.layout.rows, *gib, _yes_or_no(plan.fits), *times]
 
@@ -181,7 +193,7 @@ def _assumptions(
 ) -> str:
   """The assumptions of the figures, in words."""
   c, device = config.recommender, DEVICES[kind]
-  vectors = ", ".join(f"{m} {width}" for m, width in widths.items())
+  vectors = ", ".join(f"{m} {width}" for m, width in model_widths(config, widths).items())
   lines = [
     f"{kind}: {device.memory / 1e9:.3g} GB = {device.memory / GIB:.1f} GiB, "
     f"{device.peak / 1e12:g} TFLOP/s of dense bf16 by its data sheet. "

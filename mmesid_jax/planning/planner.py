@@ -19,11 +19,13 @@ from mmesid_jax.parallel.mesh import use_mesh_shape
 from mmesid_jax.parallel.mesh_axes import MESH_AXES
 from mmesid_jax.planning import memory, tpu_compiler
 from mmesid_jax.planning.activations import Activations
+from mmesid_jax.planning.evidence_size import EvidenceSize, evidence_size
 from mmesid_jax.planning.tpu_compiler import CompiledStep
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
 
 FITS = 0.9  # of the memory; the rest is for the runtime and lost between buffers
+NETWORK = ("frozen backbone", "LoRA", "other trained parameters", "tables")  # also after training
 
 
 class Epoch(NamedTuple):
@@ -40,12 +42,13 @@ class Epoch(NamedTuple):
 class Plan:
   """Memory and time of the recommender stage on one mesh.
 
-  bytes: on each device, by what they are for. memory: bytes of a device. rate: operations per
-  second of all devices together.
+  bytes: on each device, by what they are for. evidence: of the stages that count and compare.
+  memory: bytes of a device. rate: operations per second of all devices together.
   """
 
   mesh: Mapping[str, int]
   bytes: Mapping[str, int]
+  evidence: EvidenceSize
   epoch: Epoch
   steps: int
   memory: float
@@ -53,12 +56,18 @@ class Plan:
 
   @property
   def total(self) -> int:
-    """Bytes on each device."""
+    """Bytes on each device while the recommender is trained."""
     return sum(self.bytes.values())
 
   @property
+  def blend(self) -> int:
+    """Bytes of network and evidence on each device, where both are served."""
+    return sum(self.bytes[part] for part in NETWORK) + self.evidence.model
+
+  @property
   def fits(self) -> bool:
-    return self.total <= FITS * self.memory
+    """Whether every stage does."""
+    return max(self.total, self.evidence.search, self.blend) <= FITS * self.memory
 
   @property
   def epoch_seconds(self) -> float:
@@ -81,7 +90,7 @@ def possible_meshes(devices: int) -> Iterator[dict[str, int]]:
 class Planner:
   """Plans of one configuration on one kind of device.
 
-  widths: modality -> columns of its table. mfu: the assumed share of the devices' peak.
+  widths: modality -> columns of its file's table. mfu: the assumed share of the devices' peak.
   rows_per_device: rows of a batch for each device that shares them; None = as config says.
   """
 
@@ -94,7 +103,8 @@ class Planner:
     mfu: float,
     rows_per_device: int | None,
   ):
-    self._config, self._device, self._dataset, self._widths = config, device, dataset, widths
+    self._config, self._device, self._dataset = config, device, dataset
+    self._file_widths, self._widths = widths, memory.model_widths(config, widths)
     self._mfu, self._rows_per_device = mfu, rows_per_device
     self._epochs: dict[int, Epoch] = {}  # by rows
     self._activations: dict[memory.Share, Activations] = {}
@@ -112,6 +122,7 @@ class Planner:
       epoch = self._epoch(config)
       share = memory.share_of_one_device(rows, epoch.layout, c.softmax_chunk)
       gathered = memory.gathered_bytes(model)
+      evidence = evidence_size(config, rows, self._file_widths)
     if share not in self._activations:  # traced for one device, so without the mesh
       self._activations[share] = memory.trace_activations(config, self._widths, share)
     kept, transient = self._activations[share]
@@ -120,6 +131,7 @@ class Planner:
     return Plan(
       mesh=mesh,
       bytes=bytes_held,
+      evidence=evidence,
       epoch=epoch,
       steps=-(-epoch.batches // c.microbatches),
       memory=self._device.memory,

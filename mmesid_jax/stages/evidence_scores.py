@@ -21,6 +21,7 @@ from mmesid_jax.parallel.mesh import is_partitioned
 from mmesid_jax.parallel.sharding import device_put_sharded
 
 FOLLOWERS = 2**16  # that are added at a time
+KEPT_TABLES = 2  # of transitions, on the device
 
 Settings = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ class SettingsRanks:
     share_I, trend_I = priors
     self._priors = _put(jnp.log(jnp.asarray(share_I))), _put(trend_I)
 
-    @functools.lru_cache(maxsize=2)
+    @functools.lru_cache(maxsize=KEPT_TABLES)
     def table(window: int, decay: float) -> FollowerTable:
       found = transitions(window, decay)
       used_I = (found.count_IK > 0).sum(1, dtype=np.int32)

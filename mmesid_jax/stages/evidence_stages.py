@@ -133,8 +133,11 @@ class CountsStage(Stage):
     features = workdir.features(names=self.content_modalities(workdir.config))
     options = {**self.OPTIONS}
     for m, x_IV in features.items():
-      widths = tuple(dict.fromkeys(min(width, x_IV.shape[1]) for width in WIDTHS))
-      options |= {f"{m}.width": widths, f"{m}.recency": RECENCIES, f"{m}.weight": WEIGHTS}
+      options |= {
+        f"{m}.width": width_options(x_IV.shape[1]),
+        f"{m}.recency": RECENCIES,
+        f"{m}.weight": WEIGHTS,
+      }
 
     @functools.cache
     def count(window: int, decay: float) -> Transitions:
@@ -203,6 +206,11 @@ class ContentStage(CountsStage):
 
   def applies(self, config: ConfigDict) -> bool:
     return bool(self.content_modalities(config))
+
+
+def width_options(V: int) -> tuple[int, ...]:
+  """Numbers of whitened components to choose from, of a table with V columns."""
+  return tuple(dict.fromkeys(min(width, V) for width in WIDTHS))
 
 
 def make_model(tensors: Mapping[str, np.ndarray], settings: Settings) -> EvidenceModel:

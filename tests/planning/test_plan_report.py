@@ -62,6 +62,9 @@ def test_llama3_8b_by_its_config_alone(llama3, tmp_path, capsys):
   assert gib(out, "LoRA") == pytest.approx(4 * 32 * 3 * 8 * (4096 + 14_336) / 2**30, abs=1e-3)
   assert gib(out, "memory") == pytest.approx(141e9 / 2**30, abs=1e-3)
   assert "about 34 tokens before the items and 5 after them" in out
+  in_blend = float(re.search(r"in the blend, with the network ([\d.]+) GiB", out)[1])
+  network = ("frozen backbone", "LoRA", "other trained parameters", "tables")
+  assert in_blend == pytest.approx(sum(gib(out, part) for part in network), abs=3e-3)
   assert before == (files(tmp_path), files(pathlib.Path(llama3.data.dir)))
 
 
@@ -104,6 +107,7 @@ def test_an_epoch_is_what_training_packs(tiny, trained, capsys):
   planned(config)
   out = capsys.readouterr().out
   assert "60 users, 40 items, vectors: collaborative 8, text 8." in out
+  assert "Evidence" not in out  # its stages do not run
   steps = int(re.search(r"An epoch: (\d+) steps", out)[1])
   batches, counts = recommender_stage.make_batches(config, read_dataset(trained / "synthetic"))
   assert f"steps, {counts.targets:,} targets, " in out
