@@ -12,7 +12,7 @@ from mmesid_jax.errors import UserError
 
 COMMANDS = (  # in the order of use
   *("prepare", "encode", "fetch_images", "vectors", "train", "evaluate", "recommend"),
-  *("semantic_ids", "export", "plan", "cold_start", "ablate"),
+  *("refresh", "semantic_ids", "export", "plan", "cold_start", "ablate"),
 )
 
 

@@ -132,8 +132,14 @@ def training_events(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
   another, oldest event first."""
   position = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], dataset.lengths)
   trained = position < np.repeat(dataset.train_lengths, dataset.lengths)
+  item_E, user_E = all_events(dataset)
+  return item_E[trained], user_E[trained]
+
+
+def all_events(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+  """The same of all events, held out or not."""
   user_E = np.repeat(np.arange(len(dataset), dtype=np.int32), dataset.lengths)
-  return dataset.items[trained], user_E[trained]
+  return dataset.items, user_E
 
 
 def prepare_dataset(

@@ -23,7 +23,10 @@ from mmesid_jax.parallel.processes import main_only
 
 SCHEMA = 2  # raised whenever the tensors of an artifact change their meaning
 # Artifacts that no training stage writes -> the command that does.
-MAKERS = {"new_items": "mmesid_jax.semantic_ids encode"}
+MAKERS = {
+  "new_items": "mmesid_jax.semantic_ids encode",
+  "refreshed_counts": "mmesid_jax.refresh",
+}
 
 
 @main_only

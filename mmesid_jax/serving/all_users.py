@@ -18,6 +18,7 @@ from mmesid_jax.files.resumable import PartFiles, parts_folder
 from mmesid_jax.files.rows import Columns, check_rows_file
 from mmesid_jax.serving.recommender import TopItems
 from mmesid_jax.serving.served_model import Options, ServedModel, open_model
+from mmesid_jax.stages.workdir import REFRESHED
 from mmesid_jax.training.interrupts import StopRequest
 
 USERS_PER_PART = 4096
@@ -53,6 +54,12 @@ def write_all_users(
   served = open_model(path, options)
   model, dataset = served.model, served.workdir.dataset
   model.check_top_k(options.top_k)
+  counted = served.workdir.artifact(REFRESHED)
+  if split and counted in model.files:
+    raise UserError(
+      f"--split={split}: {counted} counts the held-out items, too; delete it, or take "
+      "--model=network"
+    )
   user_keys = keys.kept_user_keys(served.workdir.data_dir, len(dataset))
   user_E, length_E = _histories(dataset, split)
   absent = set() if split else {"target_id", "target_key"}

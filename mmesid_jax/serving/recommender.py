@@ -25,12 +25,14 @@ from mmesid_jax.evaluation.evaluator import model_catalogue
 from mmesid_jax.models.blend import BlendModel, ServableModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
+from mmesid_jax.serving.refreshed_counts import read_refreshed
 from mmesid_jax.stages.blend_stage import BLEND, blend_file, load_blend
 from mmesid_jax.stages.new_item_codes import append_new_items
 from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
 from mmesid_jax.stages.sequence_task import evaluation_layout
+from mmesid_jax.stages.workdir import REFRESHED
 
-MODELS = {"network": load_recommender, "blend": load_blend}
+MODELS = ("network", "blend")
 LARGEST_BATCH = 64  # histories in one call to the device; more are answered batch after batch
 
 
@@ -94,9 +96,10 @@ def _top_items(
 class Recommender:
   """A trained model, ready to answer. Make one with `load`.
 
-  `offered`: the ids of the items that may be recommended. `files`: the artifacts that it was read
-  from.
+  `offered`: the ids of the items that may be recommended. `files`: the artifacts that `load` read.
   """
+
+  files: Sequence[pathlib.Path] = ()
 
   def __init__(
     self,
@@ -107,10 +110,8 @@ class Recommender:
   ):
     """workdir: the folder of the model. titles: by item id, row 0 unused; None = no titles."""
     self._config, self._workdir = config, workdir
-    blended = isinstance(model, BlendModel)
-    stages = (RECOMMENDER, BLEND) if blended else (RECOMMENDER,)
-    self.files = [workdir / f"{stage.name}.safetensors" for stage in stages]
-    self._layout = evaluation_layout(stages[-1].layout(config), LARGEST_BATCH)
+    stage = BLEND if isinstance(model, BlendModel) else RECOMMENDER
+    self._layout = evaluation_layout(stage.layout(config), LARGEST_BATCH)
     self._sources = model.sources
     self._set_model(model, titles)
 
@@ -131,7 +132,8 @@ class Recommender:
     *,
     model: str | None = None,
   ) -> "Recommender":
-    """Reads config.json, recommender.safetensors and, for the blend, blend.safetensors in workdir.
+    """Reads config.json, recommender.safetensors and, for the blend, blend.safetensors and the
+    counts of `mmesid_jax.refresh` in workdir.
 
     model: "network" for the recommender alone, "blend" for its sum with counts and content; None =
     the blend where there is one. Raises UserError.
@@ -142,7 +144,16 @@ class Recommender:
       model = "blend" if blend_file(path).exists() else "network"
     if model not in MODELS:
       raise UserError(f"model={model!r}: expected one of {', '.join(MODELS)}")
-    return cls(MODELS[model](path, config), config, path, titles)
+    names = [RECOMMENDER.name]
+    if model == "network":
+      loaded = load_recommender(path, config)
+    else:
+      refreshed = read_refreshed(path)
+      loaded = load_blend(path, config, refreshed)
+      names += [BLEND.name, REFRESHED] if refreshed else [BLEND.name]
+    recommender = cls(loaded, config, path, titles)
+    recommender.files = [path / f"{name}.safetensors" for name in names]
+    return recommender
 
   def add_items(
     self,

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -115,9 +115,12 @@ class BlendStage(Stage):
     return fits_network(workdir.path)
 
 
-def load_blend(path: pathlib.Path, config: ConfigDict) -> BlendModel:
+def load_blend(
+  path: pathlib.Path, config: ConfigDict, refreshed: Mapping[str, np.ndarray] | None = None
+) -> BlendModel:
   """The model of the workdir `path`: blend.safetensors beside the recommender. Raises UserError,
-  also where the weights were chosen for another recommender."""
+  also where the weights were chosen for another recommender. refreshed: tensors that replace those
+  of the file."""
   if not fits_network(path):
     raise UserError(
       f"{blend_file(path)}: made for another recommender than the one beside it; run "
@@ -125,6 +128,7 @@ def load_blend(path: pathlib.Path, config: ConfigDict) -> BlendModel:
       "(--model=network)"
     )
   tensors, header = BLEND.read(path)
+  tensors |= refreshed or {}
   evidence = make_model(tensors, header["settings"])
   network = load_recommender(path, config)
   return BlendModel(network, evidence, *(tensors[x] for x in ("amounts", "shares", "weights")))

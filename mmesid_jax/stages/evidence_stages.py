@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.schema import FROM_EVENTS, modalities
-from mmesid_jax.data.dataset import Dataset, popularity, training_events
+from mmesid_jax.data.dataset import training_events
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.data.transitions import Transitions, count_transitions
 from mmesid_jax.data.whitening import Whitening, fit_whitening
@@ -129,7 +129,9 @@ class CountsStage(Stage):
 
   def train(self, workdir: Workdir) -> None:
     dataset, followers = workdir.dataset, workdir.config.counts.followers
-    share_I, trend_I, events = (f(dataset) for f in (item_shares, item_trends, training_events))
+    item_E, user_E = events = training_events(dataset)
+    share_I = item_shares(item_E, dataset.num_items)
+    trend_I = item_trends(item_E, user_E, dataset.num_items)
     features = workdir.features(names=self.content_modalities(workdir.config))
     options = {**self.OPTIONS}
     for m, x_IV in features.items():
@@ -225,21 +227,20 @@ def make_model(tensors: Mapping[str, np.ndarray], settings: Settings) -> Evidenc
   return model.with_content(unit_IW, {m: numbers(ContentSettings, f"{m}.") for m in unit_IW})
 
 
-def item_shares(dataset: Dataset) -> np.ndarray:
-  """Share of every item in the training parts, each counted once more, float32 [I]."""
-  counts_I = popularity(dataset) + 1.0
+def item_shares(item_E: np.ndarray, num_items: int) -> np.ndarray:
+  """Share of every item in the events, each counted once more, float32 [I]."""
+  counts_I = np.bincount(item_E, minlength=num_items + 1) + 1.0
   return (counts_I / (counts_I.sum() - 1)).astype(np.float32)  # without the padding's
 
 
-def item_trends(dataset: Dataset) -> np.ndarray:
-  """log of (an item's share of the events near the ends of the users' training parts) / (its share
-  of all), float32 [I]; 0 for items without events. What sold long ago may no longer be there, and
-  what is new sells next."""
-  item_E, user_E = training_events(dataset)
-  events_U = np.bincount(user_E, minlength=len(dataset))
+def item_trends(item_E: np.ndarray, user_E: np.ndarray, num_items: int) -> np.ndarray:
+  """log of (an item's share of the events near the ends of the users' parts) / (its share of all),
+  float32 [I]; 0 for items without events. What sold long ago may no longer be there, and what is
+  new sells next. item_E, user_E: as of `training_events`."""
+  events_U = np.bincount(user_E)
   place_E = np.arange(len(item_E)) - np.repeat(np.cumsum(events_U) - events_U, events_U)
   weight_E = TREND_DECAY ** (events_U[user_E] - 1 - place_E)
-  rows = dataset.num_items + 1
+  rows = num_items + 1
   late_I = np.bincount(item_E, weight_E, minlength=rows)
   expected_I = np.bincount(item_E, minlength=rows) * (weight_E.mean() if len(item_E) else 0)
   return np.log((late_I + TREND_PRIOR) / (expected_I + TREND_PRIOR)).astype(np.float32)

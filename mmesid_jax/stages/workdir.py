@@ -24,6 +24,7 @@ from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.files.provenance import check_own_folder, is_made_from
 from mmesid_jax.parallel.mesh import parse_mesh
 
+REFRESHED = "refreshed_counts"  # an artifact of the command refresh
 OWN_VECTORS = "stage"  # a modality's source: the collaborative stage, not a file
 
 
@@ -126,8 +127,18 @@ def _check_same_data(workdir: Workdir, newer_data: bool) -> None:
       changed = f"{workdir.data_dir}: holds other users, items or interactions than {file} was"
       if not newer_data:
         raise UserError(f"{changed} trained on; name the folder of those with --data_dir")
+      if _is_counted(workdir):
+        return
       reporter.warn(f"{changed} trained on; its item ids must mean the same items")
       return
+
+
+def _is_counted(workdir: Workdir) -> bool:
+  """Whether `refresh` has found that the data continue those of training."""
+  file = workdir.artifact(REFRESHED)
+  return file.is_file() and (
+    artifact.read_header(file, REFRESHED)["dataset"] == workdir.dataset.fingerprint
+  )
 
 
 def plain_data_dir(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:

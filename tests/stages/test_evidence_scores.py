@@ -60,7 +60,9 @@ def test_ranks_of_several_settings_are_those_of_each_model(opened, modalities, d
     unit_IW[0] = 0
     return unit_IW
 
-  share_I, trend_I = item_shares(dataset), item_trends(dataset)
+  item_E, user_E = training_events(dataset)
+  share_I = item_shares(item_E, dataset.num_items)
+  trend_I = item_trends(item_E, user_E, dataset.num_items)
   several = [SETTINGS, *(SETTINGS | {name: value} for name, value in OTHERS)]
   with use_mesh(make_mesh(data=devices)):
     evaluator = make_evaluator(opened, CONTENT, "valid")

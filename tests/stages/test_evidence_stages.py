@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mmesid_jax import pipeline
+from mmesid_jax.data.dataset import training_events
 from mmesid_jax.data.whitening import fit_whitening
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files import artifact
@@ -93,7 +94,8 @@ def test_both_are_rows_of_the_results(counted):
 def test_validation_and_test_items_are_not_counted(counted):
   """The shares, and the pairs of items, are those of the training parts."""
   dataset = counted.dataset
-  share_I = item_shares(dataset)
+  item_E, user_E = training_events(dataset)
+  share_I = item_shares(item_E, dataset.num_items)
   assert share_I[1:].sum() == pytest.approx(1)
   trained = np.concatenate(
     [dataset.sequence(u)[: dataset.train_lengths[u]] for u in range(len(dataset))]
@@ -119,7 +121,8 @@ def test_trends_are_shares_near_the_ends_beside_shares_of_all(counted):
       all_of[item] += 1
       weights.append(0.8**later)
   expected_I = np.log((late + 0.1) / (all_of * np.mean(weights) + 0.1))
-  np.testing.assert_allclose(item_trends(dataset), expected_I, rtol=1e-5, atol=1e-6)
+  found_I = item_trends(*training_events(dataset), dataset.num_items)
+  np.testing.assert_allclose(found_I, expected_I, rtol=1e-5, atol=1e-6)
   assert np.std(expected_I[1:]) > 0.1
 
 
