@@ -1,5 +1,6 @@
 """Runs the stages that a configuration names, in order; skips one whose artifact is up to date."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -37,7 +38,7 @@ from mmesid_jax.reports import id_report, id_verdict, test_ranks, training_end
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.stage import Stage
-from mmesid_jax.stages.workdir import OWN_VECTORS, Workdir, count_data, open_workdir
+from mmesid_jax.stages.workdir import CHOSEN, OWN_VECTORS, Workdir, count_data, open_workdir
 
 TEXT_TABLE = "text.npy"  # as `encode --modality=text` names it
 
@@ -48,11 +49,14 @@ def run_pipeline(
   *,
   overwrite: bool = False,
   others: Sequence[pathlib.Path] = (),
+  refit: bool = False,
 ) -> Workdir:
   """Trains the stages that are not up to date in the workdir `path`, then evaluates on test.
 
   Everything is checked before anything trains. An artifact with the right fingerprint in one of the
-  `others`, which are workdirs too, is taken from there instead of trained.
+  `others`, which are workdirs too, is taken from there instead of trained. refit: then trains the
+  same stages on training and validation items, in the workdir `path`/refit, with the settings and
+  epochs that were chosen, and evaluates them on test.
 
   Raises UserError for a configuration out of range, unreadable data, or a workdir that holds
   another experiment (`overwrite` redoes the stages that this concerns) or is in use by another run.
@@ -60,16 +64,50 @@ def run_pipeline(
   start = time.monotonic()
   check_config(config)
   stages = [s for name, s in STAGES.items() if name in config.stages and s.applies(config)]
-  with use_mesh(mesh_from_config(config.mesh)), lock_folder(path):
+  with contextlib.ExitStack() as context:
+    context.enter_context(use_mesh(mesh_from_config(config.mesh)))
+    context.enter_context(lock_folder(path))
     workdir = _open(config, path, stages, overwrite)
-    for number, stage in enumerate(stages, 1):
-      reporter.info(f"\nStage {number} of {len(stages)}: {stage.name} ({stage.summary})")
-      _bring_up_to_date(workdir, stage, others)
+    if refit:
+      _check_refit(workdir, stages, overwrite)
+      context.enter_context(lock_folder(workdir.refit().path))
+    _run_stages(workdir, stages, others)
     report_ranks(workdir, "test")
+    if refit:
+      _refit(workdir, stages, overwrite)
   reporter.info(f"\nDone in {format_duration(time.monotonic() - start)}.")
   if workdir.artifact("recommender").exists():
     reporter.info(f"Next: python -m mmesid_jax.recommend --workdir={path} --user=1,2,3")
   return workdir
+
+
+def _refit(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> None:
+  """Trains the stages again, with what the workdir's artifacts say was chosen, and evaluates."""
+  made = [stage for stage in STAGES.values() if workdir.artifact(stage.name).exists()]
+  refit = workdir.refit({stage.name: stage.choice(workdir) for stage in made})
+  reporter.info(f"\n{refit.path}: trains again, on training and validation items")
+  _begin(refit, stages, overwrite)
+  _run_stages(refit, stages)
+  report_ranks(refit, "test")
+
+
+def _check_refit(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> None:
+  """Raises UserError, before anything trains, for what would stop the refit after all of it."""
+  if workdir.is_refit:
+    raise UserError(f"--refit: {workdir.path} is a refit itself; name the workdir of the first run")
+  refit = workdir.refit()
+  if refit.path.is_file():
+    raise UserError(f"{refit.path}: is a file, where a refit has its folder; move it away")
+  _check_identity(workdir.config, refit.path, overwrite)
+  _check_upstream(refit, stages)
+
+
+def _run_stages(
+  workdir: Workdir, stages: Sequence[Stage], others: Sequence[pathlib.Path] = ()
+) -> None:
+  for number, stage in enumerate(stages, 1):
+    reporter.info(f"\nStage {number} of {len(stages)}: {stage.name} ({stage.summary})")
+    _bring_up_to_date(workdir, stage, others)
 
 
 def _open(
@@ -85,13 +123,8 @@ def _open(
     workdir.check_features()
   for stage in stages:
     stage.check_data(workdir)
-  stale = _stale(workdir, stages, overwrite)
-  processes.barrier("look through the workdir")  # before the first process changes it
-  for stage in stale if processes.is_main() else ():
-    shutil.rmtree(workdir.folder(stage.name), ignore_errors=True)
-    workdir.artifact(stage.name).unlink(missing_ok=True)
-  _describe(config, path)
-  processes.barrier("remove what is stale")
+  _check_upstream(workdir, stages)
+  _begin(workdir, stages, overwrite)
   dataset = workdir.dataset
   users, items = len(dataset), dataset.num_items
   reporter.info(f"{path}: {users:,} users, {items:,} items, {len(dataset.items):,} interactions")
@@ -102,6 +135,19 @@ def _open(
   if text := describe_unread_text(workdir):
     reporter.info(text)
   return workdir
+
+
+def _begin(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> None:
+  """Removes the stages' stale artifacts and writes down what the workdir is."""
+  stale = _stale(workdir, stages, overwrite)
+  processes.barrier("look through the workdir")  # before the first process changes it
+  for stage in stale if processes.is_main() else ():
+    shutil.rmtree(workdir.folder(stage.name), ignore_errors=True)
+    workdir.artifact(stage.name).unlink(missing_ok=True)
+  if workdir.is_refit:
+    artifact.write_text(workdir.path / CHOSEN, json.dumps(workdir.chosen, indent=1) + "\n")
+  _describe(workdir.config, workdir.path)
+  processes.barrier("remove what is stale")
 
 
 def describe_unread_text(workdir: Workdir) -> str | None:
@@ -159,11 +205,12 @@ def report_ranks(workdir: Workdir, split: str) -> None:
   what to know to read it."""
   with use_mesh(mesh_from_config(workdir.config.mesh)):
     result = test_ranks.evaluate_models(workdir, split)
+  rows = "; refitted = trained on validation items, too" if workdir.is_refit else ""
   scheme, left_out = workdir.dataset.split.name, result["left_out"]
   without_history = f" ({left_out:,} left out: no item before the target)" if left_out else ""
   reporter.info(
     f"\n{split} ({scheme}): {result['users']:,} users{without_history}, every item ranked; "
-    "masked = without the history's items"
+    f"masked = without the history's items{rows}"
   )
   reporter.info(ranking.ranking_table(result["models"]))
   if repeats := describe_repeats({split: Repeats(result["users"], result["repeated"])}):
@@ -205,6 +252,17 @@ def _mark(workdir: Workdir, stage: Stage) -> pathlib.Path:
   return workdir.folder(stage.name) / "fingerprint"
 
 
+def _check_upstream(workdir: Workdir, stages: Sequence[Stage]) -> None:
+  """Raises UserError for a stage that reads an artifact that is neither there nor to be made."""
+  for stage in stages:
+    for upstream in stage.upstream(workdir.config):
+      if upstream not in stages and not workdir.artifact(upstream.name).exists():
+        raise UserError(
+          f"{workdir.artifact(upstream.name)}: no such file; the stage {stage.name} needs it: "
+          f"add {upstream.name} to --config.stages"
+        )
+
+
 def _stale(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> list[Stage]:
   """Stages begun or finished under another fingerprint. Raises UserError without `overwrite`."""
   stale = []
@@ -214,12 +272,6 @@ def _stale(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> list[S
       fingerprints.add(artifact.read_header(path, stage.name)["fingerprint"])
     elif mark.exists():
       fingerprints.add(mark.read_text().strip())
-    for upstream in stage.upstream(workdir.config):
-      if upstream not in stages and not workdir.artifact(upstream.name).exists():
-        raise UserError(
-          f"{workdir.artifact(upstream.name)}: no such file; the stage {stage.name} needs it: "
-          f"add {upstream.name} to --config.stages"
-        )
     if fingerprints - {stage.fingerprint(workdir)}:
       if not overwrite:
         raise UserError(

@@ -5,7 +5,8 @@ Examples:
   python -m mmesid_jax.train --config=beauty:paper --config.data.dir=DIR --workdir=runs/paper
   python -m mmesid_jax.train --config=beauty --explain=recommender.prompt
 
-The same command continues a run that was stopped, and skips stages that are finished.
+The same command continues a run that was stopped, and skips stages that are finished. --refit then
+trains all again on training and validation items, as published figures often do.
 """
 
 import pathlib
@@ -22,12 +23,13 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = paths.define_path("workdir", None, "Folder for models, checkpoints and logs.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Redo stages that another configuration made.")
+REFIT = flags.DEFINE_bool("refit", False, "Then train again with the validation items, and test.")
 EXPLAIN = flags.DEFINE_string("explain", None, "Explain all keys, or those under KEY; no training.")
 flags.FLAGS["explain"].boolean = True  # its value may be left out
 command_line.define_process_flags()
 GROUPS = {
   "Required": "config=NAME[:PRESET] workdir=DIR",
-  "Optional": "overwrite explain=KEY",
+  "Optional": "refit overwrite explain=KEY",
 } | command_line.PROCESS_GROUP
 
 
@@ -43,7 +45,8 @@ def main(argv: list[str]) -> None:
 
   heartbeat_seconds = CONFIG.value.run.heartbeat_seconds
   processes.start(command_line.process_environment(), heartbeat_seconds=heartbeat_seconds)
-  pipeline.run_pipeline(CONFIG.value, pathlib.Path(WORKDIR.value), overwrite=OVERWRITE.value)
+  path, options = pathlib.Path(WORKDIR.value), {"overwrite": OVERWRITE.value, "refit": REFIT.value}
+  pipeline.run_pipeline(CONFIG.value, path, **options)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,10 @@ class Dataset:
   offsets: np.ndarray  # int64 [U + 1]
   users: np.ndarray  # int64 [U], user ids as in the file
   num_items: int  # I - 1; ids 1..I-1, 0 = padding
-  fingerprint: str  # hex sha256 of users, sequences, the number of items, and a temporal split
+  fingerprint: str  # hex sha256 of users, sequences, number of items; and a temporal split, a refit
   items_path: str | None  # items.jsonl, with titles and categories
   temporal_cuts: splits.TemporalCuts | None = None  # of a temporal split; None = leave-one-out
+  is_refit: bool = False  # whether validation items train, too
 
   def __len__(self) -> int:
     return len(self.users)
@@ -62,8 +63,15 @@ class Dataset:
   def split(self) -> splits.Split:
     """The items that train, and the targets of validation and test."""
     if self.temporal_cuts is None:
-      return splits.leave_one_out_split(self.lengths)
-    return splits.temporal_split(self.offsets, self.temporal_cuts)
+      split = splits.leave_one_out_split(self.lengths)
+    else:
+      split = splits.temporal_split(self.offsets, self.temporal_cuts)
+    return split.refitted() if self.is_refit else split
+
+  def refitted(self) -> "Dataset":
+    """The same data, split as `Split.refitted` does."""
+    fingerprint = json_sha256(["refit", self.fingerprint])
+    return dataclasses.replace(self, is_refit=True, fingerprint=fingerprint)
 
   @property
   def train_lengths(self) -> np.ndarray:

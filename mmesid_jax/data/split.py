@@ -7,6 +7,9 @@ Temporal: two cuts in time, the same for all users. Items before the first cut t
 validation target is the first item between the cuts, and the test target is the first item after
 the second cut. All items of the user before a target are its history; a user without a history is
 not evaluated on that target. So no training item is later than any target.
+
+A refit trains on all items before the test: leave-one-out on all but the test targets, temporal on
+all items before the second cut. The test targets and their histories stay the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +30,19 @@ class Split(NamedTuple):
 
   name: str
   train_lengths: np.ndarray  # int64 [U], number of a user's first items that train
+  before_test: np.ndarray  # int64 [U], number of a user's first items that are not for the test
   targets: Mapping[str, np.ndarray]  # "valid", "test" -> place, int64 [U], or NO_TARGET
   left_out: Mapping[str, int]  # "valid", "test" -> users whose target had no history
   evaluates: str  # the users that are evaluated, in words
+
+  def refitted(self) -> "Split":
+    """The split of a refit: all items before the test train, and nobody is validated."""
+    return self._replace(
+      train_lengths=self.before_test,
+      targets={**self.targets, "valid": np.full_like(self.targets["valid"], NO_TARGET)},
+      left_out={**self.left_out, "valid": 0},
+      evaluates="nobody: a refit trains on the validation items",
+    )
 
 
 class TemporalCuts(NamedTuple):
@@ -50,6 +63,7 @@ def leave_one_out_split(lengths: np.ndarray) -> Split:
   return Split(
     "leave-one-out",
     np.where(enough, lengths - 2, lengths),
+    np.where(enough, lengths - 1, lengths),
     {n: np.where(enough, lengths - k, NO_TARGET) for n, k in (("valid", 2), ("test", 1))},
     {"valid": 0, "test": 0},
     "users with 3 items or more",
@@ -77,6 +91,7 @@ def temporal_split(offsets: np.ndarray, cuts: TemporalCuts) -> Split:
   return Split(
     "temporal",
     begin["valid"],
+    begin["test"],
     {name: np.where(has_target[name] & (x > 0), x, NO_TARGET) for name, x in begin.items()},
     {name: int((has_target[name] & (x == 0)).sum()) for name, x in begin.items()},
     "users with items before and after a cut",

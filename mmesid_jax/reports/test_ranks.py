@@ -30,7 +30,8 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
 
   Writes evaluation.json (test) or evaluation_valid.json: means and 95 % bootstrap intervals over
   users, and the number of targets that repeat; and the rank of every user's target. Returns the
-  content of the JSON file. Raises UserError when no user has a target.
+  content of the JSON file. Models of a refit are named ", refitted". Raises UserError when no user
+  has a target.
   """
   config, dataset = workdir.config, workdir.dataset
   cutoffs = config.evaluation.cutoffs
@@ -53,6 +54,8 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   for name, stage in made.items():
     model = stage.load_model(workdir)
     rankings[stage.model_name] = evaluators[name].model_ranking(model, max(cutoffs))
+  if workdir.is_refit:
+    rankings = {f"{name}, refitted": ranking for name, ranking in rankings.items()}
   options = {"resamples": config.evaluation.resamples, "seed": config.seed}
   result = {
     "split": split,

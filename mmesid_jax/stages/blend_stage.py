@@ -9,7 +9,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ from mmesid_jax.stages.workdir import Workdir
 
 NETWORK_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # to choose from, at both ends
 QUANTILES = 17  # of the amount of evidence
+WEIGHTING = ("amounts", "shares", "weights")  # tensors that a refit takes from the first run
 SURE = 2.0  # standard errors that the best of many pairs must gain over no network
 
 
@@ -81,9 +82,18 @@ class BlendStage(Stage):
   def layout(self, config: ConfigDict) -> Layout:
     return dataclasses.replace(RECOMMENDER.layout(config), history=HISTORY)
 
+  def choice(self, workdir: Workdir) -> dict[str, Any]:
+    tensors, _ = self.read(workdir.path)
+    return {name: tensors[name].tolist() for name in WEIGHTING}
+
   def train(self, workdir: Workdir) -> None:
     config = workdir.config
     tensors, header = self.evidence(config).read(workdir.path)
+    if workdir.is_refit:
+      chosen = workdir.chosen_for(self.name)
+      tensors |= {name: np.float32(chosen[name]) for name in WEIGHTING}
+      self.write(workdir, tensors, None, settings=header["settings"], config=flatten(config))
+      return
     evaluator = search_evaluator(workdir, self)
     network, evidence = RECOMMENDER.load_model(workdir), make_model(tensors, header["settings"])
     shares = amounts_and_shares(evidence, evaluator)
@@ -131,7 +141,7 @@ def load_blend(
   tensors |= refreshed or {}
   evidence = make_model(tensors, header["settings"])
   network = load_recommender(path, config)
-  return BlendModel(network, evidence, *(tensors[x] for x in ("amounts", "shares", "weights")))
+  return BlendModel(network, evidence, *(tensors[name] for name in WEIGHTING))
 
 
 def blend_file(path: pathlib.Path) -> pathlib.Path:

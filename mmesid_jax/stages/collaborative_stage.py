@@ -100,10 +100,8 @@ class CollaborativeStage(Stage):
       workdir,
       {"items": items_ID},
       result.model,
-      valid={config.evaluation.select: result.best},
-      best_step=result.best_step,
-      valid_by_epoch=result.scores,
       cut_users=counts.cut_users,
+      **result.summary(config.evaluation.select),
     )
 
   def load_model(self, workdir: Workdir) -> SASRec:

@@ -1,7 +1,8 @@
 """Two baselines that count and compare instead of being trained: counts, and counts with content.
 
 Each chooses its settings on validation items by the same search and writes one artifact, which
-holds the tables and, in its header, the chosen settings, their metric, and how many were tried.
+holds the tables and, in its header, the chosen settings, their metric, and how many were tried. A
+refit takes the settings of the first run, and only makes the tables again.
 """
 
 import functools
@@ -127,6 +128,9 @@ class CountsStage(Stage):
   def layout(self, config: ConfigDict) -> Layout:
     return Layout(1, ROW_LENGTH, config.evaluation.targets, history=HISTORY)
 
+  def choice(self, workdir: Workdir) -> dict[str, Any]:
+    return {"settings": self.read(workdir.path)[1]["settings"]}
+
   def train(self, workdir: Workdir) -> None:
     dataset, followers = workdir.dataset, workdir.config.counts.followers
     item_E, user_E = events = training_events(dataset)
@@ -165,6 +169,12 @@ class CountsStage(Stage):
         arrays[f"unit.{m}"] = unit_vectors(m, width)
         arrays |= whitening(m, width).tensors(f"whitening.{m}.")
       return arrays
+
+    if workdir.is_refit:
+      chosen = workdir.chosen_for(self.name)["settings"]
+      kept = count(chosen["window"], chosen["distance_decay"]).kept
+      self.write(workdir, tensors(chosen), None, settings=chosen, kept=kept)
+      return
 
     evaluator = search_evaluator(workdir, self)
     ranks = SettingsRanks(evaluator, (share_I, trend_I), count, unit_vectors, tuple(features))

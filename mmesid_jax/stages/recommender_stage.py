@@ -303,11 +303,9 @@ class RecommenderStage(Stage):
       workdir,
       tensors,
       result.model,
-      valid={config.evaluation.select: result.best},
-      best_step=result.best_step,
-      valid_by_epoch=result.scores,
       cut_users=counts.cut_users,
       config=config.to_json_best_effort(),
+      **result.summary(config.evaluation.select),
     )
 
   def load_model(self, workdir: Workdir) -> RecommenderModel:

@@ -229,10 +229,10 @@ class SemanticIDStage(Stage):
     categories = workdir.dataset.categories()[1:]  # first: a damaged items.jsonl stops here
     features = workdir.features(mapped=True)
     tables = init_tables(c, features, code_width=config.recommender.width, seed=config.seed)
-    best_step = 0
+    best_step = best_epoch = 0
     if c.quantizer.kind != "kmeans":  # which the initialization has trained already
       result = self.fit(workdir, quantizer_task(config, tables, features))
-      tables, best_step = result.model, result.best_step
+      tables, best_step, best_epoch = result.model, result.best_step, result.best_epoch
     codes = encode_catalogue(tables, features)
     report = measure_health(
       {m: code_IL[1:] for m, code_IL in codes.items()},
@@ -250,6 +250,7 @@ class SemanticIDStage(Stage):
       | {f"means.{m}": np.float32(mean_and_deviation(x)[0]) for m, x in features.items()},
       tables.model,
       best_step=best_step,
+      best_epoch=best_epoch,
       health=report,
     )
 

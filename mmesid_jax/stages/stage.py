@@ -1,5 +1,6 @@
 """A stage of the pipeline: it trains one model and writes one artifact."""
 
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import artifact_keys
 from mmesid_jax.data.row_layout import Layout
+from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import RankingModel
 from mmesid_jax.files import artifact
 from mmesid_jax.files.digest import json_sha256
@@ -67,13 +69,25 @@ class Stage:
     """Whether the artifact was made for the others in the workdir that `load_model` reads."""
     return True
 
+  def choice(self, workdir: Workdir) -> dict[str, Any]:
+    """What validation chose, from the artifact, for a refit to take over: the number of epochs.
+    Raises UserError."""
+    path = workdir.artifact(self.name)
+    header = artifact.read_header(path, self.name)
+    if "best_epoch" not in header:
+      raise UserError(
+        f"{path}: of an earlier version, which does not say what a refit needs; train the stage "
+        f"{self.name} again (delete the file first)"
+      )
+    return {"epochs": header["best_epoch"]}
+
   def further_inputs(self, config: ConfigDict) -> dict[str, str]:
     """Digests of files, other than data and features, that the artifact depends on."""
     return {}
 
   def fingerprint(self, workdir: Workdir) -> str:
     """sha256 of everything that the artifact depends on: data, features, configuration, upstream
-    artifacts and `further_inputs`."""
+    artifacts, `further_inputs`, and of a refit what was chosen."""
     config = workdir.config
     keys = (*(("seed",) if self.is_random else ()), f"{self.name}.", *self.config_keys)
     parts = {
@@ -86,11 +100,17 @@ class Stage:
     }
     if self.reads_features:
       parts["features"] = workdir.feature_digests()
+    if workdir.is_refit:
+      parts["chosen"] = workdir.chosen_for(self.name)
     return json_sha256(parts)
 
   def fit(self, workdir: Workdir, task: Task) -> Result:
-    """Trains `task` in the stage's folder, as the run keys say. Raises as `loop.fit` does."""
+    """Trains `task` in the stage's folder, as the run keys say; of a refit the chosen number of
+    epochs, along the same schedule, without validation. Raises as `loop.fit` does."""
     run = workdir.config.run
+    if workdir.is_refit:
+      steps = workdir.chosen_for(self.name)["epochs"] * task.steps_per_epoch
+      task = dataclasses.replace(task, steps=steps, validate=None)
     return fit(
       task,
       workdir.folder(self.name),

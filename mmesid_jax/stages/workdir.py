@@ -4,7 +4,8 @@ import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,21 +23,46 @@ from mmesid_jax.files import artifact
 from mmesid_jax.files.atomic import atomic_folder
 from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.files.provenance import check_own_folder, is_made_from
+from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.parallel.mesh import parse_mesh
 
 REFRESHED = "refreshed_counts"  # an artifact of the command refresh
+CHOSEN = "chosen.json"  # makes a workdir a refit: stage -> what the first run chose for it
 OWN_VECTORS = "stage"  # a modality's source: the collaborative stage, not a file
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """One experiment's folder: artifacts beside each other, a folder for every stage's training."""
+  """One experiment's folder: artifacts beside each other, a folder for every stage's training.
+
+  A refit is a workdir of its own, in the folder `refit` of the first run's.
+  """
 
   path: pathlib.Path
   config: ConfigDict
   dataset: Dataset
   data_dir: pathlib.Path  # of the plain files
   feature_dir: pathlib.Path  # where relative names of feature tables begin
+  chosen: Mapping[str, Mapping[str, Any]] | None = None  # the content of CHOSEN, of a refit
+
+  @property
+  def is_refit(self) -> bool:
+    """Whether its stages train on validation items, too, with what another run chose."""
+    return self.chosen is not None
+
+  def refit(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> "Workdir":
+    """The workdir of this one's refit. chosen: stage -> `Stage.choice`."""
+    path, dataset = self.path / "refit", self.dataset.refitted()
+    return dataclasses.replace(self, path=path, dataset=dataset, chosen=chosen or {})
+
+  def chosen_for(self, stage: str) -> Mapping[str, Any]:
+    """What the first run chose for the stage of a refit. Raises UserError."""
+    if not isinstance(self.chosen.get(stage), dict):
+      raise UserError(
+        f"{self.path / CHOSEN}: does not say what the first run chose for the stage {stage}; "
+        f"run mmesid_jax.train --refit --workdir={self.path.parent} with it"
+      )
+    return self.chosen[stage]
 
   def artifact(self, stage: str) -> pathlib.Path:
     return self.path / f"{stage}.safetensors"
@@ -80,11 +106,16 @@ class Workdir:
 
 
 def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
-  """The workdir `path`, with the data set read or made. Raises UserError."""
+  """The workdir `path`, a refit where it holds CHOSEN, with the data set read or made. Raises
+  UserError."""
   folder = plain_data_dir(config, path)
   set_compilation_cache(config, path)
   dataset = prepare_dataset(folder, path / "dataset", split_at(config))
-  return Workdir(path, config, dataset, folder, feature_dir(config, folder))
+  workdir = Workdir(path, config, dataset, folder, feature_dir(config, folder))
+  if not (path / CHOSEN).exists():
+    return workdir
+  chosen = read_json_object(path / CHOSEN)
+  return dataclasses.replace(workdir, dataset=dataset.refitted(), chosen=chosen)
 
 
 def reopen_workdir(

@@ -37,8 +37,9 @@ class Task:
   """A model, its batches and everything else that a stage hands to the loop.
 
   loss: as step.Loss; a step learns from `microbatches` of the `batches`. validate(model) ->
-  metrics, of which `select` is maximized. `amounts` counts what a batch gives to do, its targets or
-  items named by `unit`; `blame` names what is in a batch whose loss is not finite.
+  metrics, of which `select` is maximized; None = no validation, as in a refit. `amounts` counts
+  what a batch gives to do, its targets or items named by `unit`; `blame` names what is in a batch
+  whose loss is not finite.
   """
 
   name: str
@@ -50,7 +51,7 @@ class Task:
   validate_every: int
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
-  validate: Callable[[nnx.Module], Mapping[str, float]]
+  validate: Callable[[nnx.Module], Mapping[str, float]] | None
   select: str
   unit: str
   amounts: Callable[[Any], Amounts]
@@ -61,13 +62,22 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The trained model with its best parameters, their score, the step they are from, and the scores
-  of all validations in order, also of those before a stop (in the main process)."""
+  """The trained model with its best parameters, their score, the step and the epoch (from 1) at the
+  end of which they were that, and the scores of all validations in order, also of those before a
+  stop (in the main process). Without validation the last parameters, None and no scores."""
 
   model: nnx.Module
-  best: float
+  best: float | None
   best_step: int
+  best_epoch: int
   scores: list[float]
+
+  def summary(self, metric: str) -> dict[str, Any]:
+    """What the header of an artifact says of a training that `metric` selected."""
+    steps = {"best_step": self.best_step, "best_epoch": self.best_epoch}
+    if self.best is None:
+      return steps
+    return {"valid": {metric: self.best}, "valid_by_epoch": self.scores, **steps}
 
 
 def fit(
@@ -83,8 +93,9 @@ def fit(
 ) -> Result:
   """Trains to task.steps, from the newest checkpoint in `folder` if there is one.
 
-  Validates every task.validate_every steps and at the end, and returns the best parameters. With
-  several processes all must call it, and all go through the same steps.
+  Validates every task.validate_every steps and at the end, and returns the best parameters; without
+  task.validate it returns the last. With several processes all must call it, and all go through
+  the same steps.
 
   Args:
     log_every: steps between two lines of the log.
@@ -143,7 +154,7 @@ def fit(
         # one process alone is here: it must not fetch, and so not raise, before the others do
         with metrics.throughput.paused():
           reporter.info(trace.write(scalars["loss"]))
-      if step % task.validate_every == 0 or step == task.steps:
+      if task.validate and (step % task.validate_every == 0 or step == task.steps):
         # never judge or keep parameters that came out of a NaN: paused raises Diverged before
         with metrics.paused(until=step), metrics.progress.validation():
           scores = task.validate(nnx.merge(graph, state["params"], frozen))
@@ -163,11 +174,19 @@ def fit(
           "run the same command again to go on"
         )
     checkpoints.wait()
-    params = checkpoints.restore_best(int(best["step"]), state["params"])
+    params, best_step = state["params"], step
+    if task.validate:
+      best_step = int(best["step"])
+      params = checkpoints.restore_best(best_step, params)
   if rates := metrics.throughput.overall():
     reporter.info(f"{task.name}: {describe_rates(rates)}")
-  scores = read_values(folder, f"valid/{task.select}")
-  return Result(nnx.merge(graph, params, frozen), float(best["score"]), int(best["step"]), scores)
+  return Result(
+    nnx.merge(graph, params, frozen),
+    float(best["score"]) if task.validate else None,
+    best_step,
+    -(-best_step // task.steps_per_epoch),
+    read_values(folder, f"valid/{task.select}"),
+  )
 
 
 class _Sender:
