@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.data.dataset import evaluated_users, popularity, prepare_dataset, read_dataset
+from mmesid_jax.data.dataset import (
+  Dataset,
+  evaluated_users,
+  popularity,
+  prepare_dataset,
+  read_dataset,
+)
 from mmesid_jax.data.held_out_items import ItemSplit, cold_cases, valid_cases, write_warm_dataset
 from mmesid_jax.data.history_pieces import evaluation_pieces, training_pieces
 from mmesid_jax.data.row_layout import Layout
@@ -109,6 +115,34 @@ def test_the_split_is_its_definition(tmp_path_factory, users, at):
   cases = valid_cases(dataset)
   assert [x.tolist() for x in cases.history] == [h for _, h, _ in new]
   assert cases.item_Q.tolist() == [item for _, _, item in new]
+  refit, cut = dataset.refitted(), sorted(t for events in users.values() for _, t in events)
+  cut = cut[int(at[1] * len(cut))]
+  for user, events in users.items():
+    trained = refit.sequence(rows[user])[: refit.train_lengths[rows[user]]].tolist()
+    assert trained == [item for item, time in events if time < cut]
+  assert_only_the_test_is_evaluated(refit, dataset)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=12))
+def test_a_refit_trains_on_all_but_the_last_item_of_users_who_are_tested(lengths):
+  offsets = np.concatenate([[0], np.cumsum(lengths)])
+  items = np.arange(1, offsets[-1] + 1, dtype=np.int32)
+  dataset = Dataset(items, offsets, np.arange(len(lengths)), len(items), "abc", None)
+  refit = dataset.refitted()
+  expected = [length - 1 if length > 2 else length for length in lengths]
+  assert refit.train_lengths.tolist() == expected
+  assert popularity(refit).sum() == sum(expected)
+  assert_only_the_test_is_evaluated(refit, dataset)
+  assert dataset.train_lengths.tolist() == [n - 2 if n > 2 else n for n in lengths]
+
+
+def assert_only_the_test_is_evaluated(refit, dataset):
+  """Nobody is validated, and the test has the same users, histories and targets."""
+  assert not len(evaluated_users(refit, "valid"))
+  found, expected = (evaluation_pieces(data, LAYOUT, "test") for data in (refit, dataset))
+  np.testing.assert_array_equal(np.stack(found), np.stack(expected))
+  assert refit.split.left_out == dataset.split.left_out | {"valid": 0}
+  assert refit.fingerprint != dataset.fingerprint
 
 
 def test_an_example_by_hand(tmp_path):

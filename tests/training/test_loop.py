@@ -1,6 +1,7 @@
 """The loop all stages share: compiles once, resumes bit for bit, stops on NaN and on signals."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -125,9 +126,29 @@ def test_the_best_parameters_come_back_not_the_last(tmp_path):
   changed = task()
   object.__setattr__(changed, "validate", validate)
   result = fit(changed, tmp_path, log_every=2, save_every=100)
-  assert (result.best, result.best_step) == (3.0, 8)
+  assert (result.best, result.best_step, result.best_epoch) == (3.0, 8, 1)
   assert result.scores == [1.0, 3.0, 2.0]
+  assert result.summary("score") == {
+    "valid": {"score": 3.0},
+    "valid_by_epoch": [1.0, 3.0, 2.0],
+    "best_step": 8,
+    "best_epoch": 1,
+  }
   np.testing.assert_array_equal(result.model.weight[...], seen[1])
+
+
+def test_without_validation_the_last_parameters_come_back(tmp_path):
+  """Also from a run that has ended, where nothing is left but its checkpoint."""
+  rising = itertools.count()
+  better = dataclasses.replace(task(), validate=lambda model: {"score": float(next(rising))})
+  validated = fit(better, tmp_path / "validated", log_every=2, save_every=100)
+  assert validated.best_step == 12
+  plain = dataclasses.replace(task(), validate=None)
+  for _ in range(2):
+    result = fit(plain, tmp_path / "plain", log_every=2, save_every=100)
+    np.testing.assert_array_equal(result.model.weight[...], validated.model.weight[...])
+    assert result.summary("score") == {"best_step": 12, "best_epoch": 2}
+  assert not list((tmp_path / "plain" / "best").iterdir())
 
 
 def test_a_run_that_stopped_in_between_ends_as_one_that_did_not(tmp_path):
