@@ -6,7 +6,7 @@ Examples:
   python -m mmesid_jax.train --config=beauty --explain=recommender.prompt
 
 The same command continues a run that was stopped, and skips stages that are finished. --refit then
-trains all again on training and validation items, as published figures often do.
+trains all of them again on training and validation items, as for many published figures.
 """
 
 import pathlib
