@@ -70,7 +70,7 @@ class Stage:
     return True
 
   def choice(self, workdir: Workdir) -> dict[str, Any]:
-    """What validation chose, from the artifact, for a refit to take over: the number of epochs.
+    """Reads from the artifact what validation chose and a refit takes over: the number of epochs.
     Raises UserError."""
     path = workdir.artifact(self.name)
     header = artifact.read_header(path, self.name)

@@ -56,7 +56,7 @@ class Workdir:
     return dataclasses.replace(self, path=path, dataset=dataset, chosen=chosen or {})
 
   def chosen_for(self, stage: str) -> Mapping[str, Any]:
-    """What the first run chose for the stage of a refit. Raises UserError."""
+    """Choice of the first run for the stage of a refit. Raises UserError."""
     if not isinstance(self.chosen.get(stage), dict):
       raise UserError(
         f"{self.path / CHOSEN}: does not say what the first run chose for the stage {stage}; "

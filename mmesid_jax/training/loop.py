@@ -73,7 +73,7 @@ class Result:
   scores: list[float]
 
   def summary(self, metric: str) -> dict[str, Any]:
-    """What the header of an artifact says of a training that `metric` selected."""
+    """Entries of an artifact's header about the training, in which `metric` selected."""
     steps = {"best_step": self.best_step, "best_epoch": self.best_epoch}
     if self.best is None:
       return steps
