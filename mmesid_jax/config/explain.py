@@ -25,6 +25,7 @@ SECTIONS = {
   "collaborative": "Stage collaborative: SASRec",
   "semantic_ids": "Stage semantic_ids: codes of the items",
   "recommender": "Stage recommender: the language model",
+  "blend": "Stage blend: the recommender with counts and content",
   "evaluation": "Evaluation",
   "run": "How a run logs, saves and compiles",
   "mesh": "Devices",

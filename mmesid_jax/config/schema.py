@@ -224,6 +224,10 @@ KEYS: Mapping[str, Key] = {
   **batch_keys("recommender", rows=16, row_length=128, targets=2048, epochs=8),
   **optimizer_keys("recommender", 3e-3, 0.0, "cosine", warmup_steps=100),
 
+  "blend.network": Key(True, true_or_false(),
+    "Whether the recommender has a part in the blend; without it counts and content are ranked "
+    "again alone, as a control.", added=True),
+
   "evaluation.cutoffs": Key((5, 10, 20), list_of_whole(1),
     "Ranks at which metrics are cut, as in nDCG@10."),
   "evaluation.select": Key("nDCG@10", words("a metric at a cutoff, perhaps after unmasked/"),

@@ -1,17 +1,26 @@
-"""The blend of network and evidence: score = evidence + weight * the network's score.
+"""The blend of network and evidence: score = evidence + weight * the network's score, and the best
+candidates ranked again.
 
 The weight depends on how much is known about what follows a history: with much evidence the network
 helps, with little plain similarity is better.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
+from mmesid_jax.models.catalogue_scores import candidate_mask
 from mmesid_jax.models.evidence import EvidenceModel
+from mmesid_jax.models.layers.reranker import Reranker, RerankerParams
 from mmesid_jax.models.sequence_recommender import RecommenderModel
+from mmesid_jax.parallel.sharding import constrain, gather_columns, lookup_rows, top_k
 from mmesid_jax.parallel.variables import Frozen
+
+CANDIDATES = 100  # of each history that are ranked again
+NETWORK_FEATURES = (-5, -1)  # places of those features that the network gives
 
 
 def network_weight(weight_2: jax.Array, share_Q: jax.Array) -> jax.Array:
@@ -19,8 +28,16 @@ def network_weight(weight_2: jax.Array, share_Q: jax.Array) -> jax.Array:
   return weight_2[0] + (weight_2[1] - weight_2[0]) * share_Q
 
 
+class Candidates(NamedTuple):
+  """The K items with the highest sums for each history, highest first."""
+
+  item_QK: jax.Array  # int32; where there are fewer items, the last mean nothing
+  score_QK: jax.Array  # the sum; -inf where there are fewer items
+  feature_QKF: jax.Array  # as `BlendModel.candidates` says
+
+
 class BlendModel(nnx.Module):
-  """Ranks items by the sum of two models that were trained separately.
+  """Ranks items by the sum of two models that were trained separately, and then the best again.
 
   Args:
     network: the trained recommender.
@@ -29,6 +46,7 @@ class BlendModel(nnx.Module):
     share_E: the share of the users who have less than each; straight lines between them.
     weight_2: weight of the network's score where evidence is least and most; between them it is
       linear in that share.
+    reranker: ranks the CANDIDATES best again; None = the sum alone.
   """
 
   def __init__(
@@ -38,11 +56,17 @@ class BlendModel(nnx.Module):
     amount_E: jax.Array,
     share_E: jax.Array,
     weight_2: jax.Array,
+    reranker: Reranker | None = None,
   ):
-    self.network, self.evidence = network, evidence
+    self.network, self.evidence, self.reranker = network, evidence, reranker
     self.amount_E = Frozen(jnp.asarray(amount_E, jnp.float32))
     self.share_E = Frozen(jnp.asarray(share_E, jnp.float32))
     self.weight_2 = Frozen(jnp.asarray(weight_2, jnp.float32))
+
+  def with_reranker(self, params: RerankerParams) -> "BlendModel":
+    """A model with this reranker, which shares the other arrays."""
+    parts = self.network, self.evidence, self.amount_E[...], self.share_E[...], self.weight_2[...]
+    return BlendModel(*parts, Reranker(params))
 
   @property
   def num_items(self) -> int:
@@ -52,7 +76,8 @@ class BlendModel(nnx.Module):
   @property
   def sources(self) -> tuple[str, ...]:
     """Names of the summands of a score, as reasons show them."""
-    return (*self.network.sources, *self.evidence.sources)
+    reranking = () if self.reranker is None else ("reranking",)
+    return (*self.network.sources, *self.evidence.sources, *reranking)
 
   def share(self, history_QX: jax.Array) -> jax.Array:
     """Share of the users who have less evidence than these histories, [Q]."""
@@ -71,17 +96,82 @@ class BlendModel(nnx.Module):
     """The network's vectors of all items, [I, D]."""
     return self.network.item_vectors()
 
+  def _sum(self, history_QX, network_QI, transition_QI) -> jax.Array:
+    weight_Q1 = self.weights(history_QX)[:, None]
+    return self.evidence.scores(history_QX, transition_QI) + weight_Q1 * network_QI
+
   def score_states(self, o_QD: jax.Array, batch: Batch, catalogue: jax.Array) -> jax.Array:
-    """Scores [Q, I] of all items from hidden(batch); the batch's layout has histories."""
-    weighted_QD = o_QD * self.weights(batch.history_QX)[:, None]
-    return self.evidence.scores(batch.history_QX, (weighted_QD, catalogue))
+    """Scores [Q, I] of all items from hidden(batch); the batch's layout has histories.
+
+    Candidates that are ranked again stay above all other items.
+    """
+    network_QI = self._network_scores(o_QD, catalogue)
+    transition_QI = self.evidence.transition_scores(batch.history_QX)
+    score_QI = self._sum(batch.history_QX, network_QI, transition_QI)
+    if self.reranker is None:
+      return score_QI
+    item_QK, old_QK, feature_QKF = self._candidates(batch, score_QI, network_QI, transition_QI)
+    is_item = old_QK > -jnp.inf
+    new_QK = self.reranker(jnp.where(is_item, old_QK, 0), feature_QKF)
+    lowest_Q1 = jnp.where(is_item, new_QK, jnp.inf).min(1, keepdims=True)
+    last_Q1 = jnp.where(is_item, old_QK, jnp.inf).min(1, keepdims=True)
+    new_QK = jnp.where(is_item, new_QK - lowest_Q1 + last_Q1, old_QK)
+    place_Q1 = jnp.arange(len(item_QK))[:, None]
+    return constrain(score_QI.at[place_Q1, item_QK].set(new_QK), "targets", "items")
 
   def score_batch(self, batch: Batch, catalogue: jax.Array) -> jax.Array:
     """Scores [Q, I] of all items for the batch's targets; its layout has histories."""
     return self.score_states(self.hidden(batch), batch, catalogue)
 
+  def candidates(self, batch: Batch, catalogue: jax.Array) -> Candidates:
+    """The CANDIDATES items with the highest sums.
+
+    Features of an item: what each source of evidence adds, in the order of its `sources`; of each
+    modality the cosine with the closest past item; the logarithm of the network's probability.
+    Features of the user, equal for all items: the share of users with less evidence, the logarithm
+    of the number of past items, the log share of the newest, the highest log probability.
+    """
+    network_QI = self._network_scores(self.hidden(batch), catalogue)
+    transition_QI = self.evidence.transition_scores(batch.history_QX)
+    score_QI = self._sum(batch.history_QX, network_QI, transition_QI)
+    return self._candidates(batch, score_QI, network_QI, transition_QI)
+
+  def _network_scores(self, o_QD: jax.Array, catalogue: jax.Array) -> jax.Array:
+    return constrain(constrain(o_QD, "targets", None) @ catalogue.T, "targets", "items")
+
+  def _candidates(self, batch, score_QI, network_QI, transition_QI) -> Candidates:
+    history_QX = batch.history_QX
+    is_item_I = candidate_mask(score_QI.shape[1], self.num_items)
+    score_QK, item_QK = top_k(
+      jnp.where(is_item_I, score_QI, -jnp.inf), min(CANDIDATES, self.num_items)
+    )
+    network_QI = jnp.where(is_item_I, network_QI, -jnp.inf)
+    log_sum_Q = jax.nn.logsumexp(network_QI, axis=1)
+    log_share_Q = lookup_rows(self.evidence.log_share_I[...], history_QX[:, 0])
+    user_Q4 = jnp.stack(
+      [
+        self.share(history_QX),
+        jnp.log1p((history_QX > 0).sum(1)),
+        log_share_Q,
+        network_QI.max(1) - log_sum_Q,
+      ],
+      axis=-1,
+    )
+    log_probability_QK = gather_columns(network_QI, item_QK) - log_sum_Q[:, None]
+    feature_QKF = jnp.concatenate(
+      [
+        self.evidence.contributions(history_QX, item_QK, transition_QI),
+        self.evidence.closest(history_QX, item_QK),
+        jnp.where(score_QK > -jnp.inf, log_probability_QK, 0)[..., None],
+        jnp.broadcast_to(user_Q4[:, None], (*item_QK.shape, 4)),
+      ],
+      axis=-1,
+    )
+    return Candidates(item_QK, score_QK, feature_QKF)
+
   def contributions(self, o_QD: jax.Array, batch: Batch, item_QA: jax.Array) -> jax.Array:
-    """Summands [Q, A, O] of the scores of A items, in the order of `sources`; o_QD: as above."""
+    """Summands [Q, A, O] of the sums of A items, in the order of `sources`; o_QD: as above. What
+    reranking adds is not among them."""
     weight_Q11 = self.weights(batch.history_QX)[:, None, None]
     of_network_QAO = weight_Q11 * self.network.contributions(o_QD, batch, item_QA)
     return jnp.concatenate(
@@ -91,3 +181,14 @@ class BlendModel(nnx.Module):
 
 # What `recommend` serves: the blend where there is one, else the network alone.
 ServableModel = RecommenderModel | BlendModel
+
+
+def score_parts(
+  model: ServableModel, o_QD: jax.Array, batch: Batch, item_QA: jax.Array, score_QA: jax.Array
+) -> jax.Array:
+  """Summands [Q, A, O] of the scores of A items, in the order of the model's `sources`."""
+  part_QAO = model.contributions(o_QD, batch, item_QA)
+  if isinstance(model, BlendModel) and model.reranker is not None:
+    rest_QA1 = (score_QA - part_QAO.sum(-1))[..., None]
+    part_QAO = jnp.concatenate([part_QAO, rest_QA1], axis=-1)
+  return part_QAO

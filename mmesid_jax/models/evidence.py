@@ -18,7 +18,7 @@ from flax import nnx
 
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.models.catalogue_scores import Scorer
-from mmesid_jax.parallel.sharding import constrain, lookup_rows
+from mmesid_jax.parallel.sharding import constrain, gather_columns, lookup_rows
 from mmesid_jax.parallel.variables import Frozen
 
 
@@ -164,41 +164,52 @@ class EvidenceModel(nnx.Module):
       products[f"similar {m}"] = by_content.weight * query_QW, unit_IW[...]
     return products
 
-  def _sparse(self, history_QX: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Name -> items int32 [Q, E] and values [Q, E], for the terms that only few items have."""
-    by_count = CountSettings(*self.counts[...])
-    repeats_QX = jnp.where(history_QX > 0, by_count.repeats, 0)
-    return {
-      "transitions": self.transitions(history_QX),
-      "repeats": (history_QX, repeats_QX),
-    }
-
-  def scores(
-    self, history_QX: jax.Array, network: tuple[jax.Array, jax.Array] | None = None
-  ) -> jax.Array:
-    """Scores [Q, I] of all items by the formula; network: query [Q, D] and table [I, D] of another
-    model, whose scores are added."""
-    products = [*self._products(history_QX).values(), *([] if network is None else [network])]
-    queries, tables = zip(*products, strict=True)
-    score_QI = Scorer(queries, tables, (None,) * len(queries)).score_all()
+  def transition_scores(self, history_QX: jax.Array) -> jax.Array:
+    """The first term of all items, [Q, I]."""
+    follower_QE, strength_QE = self.transitions(history_QX)
+    none_QI = jnp.zeros((len(history_QX), len(self.log_share_I[...])))
     place_Q1 = jnp.arange(len(history_QX))[:, None]
-    for item_QE, value_QE in self._sparse(history_QX).values():
-      score_QI = score_QI.at[place_Q1, item_QE].add(value_QE)
+    return constrain(none_QI.at[place_Q1, follower_QE].add(strength_QE), "targets", "items")
+
+  def scores(self, history_QX: jax.Array, transition_QI: jax.Array | None = None) -> jax.Array:
+    """Scores [Q, I] of all items by the formula; transition_QI: `transition_scores`, where they
+    are known."""
+    if transition_QI is None:
+      transition_QI = self.transition_scores(history_QX)
+    queries, tables = zip(*self._products(history_QX).values(), strict=True)
+    score_QI = Scorer(queries, tables, (None,) * len(queries)).score_all() + transition_QI
+    repeats = CountSettings(*self.counts[...]).repeats
+    place_Q1 = jnp.arange(len(history_QX))[:, None]
+    score_QI = score_QI.at[place_Q1, history_QX].add(jnp.where(history_QX > 0, repeats, 0))
     return constrain(score_QI, "targets", "items")
 
-  def contributions(self, history_QX: jax.Array, item_QA: jax.Array) -> jax.Array:
+  def contributions(
+    self, history_QX: jax.Array, item_QA: jax.Array, transition_QI: jax.Array | None = None
+  ) -> jax.Array:
     """Summands [Q, A, O] of the scores of A items for each history, in the order of `sources`."""
+    if transition_QI is None:
+      transition_QI = self.transition_scores(history_QX)
+    times_QA = (item_QA[:, :, None] == history_QX[:, None]).sum(2)
     parts = {
-      name: jnp.einsum("qv,qav->qa", query_QV, lookup_rows(table_IV, item_QA))
-      for name, (query_QV, table_IV) in self._products(history_QX).items()
+      "transitions": gather_columns(transition_QI, item_QA),
+      "repeats": CountSettings(*self.counts[...]).repeats * times_QA,
     }
-    for name, (item_QE, value_QE) in self._sparse(history_QX).items():
-
-      def added(item_Q, item_QE=item_QE, value_QE=value_QE):
-        return jnp.where(item_QE == item_Q[:, None], value_QE, 0).sum(1)
-
-      parts[name] = jax.lax.map(added, item_QA.T).T  # one at a time: E may be large
+    for name, (query_QV, table_IV) in self._products(history_QX).items():
+      parts[name] = jnp.einsum("qv,qav->qa", query_QV, lookup_rows(table_IV, item_QA))
     return jnp.stack([parts[name] for name in self.sources], axis=-1)
+
+  def closest(self, history_QX: jax.Array, item_QA: jax.Array) -> jax.Array:
+    """The largest cosine of an item's content and that of any past item, [Q, A, M], a column for
+    each modality; -1 without a history."""
+
+    def largest(unit_IW: jax.Array) -> jax.Array:
+      past_QXW, item_QAW = lookup_rows(unit_IW, history_QX), lookup_rows(unit_IW, item_QA)
+      cosine_QAX = jnp.einsum("qaw,qxw->qax", item_QAW, past_QXW)
+      return jnp.where(history_QX[:, None] > 0, cosine_QAX, -1).max(2)
+
+    none_QA0 = jnp.zeros((*item_QA.shape, 0))
+    found = [largest(unit_IW[...])[..., None] for unit_IW in self.unit_IW.values()]
+    return jnp.concatenate([none_QA0, *found], axis=-1)
 
   def catalogue(self) -> None:
     """Nothing is computed ahead."""

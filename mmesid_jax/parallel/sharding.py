@@ -166,9 +166,27 @@ def lookup_rows(table: jax.Array, index: jax.Array, axis: str = "items") -> jax.
 
 def pick_columns(x_QI: jax.Array, index_Q: jax.Array) -> jax.Array:
   """x[q, index[q]], [Q], where the columns are divided by "items"; no device needs all of them."""
-  if shard_count("items") == 1:
-    return jnp.take_along_axis(x_QI, index_Q[:, None], axis=1)[:, 0]
-  return jnp.where(jnp.arange(x_QI.shape[1]) == index_Q[:, None], x_QI, 0).sum(1)
+  return gather_columns(x_QI, index_Q[:, None])[:, 0]
+
+
+def gather_columns(x_QI: jax.Array, index_QA: jax.Array) -> jax.Array:
+  """x[q, index[q, a]], [Q, A], where the columns are divided by "items"; as `pick_columns`."""
+  if x_QI.shape[1] % shard_count("items") or shard_count("items") == 1:
+    return jnp.take_along_axis(x_QI, index_QA, axis=1)
+  names = mesh_axes("items")
+
+  def gather_local(x_QI, index_QA):
+    place_QA = index_QA - jax.lax.axis_index(names) * x_QI.shape[1]
+    is_local = (place_QA >= 0) & (place_QA < x_QI.shape[1])
+    value_QA = jnp.take_along_axis(x_QI, jnp.where(is_local, place_QA, 0), axis=1)
+    return jax.lax.psum(jnp.where(is_local, value_QA, 0), names)
+
+  rows = "targets" if len(x_QI) % shard_count("targets") == 0 else None
+  return jax.shard_map(
+    gather_local,
+    in_specs=(partition_spec(rows, "items"), partition_spec(rows)),
+    out_specs=partition_spec(rows),
+  )(x_QI, index_QA)
 
 
 def top_k(x_QI: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -22,7 +22,7 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import model_catalogue
-from mmesid_jax.models.blend import BlendModel, ServableModel
+from mmesid_jax.models.blend import BlendModel, ServableModel, score_parts
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.serving.refreshed_counts import read_refreshed
@@ -90,7 +90,7 @@ def _top_items(
   score_QA, item_QA = sharding.top_k(score_QI, top_k)
   if not reasons:
     return TopItems(item_QA, score_QA)
-  return TopItems(item_QA, score_QA, model.contributions(o_QD, batch, item_QA))
+  return TopItems(item_QA, score_QA, score_parts(model, o_QD, batch, item_QA, score_QA))
 
 
 class Recommender:

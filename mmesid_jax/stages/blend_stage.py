@@ -1,7 +1,8 @@
-"""Blend stage: chooses the weight of the recommender's scores beside those of counts and content.
+"""Blend stage: chooses the weight of the recommender's scores beside those of counts and content,
+and fits the reranker of the best candidates, all on validation users.
 
-Nothing is trained. Writes blend.safetensors: the tables of the evidence, and the weights of the
-network. The network itself is that of the recommender stage.
+Writes blend.safetensors: the tables of the evidence, the weights of the network, the reranker. The
+network itself is that of the recommender stage.
 """
 
 import dataclasses
@@ -26,8 +27,9 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, model_catalogue
 from mmesid_jax.files import artifact
 from mmesid_jax.files.digest import json_sha256
-from mmesid_jax.models.blend import BlendModel, network_weight
+from mmesid_jax.models.blend import CANDIDATES, NETWORK_FEATURES, BlendModel, network_weight
 from mmesid_jax.models.evidence import EvidenceModel
+from mmesid_jax.models.layers.reranker import RerankerParams
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.stages.evidence_stages import (
@@ -41,13 +43,15 @@ from mmesid_jax.stages.evidence_stages import (
   selection_metric,
 )
 from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
+from mmesid_jax.stages.reranker_fit import FEWEST, RERANKER_NUMBERS, collect_examples, fit_reranker
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir
 
 NETWORK_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # to choose from, at both ends
 QUANTILES = 17  # of the amount of evidence
 WEIGHTING = ("amounts", "shares", "weights")  # tensors that a refit takes from the first run
-SURE = 2.0  # standard errors that the best of many pairs must gain over no network
+SURE = 2.0  # standard errors that a gain must exceed to count
+RERANKER = "reranker."  # begins the names of the reranker's tensors
 
 
 class Choice(NamedTuple):
@@ -77,42 +81,53 @@ class BlendStage(Stage):
     return (self.evidence(config), RECOMMENDER)
 
   def further_inputs(self, config: ConfigDict) -> dict[str, str]:
-    return {"search": json_sha256([NETWORK_WEIGHTS, QUANTILES, SURE, SEARCH_USERS, HISTORY])}
+    numbers = NETWORK_WEIGHTS, QUANTILES, SURE, SEARCH_USERS, HISTORY, CANDIDATES, RERANKER_NUMBERS
+    return {"search": json_sha256(numbers)}
 
   def layout(self, config: ConfigDict) -> Layout:
     return dataclasses.replace(RECOMMENDER.layout(config), history=HISTORY)
 
   def choice(self, workdir: Workdir) -> dict[str, Any]:
     tensors, _ = self.read(workdir.path)
-    return {name: tensors[name].tolist() for name in WEIGHTING}
+    return {n: x.tolist() for n, x in tensors.items() if n in WEIGHTING or n.startswith(RERANKER)}
 
   def train(self, workdir: Workdir) -> None:
     config = workdir.config
     tensors, header = self.evidence(config).read(workdir.path)
     if workdir.is_refit:
-      chosen = workdir.chosen_for(self.name)
-      tensors |= {name: np.float32(chosen[name]) for name in WEIGHTING}
+      tensors |= {name: np.float32(x) for name, x in workdir.chosen_for(self.name).items()}
       self.write(workdir, tensors, None, settings=header["settings"], config=flatten(config))
       return
     evaluator = search_evaluator(workdir, self)
     network, evidence = RECOMMENDER.load_model(workdir), make_model(tensors, header["settings"])
     shares = amounts_and_shares(evidence, evaluator)
     model = BlendModel(network, evidence, *shares, np.zeros(2))
-    metric = selection_metric(config)
+    metric = f"valid {selection_metric(config)} (mean of masked and unmasked)"
     choice = choose_weights(model, evaluator, config)
     least, most = (float(w) for w in choice.weight_2)
     reporter.info(
       f"{self.name}: the network's weight is {least:g} where there is least evidence and {most:g} "
-      f"where there is most: valid {metric} (mean of masked and unmasked) {choice.value:.4f}, "
-      f"evidence alone {choice.evidence_alone:.4f} ({len(evaluator):,} users, {choice.tried} pairs)"
+      f"where there is most: {metric} {choice.value:.4f}, evidence alone "
+      f"{choice.evidence_alone:.4f} ({len(evaluator):,} users, {choice.tried} pairs)"
     )
-    if not choice.weight_2.any():
+    if config.blend.network and not choice.weight_2.any():
       reporter.warn(f"{self.name}: the network adds nothing to counts and content on these data")
+    params, reranked = choose_reranker(
+      BlendModel(network, evidence, *shares, choice.weight_2), evaluator, config
+    )
+    found = "not enough users to fit it" if reranked is None else f"{metric} {reranked:.4f}"
+    reporter.info(
+      f"{self.name}: the reranker is {'left out' if params is None else 'kept'}: {found}"
+    )
+    tensors |= {"amounts": shares[0], "shares": shares[1], "weights": choice.weight_2}
+    tensors |= {} if params is None else {RERANKER + n: x for n, x in params._asdict().items()}
     self.write(
       workdir,
-      {**tensors, "amounts": shares[0], "shares": shares[1], "weights": choice.weight_2},
+      tensors,
       None,
-      valid=choice.value,
+      valid=choice.value if params is None else reranked,
+      summed=choice.value,
+      reranked=reranked,
       evidence_alone=choice.evidence_alone,
       settings=header["settings"],
       config=flatten(config),
@@ -141,7 +156,9 @@ def load_blend(
   tensors |= refreshed or {}
   evidence = make_model(tensors, header["settings"])
   network = load_recommender(path, config)
-  return BlendModel(network, evidence, *(tensors[name] for name in WEIGHTING))
+  model = BlendModel(network, evidence, *(tensors[name] for name in WEIGHTING))
+  reranker = artifact.strip_prefix(tensors, RERANKER)
+  return model.with_reranker(RerankerParams(**reranker)) if reranker else model
 
 
 def blend_file(path: pathlib.Path) -> pathlib.Path:
@@ -203,7 +220,8 @@ def choose_weights(model: BlendModel, evaluator: Evaluator, config: ConfigDict) 
   place_model(model)
   graph, state = nnx.split(model)
   catalogue = model_catalogue(graph, state)
-  weight_E2 = np.float32([*itertools.product(NETWORK_WEIGHTS, repeat=2)])
+  tried = NETWORK_WEIGHTS if config.blend.network else NETWORK_WEIGHTS[:1]
+  weight_E2 = np.float32([*itertools.product(tried, repeat=2)])
 
   def scores(batch: Batch) -> Iterator[jax.Array]:
     parts = _parts(graph, state, catalogue, batch)
@@ -220,10 +238,40 @@ def choose_weights(model: BlendModel, evaluator: Evaluator, config: ConfigDict) 
 
 def best_pair(value_EU: np.ndarray) -> int:
   """The row with the largest mean over users; the first, no network, where the gain over it is not
-  above SURE standard errors: the best of many pairs gains a little by chance."""
+  sure: the best of many pairs gains a little by chance."""
   best = int(value_EU.mean(1).argmax())
-  gain_U = value_EU[best] - value_EU[0]
-  return best if gain_U.mean() > SURE * gain_U.std() / len(gain_U) ** 0.5 else 0
+  return best if is_sure(value_EU[best] - value_EU[0]) else 0
+
+
+def is_sure(gain_U: np.ndarray) -> bool:
+  """Whether the mean is above SURE standard errors."""
+  return bool(gain_U.mean() > SURE * gain_U.std() / len(gain_U) ** 0.5)
+
+
+def choose_reranker(
+  model: BlendModel, evaluator: Evaluator, config: ConfigDict
+) -> tuple[RerankerParams | None, float | None]:
+  """Fits a reranker on the evaluator's users; None where its gain is not sure.
+
+  Also returns the metric that selects, of users that were not fitted on: two rerankers, each fitted
+  on one half of the users, rank the other half. None where there are too few to fit on.
+  """
+  examples = collect_examples(model, evaluator)
+  if len(examples.user_N) < FEWEST:
+    return None, None
+  unused = () if config.blend.network else NETWORK_FEATURES
+
+  def values(ranked: BlendModel) -> np.ndarray:
+    return selected_values(config, evaluator.model_ranks(ranked))
+
+  half_N, half_U = examples.user_N % 2, np.arange(len(evaluator)) % 2
+  other_halves = [
+    values(model.with_reranker(fit_reranker(examples.take(half_N != half), unused)))
+    for half in (0, 1)
+  ]
+  value_U = np.where(half_U == 0, *other_halves)
+  kept = is_sure(value_U - values(model))
+  return fit_reranker(examples, unused) if kept else None, float(value_U.mean())
 
 
 BLEND = BlendStage()
