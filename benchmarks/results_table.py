@@ -1,10 +1,12 @@
 """The table of results of runs that differ in their seed, and the differences between models.
 
-python benchmarks/results_table.py --workdirs=runs/a,runs/b,runs/c --file=results/beauty.json
+python benchmarks/results_table.py --workdirs=runs/a,runs/b,runs/c --control=runs/d \
+  --file=results/beauty.json
 
 Reads the ranks of the test users that `train` wrote into each workdir, writes FILE, and prints the
-table and the differences with their 95 % intervals for other seeds and other users. Without
---workdirs it prints what FILE holds.
+table and the differences with their 95 % intervals for other seeds and other users. --control: a
+run with blend.network=False, whose blend is a row of its own; nothing in it depends on the seed, so
+the row is the same for all. Without --workdirs it prints what FILE holds.
 """
 
 import json
@@ -21,37 +23,53 @@ from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.reports.test_ranks import read_ranks
 
 METRICS = ("HR@5", "HR@10", "nDCG@5", "nDCG@10")
+BLEND = "MME-SID + evidence"
+CONTROL = "counts + content, reranked"  # the blend of a run without the network
 SEEDS_SHOWN = "nDCG@5"  # with the value of each seed
 COMPARED = ("nDCG@5", "HR@10")
 PAIRS = (
   ("SASRec", "MME-SID"),
-  ("counts + content", "MME-SID + evidence"),
-  ("MME-SID", "MME-SID + evidence"),
+  ("counts + content", BLEND),
+  (CONTROL, BLEND),
+  ("MME-SID", BLEND),
 )
+NETWORK = "blend.network"  # False in the control
 SAME = ("config", "split", "users", "dataset")  # of the runs, apart from seed and data folder
 
 
-def read_runs(workdirs: Sequence[pathlib.Path]) -> dict:
-  """The content of FILE. Raises UserError for runs that differ in more than their seed."""
-  found, environments = [], []
-  for path in workdirs:
-    found.append(read_json_object(path / "evaluation.json"))
-    environments.append(read_json_object(path / "environment.json"))
-    config = {k: v for k, v in found[-1]["config"].items() if k not in ("seed", "data.dir")}
-    found[-1]["config"] = config
-    if any(found[-1][key] != found[0][key] for key in SAME):
+def read_evaluation(path: pathlib.Path) -> dict:
+  """evaluation.json, whose config lacks the seed and the data folder."""
+  found = read_json_object(path / "evaluation.json")
+  found["config"] = {k: v for k, v in found["config"].items() if k not in ("seed", "data.dir")}
+  return found
+
+
+def read_runs(workdirs: Sequence[pathlib.Path], control: pathlib.Path | None = None) -> dict:
+  """The content of FILE. Raises UserError for runs that differ in more than their seed, and a
+  control that differs from them in more than that and the network."""
+  found = [read_evaluation(path) for path in workdirs]
+  environments = [read_json_object(path / "environment.json") for path in workdirs]
+  for path, evaluation in zip(workdirs, found, strict=True):
+    if any(evaluation[key] != found[0][key] for key in SAME):
       raise UserError(f"{path}: differs from {workdirs[0]} in more than its seed")
-  models = list(found[0]["models"])
+  if control:
+    evaluation = read_evaluation(control)
+    without_network = found[0] | {"config": found[0]["config"] | {NETWORK: False}}
+    if any(evaluation[key] != without_network[key] for key in SAME):
+      raise UserError(f"{control}: differs from {workdirs[0]} in more than its seed and {NETWORK}")
+  sources = {model: [(path, model) for path in workdirs] for model in found[0]["models"]}
+  if control:
+    sources[CONTROL] = [(control, BLEND)] * len(workdirs)
   values = {  # model -> protocol -> metric -> [seeds, users]
     model: {
       protocol: {
-        metric: np.stack([user_values(ranks[protocol], (5, 10))[metric] for ranks in of_model])
+        metric: np.stack([user_values(ranks[protocol], (5, 10))[metric] for ranks in of_seeds])
         for metric in METRICS
       }
       for protocol in PROTOCOLS
     }
-    for model in models
-    if (of_model := [read_ranks(path, "test", model) for path in workdirs])
+    for model, runs in sources.items()
+    if (of_seeds := [read_ranks(path, "test", name) for path, name in runs])
   }
   return {
     "seeds": [run["seed"] for run in found],
@@ -78,6 +96,7 @@ def read_runs(workdirs: Sequence[pathlib.Path]) -> dict:
         for metric in COMPARED
       }
       for other, better in PAIRS
+      if {other, better} <= values.keys()
     },
   }
 
@@ -111,7 +130,8 @@ def main(argv: list[str]) -> None:
   del argv
   file = pathlib.Path(FILE.value)
   if WORKDIRS.value:
-    results = read_runs([pathlib.Path(path) for path in WORKDIRS.value])
+    control = pathlib.Path(CONTROL_DIR.value) if CONTROL_DIR.value else None
+    results = read_runs([pathlib.Path(path) for path in WORKDIRS.value], control)
     write_text(file, json.dumps(results, indent=1) + "\n")
   results = read_json_object(file)
   print("\n".join([*table_rows(results), "", *difference_rows(results)]))
@@ -123,6 +143,7 @@ if __name__ == "__main__":
   from mmesid_jax.config import command_line
 
   WORKDIRS = flags.DEFINE_list("workdirs", None, "Runs that differ in their seed.")
+  CONTROL_DIR = flags.DEFINE_string("control", None, "The same without the network in the blend.")
   FILE = flags.DEFINE_string("file", None, "The JSON file with the results.")
   flags.mark_flag_as_required("file")
   command_line.run_command(main)

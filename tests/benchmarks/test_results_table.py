@@ -54,3 +54,20 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
   done = run(f"--workdirs={runs[0]},{runs[1]}", f"--file={tmp_path / 'results.json'}")
   assert done.returncode and f"{runs[1]}: differs from" in done.stderr
   assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "results.json").exists()
+
+
+def test_a_control_without_the_network_is_a_row_and_is_compared(runs, tmp_path):
+  control, file = shutil.copytree(runs[1], tmp_path / "control"), tmp_path / "results.json"
+  flags = f"--workdirs={runs[0]},{runs[1]}", f"--control={control}", f"--file={file}"
+  refused = run(*flags)
+  assert refused.returncode and "differs from" in refused.stderr and not file.exists()
+  evaluation = json.loads((control / "evaluation.json").read_text())
+  evaluation["config"]["blend.network"] = False
+  (control / "evaluation.json").write_text(json.dumps(evaluation))
+  assert run(*flags).returncode == 0
+  results = json.loads(file.read_text())
+  of_blend = results["models"][MODEL]["masked"]["nDCG@5"]
+  name = "counts + content, reranked"
+  assert results["models"][name]["masked"]["nDCG@5"] == [of_blend[1]] * 2
+  mean = results["differences"][f"{MODEL} - {name}"]["masked nDCG@5"][0]
+  assert mean == pytest.approx((of_blend[0] - of_blend[1]) / 2, abs=1e-6)
