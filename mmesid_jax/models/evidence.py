@@ -66,12 +66,13 @@ def recency_weights(
 
 
 def content_queries(
-  history_QX: jax.Array, unit_IW: jax.Array, recency: jax.Array | float
+  history_QX: jax.Array, past_QXW: jax.Array, recency: jax.Array | float
 ) -> jax.Array:
-  """Directions [Q, W] of the histories, unit vectors; their products with unit_IW are the cosines
-  of the last term. unit_IW: unit vectors [I, W], row 0 zero."""
+  """Directions [Q, W] of the histories, unit vectors; their products with those of the items are
+  the cosines of the last term. past_QXW: the unit vectors of the histories' items, 0 for padding.
+  """
   weight_QX = recency_weights(history_QX, recency)
-  query_QW = jnp.einsum("qx,qxw->qw", weight_QX, lookup_rows(unit_IW, history_QX))
+  query_QW = jnp.einsum("qx,qxw->qw", weight_QX, past_QXW)
   return query_QW / jnp.maximum(jnp.linalg.norm(query_QW, axis=1, keepdims=True), 1e-12)
 
 
@@ -160,7 +161,8 @@ class EvidenceModel(nnx.Module):
     }
     for m, unit_IW in self.unit_IW.items():
       by_content = ContentSettings(*self.contents[m][...])
-      query_QW = content_queries(history_QX, unit_IW[...], by_content.recency)
+      past_QXW = lookup_rows(unit_IW[...], history_QX)
+      query_QW = content_queries(history_QX, past_QXW, by_content.recency)
       products[f"similar {m}"] = by_content.weight * query_QW, unit_IW[...]
     return products
 

@@ -133,7 +133,7 @@ def counted_scores(
 def _content_scores(
   history_QX: jax.Array, unit_IW: jax.Array, recency: jax.Array | float
 ) -> jax.Array:
-  return content_queries(history_QX, unit_IW, recency) @ unit_IW.T
+  return content_queries(history_QX, unit_IW[history_QX], recency) @ unit_IW.T
 
 
 @jax.jit
