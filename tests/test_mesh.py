@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -272,3 +273,34 @@ def test_a_batch_is_divided_by_rows_where_they_divide():
   assert {x.data.shape for x in stacked.segment_RT.addressable_shards} == {(2, R // 4, T)}
   assert {x.data.shape for x in uneven.segment_RT.addressable_shards} == {(6, T)}
   assert {x.data.shape for x in batch.target_Q.addressable_shards} == {(6,)}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("rows, columns", [(8, 24), (6, 24), (8, 21)])  # (6, ...), (..., 21): whole
+def test_columns_are_gathered_from_where_they_are(mesh, rows, columns):
+  """With their gradient; what is not gathered may be anything."""
+  rng = np.random.default_rng(0)
+  x_QI = rng.normal(size=(rows, columns)).astype(np.float32)
+  index_QA = rng.integers(0, columns, (rows, 5))
+  index_QA[:, 0], index_QA[:, 1] = 0, columns - 1
+  factor_QA = rng.normal(size=index_QA.shape).astype(np.float32)
+  expected_QI = np.zeros_like(x_QI)
+  np.add.at(expected_QI, (np.arange(rows)[:, None], index_QA), factor_QA)
+  x_QI[expected_QI == 0] = np.nan
+
+  def total(x_QI):
+    found_QA = sharding.gather_columns(sharding.constrain(x_QI, *axes), index_QA)
+    return (factor_QA * found_QA).sum(), found_QA
+
+  axes = ("targets" if rows == 8 else None, "items" if columns == 24 else None)
+  with jax.set_mesh(make_mesh(*mesh)):
+    compiled = jax.jit(jax.value_and_grad(total, has_aux=True)).lower(x_QI).compile()
+    (_, found_QA), gradient_QI = compiled(x_QI)
+    picked_Q = jax.jit(sharding.pick_columns)(x_QI, jnp.asarray(index_QA[:, 2]))
+  np.testing.assert_array_equal(found_QA, np.take_along_axis(x_QI, index_QA, 1))
+  np.testing.assert_array_equal(picked_Q, found_QA[:, 2])
+  np.testing.assert_allclose(gradient_QI, expected_QI, rtol=1e-6)
+  if columns == 24:
+    assert f"f32[{rows},{columns}]" not in " ".join(
+      line for line in compiled.as_text().splitlines() if "all-gather" in line
+    )

@@ -93,6 +93,42 @@ def test_contributions_are_the_terms_of_the_formula(tables):
       np.testing.assert_allclose(found_A, expected_A, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_contributions_add_up_to_the_scores(tables):
+  """Also where the first term is given, and an item is asked for twice."""
+  model, history_QX = model_of(tables), batch_of(HISTORIES).history_QX
+  item_QA = np.random.default_rng(0).integers(1, ITEMS + 1, (len(history_QX), 2 * ITEMS))
+  transition_QI = model.transition_scores(history_QX)
+  part_QAO = np.asarray(model.contributions(history_QX, item_QA, transition_QI))
+  np.testing.assert_array_equal(part_QAO, model.contributions(history_QX, item_QA))
+  expected_QA = np.take_along_axis(np.asarray(model.scores(history_QX)), item_QA, 1)
+  np.testing.assert_allclose(part_QAO.sum(2), expected_QA, rtol=1e-5, atol=1e-5)
+
+
+def test_the_closest_past_item_of_every_modality(tables):
+  """Also where all are farther than a right angle, so padding would be closer, and where an item
+  has no content."""
+  counted, text_IW = tables
+  image_IW = np.random.default_rng(1).normal(size=(ITEMS + 1, 2)).astype(np.float32)
+  image_IW /= np.linalg.norm(image_IW, axis=1, keepdims=True)
+  image_IW[[0, 5]] = 0
+  image_IW[3] = -image_IW[6]
+  units = {"text": text_IW, "image": image_IW}
+  model = EvidenceModel(counted, COUNTS).with_content(units, dict.fromkeys(units, CONTENT))
+  history_QX = batch_of(HISTORIES).history_QX
+  item_QA = np.tile([6, 1, 5, 9, 6], (len(history_QX), 1))
+  closest_QAM = np.asarray(model.closest(history_QX, item_QA))
+  assert closest_QAM.shape == (*item_QA.shape, 2)
+  for place, history in enumerate(HISTORIES):
+    for m, unit_IW in enumerate(units.values()):
+      expected_A = [
+        max((float(unit_IW[item] @ unit_IW[past]) for past in history[-HISTORY:]), default=-1)
+        for item in item_QA[place]
+      ]
+      np.testing.assert_allclose(closest_QAM[place, :, m], expected_A, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(closest_QAM[0, 0, 1], -1, rtol=1e-6)  # [3] and item 6
+  assert model_of(tables, content=False).closest(history_QX, item_QA).shape == (*item_QA.shape, 0)
+
+
 def test_evidence_is_what_the_transitions_add_up_to(tables):
   amount_Q = np.asarray(model_of(tables).evidence(batch_of(HISTORIES).history_QX))
   for place, history in enumerate(HISTORIES):
