@@ -99,7 +99,8 @@ class EvidenceModel(nnx.Module):
     unit_IW: modality -> unit vectors float32 [I, W], row 0 zero.
     """
     new = nnx.merge(*nnx.split(self))
-    new.unit_IW = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in unit_IW.items()})
+    # in the order that nnx.merge gives them: that of `sources` is then always the same
+    new.unit_IW = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in sorted(unit_IW.items())})
     new.contents = nnx.Dict({m: Frozen(jnp.asarray(x, jnp.float32)) for m, x in contents.items()})
     return new
 
