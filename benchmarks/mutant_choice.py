@@ -28,7 +28,7 @@ TESTS = {
   "losses/mmd.py": ("losses/test_mmd.py", "models/test_mm_rqvae.py"),
   "losses/info_nce.py": ("losses/test_info_nce.py", "models/test_mm_rqvae.py"),
   "losses/semantic_id_loss.py": ("models/test_mm_rqvae.py", "stages/test_semantic_id_stage.py"),
-  "models/blend.py": ("stages/test_blend_stage.py",),
+  "models/blend.py": ("models/test_blend.py", "stages/test_blend_stage.py"),
   "models/catalogue_scores.py": ("models/test_catalogue_scores.py", "models/test_fusion.py"),
   "models/evidence.py": ("models/test_evidence.py", "stages/test_evidence_stages.py"),
   "models/extend_catalogue.py": ("models/test_extend_catalogue.py", "test_new_items.py"),
@@ -45,6 +45,7 @@ TESTS = {
     *MODEL,
   ),
   "models/layers/projection.py": ("hf/test_adapter.py", *MODEL),
+  "models/layers/reranker.py": ("models/layers/test_reranker.py", "models/test_blend.py"),
   "models/layers/weight_quantization.py": (
     *("models/layers/test_weight_quantization.py", "hf/test_llama_weights.py"),
   ),

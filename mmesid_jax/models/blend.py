@@ -29,10 +29,11 @@ def network_weight(weight_2: jax.Array, share_Q: jax.Array) -> jax.Array:
 
 
 class Candidates(NamedTuple):
-  """The K items with the highest sums for each history, highest first."""
+  """The K items with the highest sums for each history, highest first; all where there are fewer
+  than CANDIDATES."""
 
-  item_QK: jax.Array  # int32; where there are fewer items, the last mean nothing
-  score_QK: jax.Array  # the sum; -inf where there are fewer items
+  item_QK: jax.Array  # int32
+  score_QK: jax.Array  # the sums
   feature_QKF: jax.Array  # as `BlendModel.candidates` says
 
 
@@ -111,11 +112,8 @@ class BlendModel(nnx.Module):
     if self.reranker is None:
       return score_QI
     item_QK, old_QK, feature_QKF = self._candidates(batch, score_QI, network_QI, transition_QI)
-    is_item = old_QK > -jnp.inf
-    new_QK = self.reranker(jnp.where(is_item, old_QK, 0), feature_QKF)
-    lowest_Q1 = jnp.where(is_item, new_QK, jnp.inf).min(1, keepdims=True)
-    last_Q1 = jnp.where(is_item, old_QK, jnp.inf).min(1, keepdims=True)
-    new_QK = jnp.where(is_item, new_QK - lowest_Q1 + last_Q1, old_QK)
+    new_QK = self.reranker(old_QK, feature_QKF)
+    new_QK = new_QK - new_QK.min(1, keepdims=True) + old_QK[:, -1:]
     place_Q1 = jnp.arange(len(item_QK))[:, None]
     return constrain(score_QI.at[place_Q1, item_QK].set(new_QK), "targets", "items")
 
@@ -162,7 +160,7 @@ class BlendModel(nnx.Module):
       [
         self.evidence.contributions(history_QX, item_QK, transition_QI),
         self.evidence.closest(history_QX, item_QK),
-        jnp.where(score_QK > -jnp.inf, log_probability_QK, 0)[..., None],
+        log_probability_QK[..., None],
         jnp.broadcast_to(user_Q4[:, None], (*item_QK.shape, 4)),
       ],
       axis=-1,
