@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 import shutil
 from types import SimpleNamespace
 
@@ -20,11 +21,18 @@ from mmesid_jax.parallel.variables import Frozen
 from mmesid_jax.reports.test_ranks import evaluate_models
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import blend_stage
-from mmesid_jax.stages.blend_stage import BLEND, best_pair, choose_weights
+from mmesid_jax.stages.blend_stage import (
+  BLEND,
+  best_pair,
+  choose_reranker,
+  choose_weights,
+  load_blend,
+)
 from mmesid_jax.stages.evidence_stages import CONTENT
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
+from mmesid_jax.stages.reranker_fit import fit_reranker
 from mmesid_jax.stages.sequence_task import evaluation_layout
-from mmesid_jax.stages.workdir import reopen_workdir
+from mmesid_jax.stages.workdir import Workdir, reopen_workdir
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +260,114 @@ def test_a_new_item_in_a_history_has_content_and_no_followers(opened, blended):
     for item in by_new.keys() & by_old.keys():
       ours, theirs = (parts[item]["similar text"] for parts in (by_new, by_old))
       assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def reranked(blended, tmp_path_factory):
+  """A copy of the workdir with a blend that has a reranker, and the reranker that was fitted."""
+  path = pathlib.Path(shutil.copytree(blended, tmp_path_factory.mktemp("runs") / "reranked"))
+  fitted = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(blend_stage, "FEWEST", 10)
+    patch.setattr(blend_stage, "is_sure", lambda gain_U: True)
+    patch.setattr(
+      blend_stage, "fit_reranker", lambda *given: fitted.append(fit_reranker(*given)) or fitted[-1]
+    )
+    BLEND.train(reopen_workdir(path))
+  assert len(fitted) == 3  # on either half, and on all
+  return path, fitted[-1]
+
+
+def test_the_artifact_holds_the_reranker(reranked, opened, model):
+  path, params = reranked
+  workdir = reopen_workdir(path)
+  loaded, (tensors, header) = BLEND.load_model(workdir), BLEND.read(path)
+  weights = tensors["weights"]
+  arrays = model.amount_E[...], model.share_E[...], weights
+  ours = BlendModel(model.network, model.evidence, *arrays).with_reranker(params)
+  batch = next(evaluator(opened).batches())
+  score_QI, expected_QI = (np.asarray(m.score_batch(batch, m.catalogue())) for m in (loaded, ours))
+  np.testing.assert_array_equal(score_QI, expected_QI)
+  assert model.reranker is None and np.abs(score_QI - plain_scores(loaded, batch)).max() > 0.01
+  assert header["valid"] == header["reranked"] != header["summed"]
+  refreshed = {"trend": tensors["trend"] + 1, "amounts": tensors["amounts"] + 1}
+  served = load_blend(path, workdir.config, refreshed)
+  np.testing.assert_array_equal(served.reranker.hidden_FH[...], params.hidden_FH)
+  np.testing.assert_allclose(served.evidence.trend_I[...], refreshed["trend"])
+
+
+def plain_scores(model, batch):
+  parts = model.network, model.evidence, model.amount_E[...], model.share_E[...]
+  without = BlendModel(*parts, model.weight_2[...])
+  return np.asarray(without.score_batch(batch, without.catalogue()))
+
+
+def test_a_refit_takes_the_reranker_to_the_last_bit(reranked, tmp_path, monkeypatch):
+  path, _ = reranked
+  chosen = json.loads(json.dumps(BLEND.choice(reopen_workdir(path))))
+  copy = pathlib.Path(shutil.copytree(path, tmp_path / "copy"))
+  before, _ = BLEND.read(copy)
+  (copy / "blend.safetensors").unlink()
+  monkeypatch.setattr(Workdir, "is_refit", True)
+  monkeypatch.setattr(Workdir, "chosen_for", lambda self, stage: chosen)
+  BLEND.train(reopen_workdir(copy))
+  after, _ = BLEND.read(copy)
+  assert before.keys() == after.keys()
+  for name, x in before.items():
+    assert (x.dtype, x.shape) == (after[name].dtype, after[name].shape)
+    np.testing.assert_array_equal(x, after[name], err_msg=name)
+
+
+def test_what_is_served_was_ranked_again_also_new_items(reranked, opened):
+  path, _ = reranked
+  served = Recommender.load(path)
+  model, histories = BLEND.load_model(reopen_workdir(path)), [[1, 2, 3], [], [40, 5]]
+
+  def check(answers):
+    for answer in answers:
+      for r in answer:
+        assert [*r.parts][-1] == "reranking" and len(r.parts) == 9
+        assert sum(r.parts.values()) == pytest.approx(r.score, abs=1e-3)
+      assert any(abs(r.parts["reranking"]) > 1e-2 for r in answer)
+
+  check(served.recommend(histories, top_k=5))
+  for batch in evaluator(opened, "test").batches():
+    score_QI = np.array(model.score_batch(batch, model.catalogue()))
+    q = int(np.flatnonzero(batch.weight_Q > 0)[0])
+    history = np.asarray(batch.history_QX)[q]
+    history = history[history > 0][::-1].tolist()
+    score_QI[q, [0, *history]] = -np.inf
+    (answer,) = served.recommend([history], top_k=3)
+    assert [r.item for r in answer] == np.argsort(-score_QI[q], kind="stable")[:3].tolist()
+  text = opened.features(names=["text"])["text"]
+  (new,) = served.add_items({"text": text[[9]]})
+  answers = served.recommend(histories, top_k=served.num_items - 3)
+  check(answers)
+  parts = {r.item: r.parts for r in answers[0]}
+  assert abs(parts[new]["reranking"]) > 1e-3
+
+
+def test_without_the_network_nothing_depends_on_it(opened, model, monkeypatch):
+  """As a control: the weights are 0, and what the reranker reads of the network is not used."""
+  monkeypatch.setattr(blend_stage, "FEWEST", 10)
+  monkeypatch.setattr(blend_stage, "is_sure", lambda gain_U: True)
+  monkeypatch.setattr(blend_stage, "NETWORK_WEIGHTS", (0.0, 0.3))
+  other = nnx.clone(model.network)
+  other.items.identity_ID[...] = 3 - other.items.identity_ID[...]
+  batch = next(evaluator(opened).batches())
+  differ = {}
+  for network in (True, False):
+    config = opened.config.copy_and_resolve_references()
+    config.blend.network = network
+    arrays = model.amount_E[...], model.share_E[...]
+    ours = BlendModel(model.network, model.evidence, *arrays, np.zeros(2))
+    choice = choose_weights(ours, evaluator(opened), config)
+    assert choice.weight_2.any() == network and choice.tried == (4 if network else 1)
+    ours = BlendModel(model.network, model.evidence, *arrays, choice.weight_2)
+    params, _ = choose_reranker(ours, evaluator(opened), config)
+    scores = []
+    for part in (model.network, other):
+      one = BlendModel(part, model.evidence, *arrays, choice.weight_2).with_reranker(params)
+      scores.append(np.asarray(one.score_batch(batch, one.catalogue())))
+    differ[network] = np.abs(scores[0] - scores[1])[:, 1:].max()
+  assert differ[True] > 0.1 and differ[False] == 0
