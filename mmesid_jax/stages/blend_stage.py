@@ -257,14 +257,14 @@ def choose_reranker(
   on one half of the users, rank the other half. None where there are too few to fit on.
   """
   examples = collect_examples(model, evaluator)
-  if len(examples.user_N) < FEWEST:
+  half_N, half_U = examples.user_N % 2, np.arange(len(evaluator)) % 2
+  if np.bincount(half_N, minlength=2).min() < FEWEST // 2:
     return None, None
   unused = () if config.blend.network else NETWORK_FEATURES
 
   def values(ranked: BlendModel) -> np.ndarray:
     return selected_values(config, evaluator.model_ranks(ranked))
 
-  half_N, half_U = examples.user_N % 2, np.arange(len(evaluator)) % 2
   other_halves = [
     values(model.with_reranker(fit_reranker(examples.take(half_N != half), unused)))
     for half in (0, 1)

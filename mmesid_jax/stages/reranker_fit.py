@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
-from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.evaluation.evaluator import Evaluator, model_catalogue
 from mmesid_jax.models.blend import BlendModel
 from mmesid_jax.models.layers.reranker import RerankerParams, average, rerank
 from mmesid_jax.parallel.placement import place_model
@@ -27,7 +27,7 @@ EPOCHS = 12
 BATCH = 256
 LEARNING_RATE = 0.01
 WEIGHT_DECAY = 1e-3
-FEWEST = 200  # users to fit on
+FEWEST = 200  # users to fit on, half of them in each half
 RERANKER_NUMBERS = HIDDEN, MEMBERS, EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, FEWEST
 
 
@@ -54,15 +54,13 @@ def collect_examples(model: BlendModel, evaluator: Evaluator) -> Examples:
   """The examples among the evaluator's users."""
   place_model(model)
   graph, state = nnx.split(model)
-  catalogue = jax.jit(lambda state: nnx.merge(graph, state).catalogue())(state)
+  catalogue = model_catalogue(graph, state)
   parts = []
   for batch in evaluator.batches():
     item_QK, score_QK, feature_QKF = jax.device_get(_candidates(graph, state, catalogue, batch))
-    user_Q, target_Q, weight_Q = jax.device_get((batch.piece_Q, batch.target_Q, batch.weight_Q))
-    is_target_QK = (item_QK == target_Q[:, None]) & (score_QK > -np.inf) & (weight_Q > 0)[:, None]
-    q, place_N = np.nonzero(is_target_QK)
-    score_NK = np.where(score_QK[q] > -np.inf, score_QK[q], np.float32(-1e9))
-    parts.append(Examples(user_Q[q], place_N.astype(np.int32), score_NK, feature_QKF[q]))
+    user_Q, target_Q = jax.device_get((batch.piece_Q, batch.target_Q))
+    q, place_N = np.nonzero(item_QK == target_Q[:, None])  # in unused places the target is 0
+    parts.append(Examples(user_Q[q], place_N.astype(np.int32), score_QK[q], feature_QKF[q]))
   return Examples(*map(np.concatenate, zip(*parts, strict=True)))
 
 

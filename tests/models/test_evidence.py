@@ -101,8 +101,8 @@ def test_modalities_have_one_order_before_and_after_a_model_is_taken_apart(table
   again = nnx.merge(*nnx.split(model))
   assert model.sources == again.sources
   history_QX, item_Q1 = batch_of(HISTORIES).history_QX, np.full((8, 1), 5)
-  parts = zip(*(np.asarray(x.contributions(history_QX, item_Q1))[0, 0] for x in (model, again)))
-  named = dict(zip(model.sources, parts, strict=True))
+  both = [np.asarray(x.contributions(history_QX, item_Q1))[0, 0] for x in (model, again)]
+  named = dict(zip(model.sources, np.stack(both, 1), strict=True))
   np.testing.assert_allclose(*named["similar text"])
   np.testing.assert_allclose(named["similar image"], 2 * named["similar text"][0], rtol=1e-6)
 
