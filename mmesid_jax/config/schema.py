@@ -225,8 +225,8 @@ KEYS: Mapping[str, Key] = {
   **optimizer_keys("recommender", 3e-3, 0.0, "cosine", warmup_steps=100),
 
   "blend.network": Key(True, true_or_false(),
-    "Whether the recommender has a part in the blend; without it counts and content are ranked "
-    "again alone, as a control.", added=True),
+    "Whether the network has a part in the blend; False = none, a control, still ranked again.",
+    added=True),
 
   "evaluation.cutoffs": Key((5, 10, 20), list_of_whole(1),
     "Ranks at which metrics are cut, as in nDCG@10."),

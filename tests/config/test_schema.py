@@ -55,7 +55,7 @@ FREE = {
   *("data.dir", "features.collaborative", "features.text", "features.visual"),
   *("data.synthetic.seed", "recommender.lora.rslora", "recommender.prompt.text"),
   *("recommender.backbone.checkpoint", "recommender.lora.start"),
-  *("run.compilation_cache", "semantic_ids.standardize"),
+  *("run.compilation_cache", "semantic_ids.standardize", "blend.network"),
 }
 
 
