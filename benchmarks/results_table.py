@@ -48,7 +48,10 @@ def read_runs(workdirs: Sequence[pathlib.Path], control: pathlib.Path | None = N
   """The content of FILE. Raises UserError for runs that differ in more than their seed, and a
   control that differs from them in more than that and the network."""
   found = [read_evaluation(path) for path in workdirs]
-  environments = [read_json_object(path / "environment.json") for path in workdirs]
+  runs = [*workdirs, *([control] if control else [])]
+  environments = [read_json_object(path / "environment.json") for path in runs]
+  if len({evaluation["seed"] for evaluation in found}) < max(2, len(found)):
+    raise UserError("--workdirs: expected two or more runs, each with another seed")
   for path, evaluation in zip(workdirs, found, strict=True):
     if any(evaluation[key] != found[0][key] for key in SAME):
       raise UserError(f"{path}: differs from {workdirs[0]} in more than its seed")
@@ -68,15 +71,15 @@ def read_runs(workdirs: Sequence[pathlib.Path], control: pathlib.Path | None = N
       }
       for protocol in PROTOCOLS
     }
-    for model, runs in sources.items()
-    if (of_seeds := [read_ranks(path, "test", name) for path, name in runs])
+    for model, rows in sources.items()
+    if (of_seeds := [read_ranks(path, "test", name) for path, name in rows])
   }
   return {
     "seeds": [run["seed"] for run in found],
     "users": found[0]["users"],
     "dataset": found[0]["dataset"],
     "config": found[0]["config"],
-    "git": sorted({environment["git"] for environment in environments}),
+    "git": sorted({environment["git"] or "unknown" for environment in environments}),
     "models": {
       model: {
         protocol: {metric: [round(float(x), 6) for x in x_SU.mean(1)] for metric, x_SU in x.items()}

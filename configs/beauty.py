@@ -2,7 +2,7 @@
 
   python -m mmesid_jax.train --config=configs/beauty.py --config.data.dir=DIR --workdir=runs/beauty
 
-2 CPU cores: about 16 min. Test nDCG@5, mean of three seeds: history masked SASRec .0454, MME-SID
+2 CPU cores: about 18 min. Test nDCG@5, mean of three seeds: history masked SASRec .0454, MME-SID
 .0488, with the evidence .0678; unmasked .0298, .0360, .0677.
 
 `--config=configs/beauty.py:paper` takes the published choices, `:released_code` those of the

@@ -28,6 +28,11 @@ def network_weight(weight_2: jax.Array, share_Q: jax.Array) -> jax.Array:
   return weight_2[0] + (weight_2[1] - weight_2[0]) * share_Q
 
 
+def has_items(history_QX: jax.Array) -> jax.Array:
+  """Whether there is anything in a history, bool [Q]."""
+  return (history_QX > 0).any(1)
+
+
 class Candidates(NamedTuple):
   """The K items with the highest sums for each history, highest first; all where there are fewer
   than CANDIDATES."""
@@ -86,8 +91,9 @@ class BlendModel(nnx.Module):
     return jnp.interp(amount_Q, self.amount_E[...], self.share_E[...])
 
   def weights(self, history_QX: jax.Array) -> jax.Array:
-    """Weight of the network's score for each history, [Q]."""
-    return network_weight(self.weight_2[...], self.share(history_QX))
+    """Weight of the network's score for each history, [Q]; 1 without a history."""
+    weight_Q = network_weight(self.weight_2[...], self.share(history_QX))
+    return jnp.where(has_items(history_QX), weight_Q, 1)
 
   def hidden(self, batch: Batch) -> jax.Array:
     """The network's hidden states [Q, D]."""
@@ -98,13 +104,16 @@ class BlendModel(nnx.Module):
     return self.network.item_vectors()
 
   def _sum(self, history_QX, network_QI, transition_QI) -> jax.Array:
-    weight_Q1 = self.weights(history_QX)[:, None]
-    return self.evidence.scores(history_QX, transition_QI) + weight_Q1 * network_QI
+    evidence_QI = self.evidence.scores(history_QX, transition_QI)
+    evidence_QI = jnp.where(has_items(history_QX)[:, None], evidence_QI, 0)
+    return evidence_QI + self.weights(history_QX)[:, None] * network_QI
 
   def score_states(self, o_QD: jax.Array, batch: Batch, catalogue: jax.Array) -> jax.Array:
     """Scores [Q, I] of all items from hidden(batch); the batch's layout has histories.
 
-    Candidates that are ranked again stay above all other items.
+    The scores of candidates that are ranked again change by 0 on average, and they stay above all
+    other items: those of the others are lowered where this needs it. Without a history the network
+    is asked alone.
     """
     network_QI = self._network_scores(o_QD, catalogue)
     transition_QI = self.evidence.transition_scores(batch.history_QX)
@@ -113,9 +122,12 @@ class BlendModel(nnx.Module):
       return score_QI
     item_QK, old_QK, feature_QKF = self._candidates(batch, score_QI, network_QI, transition_QI)
     new_QK = self.reranker(old_QK, feature_QKF)
-    new_QK = new_QK - new_QK.min(1, keepdims=True) + old_QK[:, -1:]
+    new_QK += (old_QK - new_QK).mean(1, keepdims=True)
+    excess_Q1 = jnp.maximum(old_QK[:, -1:] - new_QK.min(1, keepdims=True), 0)
     place_Q1 = jnp.arange(len(item_QK))[:, None]
-    return constrain(score_QI.at[place_Q1, item_QK].set(new_QK), "targets", "items")
+    reranked_QI = (score_QI - excess_Q1).at[place_Q1, item_QK].set(new_QK)
+    reranked_QI = jnp.where(has_items(batch.history_QX)[:, None], reranked_QI, score_QI)
+    return constrain(reranked_QI, "targets", "items")
 
   def score_batch(self, batch: Batch, catalogue: jax.Array) -> jax.Array:
     """Scores [Q, I] of all items for the batch's targets; its layout has histories."""
@@ -172,9 +184,9 @@ class BlendModel(nnx.Module):
     reranking adds is not among them."""
     weight_Q11 = self.weights(batch.history_QX)[:, None, None]
     of_network_QAO = weight_Q11 * self.network.contributions(o_QD, batch, item_QA)
-    return jnp.concatenate(
-      [of_network_QAO, self.evidence.contributions(batch.history_QX, item_QA)], axis=-1
-    )
+    of_evidence_QAO = self.evidence.contributions(batch.history_QX, item_QA)
+    known_Q11 = has_items(batch.history_QX)[:, None, None]
+    return jnp.concatenate([of_network_QAO, jnp.where(known_Q11, of_evidence_QAO, 0)], axis=-1)
 
 
 # What `recommend` serves: the blend where there is one, else the network alone.

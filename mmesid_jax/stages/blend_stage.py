@@ -110,15 +110,21 @@ class BlendStage(Stage):
       f"where there is most: {metric} {choice.value:.4f}, evidence alone "
       f"{choice.evidence_alone:.4f} ({len(evaluator):,} users, {choice.tried} pairs)"
     )
-    if config.blend.network and not choice.weight_2.any():
-      reporter.warn(f"{self.name}: the network adds nothing to counts and content on these data")
     params, reranked = choose_reranker(
       BlendModel(network, evidence, *shares, choice.weight_2), evaluator, config
     )
-    found = "not enough users to fit it" if reranked is None else f"{metric} {reranked:.4f}"
-    reporter.info(
-      f"{self.name}: the reranker is {'left out' if params is None else 'kept'}: {found}"
-    )
+    if reranked is None:
+      reporter.info(
+        f"{self.name}: too few users to fit a reranker on; at least {FEWEST} are needed"
+      )
+    else:
+      kept = "left out" if params is None else "kept"
+      reporter.info(
+        f"{self.name}: the reranker is {kept}: {metric} {reranked:.4f} with it, "
+        f"{choice.value:.4f} without"
+      )
+    if config.blend.network and not choice.weight_2.any() and params is None:
+      reporter.warn(f"{self.name}: the network adds nothing to counts and content on these data")
     tensors |= {"amounts": shares[0], "shares": shares[1], "weights": choice.weight_2}
     tensors |= {} if params is None else {RERANKER + n: x for n, x in params._asdict().items()}
     self.write(
