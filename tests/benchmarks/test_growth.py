@@ -36,6 +36,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_measures_and_draws_a_series(name, tmp_path):
   flags = ("--most_items=3000", "--most_history=6", "--most_width=64")

@@ -57,6 +57,7 @@ def test_samples_alone_have_the_hidden_states_of_packed_rows(S):
   assert sorted(seen) == list(range(len(samples)))
 
 
+@pytest.mark.slow
 def test_our_contestants_at_toy_size(tmp_path):
   command = [sys.executable, SCRIPT, "--size=toy", f"--output={tmp_path}", "--rounds=2"]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_every_part_in_less_memory_than_the_table_takes(tmp_path):
   environment = {
     "JAX_PLATFORMS": "cpu",

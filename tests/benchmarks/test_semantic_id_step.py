@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "semantic_id_step.py"
 
@@ -26,6 +27,7 @@ def run(output: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
   )
 
 
+@pytest.mark.slow
 def test_rate_and_memory_of_our_step_on_given_features(tmp_path):
   rng = np.random.default_rng(0)
   for m, V in (("text", 300), ("collaborative", 5)):

@@ -299,6 +299,7 @@ def test_odd_keys_survive(tmp_path):
   assert sequences_by_key(tmp_path / "out") == {k: [k] for k in keys}
 
 
+@pytest.mark.slow
 def test_a_user_with_a_million_events(tmp_path):
   frame = pl.DataFrame({"user": ["u"] * 10**6, "item": np.arange(10**6) % 999, "time": 10**6 * [0]})
   frame.write_parquet(tmp_path / "a.parquet")

@@ -45,6 +45,7 @@ def test_they_are_those_of_the_model_and_of_its_file(tiny, blended, stage, shape
   assert size.artifact < path.stat().st_size < size.artifact + 16_384  # the header
 
 
+@pytest.mark.slow
 def test_a_search_holds_at_most_three_tables_and_all_directions(tiny):
   """Each of the tables is made while two are kept."""
   rows, V, most = 3000, 300, 0

@@ -168,7 +168,7 @@ def test_a_new_item_is_similar_to_what_its_twin_is_similar_to(opened, blended):
   assert parts[new]["transitions"] == 0 and parts[new]["identity"] == 0
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2)])
+@pytest.mark.parametrize("mesh", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (1, 4, 2)])
 def test_scores_and_the_choice_are_those_of_one_device(opened, model, mesh, monkeypatch):
   monkeypatch.setattr(blend_stage, "NETWORK_WEIGHTS", (0.0, 0.3))
   columns = model.num_items + 1
