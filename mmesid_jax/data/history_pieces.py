@@ -103,12 +103,9 @@ def describe_cuts(counts: PieceCounts, key: str) -> str | None:
 def evaluation_pieces(dataset: Dataset, layout: Layout, split: str, most_users: int = 0) -> Pieces:
   """One piece per user with a target in `split` ("valid" or "test").
 
-  A history that does not fit is cut to its newest items. most_users: takes only this number of
-  users, evenly spread; 0 = all.
+  A history that does not fit is cut to its newest items. most_users: as in `evaluated_users`.
   """
-  users = evaluated_users(dataset, split)
-  if 0 < most_users < len(users):
-    users = users[np.arange(most_users) * len(users) // most_users]
+  users = evaluated_users(dataset, split, most_users)
   stop = dataset.split.targets[split][users] + 1
   start = np.maximum(0, stop - 1 - layout.longest_history)
   return Pieces(users, start, stop, stop - 1)

@@ -69,10 +69,15 @@ class BlendModel(nnx.Module):
     self.share_E = Frozen(jnp.asarray(share_E, jnp.float32))
     self.weight_2 = Frozen(jnp.asarray(weight_2, jnp.float32))
 
+  def replace(self, **parts: nnx.Module) -> "BlendModel":
+    """A model with another network, evidence or reranker, which shares the rest."""
+    old = {name: getattr(self, name) for name in ("network", "evidence", "reranker")}
+    arrays = {name: getattr(self, name)[...] for name in ("amount_E", "share_E", "weight_2")}
+    return BlendModel(**old | arrays | parts)
+
   def with_reranker(self, params: RerankerParams) -> "BlendModel":
-    """A model with this reranker, which shares the other arrays."""
-    parts = self.network, self.evidence, self.amount_E[...], self.share_E[...], self.weight_2[...]
-    return BlendModel(*parts, Reranker(params))
+    """A model with this reranker, which shares the rest."""
+    return self.replace(reranker=Reranker(params))
 
   @property
   def num_items(self) -> int:
@@ -103,10 +108,14 @@ class BlendModel(nnx.Module):
     """The network's vectors of all items, [I, D]."""
     return self.network.item_vectors()
 
-  def _sum(self, history_QX, network_QI, transition_QI) -> jax.Array:
-    evidence_QI = self.evidence.scores(history_QX, transition_QI)
-    evidence_QI = jnp.where(has_items(history_QX)[:, None], evidence_QI, 0)
-    return evidence_QI + self.weights(history_QX)[:, None] * network_QI
+  def _sums(self, o_QD, batch, catalogue) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The sum, the network's scores and the transitions of all items, each [Q, I]."""
+    network_QI = self.network.score_states(o_QD, batch, catalogue)
+    transition_QI = self.evidence.transition_scores(batch.history_QX)
+    evidence_QI = self.evidence.scores(batch.history_QX, transition_QI)
+    evidence_QI = jnp.where(has_items(batch.history_QX)[:, None], evidence_QI, 0)
+    score_QI = evidence_QI + self.weights(batch.history_QX)[:, None] * network_QI
+    return score_QI, network_QI, transition_QI
 
   def score_states(self, o_QD: jax.Array, batch: Batch, catalogue: jax.Array) -> jax.Array:
     """Scores [Q, I] of all items from hidden(batch); the batch's layout has histories.
@@ -115,12 +124,10 @@ class BlendModel(nnx.Module):
     other items: those of the others are lowered where this needs it. Without a history the network
     is asked alone.
     """
-    network_QI = self._network_scores(o_QD, catalogue)
-    transition_QI = self.evidence.transition_scores(batch.history_QX)
-    score_QI = self._sum(batch.history_QX, network_QI, transition_QI)
+    sums = score_QI, *_ = self._sums(o_QD, batch, catalogue)
     if self.reranker is None:
       return score_QI
-    item_QK, old_QK, feature_QKF = self._candidates(batch, score_QI, network_QI, transition_QI)
+    item_QK, old_QK, feature_QKF = self._candidates(batch, *sums)
     new_QK = self.reranker(old_QK, feature_QKF)
     new_QK += (old_QK - new_QK).mean(1, keepdims=True)
     excess_Q1 = jnp.maximum(old_QK[:, -1:] - new_QK.min(1, keepdims=True), 0)
@@ -141,13 +148,7 @@ class BlendModel(nnx.Module):
     Features of the user, equal for all items: the share of users with less evidence, the logarithm
     of the number of past items, the log share of the newest, the highest log probability.
     """
-    network_QI = self._network_scores(self.hidden(batch), catalogue)
-    transition_QI = self.evidence.transition_scores(batch.history_QX)
-    score_QI = self._sum(batch.history_QX, network_QI, transition_QI)
-    return self._candidates(batch, score_QI, network_QI, transition_QI)
-
-  def _network_scores(self, o_QD: jax.Array, catalogue: jax.Array) -> jax.Array:
-    return constrain(constrain(o_QD, "targets", None) @ catalogue.T, "targets", "items")
+    return self._candidates(batch, *self._sums(self.hidden(batch), batch, catalogue))
 
   def _candidates(self, batch, score_QI, network_QI, transition_QI) -> Candidates:
     history_QX = batch.history_QX

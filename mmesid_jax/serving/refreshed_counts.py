@@ -122,9 +122,7 @@ class _Histories:
 
   def __init__(self, dataset: Dataset, size: int):
     self._dataset, self._size = dataset, size
-    self._users = evaluated_users(dataset, "valid")
-    if len(self._users) > SEARCH_USERS:
-      self._users = self._users[np.arange(SEARCH_USERS) * len(self._users) // SEARCH_USERS]
+    self._users = evaluated_users(dataset, "valid", SEARCH_USERS)
 
   def batches(self) -> Iterator[_Batch]:
     for start in range(0, len(self._users), self._size):

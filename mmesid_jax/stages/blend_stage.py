@@ -58,9 +58,14 @@ class Choice(NamedTuple):
   """Weights of the network where there is least and most evidence, and what they are worth."""
 
   weight_2: np.ndarray
-  value: float  # mean over validation users of the metric that selects
-  evidence_alone: float  # the same with weight 0
+  value_U: np.ndarray  # the metric that selects, of every validation user
+  evidence_alone: float  # its mean with weight 0
   tried: int
+
+  @property
+  def value(self) -> float:
+    """The mean over users."""
+    return float(self.value_U.mean())
 
 
 class BlendStage(Stage):
@@ -110,9 +115,8 @@ class BlendStage(Stage):
       f"where there is most: {metric} {choice.value:.4f}, evidence alone "
       f"{choice.evidence_alone:.4f} ({len(evaluator):,} users, {choice.tried} pairs)"
     )
-    params, reranked = choose_reranker(
-      BlendModel(network, evidence, *shares, choice.weight_2), evaluator, config
-    )
+    summed = BlendModel(network, evidence, *shares, choice.weight_2)
+    params, reranked = choose_reranker(summed, choice.value_U, evaluator, config)
     if reranked is None:
       reporter.info(
         f"{self.name}: too few users to fit a reranker on; at least {FEWEST} are needed"
@@ -238,8 +242,7 @@ def choose_weights(model: BlendModel, evaluator: Evaluator, config: ConfigDict) 
     ranks = evaluator.shared_ranks(scores, len(weight_E2))
   value_EU = np.stack([selected_values(config, of_pair) for of_pair in ranks])
   best = best_pair(value_EU)
-  means_E = value_EU.mean(1)
-  return Choice(weight_E2[best], float(means_E[best]), float(means_E[0]), len(weight_E2))
+  return Choice(weight_E2[best], value_EU[best], float(value_EU[0].mean()), len(weight_E2))
 
 
 def best_pair(value_EU: np.ndarray) -> int:
@@ -255,29 +258,26 @@ def is_sure(gain_U: np.ndarray) -> bool:
 
 
 def choose_reranker(
-  model: BlendModel, evaluator: Evaluator, config: ConfigDict
+  model: BlendModel, value_U: np.ndarray, evaluator: Evaluator, config: ConfigDict
 ) -> tuple[RerankerParams | None, float | None]:
   """Fits a reranker on the evaluator's users; None where its gain is not sure.
 
   Also returns the metric that selects, of users that were not fitted on: two rerankers, each fitted
-  on one half of the users, rank the other half. None where there are too few to fit on.
+  on one half of the users, rank the other half. None where there are too few to fit on. value_U:
+  the metric that selects, of every user, without a reranker.
   """
   examples = collect_examples(model, evaluator)
   half_N, half_U = examples.user_N % 2, np.arange(len(evaluator)) % 2
   if np.bincount(half_N, minlength=2).min() < FEWEST // 2:
     return None, None
   unused = () if config.blend.network else NETWORK_FEATURES
-
-  def values(ranked: BlendModel) -> np.ndarray:
-    return selected_values(config, evaluator.model_ranks(ranked))
-
-  other_halves = [
-    values(model.with_reranker(fit_reranker(examples.take(half_N != half), unused)))
-    for half in (0, 1)
-  ]
-  value_U = np.where(half_U == 0, *other_halves)
-  kept = is_sure(value_U - values(model))
-  return fit_reranker(examples, unused) if kept else None, float(value_U.mean())
+  other_halves = []
+  for half in (0, 1):
+    reranked = model.with_reranker(fit_reranker(examples.take(half_N != half), unused))
+    other_halves.append(selected_values(config, evaluator.model_ranks(reranked)))
+  reranked_U = np.where(half_U == 0, *other_halves)
+  kept = is_sure(reranked_U - value_U)
+  return fit_reranker(examples, unused) if kept else None, float(reranked_U.mean())
 
 
 BLEND = BlendStage()

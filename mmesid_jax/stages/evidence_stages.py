@@ -246,7 +246,7 @@ def item_shares(item_E: np.ndarray, num_items: int) -> np.ndarray:
 def item_trends(item_E: np.ndarray, user_E: np.ndarray, num_items: int) -> np.ndarray:
   """log of (an item's share of the events near the ends of the users' parts) / (its share of all),
   float32 [I]; 0 for items without events. What sold long ago may no longer be there, and what is
-  new sells next. item_E, user_E: as of `training_events`."""
+  new sells next. item_E, user_E: the events, as `training_events` returns them."""
   events_U = np.bincount(user_E)
   place_E = np.arange(len(item_E)) - np.repeat(np.cumsum(events_U) - events_U, events_U)
   weight_E = TREND_DECAY ** (events_U[user_E] - 1 - place_E)

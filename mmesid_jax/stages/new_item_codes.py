@@ -98,8 +98,7 @@ def append_new_items(
   content = blend_stage.load_content_whitenings(workdir_path)
   unit_EW = {m: whitened_directions(x, content[m]) for m, x in given.items() if m in content}
   evidence = model.evidence.with_new_items(unit_EW, network.num_items - model.num_items)
-  arrays = (x[...] for x in (model.amount_E, model.share_E, model.weight_2))
-  return BlendModel(network, evidence, *arrays, model.reranker)
+  return model.replace(network=network, evidence=evidence)
 
 
 def _append_to_network(

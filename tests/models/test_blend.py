@@ -65,7 +65,7 @@ def units() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def params() -> RerankerParams:
-  """Of features that are far from deviation 1, so what is not scaled shows."""
+  """The features are far from deviation 1, so that a missing scale is noticed."""
   F, H = FEATURES, HIDDEN
   shapes = (F,), (F,), (), (F,), (F, H), (H,), (H,)
   found = RerankerParams(*(random_array(*shape, seed=n) for n, shape in enumerate(shapes)))

@@ -136,6 +136,18 @@ def test_it_is_a_row_of_the_results_and_its_weights_are_in_the_artifact(opened, 
   assert header["upstream"] == {s.name: s.fingerprint(opened) for s in (CONTENT, RECOMMENDER)}
 
 
+def check_order(served: Recommender, model: BlendModel, opened) -> None:
+  """What is served has the order of the evaluation."""
+  for batch in evaluator(opened, "test").batches():
+    score_QI = np.array(model.score_batch(batch, model.catalogue()))
+    q = int(np.flatnonzero(batch.weight_Q > 0)[0])
+    history = np.asarray(batch.history_QX)[q]
+    history = history[history > 0][::-1].tolist()
+    score_QI[q, [0, *history]] = -np.inf
+    (answer,) = served.recommend([history], top_k=3)
+    assert [r.item for r in answer] == np.argsort(-score_QI[q], kind="stable")[:3].tolist()
+
+
 def test_recommendations_are_its_best_items_with_the_reasons_that_add_up(opened, blended, model):
   histories = [[1, 2, 3], [], [7], [40, 5]]
   answers = Recommender.load(blended).recommend(histories, top_k=5)
@@ -147,15 +159,7 @@ def test_recommendations_are_its_best_items_with_the_reasons_that_add_up(opened,
       assert sum(r.parts.values()) == pytest.approx(r.score, abs=1e-4)
   assert any(r.parts["transitions"] for answer in answers for r in answer)
   assert all(r.parts["identity"] and r.parts["similar text"] for r in answers[0])
-  # the same order as in the evaluation
-  for batch in evaluator(opened, "test").batches():
-    score_QI = np.array(model.score_batch(batch, model.catalogue()))
-    q = int(np.flatnonzero(batch.weight_Q > 0)[0])
-    history = np.asarray(batch.history_QX)[q]
-    history = history[history > 0][::-1].tolist()
-    score_QI[q, [0, *history]] = -np.inf
-    (answer,) = Recommender.load(blended).recommend([history], top_k=3)
-    assert [r.item for r in answer] == np.argsort(-score_QI[q], kind="stable")[:3].tolist()
+  check_order(Recommender.load(blended), model, opened)
 
 
 def test_a_new_item_is_similar_to_what_its_twin_is_similar_to(opened, blended):
@@ -331,14 +335,7 @@ def test_what_is_served_was_ranked_again_also_new_items(reranked, opened):
       assert any(abs(r.parts["reranking"]) > 1e-2 for r in answer) == bool(history)
 
   check(served.recommend(histories, top_k=5))
-  for batch in evaluator(opened, "test").batches():
-    score_QI = np.array(model.score_batch(batch, model.catalogue()))
-    q = int(np.flatnonzero(batch.weight_Q > 0)[0])
-    history = np.asarray(batch.history_QX)[q]
-    history = history[history > 0][::-1].tolist()
-    score_QI[q, [0, *history]] = -np.inf
-    (answer,) = served.recommend([history], top_k=3)
-    assert [r.item for r in answer] == np.argsort(-score_QI[q], kind="stable")[:3].tolist()
+  check_order(served, model, opened)
   text = opened.features(names=["text"])["text"]
   (new,) = served.add_items({"text": text[[9]]})
   answers = served.recommend(histories, top_k=served.num_items - 3)
@@ -364,7 +361,7 @@ def test_without_the_network_nothing_depends_on_it(opened, model, monkeypatch):
     choice = choose_weights(ours, evaluator(opened), config)
     assert choice.weight_2.any() == network and choice.tried == (4 if network else 1)
     ours = BlendModel(model.network, model.evidence, *arrays, choice.weight_2)
-    params, _ = choose_reranker(ours, evaluator(opened), config)
+    params, _ = choose_reranker(ours, choice.value_U, evaluator(opened), config)
     scores = []
     for part in (model.network, other):
       one = BlendModel(part, model.evidence, *arrays, choice.weight_2).with_reranker(params)

@@ -122,8 +122,9 @@ def test_it_is_kept_where_users_gain_that_it_was_not_fitted_on(score_of, monkeyp
   found = examples(2000, 2, score_of)
   monkeypatch.setattr(blend_stage, "collect_examples", lambda *_: found)
   ranked = Ranked(found)
-  params, value = choose_reranker(ranked, ranked, CONFIG)
-  before = blend_stage.selected_values(CONFIG, ranked.model_ranks(ranked)).mean()
+  plain_U = blend_stage.selected_values(CONFIG, ranked.model_ranks(ranked))
+  params, value = choose_reranker(ranked, plain_U, ranked, CONFIG)
+  before = plain_U.mean()
   if score_of is product:
     assert value > before + 0.1
     for x, y in zip(params, fit_reranker(found), strict=True):
@@ -160,7 +161,8 @@ def test_each_half_is_ranked_by_what_was_fitted_on_the_other(others, kept, monke
   monkeypatch.setattr(blend_stage, "fit_reranker", fit)
   monkeypatch.setattr(blend_stage, "collect_examples", lambda *_: found)
   model = Cheat(found)
-  params, value = choose_reranker(model, model, CONFIG)
+  plain_U = blend_stage.selected_values(CONFIG, model.model_ranks(model))
+  params, value = choose_reranker(model, plain_U, model, CONFIG)
   assert sorted(fits[0] + fits[1]) == [*users] and min(map(len, fits)) > 0.4 * len(users)
   gain = {1: 1, 2: 1 / np.log2(3), 3: 0.5}
   assert value == pytest.approx((len(users) * gain[others] + (600 - len(users)) * 0.5) / 600)
@@ -173,7 +175,8 @@ def test_each_half_is_ranked_by_what_was_fitted_on_the_other(others, kept, monke
 def test_too_few_users_to_fit_on_leave_it_out(user_N, monkeypatch):
   found = examples(len(user_N), 0)._replace(user_N=np.int32(user_N))
   monkeypatch.setattr(blend_stage, "collect_examples", lambda *_: found)
-  assert choose_reranker(Ranked(found), Ranked(found), CONFIG) == (None, None)
+  plain_U = np.zeros(len(user_N))
+  assert choose_reranker(Ranked(found), plain_U, Ranked(found), CONFIG) == (None, None)
 
 
 @pytest.fixture
