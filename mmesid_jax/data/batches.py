@@ -135,3 +135,17 @@ def batch_sequences(
       raise ValueError(f"sequence {i} ({len(items)} items) does not fit {layout}")
   if len(packer):
     yield packer.batch()
+
+
+def with_histories(batch: Batch, histories: Sequence[np.ndarray], columns: int) -> Batch:
+  """The batch with the items before each target.
+
+  histories: of each piece that has one target, oldest first, also what a row has no place for.
+  columns: X, at least the items of the longest.
+  """
+  history_QX = np.zeros((len(batch.piece_Q), columns), np.int32)
+  for of_target_X, piece in zip(history_QX, batch.piece_Q, strict=True):
+    if piece >= 0:
+      newest_first = histories[piece][::-1]
+      of_target_X[: len(newest_first)] = newest_first
+  return batch._replace(history_QX=history_QX)

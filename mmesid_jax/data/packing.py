@@ -32,7 +32,7 @@ class Batch(NamedTuple):
   read_Q: np.ndarray  # 0 = end of the prompt, else 1 + flat index into [R, T]
   weight_Q: np.ndarray  # float32, 1 = a target, 0 = unused
   piece_Q: np.ndarray  # row of the piece table that the target came from; -1 = unused
-  history_QX: np.ndarray  # the newest items of the piece before the target, newest first; 0 = none
+  history_QX: np.ndarray  # all items before the target, newest first; [Q, 0] until `with_histories`
 
 
 class _Placed(NamedTuple):
@@ -99,7 +99,6 @@ class Packer:
     target_Q, read_Q = np.zeros((2, self.layout.targets), np.int32)
     weight_Q = np.zeros(self.layout.targets, np.float32)
     piece_Q = np.full(self.layout.targets, -1, np.int32)
-    history_QX = np.zeros((self.layout.targets, self.layout.history), np.int32)
 
     for piece, items, first_target, row, start, segment, first_branch, first_query in self._placed:
       # The trunk: all items but the last, which is a target only.
@@ -126,9 +125,6 @@ class Packer:
       else:
         reads = np.where(histories == 0, 0, 1 + row * T + start + histories - 1)
       queries = slice(first_query, first_query + targets)
-      if X := self.layout.history:
-        place_QX = histories[:, None] - 1 - np.arange(X)
-        history_QX[queries] = np.where(place_QX >= 0, items[np.maximum(place_QX, 0)], 0)
       target_Q[queries] = items[first_target:]
       read_Q[queries], weight_Q[queries], piece_Q[queries] = reads, 1, piece
 
@@ -149,5 +145,5 @@ class Packer:
       read_Q,
       weight_Q,
       piece_Q,
-      history_QX,
+      np.zeros((self.layout.targets, 0), np.int32),
     )

@@ -13,7 +13,6 @@ class Layout:
 
   response: number of response tokens after every target, 0 = none.
   items: maximum number of distinct items, 0 = as many as tokens.
-  history: how many of the items before a target are listed for it, 0 = none.
   """
 
   rows: int
@@ -21,7 +20,6 @@ class Layout:
   targets: int
   response: int = 0
   items: int = 0
-  history: int = 0
 
   def tokens(self, items: int, targets: int) -> int:
     """Tokens of a piece with this number of items and targets; its last item is never an input."""

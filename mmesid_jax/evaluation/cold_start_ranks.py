@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.data.batches import batch_sequences
+from mmesid_jax.data.batches import batch_sequences, with_histories
 from mmesid_jax.data.held_out_items import Cases
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.display import reporter
@@ -58,11 +58,13 @@ def model_ranks(
   ]
   stop = np.array([len(x) for x in sequences])
   pieces = Pieces(np.arange(len(cases)), np.zeros_like(stop), stop, stop - 1)
+  columns = max(map(len, cases.history), default=1)
   graph, state = nnx.split(model)
   catalogue = model_catalogue(graph, state)
   ranks = {name: np.zeros(len(cases), np.int32) for name in CANDIDATES}
   with reporter.progress(label="cold items", total=len(cases), unit="targets") as bar:
     for batch in batch_sequences(sequences, with_rows_for(layout, pieces), (stop - 1).tolist()):
+      batch = with_histories(batch, cases.history, columns)
       used_Q, had_QX = batch.weight_Q > 0, cases.had_QX[np.maximum(batch.piece_Q, 0)]
       of_batch = _model_ranks(graph, state, catalogue, batch, batch.target_Q, had_QX, warm)
       for name, rank_Q in zip(CANDIDATES, jax.device_get(of_batch), strict=True):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmesid_jax.data.batches import batch_pieces
+from mmesid_jax.data.batches import batch_pieces, with_histories
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.data.history_pieces import evaluation_pieces
 from mmesid_jax.data.packing import Batch
@@ -56,31 +56,23 @@ def model_catalogue(graph: nnx.GraphDef, state: nnx.State) -> Any:
   return nnx.merge(graph, state).catalogue()
 
 
-def _rank(score_QI, target_Q, history_QH, length: int, num_items: int | None = None):
+def _rank(score_QI: jax.Array, batch: Batch, length: int, num_items: int | None = None):
   """Ranks [Q] of both protocols, and lists [Q, A] of both, () for length 0."""
-  ranks = target_ranks(score_QI, target_Q, history_QH, num_items)
-  lists = top_items(score_QI, history_QH, length, num_items) if length else ()
+  ranks = target_ranks(score_QI, batch.target_Q, batch.history_QX, num_items)
+  lists = top_items(score_QI, batch.history_QX, length, num_items) if length else ()
   # every process reads all of them
   return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), (ranks, lists))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _model_ranks(
-  graph: nnx.GraphDef,
-  state: nnx.State,
-  catalogue: Any,
-  batch: Batch,
-  history_QH: jax.Array,
-  length: int,
-):
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _model_ranks(graph: nnx.GraphDef, state: nnx.State, catalogue: Any, batch: Batch, length: int):
   model = nnx.merge(graph, state)
-  score_QI = model.score_batch(batch, catalogue)
-  return _rank(score_QI, batch.target_Q, history_QH, length, model.num_items)
+  return _rank(model.score_batch(batch, catalogue), batch, length, model.num_items)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _score_ranks(score_QI: jax.Array, target_Q: jax.Array, history_QH: jax.Array, num_items: int):
-  return _rank(score_QI, target_Q, history_QH, 0, num_items)[0]
+@functools.partial(jax.jit, static_argnums=2)
+def _score_ranks(score_QI: jax.Array, batch: Batch, num_items: int):
+  return _rank(score_QI, batch, 0, num_items)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -89,32 +81,24 @@ def _hidden(graph: nnx.GraphDef, state: nnx.State, batch: Batch):
 
 
 @jax.jit
-def _product_ranks(h_QD: jax.Array, item_ID: jax.Array, target_Q: jax.Array, history_QH: jax.Array):
-  return _rank(h_QD @ item_ID.T, target_Q, history_QH, 0)
+def _product_ranks(h_QD: jax.Array, item_ID: jax.Array, batch: Batch):
+  return _rank(h_QD @ item_ID.T, batch, 0)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _fixed_ranks(score_I: jax.Array, target_Q: jax.Array, history_QH: jax.Array, length: int):
-  score_QI = jnp.broadcast_to(score_I, (len(target_Q), len(score_I)))
-  return _rank(score_QI, target_Q, history_QH, length)
-
-
-def _with_narrow_histories(batch: Batch, order_U: np.ndarray) -> Batch:
-  """The batch with its pieces numbered as before they were put in order, and with no more columns
-  of histories than they need, up to the next power of two, so that few shapes are compiled."""
-  piece_Q = np.where(batch.piece_Q < 0, -1, order_U[batch.piece_Q]).astype(np.int32)
-  used = int((batch.history_QX > 0).sum(1).max(initial=0))
-  history_QX = batch.history_QX[:, : 1 << max(used - 1, 0).bit_length()]
-  return batch._replace(piece_Q=piece_Q, history_QX=history_QX)
+@functools.partial(jax.jit, static_argnums=2)
+def _fixed_ranks(score_I: jax.Array, batch: Batch, length: int):
+  score_QI = jnp.broadcast_to(score_I, (len(batch.target_Q), len(score_I)))
+  return _rank(score_QI, batch, length)
 
 
 class Evaluator:
   """The batches of a split, "valid" or "test", made once; any number of models can be evaluated.
 
   Of the layout, only the length of a row and the targets of a batch count: there are as many rows
-  as these users need. A history longer than a row is cut to its newest items; the mask always holds
-  the whole history. most_users: takes only this number of users, evenly spread; 0 = all. narrow:
-  whether batches that list histories have no more columns than they need; each width compiles.
+  as these users need. Rows hold the newest items of a history that is longer than a row; the
+  batches' history_QX, by which items are masked, holds whole histories. most_users: takes only this
+  number of users, evenly spread; 0 = all. narrow: puts users with histories of about the same
+  length into a batch, whose history_QX has few more columns than they need; each width compiles.
   """
 
   def __init__(
@@ -124,22 +108,28 @@ class Evaluator:
     split: str,
     *,
     most_users: int = 0,
-    narrow: bool = True,
+    narrow: bool = False,
   ):
     self.num_items = dataset.num_items
     self.pieces = evaluation_pieces(dataset, layout, split, most_users)
     layout = with_rows_for(layout, self.pieces, shard_count("batch"))
-    lengths = self.pieces.stop - 1
-    # Batches that list histories hold users with histories of about the same length.
-    narrow = narrow and layout.history > 0
-    order_U = np.argsort(lengths, kind="stable") if narrow else np.arange(len(self.pieces))
+    length_U = self.pieces.stop - 1
+    order_U = np.argsort(length_U, kind="stable") if narrow else np.arange(len(self.pieces))
     ordered = Pieces(*(column[order_U] for column in self.pieces))
-    self._batches = [*batch_pieces(dataset, ordered, layout)]
-    if narrow:
-      self._batches = [_with_narrow_histories(batch, order_U) for batch in self._batches]
-    self._history_UH = np.zeros((len(self.pieces), int(lengths.max(initial=1))), np.int32)
-    for row, (user, length) in enumerate(zip(self.pieces.user, lengths, strict=True)):
-      self._history_UH[row, :length] = dataset.sequence(user)[:length]
+    histories = [
+      dataset.sequence(user)[:length]
+      for user, length in zip(self.pieces.user, length_U, strict=True)
+    ]
+
+    def finish(batch: Batch) -> Batch:
+      """Numbers the pieces as before they were put in order, and adds the histories."""
+      user_Q = order_U[batch.piece_Q]
+      longest = int(length_U[user_Q if narrow else slice(None)].max(initial=1))
+      columns = 1 << (longest - 1).bit_length()
+      piece_Q = np.where(batch.piece_Q < 0, -1, user_Q).astype(np.int32)
+      return with_histories(batch._replace(piece_Q=piece_Q), histories, columns)
+
+    self._batches = [*map(finish, batch_pieces(dataset, ordered, layout))]
 
   def __len__(self) -> int:
     return len(self.pieces)
@@ -153,16 +143,12 @@ class Evaluator:
     place_model(model)
     graph, state = nnx.split(model)  # once: taking a model apart costs more than a small batch
     catalogue, length = model_catalogue(graph, state), min(length, self.num_items)
-    return self._ranking(
-      lambda batch, history_QH: _model_ranks(graph, state, catalogue, batch, history_QH, length)
-    )
+    return self._ranking(lambda batch: _model_ranks(graph, state, catalogue, batch, length))
 
   def fixed_ranking(self, score_I: np.ndarray, length: int = 0) -> Ranking:
     """The same for one score an item, equal for all users (popularity)."""
     score_I, length = jnp.asarray(score_I), min(length, self.num_items)
-    return self._ranking(
-      lambda batch, history_QH: _fixed_ranks(score_I, batch.target_Q, history_QH, length)
-    )
+    return self._ranking(lambda batch: _fixed_ranks(score_I, batch, length))
 
   def model_ranks(self, model: RankingModel) -> dict[str, np.ndarray]:
     """protocol -> int32 [U], users in the data set's order."""
@@ -183,10 +169,9 @@ class Evaluator:
     for batch in self._batches:
       used_Q = batch.weight_Q > 0
       user_Q = batch.piece_Q[used_Q]
-      history_QH = self._history_UH[np.maximum(batch.piece_Q, 0)]
       placed = device_put_batch(batch)
       for of_model, score_QI in zip(rank_U, score(placed), strict=True):
-        ranks = _score_ranks(score_QI, placed.target_Q, history_QH, self.num_items)
+        ranks = _score_ranks(score_QI, placed, self.num_items)
         for protocol, rank_Q in zip(PROTOCOLS, jax.device_get(ranks), strict=True):
           of_model[protocol][user_Q] = rank_Q[used_Q]
     return rank_U
@@ -212,9 +197,8 @@ class Evaluator:
     h_UX = np.concatenate([h_UD for h_UD, _ in parts], axis=1)
     item_IX = jnp.asarray(np.concatenate([item_ID for _, item_ID in parts], axis=1))
 
-    def rank(batch: Batch, history_QH: np.ndarray):
-      h_QX = h_UX[np.maximum(np.asarray(batch.piece_Q), 0)]
-      return _product_ranks(h_QX, item_IX, batch.target_Q, history_QH)
+    def rank(batch: Batch):
+      return _product_ranks(h_UX[np.maximum(np.asarray(batch.piece_Q), 0)], item_IX, batch)
 
     return self._ranking(rank).rank_U
 
@@ -228,14 +212,13 @@ class Evaluator:
       for name, value in summarize_ranks(rank_U[protocol], cutoffs).items()
     }
 
-  def _ranking(self, rank: Callable[[Batch, np.ndarray], tuple]) -> Ranking:
-    """rank: (batch, history_QH) -> ranks [Q] and lists [Q, A] of the protocols."""
+  def _ranking(self, rank: Callable[[Batch], tuple]) -> Ranking:
+    """rank: a batch -> ranks [Q] and lists [Q, A] of the protocols."""
     rank_U = {protocol: np.zeros(len(self.pieces), np.int32) for protocol in PROTOCOLS}
     best_places: dict[str, np.ndarray] = {}
     for batch in self._batches:
       used_Q = batch.weight_Q > 0
-      history_QH = self._history_UH[np.maximum(batch.piece_Q, 0)]
-      ranks, lists = jax.device_get(rank(device_put_batch(batch), history_QH))
+      ranks, lists = jax.device_get(rank(device_put_batch(batch)))
       for protocol, rank_Q in zip(PROTOCOLS, ranks, strict=True):
         rank_U[protocol][batch.piece_Q[used_Q]] = rank_Q[used_Q]
       for protocol, item_QA in zip(PROTOCOLS, lists, strict=False):  # nothing without lists

@@ -118,7 +118,7 @@ class BlendModel(nnx.Module):
     return score_QI, network_QI, transition_QI
 
   def score_states(self, o_QD: jax.Array, batch: Batch, catalogue: jax.Array) -> jax.Array:
-    """Scores [Q, I] of all items from hidden(batch); the batch's layout has histories.
+    """Scores [Q, I] of all items from hidden(batch); the batch has histories.
 
     The scores of candidates that are ranked again change by 0 on average, and they stay above all
     other items: those of the others are lowered where this needs it. Without a history the network
@@ -137,7 +137,7 @@ class BlendModel(nnx.Module):
     return constrain(reranked_QI, "targets", "items")
 
   def score_batch(self, batch: Batch, catalogue: jax.Array) -> jax.Array:
-    """Scores [Q, I] of all items for the batch's targets; its layout has histories."""
+    """Scores [Q, I] of all items for the batch's targets; the batch has histories."""
     return self.score_states(self.hidden(batch), batch, catalogue)
 
   def candidates(self, batch: Batch, catalogue: jax.Array) -> Candidates:

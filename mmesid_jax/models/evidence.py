@@ -6,6 +6,7 @@ score(i) = sum_j w_j log(1 + count[h_j, i] / tau) + lambda log p(i) + mu trend(i
 and v_j fall by a factor with every step back and sum to 1 (a part of w is spread evenly), n(i) is
 how often i is in the history, z_m are whitened vectors of modality m, p(i) is the share of item i
 in the training parts, and trend(i) the logarithm of how much larger its share is near their ends.
+The sums over j end at the NEWEST items; n(i) counts the whole history.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.models.catalogue_scores import Scorer
 from mmesid_jax.parallel.sharding import constrain, gather_columns, lookup_rows
 from mmesid_jax.parallel.variables import Frozen
+
+NEWEST = 50  # past items that transitions and content look at
 
 
 class CountSettings(NamedTuple):
@@ -136,7 +139,7 @@ class EvidenceModel(nnx.Module):
   def transitions(self, history_QX: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The first term: items int32 [Q, E] that follow those of the histories, and what each adds,
     float32 [Q, E]. An item may come up several times."""
-    by_count = CountSettings(*self.counts[...])
+    by_count, history_QX = CountSettings(*self.counts[...]), history_QX[:, :NEWEST]
     weight_QX = recency_weights(history_QX, by_count.recency, by_count.tail)
     count_QXK = lookup_rows(self.count_IK[...], history_QX)
     strength_QXK = jnp.log1p(count_QXK / by_count.tau) * weight_QX[..., None]
@@ -151,7 +154,7 @@ class EvidenceModel(nnx.Module):
 
   def _products(self, history_QX: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Name -> query [Q, V] and table [I, V], for the terms that every item has."""
-    by_count = CountSettings(*self.counts[...])
+    by_count, history_QX = CountSettings(*self.counts[...]), history_QX[:, :NEWEST]
 
     def of_item(weight, x_I):
       return jnp.full((len(history_QX), 1), weight), x_I[:, None]
@@ -202,8 +205,9 @@ class EvidenceModel(nnx.Module):
     return jnp.stack([parts[name] for name in self.sources], axis=-1)
 
   def closest(self, history_QX: jax.Array, item_QA: jax.Array) -> jax.Array:
-    """The largest cosine of an item's content and that of any past item, [Q, A, M], a column for
-    each modality; -1 without a history."""
+    """The largest cosine of an item's content and that of the NEWEST items of a history,
+    [Q, A, M], a column for each modality; -1 without a history."""
+    history_QX = history_QX[:, :NEWEST]
 
     def largest(unit_IW: jax.Array) -> jax.Array:
       past_QXW, item_QAW = lookup_rows(unit_IW, history_QX), lookup_rows(unit_IW, item_QA)
@@ -218,5 +222,5 @@ class EvidenceModel(nnx.Module):
     """Nothing is computed ahead."""
 
   def score_batch(self, batch: Batch, catalogue: None = None) -> jax.Array:
-    """Scores [Q, I] of all items for the batch's targets; its layout has histories."""
+    """Scores [Q, I] of all items for the batch's targets; the batch has histories."""
     return self.scores(batch.history_QX)

@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import read_config
-from mmesid_jax.data.batches import batch_sequences
+from mmesid_jax.data.batches import batch_sequences, with_histories
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
@@ -63,7 +63,7 @@ class Shape:
   """The static shape of a batch of histories. Each shape compiles once."""
 
   layout: Layout
-  history: int  # items of the longest history, which are left out of its answer
+  history: int  # items of the longest history, at least
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "top_k", "repeat", "reasons"))
@@ -72,7 +72,6 @@ def _top_items(
   state: nnx.State,
   item_ID: jax.Array,
   batch: Batch,
-  history_QX: jax.Array,
   offered_2: jax.Array,  # first item that may be recommended, and the one after the last
   *,
   top_k: int,
@@ -86,7 +85,7 @@ def _top_items(
   offered_I = (item_I >= first) & (item_I < stop)
   score_QI = jnp.where(offered_I, score_QI, -jnp.inf)
   if not repeat:
-    score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], history_QX].set(-jnp.inf)
+    score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], batch.history_QX].set(-jnp.inf)
   score_QA, item_QA = sharding.top_k(score_QI, top_k)
   if not reasons:
     return TopItems(item_QA, score_QA)
@@ -266,9 +265,7 @@ class Recommender:
     first = [len(a) for a in newest]
     for batch in batch_sequences(sequences, shape.layout, first):
       place_Q = batch.piece_Q[batch.weight_Q > 0]  # places in use are the first
-      history_QX = np.zeros((len(batch.weight_Q), shape.history), np.int32)
-      for q, n in enumerate(place_Q):
-        history_QX[q, : len(arrays[n])] = arrays[n]
+      batch = with_histories(batch, arrays, shape.history)
       yield (
         place_Q,
         _top_items(
@@ -276,7 +273,6 @@ class Recommender:
           self._state,
           self._item_ID,
           sharding.device_put_batch(batch),
-          history_QX,
           np.array([self.offered.start, self.offered.stop], np.int32),
           **options,
         ),

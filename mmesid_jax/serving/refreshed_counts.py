@@ -19,9 +19,9 @@ from mmesid_jax.data.transitions import count_transitions
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
+from mmesid_jax.models.evidence import NEWEST
 from mmesid_jax.stages.blend_stage import BLEND, amounts_and_shares, blend_file
 from mmesid_jax.stages.evidence_stages import (
-  HISTORY,
   SEARCH_USERS,
   item_shares,
   item_trends,
@@ -126,9 +126,9 @@ class _Histories:
 
   def batches(self) -> Iterator[_Batch]:
     for start in range(0, len(self._users), self._size):
-      history_QX = np.zeros((self._size, HISTORY), np.int32)
+      history_QX = np.zeros((self._size, NEWEST), np.int32)
       users = self._users[start : start + self._size]
       for q, user in enumerate(users):
-        newest = self._dataset.sequence(user)[::-1][:HISTORY]
+        newest = self._dataset.sequence(user)[::-1][:NEWEST]
         history_QX[q, : len(newest)] = newest
       yield _Batch(history_QX, np.arange(self._size) < len(users))

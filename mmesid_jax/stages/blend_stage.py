@@ -5,7 +5,6 @@ Writes blend.safetensors: the tables of the evidence, the weights of the network
 network itself is that of the recommender stage.
 """
 
-import dataclasses
 import functools
 import itertools
 import pathlib
@@ -28,14 +27,13 @@ from mmesid_jax.evaluation.evaluator import Evaluator, model_catalogue
 from mmesid_jax.files import artifact
 from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.models.blend import CANDIDATES, NETWORK_FEATURES, BlendModel, network_weight
-from mmesid_jax.models.evidence import EvidenceModel
+from mmesid_jax.models.evidence import NEWEST, EvidenceModel
 from mmesid_jax.models.layers.reranker import RerankerParams
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.stages.evidence_stages import (
   CONTENT,
   COUNTS,
-  HISTORY,
   SEARCH_USERS,
   make_model,
   search_evaluator,
@@ -76,7 +74,6 @@ class BlendStage(Stage):
   config_keys = ("evaluation.select",)
   model_name = "MME-SID + evidence"
   is_random = False  # beyond what its upstream is
-  narrow_histories = False  # a network is compiled again for every width
 
   def evidence(self, config: ConfigDict) -> Stage:
     """The stage whose evidence is added: with content where there is any."""
@@ -86,11 +83,11 @@ class BlendStage(Stage):
     return (self.evidence(config), RECOMMENDER)
 
   def further_inputs(self, config: ConfigDict) -> dict[str, str]:
-    numbers = NETWORK_WEIGHTS, QUANTILES, SURE, SEARCH_USERS, HISTORY, CANDIDATES, RERANKER_NUMBERS
+    numbers = NETWORK_WEIGHTS, QUANTILES, SURE, SEARCH_USERS, NEWEST, CANDIDATES, RERANKER_NUMBERS
     return {"search": json_sha256(numbers)}
 
   def layout(self, config: ConfigDict) -> Layout:
-    return dataclasses.replace(RECOMMENDER.layout(config), history=HISTORY)
+    return RECOMMENDER.layout(config)
 
   def choice(self, workdir: Workdir) -> dict[str, Any]:
     tensors, _ = self.read(workdir.path)

@@ -16,7 +16,7 @@ import numpy as np
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.transitions import Transitions
 from mmesid_jax.evaluation.evaluator import Evaluator
-from mmesid_jax.models.evidence import content_queries, recency_weights
+from mmesid_jax.models.evidence import NEWEST, content_queries, recency_weights
 from mmesid_jax.parallel.mesh import is_partitioned
 from mmesid_jax.parallel.sharding import device_put_sharded
 
@@ -75,13 +75,15 @@ class SettingsRanks:
   def _scores(self, batch: Batch, several: Sequence[Settings]) -> Iterator[jax.Array]:
     """Scores [Q, I] under each of the settings; of every term the last one is kept."""
 
+    newest_QX = batch.history_QX[:, :NEWEST]
+
     @functools.lru_cache(maxsize=1)
     def counted(window: int, decay: float, numbers: tuple) -> jax.Array:
-      return counted_scores(batch.history_QX, self._table(window, decay), *numbers)
+      return counted_scores(newest_QX, self._table(window, decay), *numbers)
 
     @functools.lru_cache(maxsize=len(self._modalities))
     def cosine(modality: str, width: int, recency: float) -> jax.Array:
-      return _content_scores(batch.history_QX, self._directions(modality, width), recency)
+      return _content_scores(newest_QX, self._directions(modality, width), recency)
 
     for s in several:
       numbers = s["recency"], s["tail"], s["tau"]

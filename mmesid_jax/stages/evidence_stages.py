@@ -25,6 +25,7 @@ from mmesid_jax.evaluation.metrics import UNMASKED, user_values
 from mmesid_jax.files import artifact
 from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.models.evidence import (
+  NEWEST,
   ContentSettings,
   CountSettings,
   EvidenceModel,
@@ -35,8 +36,7 @@ from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir
 
-HISTORY = 50  # newest items that are evidence
-ROW_LENGTH = 128  # of the evaluation; at least HISTORY
+ROW_LENGTH = 1  # of the evaluation, which reads histories instead of rows
 # Of each modality; the search starts at the first of each.
 WIDTHS = (256, 128)  # whitened components
 RECENCIES = (0.6, 0.8, 0.9)
@@ -103,6 +103,7 @@ class CountsStage(Stage):
   model_name = "counts"
   reads_features = False
   is_random = False
+  narrow_histories = True
 
   # The search starts at the first of each, a good choice on Amazon Beauty.
   OPTIONS: ClassVar[Mapping[str, Sequence]] = {
@@ -122,11 +123,11 @@ class CountsStage(Stage):
 
   def further_inputs(self, config: ConfigDict) -> dict[str, str]:
     options = self.OPTIONS, WIDTHS, RECENCIES, WEIGHTS
-    numbers = PASSES, SEARCH_USERS, HISTORY, TREND_DECAY, TREND_PRIOR, SHORTEST
+    numbers = PASSES, SEARCH_USERS, NEWEST, TREND_DECAY, TREND_PRIOR, SHORTEST
     return {"search": json_sha256([options, numbers])}
 
   def layout(self, config: ConfigDict) -> Layout:
-    return Layout(1, ROW_LENGTH, config.evaluation.targets, history=HISTORY)
+    return Layout(1, ROW_LENGTH, config.evaluation.targets)
 
   def choice(self, workdir: Workdir) -> dict[str, Any]:
     return {"settings": self.read(workdir.path)[1]["settings"]}

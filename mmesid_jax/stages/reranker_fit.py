@@ -28,7 +28,7 @@ BATCH = 256
 LEARNING_RATE = 0.01
 WEIGHT_DECAY = 1e-3
 FEWEST = 200  # users to fit on, half of them in each half
-VERSION = 1  # raised when the features of candidates or the fit change
+VERSION = 2  # raised when the features of candidates or the fit change
 RERANKER_NUMBERS = VERSION, HIDDEN, MEMBERS, EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, FEWEST
 
 

@@ -37,7 +37,7 @@ class Stage:
   reads_features: ClassVar[bool] = True  # whether its artifact depends on the feature tables
   is_random: ClassVar[bool] = True  # whether its artifact depends on the seed
   folders: ClassVar[tuple[str, ...]] = ()  # what it writes beside its artifact
-  narrow_histories: ClassVar[bool] = True  # as in Evaluator
+  narrow_histories: ClassVar[bool] = False  # as in Evaluator
 
   def upstream(self, config: ConfigDict) -> tuple["Stage", ...]:
     """The stages whose artifacts this one reads under `config`."""

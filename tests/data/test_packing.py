@@ -200,21 +200,6 @@ def test_a_packed_target_sees_its_own_history_and_nothing_else(lengths, layout):
   assert seen_by_target == expected
 
 
-@given(lengths, layouts, st.integers(1, 7))
-def test_a_target_lists_the_newest_items_of_its_history(lengths, layout, history):
-  data = dataset(lengths)
-  pieces, _ = training_pieces(data, layout)
-  for batch in batch_pieces(data, pieces, dataclasses.replace(layout, history=history)):
-    assert batch.history_QX.shape == (layout.targets, history)
-    for q, piece in enumerate(batch.piece_Q):
-      start, target = (pieces.start[piece], batch.target_Q[q]) if piece >= 0 else (0, 0)
-      # items are numbered one after another, so those before the target are the numbers before
-      first = data.offsets[pieces.user[piece]] + start + 1
-      before = range(target - 1, target - history - 1, -1)
-      expected = [item if item >= first else 0 for item in before]
-      assert batch.history_QX[q].tolist() == (expected if piece >= 0 else [0] * history)
-
-
 @given(lengths, layouts)
 def test_what_is_not_used_is_padding(lengths, layout):
   data = dataset(lengths)

@@ -88,6 +88,24 @@ def test_the_newest_item_of_the_history_is_left_out_too(dataset, split, held_out
     assert (ranks["masked"][u], ranks["unmasked"][u]) == (1, 2)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("row_length", [1, 8, 64])
+def test_batches_hold_the_whole_history_of_every_user(dataset, row_length, narrow):
+  evaluator = Evaluator(dataset, Layout(2, row_length, 4), "valid", narrow=narrow)
+  found = {}
+  for batch in evaluator.batches():
+    history_QX = batch.history_QX
+    longest = (history_QX > 0).sum(1).max()
+    assert history_QX.shape == (4, 1 << int(longest - 1).bit_length() if narrow else 32)
+    for past_X, user, target in zip(history_QX, batch.piece_Q, batch.target_Q, strict=True):
+      if user < 0:
+        assert not past_X.any() and target == 0
+      else:
+        found[int(user)] = [int(target), *past_X[past_X > 0]]
+  expected = {u: dataset.sequence(u)[-2::-1].tolist() for u in range(len(dataset))}
+  assert found == expected
+
+
 def test_a_mesh_gives_the_same_places(dataset):
   x_ID = np.random.default_rng(1).normal(size=(ITEMS + 1, WIDTH)).astype(np.float32)
   expected = walked(dataset, lambda history: np.float64(x_ID) @ x_ID[history[-1]], LENGTH)

@@ -6,9 +6,9 @@ import pytest
 from flax import nnx
 from scipy.special import logsumexp, ndtr
 
-from mmesid_jax.data.batches import batch_sequences
+from mmesid_jax.data.batches import batch_sequences, with_histories
 from mmesid_jax.data.row_layout import Layout
-from mmesid_jax.models import blend
+from mmesid_jax.models import blend, evidence
 from mmesid_jax.models.blend import NETWORK_FEATURES, BlendModel, score_parts
 from mmesid_jax.models.evidence import ContentSettings, CountSettings, EvidenceModel, EvidenceTables
 from mmesid_jax.models.fusion import FrequencyFusion
@@ -19,9 +19,9 @@ from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.mesh import make_mesh
 from mmesid_jax.parallel.placement import place_model
 
-ITEMS, FOLLOWERS, WIDTH, HIDDEN, HISTORY = 30, 4, 5, 3, 6
+ITEMS, FOLLOWERS, WIDTH, HIDDEN, NEWEST = 30, 4, 5, 3, 6
 HISTORIES = [[3], [5, 1, 5, 2], [9, 8, 7, 6, 5, 4, 3, 2, 1], [], [30, 30]]  # oldest first
-LAYOUT = Layout(rows=8, row_length=16, targets=8, history=HISTORY)
+LAYOUT = Layout(rows=8, row_length=16, targets=8)
 COUNTS = CountSettings(recency=0.6, tail=0.25, tau=0.7, popularity=-0.3, trend=0.4, repeats=-0.8)
 CONTENTS = {"text": ContentSettings(0.8, 1.5), "image": ContentSettings(0.5, 0.7)}
 AMOUNTS, SHARES, WEIGHTS = np.float32([0.1, 0.6, 1.4]), np.float32([0, 0.4, 1]), (0.2, 1.3)
@@ -86,11 +86,19 @@ def candidates(request, monkeypatch) -> int:
   return min(request.param, ITEMS)
 
 
+@pytest.fixture(autouse=True)
+def few_newest(monkeypatch):
+  monkeypatch.setattr(evidence, "NEWEST", NEWEST)
+  jax.clear_caches()  # NEWEST is read when a program is traced
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def batch():
   sequences, lengths = [np.array([*h, 1]) for h in HISTORIES], [*map(len, HISTORIES)]
   (found,) = batch_sequences(sequences, LAYOUT, lengths)
-  return found
+  return with_histories(found, HISTORIES, columns=9)
 
 
 def computed(model, batch, what=lambda model, *arguments: model.score_batch(*arguments)):
@@ -108,14 +116,14 @@ def computed(model, batch, what=lambda model, *arguments: model.score_batch(*arg
 def expected_features(history, network_I, tables, units):
   """The sums [I] and the features [I, F] of all items."""
   follower_IK, count_IK, share_I, trend_I = (np.float64(x) for x in tables)
-  newest, I = history[::-1][:HISTORY], ITEMS + 1  # noqa: E741
+  newest, I = history[::-1][:NEWEST], ITEMS + 1  # noqa: E741
   by_age = [COUNTS.recency**age for age in range(len(newest))]
   transitions_I, repeats_I = np.zeros(I), np.zeros(I)
   for size, item in zip(by_age, newest, strict=True):
     w = (1 - COUNTS.tail) * size / sum(by_age) + COUNTS.tail / len(newest)
     strength_K = w * np.log1p(count_IK[item] / COUNTS.tau)
     np.add.at(transitions_I, follower_IK[item].astype(int), strength_K)
-    repeats_I[item] += COUNTS.repeats
+  np.add.at(repeats_I, history, COUNTS.repeats)
   similar, closest = [], []
   for m, settings in sorted(CONTENTS.items()):
     unit_IW = np.float64(units[m])
@@ -131,7 +139,7 @@ def expected_features(history, network_I, tables, units):
   sum_I = sum_I if newest else network_I  # the network is asked alone
   log_probability_I = network_I - logsumexp(network_I[1:])
   last = np.log(share_I[newest[0] if newest else 0])  # that of padding where there is no item
-  of_user = share, np.log1p(len(newest)), last, log_probability_I[1:].max()
+  of_user = share, np.log1p(len(history)), last, log_probability_I[1:].max()
   ones_I = np.ones(I)
   columns = [*terms, *closest, log_probability_I, *(x * ones_I for x in of_user)]
   return sum_I, np.stack(columns, 1)

@@ -1,12 +1,15 @@
 """Scores by counts and content, against the formula in float64 numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from mmesid_jax.data.batches import with_histories
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.row_layout import Layout
+from mmesid_jax.models import evidence
 from mmesid_jax.models.evidence import (
   ContentSettings,
   CountSettings,
@@ -18,7 +21,15 @@ ITEMS, FOLLOWERS, WIDTH = 9, 3, 4
 HISTORIES = [[3], [5, 1, 5, 2], [9, 8, 7, 6, 5, 4, 3, 2, 1], []]  # oldest first
 COUNTS = CountSettings(recency=0.6, tail=0.25, tau=0.7, popularity=-0.3, trend=0.4, repeats=-0.8)
 CONTENT = ContentSettings(recency=0.8, weight=1.5)
-HISTORY = 6  # newest items that count
+NEWEST = 6
+
+
+@pytest.fixture(autouse=True)
+def few_newest(monkeypatch):
+  monkeypatch.setattr(evidence, "NEWEST", NEWEST)
+  jax.clear_caches()  # NEWEST is read when a program is traced
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture
@@ -44,7 +55,7 @@ def model_of(tables, content: bool = True) -> EvidenceModel:
 def terms(history, tables) -> dict[str, np.ndarray]:
   """The terms of the formula, each float64 [ITEMS + 1], in loops."""
   (follower_IK, count_IK, share_I, trend_I), unit_IW = tables
-  newest = history[::-1][:HISTORY]
+  newest = history[::-1][:NEWEST]
   found = {name: np.zeros(ITEMS + 1) for name in ("transitions", "repeats", "similar text")}
   log_share_I = np.log(share_I.astype(np.float64))
   found["popularity"] = COUNTS.popularity * log_share_I
@@ -54,6 +65,7 @@ def terms(history, tables) -> dict[str, np.ndarray]:
     w = (1 - COUNTS.tail) * size / sum(sizes) + COUNTS.tail / len(newest)
     for follower, count in zip(follower_IK[item], count_IK[item], strict=True):
       found["transitions"][follower] += w * np.log1p(count / COUNTS.tau)
+  for item in history:  # the whole of it
     found["repeats"][item] += COUNTS.repeats
   query = sum(
     (CONTENT.recency**age * unit_IW[item].astype(np.float64) for age, item in enumerate(newest)),
@@ -65,10 +77,10 @@ def terms(history, tables) -> dict[str, np.ndarray]:
 
 
 def batch_of(histories):
-  packer = Packer(Layout(rows=4, row_length=16, targets=8, history=HISTORY))
+  packer = Packer(Layout(rows=4, row_length=16, targets=8))
   for place, history in enumerate(histories):
     assert packer.add(place, np.array([*history, 7]), len(history))
-  return packer.batch()
+  return with_histories(packer.batch(), histories, columns=10)
 
 
 @pytest.mark.parametrize("content", [False, True])
@@ -135,7 +147,7 @@ def test_the_closest_past_item_of_every_modality(tables):
   for place, history in enumerate(HISTORIES):
     for m, (_, unit_IW) in enumerate(sorted(units.items())):
       expected_A = [
-        max((float(unit_IW[item] @ unit_IW[past]) for past in history[-HISTORY:]), default=-1)
+        max((float(unit_IW[item] @ unit_IW[past]) for past in history[-NEWEST:]), default=-1)
         for item in item_QA[place]
       ]
       np.testing.assert_allclose(closest_QAM[place, :, m], expected_A, rtol=1e-5, atol=1e-6)
