@@ -26,6 +26,7 @@ from mmesid_jax.files.provenance import check_own_folder, is_made_from
 from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.parallel.mesh import parse_mesh
 
+REFIT = "refit"  # the folder of the refit, in the workdir
 REFRESHED = "refreshed_counts"  # an artifact of the command refresh
 CHOSEN = "chosen.json"  # makes a workdir a refit: stage -> what the first run chose for it
 OWN_VECTORS = "stage"  # a modality's source: the collaborative stage, not a file
@@ -52,7 +53,7 @@ class Workdir:
 
   def refit(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> "Workdir":
     """The workdir of this one's refit. chosen: stage -> `Stage.choice`."""
-    path, dataset = self.path / "refit", self.dataset.refitted()
+    path, dataset = self.path / REFIT, self.dataset.refitted()
     return dataclasses.replace(self, path=path, dataset=dataset, chosen=chosen or {})
 
   def chosen_for(self, stage: str) -> Mapping[str, Any]:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from commands import benchmark
 
+from mmesid_jax.files.artifact import read_header
+
 MODEL, OTHER = "MME-SID + evidence", "counts + content"
 
 
@@ -71,3 +73,37 @@ def test_a_control_without_the_network_is_a_row_and_is_compared(runs, tmp_path):
   assert results["models"][name]["masked"]["nDCG@5"] == [of_blend[1]] * 2
   mean = results["differences"][f"{MODEL} - {name}"]["masked nDCG@5"][0]
   assert mean == pytest.approx((of_blend[0] - of_blend[1]) / 2, abs=1e-6)
+
+
+def test_refits_are_rows_and_are_compared_with_each_other(runs, tmp_path):
+  file = tmp_path / "results.json"
+  flags = f"--workdirs={runs[0]},{runs[1]}", f"--file={file}", "--refitted"
+  assert "no such file" in run(*flags).stderr and not file.exists()
+  for path in runs:
+    refit = shutil.copytree(path, tmp_path / "copy")
+    evaluation = json.loads((refit / "evaluation.json").read_text())
+    evaluation["dataset"] = "with the validation items"
+    (refit / "evaluation.json").write_text(json.dumps(evaluation))
+    ranks = refit / "ranks" / f"test-{MODEL}.npy"
+    np.save(ranks, np.ones_like(np.load(ranks, allow_pickle=False)))
+    refit.rename(path / "refit")
+  done = run(*flags)
+  assert done.returncode == 0, done.stderr[-2000:]
+  results = json.loads(file.read_text())
+  assert results["models"][f"{MODEL}, refitted"]["masked"]["nDCG@5"] == [1, 1]
+  plain = results["models"][OTHER]["masked"]
+  assert results["models"][f"{OTHER}, refitted"]["masked"] == plain
+  pair = f"{MODEL}, refitted - {OTHER}, refitted"
+  mean = results["differences"][pair]["masked nDCG@5"][0]
+  assert mean == pytest.approx(1 - np.mean(plain["nDCG@5"]), abs=1e-5)
+  assert f"| masked | {MODEL}, refitted | 1.0000 |" in done.stdout
+
+
+def test_the_metric_that_chose_is_kept_of_every_seed(runs, tmp_path):
+  file = tmp_path / "results.json"
+  assert run(f"--workdirs={runs[0]},{runs[1]}", f"--file={file}").returncode == 0
+  header = read_header(runs[0] / "blend.safetensors", "blend")
+  found = json.loads(file.read_text())["validation"]
+  assert [*found] == ["evidence_alone", "summed", "valid"]
+  for name, values in found.items():
+    assert values == pytest.approx([header[name]] * 2, abs=1e-6)

@@ -1,0 +1,37 @@
+"""MovieLens-1M: dense, with long histories and three real modalities, all stages on a laptop.
+
+  python -m mmesid_jax.train --config=configs/ml1m.py --config.data.dir=DIR --workdir=runs/ml1m
+
+`--config=configs/ml1m.py:paper` takes the published choices, `:released_code` those of the
+published code.
+"""
+
+from ml_collections import ConfigDict
+
+from mmesid_jax.config import apply_preset, default_config
+
+
+def get_config(preset: str = "best") -> ConfigDict:
+  config = default_config()
+  config.features.update(collaborative="stage", text="text.npy", visual="visual.npy")
+
+  # SASRec
+  config.collaborative.update(width=128, layers=2, heads=2, dropout=0.2, loss="softmax")
+  config.collaborative.update(rows=8, row_length=256, targets=2048, epochs=30)
+  config.collaborative.optimizer.update(learning_rate=1e-3, warmup_steps=100)
+
+  # semantic IDs
+  config.semantic_ids.quantizer.update(kind="rqvae", levels=4, codes=256, learning="average")
+  config.semantic_ids.update(hidden=(512, 512), reconstruction="mse", alignment="info_nce")
+  config.semantic_ids.update(batch=1024, epochs=60)
+  config.semantic_ids.optimizer.update(learning_rate=2e-4, schedule="constant")
+
+  # recommender: a small Llama, from scratch
+  config.recommender.update(width=128, layers=2, heads=2, kv_heads=2, head_width=64, mlp_width=256)
+  config.recommender.update(dropout=0.2, item_dropout=0.2, whiten=128)
+  config.recommender.update(encoder="tied", codes="codebooks", fusion="sum")
+  config.recommender.update(rows=8, row_length=256, targets=2048, epochs=20)
+  config.recommender.optimizer.update(learning_rate=1e-3, warmup_steps=100)
+
+  apply_preset(config, preset)  # changes some of the choices above, no size
+  return config
