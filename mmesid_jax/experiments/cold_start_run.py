@@ -15,14 +15,17 @@ from mmesid_jax.data.features import read_features
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import cold_start_ranks, ranking
+from mmesid_jax.evaluation.evaluator import RankingModel
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.lock import LOCK, lock_folder
 from mmesid_jax.files.provenance import check_own_folder, check_same_settings
 from mmesid_jax.files.readers import read_json_object
+from mmesid_jax.reports.test_ranks import make_evaluator
 from mmesid_jax.stages import new_item_codes
 from mmesid_jax.stages.blend_stage import BLEND
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
 from mmesid_jax.stages.sequence_task import evaluation_layout
+from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir, feature_dir, open_workdir, plain_data_dir
 
 SPLIT, RESULT = "cold_split.json", "cold_start.json"
@@ -106,14 +109,16 @@ def _evaluate(
   last = max(by_last, key=by_last.get)
   ranks = {f"nearest to last {last}": cold_start_ranks.nearest_ranks(content_IV, cases, last, warm)}
   new_items = {m: x_IV[split.cold] for m, x_IV in features.items()}
+  known = {}
   for stage in (RECOMMENDER, *((BLEND,) if BLEND.name in config.stages else ())):
-    model = new_item_codes.append_new_items(
-      stage.load_model(workdir), workdir.path, config, new_items
-    )
+    before = stage.load_model(workdir)
+    model = new_item_codes.append_new_items(before, workdir.path, config, new_items)
+    known[stage.model_name] = _known_item_metrics(workdir, stage, before, model)
     layout = evaluation_layout(stage.layout(config), config.evaluation.targets)
     ranks[stage.model_name] = cold_start_ranks.model_ranks(model, cases, layout, warm)
   result: dict[str, Any] = {
     "items": {"warm": warm, "cold": len(split.cold)},
+    "known items": known,
     "nearest": {"last": last, f"valid {cold_start_ranks.SELECT} by last": by_last},
     "config": flatten(config),
   }
@@ -126,8 +131,25 @@ def _evaluate(
       targets, items = result[name]["targets"], result[name]["items"]
       reporter.info(f"\ncold items met {name}: {targets:,} targets, {items:,} items")
       reporter.info(ranking.ranking_table(result[name]["models"]))
+  reporter.info(f"\nknown items, test, history masked, beside {len(split.cold)} new ones")
+  reporter.info(ranking.ranking_table(known))
   write_text(workdir.path / RESULT, json.dumps(result, indent=1) + "\n")
   reporter.info(f"with 95 % intervals, over cold items: {workdir.path / RESULT}")
+
+
+def _known_item_metrics(
+  workdir: Workdir, stage: Stage, before: RankingModel, after: RankingModel
+) -> dict[str, dict]:
+  """candidates -> metrics of the test items, which are all known, with the history masked: among
+  known items by the model of the workdir, and by the one with new items among all."""
+  evaluator, c = make_evaluator(workdir, stage, "test"), workdir.config
+  options = {"resamples": c.evaluation.resamples, "seed": c.seed}
+  return {
+    candidates: ranking.summarize_ranks(
+      evaluator.model_ranks(model)["masked"], c.evaluation.cutoffs, **options
+    )
+    for candidates, model in (("known items", before), ("all items", after))
+  }
 
 
 def _summarize(

@@ -14,6 +14,7 @@ from flax import nnx
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.models.catalogue_scores import candidate_mask
 from mmesid_jax.models.evidence import EvidenceModel
+from mmesid_jax.models.extend_catalogue import mask_as_new
 from mmesid_jax.models.layers.reranker import Reranker, RerankerParams
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.sharding import constrain, gather_columns, lookup_rows, top_k
@@ -74,6 +75,11 @@ class BlendModel(nnx.Module):
     old = {name: getattr(self, name) for name in ("network", "evidence", "reranker")}
     arrays = {name: getattr(self, name)[...] for name in ("amount_E", "share_E", "weight_2")}
     return BlendModel(**old | arrays | parts)
+
+  def mask_as_new(self, new_I: jax.Array) -> "BlendModel":
+    """A model that knows the items in new_I, bool [I], by their content alone."""
+    network, evidence = mask_as_new(self.network, new_I), self.evidence.mask_as_new(new_I)
+    return self.replace(network=network, evidence=evidence)
 
   def with_reranker(self, params: RerankerParams) -> "BlendModel":
     """A model with this reranker, which shares the rest."""

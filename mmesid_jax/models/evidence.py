@@ -2,11 +2,13 @@
 people come back to an item, similar content.
 
 score(i) = sum_j w_j log(1 + count[h_j, i] / tau) + lambda log p(i) + mu trend(i) + rho n(i)
-+ sum_m alpha_m cos(sum_j v_j z_m(h_j), z_m(i)), where h_1 is the newest item of the history, w_j
-and v_j fall by a factor with every step back and sum to 1 (a part of w is spread evenly), n(i) is
-how often i is in the history, z_m are whitened vectors of modality m, p(i) is the share of item i
-in the training parts, and trend(i) the logarithm of how much larger its share is near their ends.
-The sums over j end at the NEWEST items; n(i) counts the whole history.
++ nu new(i) + sum_m alpha_m cos(sum_j v_j z_m(h_j), z_m(i)), where h_1 is the newest item of the
+history, w_j and v_j fall by a factor with every step back and sum to 1 (a part of w is spread
+evenly), n(i) is how often i is in the history, z_m are whitened vectors of modality m, p(i) is the
+share of item i in the training parts, and trend(i) the logarithm of how much larger its share is
+near their ends.
+The sums over j end at the NEWEST items; n(i) counts the whole history. new(i) is 1 for an item that
+came after the counts: that nobody bought it says less than of other items, which nu makes up for.
 """
 
 from collections.abc import Mapping
@@ -91,7 +93,9 @@ class EvidenceModel(nnx.Module):
     self.count_IK = Frozen(jnp.asarray(tables.count_IK))
     self.log_share_I = Frozen(jnp.log(jnp.asarray(tables.share_I)))
     self.trend_I = Frozen(jnp.asarray(tables.trend_I))
+    self.is_new_I = Frozen(jnp.zeros(self.num_items + 1))  # 1 = no event of it was counted
     self.counts = Frozen(jnp.asarray(counts, jnp.float32))
+    self.newness = Frozen(jnp.zeros(()))  # nu
     self.unit_IW, self.contents = nnx.Dict(), nnx.Dict()
 
   def with_content(
@@ -105,6 +109,12 @@ class EvidenceModel(nnx.Module):
     # in the order that nnx.merge gives them: that of `sources` is then always the same
     new.unit_IW = nnx.Dict({m: Frozen(jnp.asarray(x)) for m, x in sorted(unit_IW.items())})
     new.contents = nnx.Dict({m: Frozen(jnp.asarray(x, jnp.float32)) for m, x in contents.items()})
+    return new
+
+  def with_newness(self, newness: jax.Array | float) -> "EvidenceModel":
+    """A model with this nu, which shares the rest."""
+    new = nnx.merge(*nnx.split(self))
+    new.newness = Frozen(jnp.asarray(newness, jnp.float32))
     return new
 
   def with_new_items(self, unit_EW: Mapping[str, np.ndarray], E: int) -> "EvidenceModel":
@@ -125,16 +135,31 @@ class EvidenceModel(nnx.Module):
     new.count_IK = append(self.count_IK, jnp.zeros((E, K)))
     new.log_share_I = append(self.log_share_I, jnp.full(E, self.log_share_I[1:].min()))
     new.trend_I = append(self.trend_I, jnp.zeros(E))
+    new.is_new_I = append(self.is_new_I, jnp.ones(E))
     for m, x in self.unit_IW.items():
       rows_EW = unit_EW[m] if m in unit_EW else jnp.zeros((E, x.shape[1]))
       new.unit_IW[m] = append(x, rows_EW)
+    return new
+
+  def mask_as_new(self, new_I: jax.Array) -> "EvidenceModel":
+    """A model that treats the items in new_I, bool [I], as `with_new_items` treats new ones. A
+    history that holds one has its content alone."""
+    new = nnx.merge(*nnx.split(self))
+    # tables may have rows that a mesh needs
+    new_I = jnp.pad(jnp.asarray(new_I), (0, len(self.is_new_I[...]) - len(new_I)))
+    rarest = self.log_share_I[1:].min()
+    forgotten_IK = new_I[self.follower_IK[...]] | new_I[:, None]
+    new.count_IK = Frozen(jnp.where(forgotten_IK, 0, self.count_IK[...]))
+    new.log_share_I = Frozen(jnp.where(new_I, rarest, self.log_share_I[...]))
+    new.trend_I = Frozen(jnp.where(new_I, 0, self.trend_I[...]))
+    new.is_new_I = Frozen(jnp.maximum(self.is_new_I[...], new_I))
     return new
 
   @property
   def sources(self) -> tuple[str, ...]:
     """Names of the terms, as reasons show them."""
     similar = (f"similar {m}" for m in self.unit_IW)
-    return ("transitions", "popularity", "trend", "repeats", *similar)
+    return ("transitions", "popularity", "trend", "repeats", "new", *similar)
 
   def transitions(self, history_QX: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The first term: items int32 [Q, E] that follow those of the histories, and what each adds,
@@ -162,6 +187,7 @@ class EvidenceModel(nnx.Module):
     products = {
       "popularity": of_item(by_count.popularity, self.log_share_I[...]),
       "trend": of_item(by_count.trend, self.trend_I[...]),
+      "new": of_item(self.newness[...], self.is_new_I[...]),
     }
     for m, unit_IW in self.unit_IW.items():
       by_content = ContentSettings(*self.contents[m][...])

@@ -37,7 +37,7 @@ Axes = tuple[str | None, ...]
 VARIABLES: tuple[tuple[str, Axes], ...] = (
   (r"(identity_ID|item_ID|feature_IV\.\w+|code_IL\.\w+|known_IO)", ("items", None)),
   (r"(follower_IK|count_IK|unit_IW\.\w+)", ("items", None)),
-  (r"(frequency_I|log_share_I|trend_I)", ("items",)),
+  (r"(frequency_I|log_share_I|trend_I|is_new_I)", ("items",)),
   (r"items\.(hidden|out)\.weight", ("embed", None)),  # at 8B most of the trained parameters
   (r"backbone\.blocks\.attention\.q\.weight.*", ("layer", "embed", "heads", "head_width")),
   (r"backbone\.blocks\.attention\.[kv]\.weight.*", ("layer", "embed", "kv_heads", "head_width")),

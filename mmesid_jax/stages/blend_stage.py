@@ -41,13 +41,20 @@ from mmesid_jax.stages.evidence_stages import (
   selection_metric,
 )
 from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
-from mmesid_jax.stages.reranker_fit import FEWEST, RERANKER_NUMBERS, collect_examples, fit_reranker
+from mmesid_jax.stages.reranker_fit import (
+  FEWEST,
+  RERANKER_NUMBERS,
+  collect_examples,
+  fit_reranker,
+  with_some_new,
+)
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir
 
 NETWORK_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # to choose from, at both ends
 QUANTILES = 17  # of the amount of evidence
-WEIGHTING = ("amounts", "shares", "weights")  # tensors that a refit takes from the first run
+WEIGHTING = ("amounts", "shares", "weights")  # tensors of a BlendModel's arguments
+NEWNESS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5)  # nu of new items, to choose from
 SURE = 2.0  # standard errors that a gain must exceed to count
 RERANKER = "reranker."  # begins the names of the reranker's tensors
 
@@ -83,15 +90,26 @@ class BlendStage(Stage):
     return (self.evidence(config), RECOMMENDER)
 
   def further_inputs(self, config: ConfigDict) -> dict[str, str]:
-    numbers = NETWORK_WEIGHTS, QUANTILES, SURE, SEARCH_USERS, NEWEST, CANDIDATES, RERANKER_NUMBERS
-    return {"search": json_sha256(numbers)}
+    options = NETWORK_WEIGHTS, NEWNESS
+    numbers = QUANTILES, SURE, SEARCH_USERS, NEWEST, CANDIDATES, RERANKER_NUMBERS
+    return {"search": json_sha256([options, numbers])}
 
   def layout(self, config: ConfigDict) -> Layout:
     return RECOMMENDER.layout(config)
 
   def choice(self, workdir: Workdir) -> dict[str, Any]:
     tensors, _ = self.read(workdir.path)
-    return {n: x.tolist() for n, x in tensors.items() if n in WEIGHTING or n.startswith(RERANKER)}
+    names = (*WEIGHTING, "newness")
+    return {n: x.tolist() for n, x in tensors.items() if n in names or n.startswith(RERANKER)}
+
+  def read(self, path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    found, header = super().read(path)
+    if "newness" not in found:
+      raise UserError(
+        f"{blend_file(path)}: of an earlier version, without a place for new items; train the "
+        f"stage {self.name} again (delete the file first)"
+      )
+    return found, header
 
   def train(self, workdir: Workdir) -> None:
     config = workdir.config
@@ -113,6 +131,10 @@ class BlendStage(Stage):
       f"{choice.evidence_alone:.4f} ({len(evaluator):,} users, {choice.tried} pairs)"
     )
     summed = BlendModel(network, evidence, *shares, choice.weight_2)
+    newness = choose_newness(summed, evaluator, config) if evidence.unit_IW else 0.0
+    summed = summed.replace(evidence=evidence.with_newness(newness))
+    if newness:
+      reporter.info(f"{self.name}: a new item gets {newness:g} for being new")
     params, reranked = choose_reranker(summed, choice.value_U, evaluator, config)
     if reranked is None:
       reporter.info(
@@ -127,6 +149,7 @@ class BlendStage(Stage):
     if config.blend.network and not choice.weight_2.any() and params is None:
       reporter.warn(f"{self.name}: the network adds nothing to counts and content on these data")
     tensors |= {"amounts": shares[0], "shares": shares[1], "weights": choice.weight_2}
+    tensors |= {"newness": np.asarray(newness, np.float32)}
     tensors |= {} if params is None else {RERANKER + n: x for n, x in params._asdict().items()}
     self.write(
       workdir,
@@ -161,7 +184,7 @@ def load_blend(
     )
   tensors, header = BLEND.read(path)
   tensors |= refreshed or {}
-  evidence = make_model(tensors, header["settings"])
+  evidence = make_model(tensors, header["settings"]).with_newness(tensors["newness"])
   network = load_recommender(path, config)
   model = BlendModel(network, evidence, *(tensors[name] for name in WEIGHTING))
   reranker = artifact.strip_prefix(tensors, RERANKER)
@@ -254,6 +277,33 @@ def is_sure(gain_U: np.ndarray) -> bool:
   return bool(gain_U.mean() > SURE * gain_U.std() / len(gain_U) ** 0.5)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(graph: nnx.GraphDef, state: nnx.State, catalogue: jax.Array, batch: Batch):
+  return nnx.merge(graph, state).score_batch(batch, catalogue)
+
+
+def choose_newness(model: BlendModel, evaluator: Evaluator, config: ConfigDict) -> float:
+  """The best of NEWNESS by the metric that selects, where some of the items are treated as new.
+
+  It is never 0: by what it adds, a reranker tells new items from others. model: with nu 0.
+  """
+  model = with_some_new(model)
+  place_model(model)
+  graph, state = nnx.split(model)
+  catalogue = model_catalogue(graph, state)
+
+  def scores(batch: Batch) -> Iterator[jax.Array]:
+    score_QI = _scores(graph, state, catalogue, batch)
+    yield from (score_QI + newness * model.evidence.is_new_I[...] for newness in NEWNESS)
+    bar.update(int(jnp.sum(batch.weight_Q > 0)))
+
+  label = f"{BLEND.name}: new items"
+  with reporter.progress(label=label, total=len(evaluator), unit="users") as bar:
+    ranks = evaluator.shared_ranks(scores, len(NEWNESS))
+  values = [selected_values(config, of_one).mean() for of_one in ranks]
+  return NEWNESS[int(np.argmax(values))]
+
+
 def choose_reranker(
   model: BlendModel, value_U: np.ndarray, evaluator: Evaluator, config: ConfigDict
 ) -> tuple[RerankerParams | None, float | None]:
@@ -267,6 +317,10 @@ def choose_reranker(
   half_N, half_U = examples.user_N % 2, np.arange(len(evaluator)) % 2
   if np.bincount(half_N, minlength=2).min() < FEWEST // 2:
     return None, None
+  if model.evidence.unit_IW:
+    # once more with new items, so that the reranker learns where they belong among known ones
+    examples += collect_examples(with_some_new(model), evaluator)
+    half_N = examples.user_N % 2
   unused = () if config.blend.network else NETWORK_FEATURES
   other_halves = []
   for half in (0, 1):

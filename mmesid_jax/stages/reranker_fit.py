@@ -28,8 +28,11 @@ BATCH = 256
 LEARNING_RATE = 0.01
 WEIGHT_DECAY = 1e-3
 FEWEST = 200  # users to fit on, half of them in each half
+NEW_SHARE = 0.05  # of the items, to learn what to do with new ones
 VERSION = 2  # raised when the features of candidates or the fit change
-RERANKER_NUMBERS = VERSION, HIDDEN, MEMBERS, EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, FEWEST
+RERANKER_NUMBERS = (
+  *(VERSION, HIDDEN, MEMBERS, EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, FEWEST, NEW_SHARE),
+)
 
 
 class Examples(NamedTuple):
@@ -43,6 +46,10 @@ class Examples(NamedTuple):
   def take(self, chosen_N: np.ndarray) -> "Examples":
     """Those where `chosen_N`, bool [N], is True."""
     return Examples(*(x[chosen_N] for x in self))
+
+  def __add__(self, others: "Examples") -> "Examples":
+    """These and the others."""
+    return Examples(*map(np.concatenate, zip(self, others, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -63,6 +70,11 @@ def collect_examples(model: BlendModel, evaluator: Evaluator) -> Examples:
     q, place_N = np.nonzero(item_QK == target_Q[:, None])  # in unused places the target is 0
     parts.append(Examples(user_Q[q], place_N.astype(np.int32), score_QK[q], feature_QKF[q]))
   return Examples(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def with_some_new(model: BlendModel) -> BlendModel:
+  """A model that treats NEW_SHARE of the items as new; always the same ones."""
+  return model.mask_as_new(np.random.default_rng(0).random(model.num_items + 1) < NEW_SHARE)
 
 
 def fit_reranker(examples: Examples, unused: tuple[int, ...] = ()) -> RerankerParams:

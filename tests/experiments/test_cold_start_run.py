@@ -23,7 +23,9 @@ def test_held_out_items_are_ranked_by_a_model_that_never_saw_them(tiny, tmp_path
   path = tmp_path / "run"
   start(tiny(), path)
   out = capsys.readouterr().out
-  assert out.count("MME-SID") == 4 + 2 and len(re.findall(r"^all items +chance ", out, re.M)) == 2
+  assert (
+    out.count("MME-SID") == 4 + 2 + 2 and len(re.findall(r"^all items +chance ", out, re.M)) == 2
+  )
   split = json.loads((path / "cold_split.json").read_text())
   assert len(split["cold"]) == 4 and len(split["warm"]) == 36
   for stage in ("collaborative", "semantic_ids", "recommender"):
@@ -54,6 +56,13 @@ def test_held_out_items_are_ranked_by_a_model_that_never_saw_them(tiny, tmp_path
     for metrics in judged.values():
       for v in metrics.values():
         assert model == "chance" or v["low"] <= v["mean"] <= v["high"]
+
+  known = result["known items"]["MME-SID"]
+  evaluation = json.loads((path / "evaluation.json").read_text())["models"]["MME-SID"]["masked"]
+  for name, metric in known["known items"].items():
+    assert metric["mean"] == pytest.approx(evaluation[name]["mean"], abs=1e-6)
+    assert known["all items"][name]["mean"] <= metric["mean"] + 1e-6  # more candidates
+  assert known["all items"]["nDCG@10"]["mean"] < known["known items"]["nDCG@10"]["mean"]
 
   files = {f: f.stat().st_mtime_ns for f in path.glob("*.safetensors")}
   start(tiny(), path)  # trains nothing, ranks again

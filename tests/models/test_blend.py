@@ -11,6 +11,7 @@ from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.models import blend, evidence
 from mmesid_jax.models.blend import NETWORK_FEATURES, BlendModel, score_parts
 from mmesid_jax.models.evidence import ContentSettings, CountSettings, EvidenceModel, EvidenceTables
+from mmesid_jax.models.extend_catalogue import mask_as_new
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.reranker import RerankerParams
@@ -25,7 +26,8 @@ LAYOUT = Layout(rows=8, row_length=16, targets=8)
 COUNTS = CountSettings(recency=0.6, tail=0.25, tau=0.7, popularity=-0.3, trend=0.4, repeats=-0.8)
 CONTENTS = {"text": ContentSettings(0.8, 1.5), "image": ContentSettings(0.5, 0.7)}
 AMOUNTS, SHARES, WEIGHTS = np.float32([0.1, 0.6, 1.4]), np.float32([0, 0.4, 1]), (0.2, 1.3)
-FEATURES = 4 + 2 * len(CONTENTS) + 5
+FEATURES = 5 + 2 * len(CONTENTS) + 5
+NEWNESS = 0.6
 
 
 def random_array(*shape, seed):
@@ -75,7 +77,7 @@ def params() -> RerankerParams:
 @pytest.fixture(scope="module")
 def plain(tables, units) -> BlendModel:
   """Without a reranker."""
-  evidence = EvidenceModel(tables, COUNTS).with_content(units, CONTENTS)
+  evidence = EvidenceModel(tables, COUNTS).with_content(units, CONTENTS).with_newness(NEWNESS)
   return BlendModel(network(), evidence, AMOUNTS, SHARES, np.float32(WEIGHTS))
 
 
@@ -133,7 +135,7 @@ def expected_features(history, network_I, tables, units):
     similar.append(settings.weight * unit_IW @ query_W / max(np.linalg.norm(query_W), 1e-12))
     closest.append(np.max([unit_IW @ unit_IW[i] for i in newest], 0) if newest else -np.ones(I))
   popular_I, fresh_I = COUNTS.popularity * np.log(share_I), COUNTS.trend * trend_I
-  terms = [transitions_I, popular_I, fresh_I, repeats_I, *similar]
+  terms = [transitions_I, popular_I, fresh_I, repeats_I, np.zeros(I), *similar]
   share = np.interp(transitions_I.sum(), AMOUNTS, SHARES)
   sum_I = sum(terms) + (WEIGHTS[0] + (WEIGHTS[1] - WEIGHTS[0]) * share) * network_I
   sum_I = sum_I if newest else network_I  # the network is asked alone
@@ -173,6 +175,18 @@ def test_candidates_are_the_best_by_the_sum_with_what_every_source_says(plain, b
       np.testing.assert_allclose(
         found.feature_QKF[q, :, f], feature_IF[best_K, f], rtol=1e-4, atol=1e-4, err_msg=f"{q} {f}"
       )
+
+
+def test_candidates_say_which_items_are_new(plain, batch, candidates):
+  new_I = np.arange(ITEMS + 1) % 5 == 2
+  found = computed(plain.mask_as_new(new_I), batch, BlendModel.candidates)
+  used = len(HISTORIES)
+  expected_QK = NEWNESS * new_I[found.item_QK[:used]]
+  np.testing.assert_allclose(found.feature_QKF[:used, :, 4], expected_QK, rtol=1e-6)
+  network_QI = computed(mask_as_new(plain.network, jax.numpy.asarray(new_I)), batch)[:used]
+  log_probability_QI = network_QI - logsumexp(network_QI[:, 1:], axis=1, keepdims=True)
+  expected_QK = np.take_along_axis(log_probability_QI, found.item_QK[:used], 1)
+  np.testing.assert_allclose(found.feature_QKF[:used, :, -5], expected_QK, rtol=1e-4, atol=1e-4)
 
 
 def test_features_of_the_network_are_those_that_depend_on_it(plain, batch, expected):
@@ -237,7 +251,7 @@ def test_parts_add_up_and_what_reranking_adds_is_one_of_them(plain, batch, param
 
   part_QAO = computed(model, batch, parts)
   similar = ("similar image", "similar text")
-  of_evidence = ("transitions", "popularity", "trend", "repeats", *similar)
+  of_evidence = ("transitions", "popularity", "trend", "repeats", "new", *similar)
   assert model.sources == ("identity", "text", *of_evidence, "reranking")
   np.testing.assert_allclose(part_QAO.sum(2), score_QA, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(part_QAO[..., :-1], computed(plain, batch, parts), atol=1e-6)

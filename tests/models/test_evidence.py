@@ -56,7 +56,8 @@ def terms(history, tables) -> dict[str, np.ndarray]:
   """The terms of the formula, each float64 [ITEMS + 1], in loops."""
   (follower_IK, count_IK, share_I, trend_I), unit_IW = tables
   newest = history[::-1][:NEWEST]
-  found = {name: np.zeros(ITEMS + 1) for name in ("transitions", "repeats", "similar text")}
+  names = ("transitions", "repeats", "new", "similar text")
+  found = {name: np.zeros(ITEMS + 1) for name in names}
   log_share_I = np.log(share_I.astype(np.float64))
   found["popularity"] = COUNTS.popularity * log_share_I
   found["trend"] = COUNTS.trend * trend_I.astype(np.float64)
@@ -196,3 +197,32 @@ def test_new_items_are_ranked_by_content_and_change_no_other_score(tables):
     np.testing.assert_allclose(score_QI[place, ITEMS + 1 :], expected_E, rtol=1e-5, atol=1e-5)
   without = np.asarray(model.with_new_items({}, 1).score_batch(batch))[:, -1]
   np.testing.assert_allclose(without, COUNTS.popularity * np.log(share_I[1:].min()), rtol=1e-5)
+
+
+def test_items_treated_as_new_are_scored_as_new_ones_are(tables):
+  """Items 8 and 9 of the whole model, against a model that never had them and gets them added."""
+  (follower_IK, count_IK, share_I, trend_I), unit_IW = tables
+  share_I = share_I.copy()
+  share_I[4] = 0.01  # the rarest is a known one
+  whole = model_of((EvidenceTables(follower_IK, count_IK, share_I, trend_I), unit_IW))
+  whole = whole.with_newness(0.4)
+  masked = whole.mask_as_new(np.arange(ITEMS + 1) >= 8)
+  known_IK = follower_IK[:8] < 8
+  cut = EvidenceTables(
+    np.where(known_IK, follower_IK[:8], 0), count_IK[:8] * known_IK, share_I[:8], trend_I[:8]
+  )
+  added = model_of((cut, unit_IW[:8])).with_newness(0.4).with_new_items({"text": unit_IW[8:]}, 2)
+  batch = batch_of(HISTORIES)  # one of them holds both
+  item_QA = np.tile(np.arange(1, ITEMS + 1), (len(batch.target_Q), 1))
+  for found, expected in zip(
+    (masked.scores(batch.history_QX)[:, 1:], masked.contributions(batch.history_QX, item_QA)),
+    (added.scores(batch.history_QX)[:, 1:], added.contributions(batch.history_QX, item_QA)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(masked.is_new_I[...], [*[0] * 8, 1, 1])
+  np.testing.assert_array_equal(added.is_new_I[...], masked.is_new_I[...])
+  assert not whole.is_new_I[...].any()
+  without = model_of((cut, unit_IW[:8])).with_new_items({"text": unit_IW[8:]}, 2)
+  difference_QI = added.scores(batch.history_QX) - without.scores(batch.history_QX)
+  np.testing.assert_allclose(difference_QI[:, 1:], [[*[0] * 7, 0.4, 0.4]] * 8, atol=1e-6)

@@ -24,6 +24,7 @@ from mmesid_jax.stages import blend_stage
 from mmesid_jax.stages.blend_stage import (
   BLEND,
   best_pair,
+  choose_newness,
   choose_reranker,
   choose_weights,
   load_blend,
@@ -152,10 +153,11 @@ def test_recommendations_are_its_best_items_with_the_reasons_that_add_up(opened,
   histories = [[1, 2, 3], [], [7], [40, 5]]
   answers = Recommender.load(blended).recommend(histories, top_k=5)
   names = ("identity", "collaborative", "text", "transitions", "popularity", "trend", "repeats")
+  names = (*names, "new", "similar text")
   for history, answer in zip(histories, answers, strict=True):
     assert not {r.item for r in answer} & set(history) and len(answer) == 5
     for r in answer:
-      assert (*r.parts,) == (*names, "similar text")
+      assert (*r.parts,) == names and r.parts["new"] == 0
       assert sum(r.parts.values()) == pytest.approx(r.score, abs=1e-4)
   assert any(r.parts["transitions"] for answer in answers for r in answer)
   assert all(r.parts["identity"] and r.parts["similar text"] for r in answers[0])
@@ -170,6 +172,8 @@ def test_a_new_item_is_similar_to_what_its_twin_is_similar_to(opened, blended):
   parts = {r.item: r.parts for r in answer}
   assert parts[new]["similar text"] == pytest.approx(parts[9]["similar text"], abs=1e-5)
   assert parts[new]["transitions"] == 0 and parts[new]["identity"] == 0
+  newness = read_artifact(blended / "blend.safetensors", "blend")[0]["newness"]
+  assert parts[new]["new"] == pytest.approx(float(newness)) and newness > 0
 
 
 @pytest.mark.parametrize("mesh", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (1, 4, 2)])
@@ -228,6 +232,29 @@ def test_the_network_alone_is_served_where_it_is_asked_for(blended, trained):
     Recommender.load(trained, model="blend")
   with pytest.raises(UserError, match="model='counts': expected one of network, blend"):
     Recommender.load(trained, model="counts")
+
+
+def test_a_blend_of_an_earlier_version_is_refused_in_one_line(blended, tmp_path):
+  path = shutil.copytree(blended, tmp_path / "copy")
+  tensors, header = read_artifact(path / "blend.safetensors", "blend")
+  del tensors["newness"]
+  write_artifact(path / "blend.safetensors", tensors, header)
+  with pytest.raises(UserError, match="blend.safetensors: of an earlier version"):
+    Recommender.load(path)
+
+
+def test_the_best_place_for_new_items_is_chosen_with_some_treated_as_new(
+  opened, model, monkeypatch
+):
+  """Targets that are treated as new want the largest, targets that are known the smallest."""
+  monkeypatch.setattr(blend_stage, "NEWNESS", (0.1, 50.0))
+  targets = np.unique(np.concatenate([b.target_Q for b in evaluator(opened).batches()]))
+  are_new = np.isin(np.arange(model.num_items + 1), targets)
+  for new_I, best in ((are_new, 50.0), (~are_new, 0.1)):
+    with_new = model.mask_as_new(new_I)
+    monkeypatch.setattr(blend_stage, "with_some_new", lambda _, with_new=with_new: with_new)
+    plain = model.replace(evidence=model.evidence.with_newness(0))
+    assert choose_newness(plain, evaluator(opened), opened.config) == best
 
 
 def test_counts_of_an_earlier_version_are_refused_in_one_line(opened, blended, tmp_path):
@@ -331,7 +358,7 @@ def test_what_is_served_was_ranked_again_also_new_items(reranked, opened):
   def check(answers):
     for history, answer in zip(histories, answers, strict=True):
       for r in answer:
-        assert [*r.parts][-1] == "reranking" and len(r.parts) == 9
+        assert [*r.parts][-1] == "reranking" and len(r.parts) == 10
         assert sum(r.parts.values()) == pytest.approx(r.score, abs=1e-3)
       assert any(abs(r.parts["reranking"]) > 1e-2 for r in answer) == bool(history)
 
@@ -367,5 +394,6 @@ def test_without_the_network_nothing_depends_on_it(opened, model, monkeypatch):
     for part in (model.network, other):
       one = BlendModel(part, model.evidence, *arrays, choice.weight_2).with_reranker(params)
       scores.append(np.asarray(one.score_batch(batch, one.catalogue())))
-    differ[network] = np.abs(scores[0] - scores[1])[:, 1:].max()
+    used_Q = np.asarray(batch.weight_Q) > 0  # other rows have no history
+    differ[network] = np.abs(scores[0] - scores[1])[used_Q, 1:].max()
   assert differ[True] > 0.1 and differ[False] == 0

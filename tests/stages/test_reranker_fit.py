@@ -1,5 +1,7 @@
 """The reranker's examples by brute force, what a fit learns, and when it is kept."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -9,9 +11,15 @@ from scipy.special import softmax
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.models import blend
 from mmesid_jax.models.layers.reranker import rerank
-from mmesid_jax.stages import blend_stage
+from mmesid_jax.stages import blend_stage, reranker_fit
 from mmesid_jax.stages.blend_stage import BLEND, choose_reranker
-from mmesid_jax.stages.reranker_fit import BATCH, Examples, collect_examples, fit_reranker
+from mmesid_jax.stages.reranker_fit import (
+  BATCH,
+  Examples,
+  collect_examples,
+  fit_reranker,
+  with_some_new,
+)
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import reopen_workdir
 
@@ -96,8 +104,9 @@ def test_the_same_examples_give_the_same_reranker_however_few(N):
 class Ranked:
   """Stands for a model, and for an evaluator that ranks the targets among the candidates."""
 
-  def __init__(self, found: Examples):
+  def __init__(self, found: Examples, content=()):
     self.found = found
+    self.evidence = types.SimpleNamespace(unit_IW=content)
 
   def __len__(self) -> int:
     return len(self.found.user_N)
@@ -209,3 +218,36 @@ def test_examples_are_the_users_whose_target_is_a_candidate(blended, few_candida
         expected = np.log1p(np.count_nonzero(past))
         np.testing.assert_allclose(found.feature_NKF[n, :, -3], expected, rtol=1e-5)
   assert not of_user
+
+
+def test_with_content_it_is_fitted_on_items_treated_as_new_too(monkeypatch):
+  known, new = examples(600, 0), examples(300, 1)
+  new = new._replace(user_N=2 * new.user_N)  # users of the first half
+  monkeypatch.setattr(blend_stage, "collect_examples", lambda model, _: model.found)
+  monkeypatch.setattr(blend_stage, "with_some_new", lambda _: Ranked(new))
+  fits = []
+
+  def fit(chosen: Examples, unused):
+    fits.append(chosen)
+    return fit_reranker(chosen, unused)
+
+  monkeypatch.setattr(blend_stage, "fit_reranker", fit)
+  model = Ranked(known, content=("text",))
+  choose_reranker(model, np.zeros(600), model, CONFIG)
+  assert [len(chosen.user_N) for chosen in fits[:2]] == [300, 600]
+  np.testing.assert_array_equal(fits[1].feature_NKF[300:], new.feature_NKF)
+
+
+def test_a_share_of_the_items_is_treated_as_new(blended, few_candidates, monkeypatch):
+  monkeypatch.setattr(reranker_fit, "NEW_SHARE", 0.4)
+  workdir = reopen_workdir(blended)
+  model, c = BLEND.load_model(workdir), workdir.config
+  layout = evaluation_layout(BLEND.layout(c), c.evaluation.targets)
+  evaluator = Evaluator(workdir.dataset, layout, "valid")
+  newness = float(model.evidence.newness[...])
+  assert np.isclose(newness, blend_stage.NEWNESS).any()
+  place = model.evidence.sources.index("new")
+  new_NK = collect_examples(with_some_new(model), evaluator).feature_NKF[..., place]
+  np.testing.assert_allclose(np.unique(new_NK), [0, newness], rtol=1e-6)
+  assert 0.02 < (new_NK > 0).mean() < 0.7
+  assert not collect_examples(model, evaluator).feature_NKF[..., place].any()
