@@ -16,9 +16,9 @@ def get_config(preset: str = "best") -> ConfigDict:
   config.features.update(collaborative="stage", text="text.npy", visual="visual.npy")
 
   # SASRec
-  config.collaborative.update(width=128, layers=2, heads=2, dropout=0.2, loss="softmax")
-  config.collaborative.update(rows=8, row_length=256, targets=2048, epochs=30)
-  config.collaborative.optimizer.update(learning_rate=1e-3, warmup_steps=100)
+  config.collaborative.update(width=64, layers=2, heads=2, dropout=0.2, loss="softmax")
+  config.collaborative.update(rows=4, row_length=256, targets=1024, epochs=30)
+  config.collaborative.optimizer.update(learning_rate=2e-3, warmup_steps=100)
 
   # semantic IDs
   config.semantic_ids.quantizer.update(kind="rqvae", levels=4, codes=256, learning="average")
@@ -27,11 +27,11 @@ def get_config(preset: str = "best") -> ConfigDict:
   config.semantic_ids.optimizer.update(learning_rate=2e-4, schedule="constant")
 
   # recommender: a small Llama, from scratch
-  config.recommender.update(width=128, layers=2, heads=2, kv_heads=2, head_width=64, mlp_width=256)
+  config.recommender.update(width=64, layers=2, heads=2, kv_heads=2, head_width=32, mlp_width=128)
   config.recommender.update(dropout=0.2, item_dropout=0.2, whiten=128)
   config.recommender.update(encoder="tied", codes="codebooks", fusion="sum")
-  config.recommender.update(rows=8, row_length=256, targets=2048, epochs=20)
-  config.recommender.optimizer.update(learning_rate=1e-3, warmup_steps=100)
+  config.recommender.update(rows=4, row_length=256, targets=1024, epochs=20)
+  config.recommender.optimizer.update(learning_rate=2e-3, warmup_steps=100)
 
   apply_preset(config, preset)  # changes some of the choices above, no size
   return config

@@ -1,5 +1,5 @@
-"""What the options are worth that no other configuration changes: the quickstart's synthetic
-catalogue, each option at another value, three seeds.
+"""Options that no other configuration changes, each at another value: the quickstart's synthetic
+catalogue, three seeds.
 
   python -m mmesid_jax.ablate --config=options --workdir=runs/options --results=results/options
 """
