@@ -280,7 +280,11 @@ def copy_parameters(ours: RecommenderModel, theirs: TorchRecommender) -> None:
     name = entry.key.removeprefix("model.").removesuffix(".weight")
     for i in range(ours.backbone.config.layers):
       module = theirs.backbone.get_submodule(name.format(i))
-      fill(getattr(module, "base_layer", module).weight, weight_of(layer)[...][i], weight=True)
+      fill(
+        getattr(module, "base_layer", module).weight,
+        weight_of(ours.backbone, entry)[...][i],
+        weight=True,
+      )
       if lora := getattr(layer, "lora", None):
         fill(module.lora_A["default"].weight, lora.a[...][i], weight=True)
         fill(module.lora_B["default"].weight, lora.b[...][i], weight=True)

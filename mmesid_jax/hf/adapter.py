@@ -37,7 +37,7 @@ NO_EFFECT = (
 )
 
 # our name of a projection -> Hugging Face's
-PEFT_NAME = {e.path.split(".")[-1]: e.key.split(".")[-2] for e in TABLE if "norm" not in e.path}
+PEFT_NAME = {e.path.split(".")[-1]: e.key.split(".")[-2] for e in TABLE if e.part == "weight"}
 
 
 def describe_adapter(llama: Llama) -> str:
@@ -108,7 +108,7 @@ def check_adapter(llama: Llama, directory: pathlib.Path) -> None:
   file = _open(directory)
   if other := other_prefix(file.keys(), wanted):
     raise UserError(
-      f"{file.path}: holds {other[0]}, expected {other[1]}; train it on LlamaForCausalLM, or "
+      f"{file.path}: holds {other[0]}, expected {other[1]}; train it on AutoModelForCausalLM, or "
       "rename its tensors"
     )
   if different := sorted(wanted.keys() ^ set(file.keys())):

@@ -1,7 +1,8 @@
-"""Converts Llama weights between Hugging Face's layout and ours, by one table for both directions.
+"""Converts weights between Hugging Face's layout and ours, by one table for both directions.
 
 Hugging Face stores a linear layer as [out, in], this project as [layer, in, *out]. Rotation and
-scale of the queries are the same, so weights are only transposed and stacked.
+scale of the queries are the same, so weights are only transposed and stacked. Mistral, Qwen2 and
+Qwen3 have Llama's names, and Qwen's biases and norms of heads in addition.
 """
 
 import dataclasses
@@ -17,9 +18,8 @@ from flax import nnx
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.safetensors_dir import Checkpoint
-from mmesid_jax.models.layers.projection import Projection
 from mmesid_jax.models.layers.weight_quantization import BLOCK, QuantizedWeight, quantize_weight
-from mmesid_jax.models.llama import Llama
+from mmesid_jax.models.llama import Llama, LlamaConfig
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.mesh import FSDP, TENSOR, is_partitioned
 from mmesid_jax.parallel.placement import check_shape_divides
@@ -33,24 +33,38 @@ PREFIX = "model."
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A layer's path in our module, and its key in Hugging Face's file with {} for its number."""
+  """A part of a block: its path in our module, and its key in Hugging Face's file with {} for the
+  layer's number; part: "weight" or "bias" of a projection, "scale" of a norm."""
 
   path: str
   key: str
+  part: str = "weight"
 
 
-TABLE = (
-  Entry("norm_attention", "model.layers.{}.input_layernorm.weight"),
+TABLE = (  # of every architecture
+  Entry("norm_attention", "model.layers.{}.input_layernorm.weight", "scale"),
   Entry("attention.q", "model.layers.{}.self_attn.q_proj.weight"),
   Entry("attention.k", "model.layers.{}.self_attn.k_proj.weight"),
   Entry("attention.v", "model.layers.{}.self_attn.v_proj.weight"),
   Entry("attention.out", "model.layers.{}.self_attn.o_proj.weight"),
-  Entry("norm_mlp", "model.layers.{}.post_attention_layernorm.weight"),
+  Entry("norm_mlp", "model.layers.{}.post_attention_layernorm.weight", "scale"),
   Entry("mlp.gate", "model.layers.{}.mlp.gate_proj.weight"),
   Entry("mlp.up", "model.layers.{}.mlp.up_proj.weight"),
   Entry("mlp.down", "model.layers.{}.mlp.down_proj.weight"),
 )
+BIASES = tuple(
+  Entry(f"attention.{x}", f"model.layers.{{}}.self_attn.{x}_proj.bias", "bias") for x in "qkv"
+)
+HEAD_NORMS = tuple(
+  Entry(f"attention.norm_{x}", f"model.layers.{{}}.self_attn.{x}_norm.weight", "scale")
+  for x in "qk"
+)
 FINAL_NORM = "model.norm.weight"
+
+
+def entries(c: LlamaConfig) -> tuple[Entry, ...]:
+  """All parts of a block of this architecture."""
+  return TABLE + (BIASES if c.qkv_bias else ()) + (HEAD_NORMS if c.head_norms else ())
 
 
 def layer_of(llama: Llama, entry: Entry) -> nnx.Module:
@@ -61,8 +75,9 @@ def layer_of(llama: Llama, entry: Entry) -> nnx.Module:
   return module
 
 
-def weight_of(layer: nnx.Module) -> nnx.Variable | QuantizedWeight:
-  return layer.weight if isinstance(layer, Projection) else layer.scale
+def weight_of(llama: Llama, entry: Entry) -> nnx.Variable | QuantizedWeight:
+  """What an entry names: a weight, bias or scale, with all layers stacked."""
+  return getattr(layer_of(llama, entry), entry.part)
 
 
 def _shape(weight: nnx.Variable | QuantizedWeight) -> tuple[int, ...]:
@@ -73,18 +88,20 @@ def _shape(weight: nnx.Variable | QuantizedWeight) -> tuple[int, ...]:
   return weight.shape
 
 
-def _hf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """One layer's shape in Hugging Face's layout."""
-  return (math.prod(shape[1:]), shape[0]) if len(shape) > 1 else shape
+def _hf_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """One layer's shape in Hugging Face's layout, from ours."""
+  is_matrix = entry.part == "weight"
+  return (math.prod(shape[1:]), shape[0]) if is_matrix else (math.prod(shape),)
 
 
 def expected_tensors(llama: Llama) -> dict[str, tuple[str, tuple[int, ...]]]:
   """Hugging Face's key -> the path in our module that it fills, and the shape that it must have."""
   wanted: dict[str, tuple[str, tuple[int, ...]]] = {FINAL_NORM: ("norm", llama.norm.scale.shape)}
-  for entry in TABLE:
-    shape = _hf_shape(_shape(weight_of(layer_of(llama, entry)))[1:])
+  for entry in entries(llama.config):
+    shape = _hf_shape(entry, _shape(weight_of(llama, entry))[1:])
+    path = entry.path + (".bias" if entry.part == "bias" else "")
     for i in range(llama.config.layers):
-      wanted[entry.key.format(i)] = (f"blocks.{entry.path}[{i}]", shape)
+      wanted[entry.key.format(i)] = (f"blocks.{path}[{i}]", shape)
   return wanted
 
 
@@ -105,7 +122,7 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
     there, expected = other
     raise UserError(
       f"{checkpoint.directory}: holds {there}, expected {expected}: the whole model, whose tensors "
-      f"begin with {PREFIX!r}; save it with LlamaForCausalLM.save_pretrained"
+      f"begin with {PREFIX!r}; save it with AutoModelForCausalLM's save_pretrained"
     )
   if missing := sorted(wanted.keys() - found):
     raise UserError(
@@ -115,7 +132,7 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
   if unknown := sorted(found - wanted.keys() - set(UNUSED)):
     raise UserError(
       f"{checkpoint.directory}: {unknown[0]} fits no parameter ({len(unknown)} tensors do not); "
-      f"config.json asks for {layers} layers without biases"
+      f"config.json asks for {layers} layers {_biases(llama.config)}"
     )
   for key, (path, shape) in wanted.items():
     if checkpoint.shape(key) != shape:
@@ -125,11 +142,15 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
     checkpoint.require_floats(key)
 
 
+def _biases(c: LlamaConfig) -> str:
+  return "with biases of q, k and v only" if c.qkv_bias else "without biases"
+
+
 def other_prefix(found: Collection[str], wanted: Collection[str]) -> tuple[str, str] | None:
   """A tensor that is there and the one that is wanted, where all differ by their prefix alone.
 
   As where a part of a model was saved, or more than it. None if the names have the right prefix, or
-  are not those of a Llama at all.
+  are not those of such a model at all.
   """
   expected = min(key for key in wanted if ".layers." in key)
   if expected in found:
@@ -148,8 +169,9 @@ def load_weights(llama: Llama, checkpoint: Checkpoint) -> None:
   """
   check_keys(llama, checkpoint)
   _place(llama.norm.scale, "norm.scale", lambda *_: checkpoint.read(FINAL_NORM))
-  for entry in reporter.progress(TABLE, f"reading {checkpoint.directory}", unit="weights"):
-    weight = weight_of(layer_of(llama, entry))
+  parts = entries(llama.config)
+  for entry in reporter.progress(parts, f"reading {checkpoint.directory}", unit="weights"):
+    weight = weight_of(llama, entry)
     if isinstance(weight, QuantizedWeight):
       _load_quantized(weight, checkpoint, entry)
     else:
@@ -177,25 +199,25 @@ def _place(variable: nnx.Variable, path: str, read) -> None:
   variable.set_value(jax.make_array_from_single_device_arrays(shape, target, pieces))
 
 
-def _slab(checkpoint: Checkpoint, entry: Entry, i: int, shape, *bounds) -> np.ndarray:
-  """Layer i of the weight, cut to the bounds of [in, *out], transposed to our layout."""
-  if len(bounds) == 1:
-    return checkpoint.read(entry.key.format(i), slice(*bounds[0]))
-  rows, (first, last), *widths = bounds
-  inner = math.prod(shape[3:])  # the size of a head: heads are never divided
-  part = checkpoint.read(entry.key.format(i), slice(first * inner, last * inner), slice(*rows))
-  return part.T.reshape(rows[1] - rows[0], last - first, *(b - a for a, b in widths))
+def _slab(checkpoint: Checkpoint, entry: Entry, i: int, *bounds) -> np.ndarray:
+  """Layer i of the weight, cut to the bounds of [in, *out], transposed to our layout; or of a bias
+  or scale, cut to those of [*out]."""
+  *rows, (first, last) = bounds[: 2 if entry.part == "weight" else 1]
+  widths = bounds[len(rows) + 1 :]  # of a head: heads are never divided
+  inner = math.prod(b - a for a, b in widths)
+  index = (slice(first * inner, last * inner), *(slice(*r) for r in rows))
+  part = checkpoint.read(entry.key.format(i), *index)
+  return part.T.reshape(*(b - a for a, b in bounds))
 
 
 def _load_dense(weight: nnx.Variable, checkpoint: Checkpoint, entry: Entry) -> None:
   def read(layers, *bounds):
     piece = np.empty([b - a for a, b in (layers, *bounds)], weight.dtype)
     for i in range(*layers):
-      piece[i - layers[0]] = _slab(checkpoint, entry, i, weight.shape, *bounds)
+      piece[i - layers[0]] = _slab(checkpoint, entry, i, *bounds)
     return piece
 
-  part = "scale" if "norm" in entry.path else "weight"
-  _place(weight, f"blocks.{entry.path}.{part}", read)
+  _place(weight, f"blocks.{entry.path}.{entry.part}", read)
 
 
 def _load_quantized(weight: QuantizedWeight, checkpoint: Checkpoint, entry: Entry) -> None:
@@ -212,7 +234,7 @@ def _load_quantized(weight: QuantizedWeight, checkpoint: Checkpoint, entry: Entr
       )
     codes, scale = None, []
     for i in range(*layers):
-      slab = _slab(checkpoint, entry, i, shape, rows, *out)
+      slab = _slab(checkpoint, entry, i, rows, *out)
       layer_codes, layer_scale = jax.device_get(quantize_weight(slab, weight.kind))
       if codes is None:
         codes = np.empty((layers[1] - layers[0], *layer_codes.shape), layer_codes.dtype)
@@ -236,17 +258,17 @@ def to_hugging_face(
   without a source.
   """
   for i in range(llama.config.layers):
-    for entry in TABLE:
+    for entry in entries(llama.config):
       layer, key = layer_of(llama, entry), entry.key.format(i)
-      weight = weight_of(layer)
+      weight = weight_of(llama, entry)
       if not isinstance(weight, QuantizedWeight):
         array = np.asarray(jax.device_get(weight[...][i]))
-        array = array.reshape(len(array), -1).T if array.ndim > 1 else array
+        array = array.reshape(len(array), -1).T if entry.part == "weight" else array.reshape(-1)
       elif source is not None:
         array = source.read(key)
       else:
         raise ValueError(f"{entry.path} is kept as {weight.kind}: name the checkpoint it came from")
-      yield key, _merge_lora(array, layer, i)
+      yield key, _merge_lora(array, layer, i) if entry.part == "weight" else array
   yield FINAL_NORM, np.asarray(jax.device_get(llama.norm.scale[...]))
   for key in UNUSED:
     if source is not None and key in source.keys():

@@ -27,11 +27,13 @@ class Work(NamedTuple):
   targets: int
 
 
-def useful_work(batch: Batch, prompt: int) -> Work:
-  """Work of a batch without padding; prompt: number of prompt tokens."""
+def useful_work(batch: Batch, prompt: int, window: int | None = None) -> Work:
+  """Work of a batch without padding; prompt: number of prompt tokens; window: of attention, in
+  positions."""
   tokens = np.count_nonzero(batch.segment_RT)
-  own_branch = (batch.response_RT + 1)[batch.branch_RT > 0].sum()
-  pairs = prompt * (prompt + 1) // 2 + tokens * prompt + batch.horizon_RT.sum() + own_branch
+  # A token sees itself and every position before it, as if its target were alone.
+  keys_E = 1 + np.append(np.arange(prompt), prompt + batch.position_RT[batch.segment_RT > 0])
+  pairs = (keys_E if window is None else np.minimum(keys_E, window)).sum()
   items, targets = np.count_nonzero(batch.item_E), np.count_nonzero(batch.weight_Q)
   return Work(int(tokens), prompt, int(pairs), int(items), int(targets))
 

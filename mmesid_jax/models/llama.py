@@ -1,5 +1,6 @@
 """Llama blocks over shared-prefix rows: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
+Mistral, Qwen2 and Qwen3 are the same blocks with a sliding window, biases, or norms of heads.
 One stream of J = P + R T tokens passes through the layers: the prompt, once per step, then the
 rows, whose tokens all see the prompt. When a mesh divides the rows into G groups, each group has
 its own stream and copy of the prompt, J = P + R/G T. Layers are stacked on axis 0 and scanned.
@@ -19,9 +20,10 @@ from mmesid_jax.models.layers.attention import attention
 from mmesid_jax.models.layers.linear import dropout, split_key
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.layers.projection import PRODUCT, Projection
-from mmesid_jax.models.packed_rows import group_count
+from mmesid_jax.models.layers.weight_quantization import vector_variable
+from mmesid_jax.models.packed_rows import group_count, window_mask
 from mmesid_jax.parallel.sharding import constrain
-from mmesid_jax.parallel.variables import LoRAParam, Pretrained
+from mmesid_jax.parallel.variables import LoRAParam
 
 REMAT_POLICIES = {  # LlamaConfig.remat -> which of a layer's values, besides its input, are kept
   "products": lambda: jax.checkpoint_policies.save_only_these_names(PRODUCT),
@@ -47,6 +49,10 @@ class LlamaConfig:
     D, F, N, K, H: widths and numbers of heads, as in the legend of `mmesid_jax.models`.
     rope_theta: base of the rotation; rope_scaling: Llama 3.1's scaling of it, or None.
     norm_eps: added to the mean square in RMSNorm.
+    qkv_bias: whether q, k and v have a bias, as in Qwen2.
+    head_norms: whether heads of q and k have an RMSNorm before the rotation, as in Qwen3.
+    window: a token sees only keys that are fewer than this many positions before it, as in Mistral;
+      None = all before it.
     dropout: rate on what each half of a layer adds to the stream.
     weights: "trained", or how frozen weights are stored: one of `WEIGHT_KINDS`.
     compute: dtype of activations.
@@ -66,6 +72,9 @@ class LlamaConfig:
   rope_theta: float = 500_000.0
   rope_scaling: RopeScaling | None = None
   norm_eps: float = 1e-5
+  qkv_bias: bool = False
+  head_norms: bool = False
+  window: int | None = None
   dropout: float = 0.0
   weights: str = "trained"
   compute: str = "float32"
@@ -95,13 +104,16 @@ class LlamaConfig:
   @property
   def parameters(self) -> int:
     """Number of weights in all blocks and norms, without embeddings and LoRA."""
-    return self.layers * (self.weights_per_layer + 2 * self.D) + self.D
+    biases = (self.N + 2 * self.K) * self.H if self.qkv_bias else 0
+    norms = 2 * self.D + (2 * self.H if self.head_norms else 0)
+    return self.layers * (self.weights_per_layer + biases + norms) + self.D
 
   def projection(self, name: str, rngs: nnx.Rngs) -> Projection:
     """Builds a block's projection by name, with an adapter if it is among the LoRA targets."""
     d_in, d_out = self.projections[name]
     lora = self.lora if self.lora and name in self.lora.targets else None
-    return Projection(d_in, d_out, weights=self.weights, lora=lora, rngs=rngs)
+    bias = self.qkv_bias and name in ("q", "k", "v")
+    return Projection(d_in, d_out, weights=self.weights, bias=bias, lora=lora, rngs=rngs)
 
 
 def rope_frequencies(c: LlamaConfig) -> np.ndarray:
@@ -136,11 +148,8 @@ class RMSNorm(nnx.Module):
   Source: Zhang and Sennrich 2019.
   """
 
-  def __init__(self, c: LlamaConfig):
-    if c.weights == "trained":
-      self.scale = nnx.Param(jnp.ones(c.D))
-    else:
-      self.scale = Pretrained(jnp.ones(c.D, "float32" if c.weights == "float32" else "bfloat16"))
+  def __init__(self, c: LlamaConfig, width: int):
+    self.scale = vector_variable(jnp.ones(width), c.weights)
     self.eps = c.norm_eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -170,17 +179,21 @@ class Attention(nnx.Module):
     self.k = c.projection("k", rngs)
     self.v = c.projection("v", rngs)
     self.out = c.projection("out", rngs)
+    self.norm_q = RMSNorm(c, c.H) if c.head_norms else None
+    self.norm_k = RMSNorm(c, c.H) if c.head_norms else None
     self.config = c
 
   def __call__(self, x_GJD: jax.Array, position_GJ: jax.Array, mask_RTY: jax.Array, key):
     R, T, Y = mask_RTY.shape
     (G, J, _), P = x_GJD.shape, Y - T
     keys, frequency = split_key(key, 4), rope_frequencies(self.config)
-    q = apply_rope(self.q(x_GJD, keys[0]), position_GJ, frequency)
-    k = apply_rope(self.k(x_GJD, keys[1]), position_GJ, frequency)
-    v = self.v(x_GJD, keys[2])
+    q, k, v = self.q(x_GJD, keys[0]), self.k(x_GJD, keys[1]), self.v(x_GJD, keys[2])
+    if self.norm_q is not None:
+      q, k = self.norm_q(q), self.norm_k(k)
+    q, k = (apply_rope(x, position_GJ, frequency) for x in (q, k))
     prompt = (x[:, :P] for x in (q, k, v))
-    prompt_GPNH = attention(*prompt, jnp.tri(P, dtype=bool)[None])  # too short for a faster kernel
+    mask_PP = causal_mask(P, self.config.window)
+    prompt_GPNH = attention(*prompt, mask_PP[None])  # too short for a faster kernel
 
     def rows(x_GJKH):
       return constrain(x_GJKH[:, P:].reshape(R, T, *x_GJKH.shape[2:]), "batch", None, "heads", None)
@@ -196,13 +209,19 @@ class Attention(nnx.Module):
     return self.out(jnp.concatenate(both, axis=1), keys[3])
 
 
+def causal_mask(P: int, window: int | None) -> jax.Array:
+  """Bool mask [P, P]: a token sees itself and those before it, at most `window` in all."""
+  mask_PP = jnp.tri(P, dtype=bool)
+  return mask_PP if window is None else mask_PP & ~jnp.tri(P, k=-window, dtype=bool)
+
+
 class Block(nnx.Module):
   """One layer: attention and MLP, each after RMSNorm and added to the stream."""
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
-    self.norm_attention = RMSNorm(c)
+    self.norm_attention = RMSNorm(c, c.D)
     self.attention = Attention(c, rngs=rngs)
-    self.norm_mlp = RMSNorm(c)
+    self.norm_mlp = RMSNorm(c, c.D)
     self.mlp = GatedMLP(c, rngs=rngs)
     self.rate = c.dropout
 
@@ -219,7 +238,7 @@ class Llama(nnx.Module):
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.blocks = nnx.vmap(lambda r: Block(c, rngs=r))(rngs.split(c.layers))
-    self.norm = RMSNorm(c)
+    self.norm = RMSNorm(c, c.D)
     self.config = c
 
   @classmethod
@@ -249,10 +268,12 @@ class Llama(nnx.Module):
       prompt_PD: vectors of the prompt's tokens.
       x_RTD: vectors of the rows' tokens.
       position_RT: positions, counted from the end of the prompt.
-      mask_RTY: bool [R, T, P + T], a `visibility_mask`.
+      mask_RTY: bool [R, T, P + T], a `visibility_mask`; the window, if there is one, is added here.
       key: for dropout; None = none.
     """
     G, (P, D) = group_count(len(x_RTD)), prompt_PD.shape
+    if self.config.window is not None:
+      mask_RTY = mask_RTY & window_mask(position_RT, P, self.config.window)
     prompt_GPD = jnp.broadcast_to(prompt_PD, (G, P, D))
     x_GJD = jnp.concatenate([prompt_GPD, x_RTD.reshape(G, -1, D)], axis=1)
     x_GJD = constrain(x_GJD.astype(self.config.compute), "batch", None, None)

@@ -35,6 +35,17 @@ def visibility_mask(batch: Batch, prompt: int = 0) -> jax.Array:
   return jnp.concatenate([jnp.ones((*row_RTT.shape[:2], prompt), bool), row_RTT], axis=2)
 
 
+def window_mask(position_RT: jax.Array, prompt: int, window: int) -> jax.Array:
+  """Bool mask [R, T, P + T], True where the query is fewer than `window` positions after the key.
+
+  To be combined with a `visibility_mask`. Positions are those of a target alone: `prompt` tokens,
+  then the items before it, wherever the row holds them; so a window of 1 is the token itself.
+  """
+  prompt_RP = jnp.broadcast_to(jnp.arange(-prompt, 0), (len(position_RT), prompt))
+  position_RY = jnp.concatenate([prompt_RP, position_RT], axis=1)
+  return position_RT[:, :, None] - position_RY[:, None, :] < window
+
+
 def group_count(rows: int) -> int:
   """Number of groups that the current mesh divides `rows` into; 1 without a mesh, or if uneven."""
   shards = shard_count("batch")

@@ -41,6 +41,8 @@ VARIABLES: tuple[tuple[str, Axes], ...] = (
   (r"items\.(hidden|out)\.weight", ("embed", None)),  # at 8B most of the trained parameters
   (r"backbone\.blocks\.attention\.q\.weight.*", ("layer", "embed", "heads", "head_width")),
   (r"backbone\.blocks\.attention\.[kv]\.weight.*", ("layer", "embed", "kv_heads", "head_width")),
+  (r"backbone\.blocks\.attention\.q\.bias", ("layer", "heads", "head_width")),
+  (r"backbone\.blocks\.attention\.[kv]\.bias", ("layer", "kv_heads", "head_width")),
   (r"backbone\.blocks\.attention\.out\.weight.*", ("layer", "heads", "embed")),
   (r"backbone\.blocks\.mlp\.(gate|up)\.weight.*", ("layer", "embed", "mlp")),
   (r"backbone\.blocks\.mlp\.down\.weight.*", ("layer", "mlp", "embed")),

@@ -49,7 +49,6 @@ def model_shapes(
     attention: the kind of attention; every machine can trace XLA's.
   """
   c = config.recommender.copy_and_resolve_references()
-  c.backbone.checkpoint = ""  # its sizes are in c
   c.backbone.attention = attention
   c.heads, c.kv_heads, c.mlp_width = (n // parts for n in (c.heads, c.kv_heads, c.mlp_width))
   quantizer = config.semantic_ids.quantizer

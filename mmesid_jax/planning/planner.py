@@ -178,7 +178,8 @@ class Planner:
       model = memory.model_shapes(config, self._dataset.num_items + 1, self._widths)
       number = operations = 0
       for packer in batches.first_epoch():
-        work = flops.useful_work(packer.batch(), c.prompt.length)
+        window = model.backbone.config.window
+        work = flops.useful_work(packer.batch(), c.prompt.length, window)
         number, operations = number + 1, operations + flops.recommender_flops(model, work)
       pieces, layout = batches.pieces, batches.layout
       tokens = layout.tokens(pieces.stop - pieces.start, pieces.stop - pieces.first_target).sum()

@@ -10,7 +10,7 @@ from mmesid_jax.config.saved import read_config
 from mmesid_jax.display import reporter
 from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.hf.architecture import architecture_json
-from mmesid_jax.hf.llama_weights import EMBEDDING, TABLE, to_hugging_face
+from mmesid_jax.hf.llama_weights import EMBEDDING, entries, to_hugging_face
 from mmesid_jax.hf.safetensors_dir import Checkpoint, check_new_directory, write_checkpoint
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import recommender_stage
@@ -46,7 +46,7 @@ def write_backbone(model: RecommenderModel, c: ConfigDict, output: pathlib.Path)
     architecture = architecture_json(llama.config, vocabulary=len(table), dtype="float32")
     embeddings = [(EMBEDDING, table)]
   tensors = reporter.progress(
-    to_hugging_face(llama, source), "export", total=len(TABLE) * llama.config.layers
+    to_hugging_face(llama, source), "export", total=len(entries(llama.config)) * llama.config.layers
   )
   write_checkpoint(
     output,

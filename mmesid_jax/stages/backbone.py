@@ -103,8 +103,10 @@ def _fill(section: ConfigDict, found: dict[str, float], source) -> None:
 
 
 def llama_config(c: ConfigDict) -> LlamaConfig:
-  """The backbone's configuration from config.recommender = c, and from its checkpoint if it has
-  one."""
+  """The backbone's configuration from config.recommender = c, whose sizes are resolved.
+
+  A checkpoint's config.json adds what no key says: scaled rotation, biases, norms of heads, window.
+  """
   lora = None
   if c.backbone.kind == "lora":
     lora = LoRAConfig(
@@ -114,12 +116,14 @@ def llama_config(c: ConfigDict) -> LlamaConfig:
       rslora=c.lora.rslora,
       targets=tuple(c.lora.targets),
     )
+  sizes = {field: c[key] for key, field in SIZES.items()}
   if c.backbone.checkpoint:
     base = read_architecture(pathlib.Path(c.backbone.checkpoint))
   else:
-    base = LlamaConfig(**{field: c[key] for key, field in SIZES.items()})
+    base = LlamaConfig(**sizes)
   return dataclasses.replace(
     base,
+    **sizes,
     dropout=c.dropout,
     weights="trained" if c.backbone.kind == "full" else c.backbone.weights,
     compute=c.backbone.compute,

@@ -293,6 +293,7 @@ class RecommenderStage(Stage):
       evaluator=Evaluator(dataset, layout, "valid"),
       flops=flops.recommender_flops,
       prompt=c.prompt.length,
+      window=model.backbone.config.window,
     )
     result = self.fit(workdir, task)
     backbone.export_adapter(result.model, c, workdir.path / "adapter")

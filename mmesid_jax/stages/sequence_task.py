@@ -43,11 +43,13 @@ def next_item_task(
   evaluator: Evaluator,
   flops: Callable[[nnx.Module, Work], float],
   prompt: int,
+  window: int | None = None,
 ) -> Task:
   """The Task of a stage: validates once an epoch, selects by config.evaluation.select.
 
-  Prints how the users pack into rows, and whether many are cut. flops(model, work) counts
-  the operations of a step; `prompt` is the number of prompt tokens before each row.
+  Prints how the users pack into rows, and whether many are cut. flops(model, work) counts the
+  operations of a step; `prompt` is the number of prompt tokens before each row, `window` the number
+  of positions that a token sees, None = all.
   """
   epoch, microbatches = batches.epoch(), stage_config.get("microbatches", 1)
   if not epoch.batches:
@@ -62,7 +64,7 @@ def next_item_task(
     reporter.info(f"{stage}: {cuts}")
 
   def amounts(batch: Batch) -> Amounts:
-    work = useful_work(batch, prompt)
+    work = useful_work(batch, prompt, window)
     return Amounts(work.targets, flops(model, work), work.tokens, batch.segment_RT.size)
 
   return Task(

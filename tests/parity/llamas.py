@@ -1,4 +1,5 @@
-"""Tiny Llamas: random ones of transformers saved as real checkpoints, and ours read from them."""
+"""Tiny models of all families: random ones of transformers saved as real checkpoints, and ours read
+from them."""
 
 import dataclasses
 
@@ -36,18 +37,48 @@ STRETCHED = {
   "high_freq_factor": 4.0,
   "original_max_position_embeddings": 16,
 }
-LENGTH = 40  # tokens: past the 16 above
+WINDOW = 9
+LENGTH = 40  # tokens: past the 16 and the 9 above
+CASES = {  # one or more of each family
+  "Llama 2": {"num_key_value_heads": 4, "rope_parameters": {"rope_theta": 10_000.0}},
+  "Llama 3": {},
+  "Llama 3.1, stretched rotation": {"rope_parameters": STRETCHED},
+  "Llama 3.2, tied embeddings": {"tie_word_embeddings": True, "rope_parameters": STRETCHED},
+  "SmolLM2": {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3},
+  "wide heads": {"head_dim": 24},
+  "Mistral": {"family": "Mistral", "sliding_window": None, "head_dim": 24},
+  "Mistral, window": {"family": "Mistral", "sliding_window": WINDOW, "rope_parameters": STRETCHED},
+  "Qwen2": {"family": "Qwen2", "rope_parameters": STRETCHED},
+  "Qwen2.5, window of the last 0 layers": {
+    **{"family": "Qwen2", "use_sliding_window": True, "sliding_window": WINDOW},
+    "max_window_layers": 3,
+  },
+  "Qwen2.5, window": {
+    **{"family": "Qwen2", "use_sliding_window": True, "sliding_window": WINDOW},
+    **{"max_window_layers": 0, "tie_word_embeddings": True},
+  },
+  "Qwen3": {"family": "Qwen3", "head_dim": 24, "rope_parameters": STRETCHED},
+  "Qwen3, window": {
+    **{"family": "Qwen3", "use_sliding_window": True, "sliding_window": WINDOW},
+    **{"max_window_layers": 0, "head_dim": 24},
+  },
+}
+FAMILIES = ("Llama 3", "Mistral, window", "Qwen2", "Qwen3")  # of the cases, one of each
 
 
-def torch_llama(**changes):
-  """A random LlamaForCausalLM whose layers change something and whose norms are not one."""
+def torch_llama(family: str = "Llama", **changes):
+  """A random model with its head whose layers change something, whose norms are not one and whose
+  biases are not zero."""
   torch.manual_seed(0)
-  config = transformers.LlamaConfig(**{**SIZES, "rope_parameters": THETA, **changes})
-  model = transformers.LlamaForCausalLM(config).eval()
+  config = getattr(transformers, f"{family}Config")
+  config = config(**{**SIZES, "rope_parameters": THETA, **changes})
+  model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       if "norm" in name:
         parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+      elif "bias" in name:
+        parameter.copy_(0.5 * torch.randn_like(parameter))
       else:
         parameter.mul_(8)
   return model

@@ -1,4 +1,4 @@
-"""Our Llama against transformers', both from the same checkpoint on disk; and back to disk."""
+"""Our backbones against transformers', both from the same checkpoint on disk; and back to disk."""
 
 import dataclasses
 import json
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from parity.llamas import (
+  CASES,
+  FAMILIES,
   STRETCHED,
   llama_from,
   randomise_lora,
@@ -29,14 +31,6 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-CASES = {
-  "Llama 3, grouped queries": {},
-  "Llama 3.1, stretched rotation": {"rope_parameters": STRETCHED},
-  "Llama 3.2, tied embeddings": {"tie_word_embeddings": True, "rope_parameters": STRETCHED},
-  "wide heads": {"head_dim": 24},
-  "no grouping": {"num_key_value_heads": 4},
-}
-
 
 @pytest.mark.parametrize("case", CASES)
 def test_hidden_states_equal_transformers(case, tmp_path):
@@ -45,6 +39,16 @@ def test_hidden_states_equal_transformers(case, tmp_path):
   x_TD = tokens(model)
   np.testing.assert_allclose(
     states(llama_from(tmp_path), x_TD), torch_states(model.model, x_TD), atol=1e-4
+  )
+
+
+@pytest.mark.parametrize("case", ["Mistral, window", "Qwen3, window"])
+def test_a_window_that_is_shorter_than_the_prompt(case, tmp_path):
+  model = torch_llama(**CASES[case])
+  model.save_pretrained(tmp_path)
+  x_TD = tokens(model)
+  np.testing.assert_allclose(
+    states(llama_from(tmp_path), x_TD, prompt=15), torch_states(model.model, x_TD), atol=1e-4
   )
 
 
@@ -95,9 +99,11 @@ def test_bfloat16_arithmetic_is_as_near_to_float32_as_transformers_is(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_round_trip_is_byte_equal(dtype, tied, tmp_path):
-  model = torch_llama(tie_word_embeddings=tied).to(getattr(torch, dtype))
+@pytest.mark.parametrize(
+  "case", ["Llama 3", "Llama 3.2, tied embeddings", "Mistral", "Qwen2", "Qwen3"]
+)
+def test_round_trip_is_byte_equal(dtype, case, tmp_path):
+  model = torch_llama(**CASES[case]).to(getattr(torch, dtype))
   model.save_pretrained(tmp_path / "source", max_shard_size="100KB")
   source = Checkpoint(tmp_path / "source")
   llama = llama_from(tmp_path / "source", weights=dtype)
@@ -110,8 +116,9 @@ def test_round_trip_is_byte_equal(dtype, tied, tmp_path):
     assert ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes(), key
 
 
-def test_merged_export_loads_in_transformers(tmp_path):
-  torch_llama().save_pretrained(tmp_path / "source")
+@pytest.mark.parametrize("case", FAMILIES)
+def test_merged_export_loads_in_transformers(case, tmp_path):
+  torch_llama(**CASES[case]).save_pretrained(tmp_path / "source")
   llama = llama_from(
     tmp_path / "source", lora=LoRAConfig(rank=2, alpha=4.0, rslora=True, targets=PROJECTIONS)
   )
@@ -144,6 +151,30 @@ def test_a_llama_from_scratch_loads_in_transformers(tmp_path):
   )
   x_TD = tokens(theirs)
   np.testing.assert_allclose(states(llama, x_TD), torch_states(theirs.model, x_TD), atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_config_that_we_write_names_the_architecture(case, tmp_path):
+  """transformers makes the same model of it as of its own."""
+  model = torch_llama(**CASES[case])
+  model.save_pretrained(tmp_path / "theirs")
+  llama = llama_from(tmp_path / "theirs")
+  write_checkpoint(
+    tmp_path / "ours",
+    to_hugging_face(llama, Checkpoint(tmp_path / "theirs")),
+    architecture_json(llama.config, vocabulary=model.config.vocab_size, dtype="float32"),
+  )
+  written = read_architecture(tmp_path / "ours")
+  assert dataclasses.replace(written, weights="float32") == llama.config
+  again = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "ours", attn_implementation="eager"
+  )
+  if case != "Mistral":  # without a window it is a Llama
+    assert type(again) is type(model)
+  x_TD = tokens(model)
+  np.testing.assert_allclose(
+    torch_states(again.model, x_TD), torch_states(model.model, x_TD), atol=1e-5
+  )
 
 
 def read_architecture_of(tmp_path, **changes):

@@ -4,7 +4,16 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from parity.llamas import llama_from, randomise_lora, states, tokens, torch_llama, torch_states
+from parity.llamas import (
+  CASES,
+  FAMILIES,
+  llama_from,
+  randomise_lora,
+  states,
+  tokens,
+  torch_llama,
+  torch_states,
+)
 
 from mmesid_jax.config.schema import PROJECTIONS
 from mmesid_jax.errors import UserError
@@ -16,20 +25,20 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
-CASES = {
-  "the paper's": LoRAConfig(rank=8, alpha=16.0, targets=("gate", "up", "down")),
-  "every projection, rank-stabilised": LoRAConfig(
-    rank=3, alpha=4.0, rslora=True, targets=PROJECTIONS
-  ),
-  "queries and values": LoRAConfig(rank=2, alpha=1.0, targets=("v", "q")),
+EVERY = LoRAConfig(rank=3, alpha=4.0, rslora=True, targets=PROJECTIONS)
+ADAPTERS = {
+  "the paper's": ("Llama 3", LoRAConfig(rank=8, alpha=16.0, targets=("gate", "up", "down"))),
+  "queries and values": ("Llama 3", LoRAConfig(rank=2, alpha=1.0, targets=("v", "q"))),
+  **{f"every projection of {case}, rank-stabilised": (case, EVERY) for case in FAMILIES},
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=ADAPTERS)
 def adapted(request, tmp_path):
-  """Our Llama with a random adapter, and the same in peft, read from what we wrote."""
-  torch_llama().save_pretrained(tmp_path / "base")
-  llama = llama_from(tmp_path / "base", lora=CASES[request.param])
+  """Our backbone with a random adapter, and the same in peft, read from what we wrote."""
+  case, config = ADAPTERS[request.param]
+  torch_llama(**CASES[case]).save_pretrained(tmp_path / "base")
+  llama = llama_from(tmp_path / "base", lora=config)
   randomise_lora(llama)
   write_adapter(llama, tmp_path / "adapter", base=str(tmp_path / "base"))
   theirs = peft.AutoPeftModelForCausalLM.from_pretrained(

@@ -12,6 +12,7 @@ from mmesid_jax.models.layers.weight_quantization import (
   QuantizedWeight,
   dequantize_weight,
   frozen_weight,
+  vector_variable,
 )
 
 # Standard deviation of initial weights, Hugging Face's initializer_range: what a layer adds at
@@ -21,10 +22,11 @@ PRODUCT = "product"  # name of projections' outputs for remat policies
 
 
 class Projection(nnx.Module):
-  """y = x W (+ LoRA) over the last axis; W [d_in, *d_out]; computed in the dtype of x.
+  """y = x W (+ b) (+ LoRA) over the last axis; W [d_in, *d_out]; computed in the dtype of x.
 
   weights: "trained" is an nnx.Param, float32, normal with std INIT_STD. Any of WEIGHT_KINDS is
-  frozen, and zero until a checkpoint fills it.
+  frozen, and zero until a checkpoint fills it. bias: b [*d_out], trained or frozen as W is, starts
+  at zero.
   """
 
   def __init__(
@@ -33,6 +35,7 @@ class Projection(nnx.Module):
     d_out: int | tuple[int, ...],
     *,
     weights: str,
+    bias: bool = False,
     lora: LoRAConfig | None,
     rngs: nnx.Rngs,
   ):
@@ -42,6 +45,7 @@ class Projection(nnx.Module):
       self.weight = nnx.Param(jax.random.normal(rngs.params(), shape) * INIT_STD)
     else:
       self.weight = frozen_weight(shape, weights)
+    self.bias = vector_variable(jnp.zeros(d_out), weights) if bias else None
     self.lora = LoRA(d_in, d_out, lora, rngs=rngs) if lora else None
 
   def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -51,6 +55,7 @@ class Projection(nnx.Module):
       y = _quantized_product(x, weight.codes[...], weight.scale[...], weight.kind)
     else:
       y = jnp.tensordot(x, weight[...].astype(x.dtype), axes=1)
+    y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
     y = y if self.lora is None else y + self.lora(x, key)
     return checkpoint_name(y.reshape(*shape, *y.shape[1:]), PRODUCT)
 

@@ -71,6 +71,14 @@ def quantize_weight(weight: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]
   return codes[0::2] << 4 | codes[1::2], scale
 
 
+def vector_variable(x: jax.Array, weights: str) -> nnx.Variable:
+  """A bias, or the scale of a norm, that starts as x: trained where weights are "trained", else
+  frozen, in float32 beside float32 weights and in bfloat16 beside others; never as codes."""
+  if weights == "trained":
+    return nnx.Param(x)
+  return Pretrained(x.astype("float32" if weights == "float32" else "bfloat16"))
+
+
 def frozen_weight(shape: tuple[int, ...], kind: str) -> Pretrained | QuantizedWeight:
   """A frozen weight [d_in, *d_out] stored as `kind`; zero until a checkpoint fills it."""
   if kind in ("int8", "nf4"):
