@@ -1,7 +1,6 @@
 """The recommender on a Hugging Face checkpoint: from tokenizer to adapter, and back again."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import pathlib
@@ -11,8 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import write_tiny_checkpoint, write_tokenizer
-from conftest import TINY
+from checkpoints import llama3, write_tiny_checkpoint, write_tokenizer
 
 from mmesid_jax import pipeline
 from mmesid_jax.config.saved import read_config
@@ -23,24 +21,6 @@ from mmesid_jax.reports import export_backbone
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.stages.workdir import reopen_workdir
-
-ROOT = pathlib.Path(__file__).parents[1]
-FROM_CHECKPOINT = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width")
-CHANGES = {
-  **{k: v for k, v in TINY.items() if k.removeprefix("recommender.") not in FROM_CHECKPOINT},
-  "recommender.row_length": 64,
-}
-
-
-def llama3(base, preset="best", **changes):
-  """configs/beauty_llama3_8b.py on a tiny catalogue and a tiny checkpoint."""
-  spec = importlib.util.spec_from_file_location("llama3", ROOT / "configs/beauty_llama3_8b.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(preset)
-  config.update_from_flattened_dict({**CHANGES, "recommender.backbone.checkpoint": str(base)})
-  config.update_from_flattened_dict({f"recommender.{k}": v for k, v in changes.items()})
-  return config
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
-from mmesid_jax.models.packed_rows import visibility_mask
+from mmesid_jax.models.packed_rows import visibility_mask, window_mask
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 
@@ -26,7 +26,7 @@ ITEMS = 40
 D = 16
 
 
-def recommender(S: int, kind: str = "mlp") -> RecommenderModel:
+def recommender(S: int, kind: str = "mlp", **parts) -> RecommenderModel:
   rng = np.random.default_rng(0)
   features = {m: rng.normal(size=(ITEMS + 1, 5)).astype(np.float32) for m in ("a", "b")}
   codes = {m: rng.integers(0, 4, (ITEMS + 1, 3)).astype(np.int32) for m in features}
@@ -34,7 +34,7 @@ def recommender(S: int, kind: str = "mlp") -> RecommenderModel:
   rngs = nnx.Rngs(0)
   items = ItemEncoder(features, codes, books, D=D, kind=kind, rngs=rngs)
   gates = FrequencyFusion(np.arange(ITEMS + 1), 2, kind="frequency", temperature=1.0, rngs=rngs)
-  backbone = LlamaConfig(layers=2, D=D, F=24, N=4, K=2, H=6)
+  backbone = LlamaConfig(layers=2, D=D, F=24, N=4, K=2, H=6, **parts)
   return RecommenderModel(items, gates, backbone, P=3, S=S, item_dropout=0.0, rngs=rngs)
 
 
@@ -145,10 +145,46 @@ def test_every_target_scores_as_if_it_were_alone(lengths, row_length, S):
 
 
 @pytest.mark.parametrize("S", [0, 2])
-def test_no_target_depends_on_later_items_or_on_other_users(S):
-  """The gradient of one target's loss with respect to every token's vector says what it has
-  seen."""
-  model = recommender(S)
+@pytest.mark.parametrize("window", [2, 6])
+def test_a_window_is_counted_in_the_positions_of_a_target_alone(S, window):
+  """Not in places of the row, where other targets' branches stand between. The prompt has 3 tokens,
+  so 2 is too few for it, and 6 reaches into it from the first items."""
+  model = recommender(S, window=window)
+  sequences = histories([12, 1, 7])
+  packed = list(batch_sequences(sequences, Layout(2, 64, 32, S)))
+  single = alone(sequences, Layout(1, 16, 1, S))
+  o_packed = np.concatenate([hidden(model, b)[b.weight_Q > 0] for b in packed])
+  o_single = np.concatenate([hidden(model, b)[b.weight_Q > 0] for b in single])
+  np.testing.assert_allclose(o_packed, o_single, atol=2e-5)
+
+
+@given(
+  lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+  S=st.integers(0, 3),
+  prompt=st.integers(1, 6),
+  window=st.integers(1, 16),
+)
+def test_the_window_leaves_what_it_leaves_to_every_target_alone(lengths, S, prompt, window):
+  """By brute force: positions are written down token by token, as if nobody else were there."""
+  (batch,) = batch_sequences(histories(lengths), Layout(1, 160, 40, S))
+  position_T = []
+  for length in lengths:
+    position_T += list(range(length - 1))
+    position_T += [target + s for target in range(length) for s in range(S)]
+  expected = np.zeros((len(position_T), prompt + len(position_T)), bool)
+  for q, place in enumerate(position_T):
+    for k, other in enumerate([*range(-prompt, 0), *position_T]):
+      expected[q, k] = other > place - window
+  found = np.asarray(window_mask(batch.position_RT, prompt, window))[0]
+  np.testing.assert_array_equal(found[: len(position_T), : expected.shape[1]], expected)
+
+
+@pytest.mark.parametrize("S", [0, 2])
+@pytest.mark.parametrize("window", [None, 2])
+def test_no_target_depends_on_later_items_or_on_other_users(S, window):
+  """The gradient of one target's loss with respect to every token's vector says what it has seen:
+  with a window, in two layers, twice as far as in one."""
+  model = recommender(S, window=window)
   first, second = np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8])
   (batch,) = batch_sequences([first, second], Layout(1, 40, 16, S))
 
@@ -164,7 +200,9 @@ def test_no_target_depends_on_later_items_or_on_other_users(S):
     touched_N = np.abs(jacobian_QND[q]).sum(1) > 0
     seen = set(batch.item_E[np.flatnonzero(touched_N)].tolist())
     user = first if batch.piece_Q[q] == 0 else second
-    before = user[: user.tolist().index(batch.target_Q[q])]
+    target = user.tolist().index(batch.target_Q[q])
+    first_seen = 0 if window is None else target - 1 + S - 2 * (window - 1)
+    before = user[:target][max(first_seen, 0) :]
     assert seen == set(before.tolist()), f"target {batch.target_Q[q]}"
 
 

@@ -8,18 +8,19 @@ import pytest
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.models.layers.attention import attention, preferred_kernel
-from mmesid_jax.models.packed_rows import visibility_mask
+from mmesid_jax.models.packed_rows import visibility_mask, window_mask
 from mmesid_jax.parallel.mesh import make_mesh
 
 P, N, K = 3, 4, 2
 
 
-def packed_mask(row_length: int) -> jax.Array:
+def packed_mask(row_length: int, window: int | None = None) -> jax.Array:
   """Two rows of several users with two response tokens after every target."""
   rng = np.random.default_rng(0)
   histories = [rng.integers(1, 40, n) for n in (1, 7, 20, 3, 15, 9, 2)]
   (batch,) = batch_sequences(histories, Layout(2, row_length, 64, response=2))
-  return visibility_mask(batch, P)
+  mask_RTY = visibility_mask(batch, P)
+  return mask_RTY if window is None else mask_RTY & window_mask(batch.position_RT, P, window)
 
 
 def random_array(mask_RTS: jax.Array, H: int, dtype) -> list[jax.Array]:
@@ -42,8 +43,10 @@ def output_and_gradient(kind: str, mask_RTS, *arrays):
   return out, *gradient
 
 
-def assert_like_xla(kind: str, H: int, dtype, tolerance: float, row_length: int = 128) -> None:
-  mask_RTS = packed_mask(row_length)
+def assert_like_xla(
+  kind: str, H: int, dtype, tolerance: float, row_length: int = 128, window: int | None = None
+) -> None:
+  mask_RTS = packed_mask(row_length, window)
   arrays = random_array(mask_RTS, H, dtype)
   found, expected = (output_and_gradient(k, mask_RTS, *arrays) for k in (kind, "xla"))
   for ours, xla in zip(found, expected, strict=True):
@@ -51,9 +54,10 @@ def assert_like_xla(kind: str, H: int, dtype, tolerance: float, row_length: int 
     np.testing.assert_allclose(ours, xla, atol=tolerance * np.abs(xla).max())
 
 
-def test_splash_equals_xla():
+@pytest.mark.parametrize("window", [None, 4])
+def test_splash_equals_xla(window):
   """The TPU's kernel, interpreted: queries and keys that do not divide into its blocks."""
-  assert_like_xla("splash", 128, jnp.float32, 1e-5, row_length=136)
+  assert_like_xla("splash", 128, jnp.float32, 1e-5, row_length=136, window=window)
 
 
 @pytest.mark.slow
@@ -63,9 +67,10 @@ def test_a_kernel_on_a_mesh_takes_every_devices_own_rows_and_heads():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("H", [64, 128])
-def test_cudnn_equals_xla(H):
-  assert_like_xla("cudnn", H, jnp.bfloat16, 2e-2)
+def test_cudnn_equals_xla(H, window):
+  assert_like_xla("cudnn", H, jnp.bfloat16, 2e-2, window=window)
 
 
 def test_kernels_are_preferred_where_they_take_the_heads():
