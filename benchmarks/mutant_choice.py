@@ -44,12 +44,13 @@ TESTS = {
     "hf/test_adapter.py",
     *MODEL,
   ),
-  "models/layers/projection.py": ("hf/test_adapter.py", *MODEL),
+  "models/layers/projection.py": ("models/test_llama.py", "hf/test_adapter.py", *MODEL),
   "models/layers/reranker.py": ("models/layers/test_reranker.py", "models/test_blend.py"),
   "models/layers/weight_quantization.py": (
     *("models/layers/test_weight_quantization.py", "hf/test_llama_weights.py"),
   ),
   "models/llama.py": (
+    "models/test_llama.py",
     "models/test_rope.py",
     "models/test_dropout_keys.py",
     "hf/test_llama_weights.py",

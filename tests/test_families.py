@@ -14,7 +14,7 @@ from flax import nnx
 from mmesid_jax import pipeline
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.config.schema import PROJECTIONS
-from mmesid_jax.errors import Interrupted
+from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.hf.adapter import read_adapter
@@ -157,3 +157,23 @@ def test_a_plan_has_every_weight_of_the_family(base, weights):
   if weights in ("float32", "bfloat16"):
     held = sum(np.prod(shape) for path, (shape, _) in found.items() if path[0] == "backbone")
     assert held == planned.backbone.config.parameters
+
+
+def test_a_plan_gives_a_device_its_share_of_the_heads(base):
+  config = configured(base)
+  pipeline.check_config(config)
+  half = memory.model_shapes(config, 9, {"text": 6}, parts=2).backbone
+  assert (half.config.N, half.config.K, half.config.F) == (2, 1, 64)
+  assert half.blocks.attention.q.weight.shape == (2, 64, 2, 16)
+  if base.name == "qwen2":
+    assert half.blocks.attention.v.bias.shape == (2, 1, 16)
+
+
+def test_codes_want_whole_blocks_of_all_heads_too(tmp_path):
+  """Qwen3's heads have a width of their own, so together they may be no multiple of the blocks."""
+  write_tiny_checkpoint(tmp_path / "base", **FAMILIES["qwen3"], H=24)
+  config = configured(tmp_path / "base", **{"recommender.backbone.weights": "int8"})
+  with pytest.raises(
+    UserError, match=r"weights=int8: wants heads \* head_width=96 in blocks of 64"
+  ):
+    pipeline.check_config(config)

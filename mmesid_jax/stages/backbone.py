@@ -86,7 +86,8 @@ def check_checkpoint(config: ConfigDict) -> None:
 def check_storage(c: ConfigDict) -> None:
   """Raises UserError where quantized weights do not divide into whole blocks."""
   if c.backbone.kind != "full" and c.backbone.weights in ("int8", "nf4"):
-    for key, width in (("width", c.width), ("mlp_width", c.mlp_width)):
+    heads = ("heads * head_width", c.heads * c.head_width)  # input of the output projection
+    for key, width in (("width", c.width), ("mlp_width", c.mlp_width), heads):
       if width % BLOCK:
         raise UserError(
           f"--config.recommender.backbone.weights={c.backbone.weights}: wants {key}={width} in "

@@ -36,7 +36,7 @@ def read(folder, **fields) -> LlamaConfig:
     ({"model_type": "qwen2"}, {"qkv_bias": True}),
     ({"model_type": "qwen2", "attention_bias": True}, {"qkv_bias": True}),
     ({"model_type": "qwen2", "head_dim": 8}, {"qkv_bias": True, "H": 8}),
-    ({"model_type": "qwen2", "sliding_window": 7}, {"qkv_bias": True}),
+    ({"model_type": "qwen2", "sliding_window": 7, "max_window_layers": 0}, {"qkv_bias": True}),
     # 28 layers without a window come first, and it has 3
     ({"model_type": "qwen2", "use_sliding_window": True}, {"qkv_bias": True}),
     (

@@ -17,9 +17,9 @@ from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
-from mmesid_jax.models.llama import LlamaConfig
+from mmesid_jax.models.llama import LlamaConfig, causal_mask
 from mmesid_jax.models.mm_rqvae import MMRQVAE
-from mmesid_jax.models.packed_rows import visibility_mask
+from mmesid_jax.models.packed_rows import visibility_mask, window_mask
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.models.sequence_recommender import RecommenderModel
@@ -112,13 +112,17 @@ def test_mm_rqvae():
 
 
 @pytest.mark.parametrize("response", [0, 2])
-def test_useful_work_is_what_the_mask_lets_through(response):
+@pytest.mark.parametrize("window", [None, 4])
+def test_useful_work_is_what_the_mask_lets_through(response, window):
   packer = Packer(Layout(rows=2, row_length=32, targets=40, response=response))
   for piece, length in enumerate((3, 5, 9)):
     assert packer.add(piece, np.arange(1, length + 1), first_target=1)
   batch = packer.batch()
-  work = flops.useful_work(batch, prompt=7)
+  work = flops.useful_work(batch, 7, window)
   assert (work.tokens, work.targets) == (packer.tokens, 2 + 4 + 8)
   assert work.items == 8  # the last item of a sequence is never read
-  prompt_pairs = 7 * 8 // 2 + 7 * packer.tokens
-  assert work.pairs == prompt_pairs + int(visibility_mask(batch).sum())
+  mask_RTY = visibility_mask(batch, prompt=7)
+  if window is not None:
+    mask_RTY &= window_mask(batch.position_RT, 7, window)
+  of_tokens = mask_RTY[batch.segment_RT > 0].sum()
+  assert work.pairs == causal_mask(7, window).sum() + of_tokens
