@@ -68,6 +68,7 @@ TESTS = {
     *("training/test_checkpoint.py", "training/test_disk.py", "training/test_loop.py"),
   ),
   "parallel/sharding.py": ("models/test_catalogue_scores.py", "test_mesh.py"),
+  "hf/architecture.py": ("hf/test_architecture.py", "hf/test_safetensors_dir.py"),
   "hf/llama_weights.py": ("hf/test_llama_weights.py", "hf/test_adapter.py", "test_pretrained.py"),
   "hf/safetensors_dir.py": ("hf/test_safetensors_dir.py", "hf/test_llama_weights.py"),
 }

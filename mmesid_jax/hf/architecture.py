@@ -13,7 +13,7 @@ LARGEST = 10**6  # of any size: more is no backbone, and a number of layers woul
 
 
 class Family(NamedTuple):
-  """What an architecture has besides Llama's parts, and what its config.json means where a field is
+  """An architecture's parts besides Llama's, and the meaning of its config.json where a field is
   absent.
 
   Args:

@@ -76,7 +76,7 @@ def layer_of(llama: Llama, entry: Entry) -> nnx.Module:
 
 
 def weight_of(llama: Llama, entry: Entry) -> nnx.Variable | QuantizedWeight:
-  """What an entry names: a weight, bias or scale, with all layers stacked."""
+  """The weight, bias or scale that an entry names, with all layers stacked."""
   return getattr(layer_of(llama, entry), entry.part)
 
 
@@ -132,7 +132,7 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
   if unknown := sorted(found - wanted.keys() - set(UNUSED)):
     raise UserError(
       f"{checkpoint.directory}: {unknown[0]} fits no parameter ({len(unknown)} tensors do not); "
-      f"config.json asks for {layers} layers {_biases(llama.config)}"
+      f"config.json asks for {layers} layers {_describe_parts(llama.config)}"
     )
   for key, (path, shape) in wanted.items():
     if checkpoint.shape(key) != shape:
@@ -142,8 +142,9 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
     checkpoint.require_floats(key)
 
 
-def _biases(c: LlamaConfig) -> str:
-  return "with biases of q, k and v only" if c.qkv_bias else "without biases"
+def _describe_parts(c: LlamaConfig) -> str:
+  biases = "biases of q, k and v only" if c.qkv_bias else "no biases"
+  return f"with {biases}, and {'norms' if c.head_norms else 'no norms'} of heads"
 
 
 def other_prefix(found: Collection[str], wanted: Collection[str]) -> tuple[str, str] | None:

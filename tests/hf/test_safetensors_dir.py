@@ -16,6 +16,7 @@ from mmesid_jax.hf.safetensors_dir import INDEX, SINGLE, Checkpoint, write_check
 from mmesid_jax.models.llama import Llama
 
 UP = "model.layers.1.mlp.up_proj.weight"
+BIAS = "model.layers.1.self_attn.q_proj.bias"
 
 
 @pytest.fixture
@@ -148,6 +149,18 @@ def test_a_tensor_in_two_shards_is_read_where_the_index_says(base):
     (
       rename(lambda key: f"language_model.{key}"),
       "holds language_model.model.layers.0.input_layernorm.weight, expected model.layers.0.input",
+    ),
+    (
+      configure(model_type="qwen2"),
+      r"k_proj.bias is missing \(6 tensors are\), which fills blocks.attention.k.bias\[0\]",
+    ),
+    (
+      configure(model_type="qwen3"),
+      r"k_norm.weight is missing \(4 tensors are\), which fills blocks.attention.norm_k\[0\]",
+    ),
+    (
+      lambda b: rewrite(b, lambda t: t.update({BIAS: np.zeros(64, np.float32)})),
+      f"{BIAS} fits no parameter .* 2 layers with no biases, and no norms of heads",
     ),
     (
       configure(num_hidden_layers=10**6),
