@@ -100,6 +100,9 @@ def _check_refit(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> 
     raise UserError(f"{refit.path}: is a file, where a refit has its folder; move it away")
   _check_identity(workdir.config, refit.path, overwrite)
   _check_upstream(refit, stages)
+  for stage in STAGES.values():
+    if stage not in stages and workdir.artifact(stage.name).exists():
+      stage.choice(workdir)  # raises UserError for an artifact of an earlier version
 
 
 def _run_stages(

@@ -222,7 +222,7 @@ def test_counts_are_of_training_and_validation_items_with_the_settings_chosen(
 def test_the_blend_keeps_its_weights_beside_the_new_evidence(refitted):
   blend, content = (tensors_of(refitted / "refit", stage) for stage in ("blend", "content"))
   first = tensors_of(refitted, "blend")
-  weighting = {"amounts", "shares", "weights"}
+  weighting = {"amounts", "shares", "weights", "newness"}
   assert_same({name: blend.pop(name) for name in weighting}, {n: first[n] for n in weighting})
   assert_same(blend, content)
 
@@ -328,6 +328,16 @@ def test_an_artifact_of_an_earlier_version_is_refused(copy, config_of, source):
   rewrite(copy, "collaborative", lambda tensors, header: header.pop("best_epoch"))
   with pytest.raises(UserError, match="collaborative.safetensors: of an earlier version"):
     pipeline.run_pipeline(config_of(source), copy, refit=True)
+
+
+def test_an_earlier_artifact_of_a_stage_that_does_not_run_is_refused_at_the_start(
+  copy, config_of, source
+):
+  rewrite(copy, "collaborative", lambda tensors, header: header.pop("best_epoch"))
+  (copy / "counts.safetensors").unlink()
+  with pytest.raises(UserError, match="collaborative.safetensors: of an earlier version"):
+    pipeline.run_pipeline(config_of(source, stages=("counts",)), copy, refit=True)
+  assert not (copy / "counts.safetensors").exists()
 
 
 def test_a_refit_without_the_choice_for_a_stage_is_refused(copy, config_of, source):
