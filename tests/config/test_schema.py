@@ -31,7 +31,7 @@ from mmesid_jax.stages import backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(
-  f for f in (ROOT / "configs").glob("*.py") if f.stem not in ("ablations", "prepare")
+  f for f in (ROOT / "configs").glob("*.py") if f.stem not in ("ablations", "options", "prepare")
 )
 
 # What a preset may not touch; each is 1 at the least.
