@@ -74,7 +74,8 @@ def read_runs(
       raise UserError(f"{control}: differs from {workdirs[0]} in more than its seed and {NETWORK}")
   sources = {model: [(path, model) for path in workdirs] for model in found[0]["models"]}
   sources |= {
-    model + REFITTED: [(path, model) for path in refits] for model in found[0]["models"] if refits
+    model: [(path, model) for path in refits]
+    for model in (read_evaluation(refits[0])["models"] if refits else ())
   }
   if control:
     sources[CONTROL] = [(control, BLENDED)] * len(workdirs)
@@ -106,7 +107,7 @@ def read_runs(
     "differences": {
       f"{better} - {other}": {
         f"{protocol} {metric}": [
-          round(x, 6) + 0.0  # never -0.0
+          round(x, 6)
           for x in difference_over_seeds(
             values[better][protocol][metric] - values[other][protocol][metric]
           )
@@ -121,12 +122,16 @@ def read_runs(
 
 
 def _validation(workdirs: Sequence[pathlib.Path]) -> dict[str, list[float]]:
-  """VALIDATION of each run; {} for runs without a blend."""
+  """Those of VALIDATION that all runs have; a refit has none."""
   files = [blend_file(path) for path in workdirs]
   if not all(file.exists() for file in files):
     return {}
   headers = [read_header(file, BLEND.name) for file in files]
-  return {name: [round(header[name], 6) for header in headers] for name in VALIDATION}
+  return {
+    name: [round(header[name], 6) for header in headers]
+    for name in VALIDATION
+    if all(name in header for header in headers)
+  }
 
 
 def table_rows(results: Mapping) -> list[str]:
@@ -148,10 +153,14 @@ def table_rows(results: Mapping) -> list[str]:
 def difference_rows(results: Mapping) -> list[str]:
   """Markdown rows of the differences."""
   return [
-    f"| {pair} | {name} | {mean:+.4f} [{low:+.4f}, {high:+.4f}] |"
+    f"| {pair} | {name} | {_signed(mean)} [{_signed(low)}, {_signed(high)}] |"
     for pair, found in results["differences"].items()
     for name, (mean, low, high) in found.items()
   ]
+
+
+def _signed(x: float) -> str:
+  return f"{round(x, 4) + 0.0:+.4f}"  # never -0.0000
 
 
 def main(argv: list[str]) -> None:

@@ -101,7 +101,7 @@ def _check_refit(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> 
   _check_identity(workdir.config, refit.path, overwrite)
   _check_upstream(refit, stages)
   for stage in STAGES.values():
-    if stage not in stages and workdir.artifact(stage.name).exists():
+    if workdir.artifact(stage.name).exists():
       stage.choice(workdir)  # raises UserError for an artifact of an earlier version
 
 

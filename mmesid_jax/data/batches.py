@@ -140,7 +140,8 @@ def batch_sequences(
 def with_histories(batch: Batch, histories: Sequence[np.ndarray], columns: int) -> Batch:
   """The batch with the items before each target.
 
-  histories: of each piece that has one target, oldest first, also what a row has no place for.
+  histories: of each piece that has one target, oldest first; whole, even where a row holds only
+  the newest items.
   columns: X, at least the items of the longest.
   """
   history_QX = np.zeros((len(batch.piece_Q), columns), np.int32)

@@ -121,22 +121,29 @@ class Evaluator:
       for user, length in zip(self.pieces.user, length_U, strict=True)
     ]
 
-    def finish(batch: Batch) -> Batch:
-      """Numbers the pieces as before they were put in order, and adds the histories."""
-      user_Q = order_U[batch.piece_Q]
-      longest = int(length_U[user_Q if narrow else slice(None)].max(initial=1))
-      columns = 1 << (longest - 1).bit_length()
-      piece_Q = np.where(batch.piece_Q < 0, -1, user_Q).astype(np.int32)
-      return with_histories(batch._replace(piece_Q=piece_Q), histories, columns)
+    def numbered_as_before(batch: Batch) -> Batch:
+      piece_Q = np.where(batch.piece_Q < 0, -1, order_U[batch.piece_Q]).astype(np.int32)
+      return batch._replace(piece_Q=piece_Q)
 
-    self._batches = [*map(finish, batch_pieces(dataset, ordered, layout))]
+    self._without_histories = [*map(numbered_as_before, batch_pieces(dataset, ordered, layout))]
+    self._histories, self._narrow = histories, narrow
+    self._longest = max(map(len, histories), default=1)
 
   def __len__(self) -> int:
     return len(self.pieces)
 
+  def _host_batches(self) -> Iterator[Batch]:
+    """Histories are added one batch after the other: all at once, they would take as much memory
+    as if every user had the longest."""
+    for batch in self._without_histories:
+      longest = self._longest
+      if self._narrow:
+        longest = max(len(self._histories[piece]) for piece in batch.piece_Q if piece >= 0)
+      yield with_histories(batch, self._histories, 1 << (longest - 1).bit_length())
+
   def batches(self) -> Iterator[Batch]:
     """Every batch, on the device."""
-    return map(device_put_batch, self._batches)
+    return map(device_put_batch, self._host_batches())
 
   def model_ranking(self, model: RankingModel, length: int = 0) -> Ranking:
     """Ranks of the targets; with length > 0 also the items' places in lists of that length."""
@@ -166,7 +173,7 @@ class Evaluator:
     score: a batch on the device -> scores [Q, I] of each model, of which one is held at a time.
     """
     rank_U = [{p: np.zeros(len(self.pieces), np.int32) for p in PROTOCOLS} for _ in range(models)]
-    for batch in self._batches:
+    for batch in self._host_batches():
       used_Q = batch.weight_Q > 0
       user_Q = batch.piece_Q[used_Q]
       placed = device_put_batch(batch)
@@ -181,7 +188,7 @@ class Evaluator:
     place_model(model)
     graph, state = nnx.split(model)
     h_by_user: dict[int, np.ndarray] = {}
-    for batch in self._batches:
+    for batch in self._host_batches():
       h_QD = jax.device_get(_hidden(graph, state, device_put_batch(batch)))
       h_by_user |= {int(u): h_QD[q] for q, u in enumerate(batch.piece_Q) if batch.weight_Q[q] > 0}
     h_UD = np.stack([h_by_user[user] for user in range(len(self.pieces))])
@@ -216,7 +223,7 @@ class Evaluator:
     """rank: a batch -> ranks [Q] and lists [Q, A] of the protocols."""
     rank_U = {protocol: np.zeros(len(self.pieces), np.int32) for protocol in PROTOCOLS}
     best_places: dict[str, np.ndarray] = {}
-    for batch in self._batches:
+    for batch in self._host_batches():
       used_Q = batch.weight_Q > 0
       ranks, lists = jax.device_get(rank(device_put_batch(batch)))
       for protocol, rank_Q in zip(PROTOCOLS, ranks, strict=True):

@@ -134,14 +134,14 @@ def _evaluate(
   reporter.info(f"\nknown items, test, history masked, beside {len(split.cold)} new ones")
   reporter.info(ranking.ranking_table(known))
   write_text(workdir.path / RESULT, json.dumps(result, indent=1) + "\n")
-  reporter.info(f"with 95 % intervals, over cold items: {workdir.path / RESULT}")
+  reporter.info(f"with 95 % intervals: {workdir.path / RESULT}")
 
 
 def _known_item_metrics(
   workdir: Workdir, stage: Stage, before: RankingModel, after: RankingModel
 ) -> dict[str, dict]:
-  """candidates -> metrics of the test items, which are all known, with the history masked: among
-  known items by the model of the workdir, and by the one with new items among all."""
+  """Metrics of the test items, which are all known, with the history masked: "known items" by
+  the model of the workdir, "all items" by the one whose candidates are the new items, too."""
   evaluator, c = make_evaluator(workdir, stage, "test"), workdir.config
   options = {"resamples": c.evaluation.resamples, "seed": c.seed}
   return {

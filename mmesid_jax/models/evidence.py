@@ -8,7 +8,8 @@ evenly), n(i) is how often i is in the history, z_m are whitened vectors of moda
 share of item i in the training parts, and trend(i) the logarithm of how much larger its share is
 near their ends.
 The sums over j end at the NEWEST items; n(i) counts the whole history. new(i) is 1 for an item that
-came after the counts: that nobody bought it says less than of other items, which nu makes up for.
+came after the counts. Nobody could buy it, so missing counts say little about it; nu makes up for
+them.
 """
 
 from collections.abc import Mapping
@@ -93,7 +94,7 @@ class EvidenceModel(nnx.Module):
     self.count_IK = Frozen(jnp.asarray(tables.count_IK))
     self.log_share_I = Frozen(jnp.log(jnp.asarray(tables.share_I)))
     self.trend_I = Frozen(jnp.asarray(tables.trend_I))
-    self.is_new_I = Frozen(jnp.zeros(self.num_items + 1))  # 1 = no event of it was counted
+    self.is_new_I = Frozen(jnp.zeros(self.num_items + 1))  # 1 = added after the counts
     self.counts = Frozen(jnp.asarray(counts, jnp.float32))
     self.newness = Frozen(jnp.zeros(()))  # nu
     self.unit_IW, self.contents = nnx.Dict(), nnx.Dict()
@@ -142,8 +143,8 @@ class EvidenceModel(nnx.Module):
     return new
 
   def mask_as_new(self, new_I: jax.Array) -> "EvidenceModel":
-    """A model that treats the items in new_I, bool [I], as `with_new_items` treats new ones. A
-    history that holds one has its content alone."""
+    """A model that treats the items in new_I, bool [I], as `with_new_items` treats new ones. Of
+    such an item in a history, only the content is read."""
     new = nnx.merge(*nnx.split(self))
     # tables may have rows that a mesh needs
     new_I = jnp.pad(jnp.asarray(new_I), (0, len(self.is_new_I[...]) - len(new_I)))
@@ -203,17 +204,21 @@ class EvidenceModel(nnx.Module):
     place_Q1 = jnp.arange(len(history_QX))[:, None]
     return constrain(none_QI.at[place_Q1, follower_QE].add(strength_QE), "targets", "items")
 
+  def repeat_scores(self, history_QX: jax.Array) -> jax.Array:
+    """rho n(i) of all items, [Q, I]."""
+    none_QI = jnp.zeros((len(history_QX), len(self.log_share_I[...])))
+    place_Q1 = jnp.arange(len(history_QX))[:, None]
+    repeats_QX = jnp.where(history_QX > 0, CountSettings(*self.counts[...]).repeats, 0)
+    return constrain(none_QI.at[place_Q1, history_QX].add(repeats_QX), "targets", "items")
+
   def scores(self, history_QX: jax.Array, transition_QI: jax.Array | None = None) -> jax.Array:
     """Scores [Q, I] of all items by the formula; transition_QI: `transition_scores`, where they
     are known."""
     if transition_QI is None:
       transition_QI = self.transition_scores(history_QX)
     queries, tables = zip(*self._products(history_QX).values(), strict=True)
-    score_QI = Scorer(queries, tables, (None,) * len(queries)).score_all() + transition_QI
-    repeats = CountSettings(*self.counts[...]).repeats
-    place_Q1 = jnp.arange(len(history_QX))[:, None]
-    score_QI = score_QI.at[place_Q1, history_QX].add(jnp.where(history_QX > 0, repeats, 0))
-    return constrain(score_QI, "targets", "items")
+    score_QI = Scorer(queries, tables, (None,) * len(queries)).score_all()
+    return constrain(score_QI + transition_QI + self.repeat_scores(history_QX), "targets", "items")
 
   def contributions(
     self, history_QX: jax.Array, item_QA: jax.Array, transition_QI: jax.Array | None = None
@@ -221,10 +226,9 @@ class EvidenceModel(nnx.Module):
     """Summands [Q, A, O] of the scores of A items for each history, in the order of `sources`."""
     if transition_QI is None:
       transition_QI = self.transition_scores(history_QX)
-    times_QA = (item_QA[:, :, None] == history_QX[:, None]).sum(2)
     parts = {
       "transitions": gather_columns(transition_QI, item_QA),
-      "repeats": CountSettings(*self.counts[...]).repeats * times_QA,
+      "repeats": gather_columns(self.repeat_scores(history_QX), item_QA),
     }
     for name, (query_QV, table_IV) in self._products(history_QX).items():
       parts[name] = jnp.einsum("qv,qav->qa", query_QV, lookup_rows(table_IV, item_QA))

@@ -22,7 +22,7 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import model_catalogue
-from mmesid_jax.models.blend import BlendModel, ServableModel, score_parts
+from mmesid_jax.models.blend import ServableModel, score_parts
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.serving.refreshed_counts import read_refreshed
@@ -109,8 +109,7 @@ class Recommender:
   ):
     """workdir: the folder of the model. titles: by item id, row 0 unused; None = no titles."""
     self._config, self._workdir = config, workdir
-    stage = BLEND if isinstance(model, BlendModel) else RECOMMENDER
-    self._layout = evaluation_layout(stage.layout(config), LARGEST_BATCH)
+    self._layout = evaluation_layout(RECOMMENDER.layout(config), LARGEST_BATCH)
     self._sources = model.sources
     self._set_model(model, titles)
 
@@ -214,7 +213,8 @@ class Recommender:
     layout = evaluation_layout(self._layout, self._config.evaluation.targets)
     read = np.minimum(lengths, layout.longest_history)
     pieces = Pieces(np.arange(len(read)), np.zeros_like(read), read + 1, read)
-    return Shape(with_rows_for(layout, pieces, sharding.shard_count("batch")), int(lengths.max()))
+    rows = with_rows_for(layout, pieces, sharding.shard_count("batch"))
+    return Shape(rows, int(lengths.max(initial=1)))
 
   def top_items(
     self,

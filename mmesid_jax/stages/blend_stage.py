@@ -49,7 +49,7 @@ from mmesid_jax.stages.reranker_fit import (
   with_some_new,
 )
 from mmesid_jax.stages.stage import Stage
-from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.stages.workdir import CHOSEN, Workdir
 
 NETWORK_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # to choose from, at both ends
 QUANTILES = 17  # of the amount of evidence
@@ -115,7 +115,13 @@ class BlendStage(Stage):
     config = workdir.config
     tensors, header = self.evidence(config).read(workdir.path)
     if workdir.is_refit:
-      tensors |= {name: np.float32(x) for name, x in workdir.chosen_for(self.name).items()}
+      chosen = workdir.chosen_for(self.name)
+      if "newness" not in chosen:
+        raise UserError(
+          f"{workdir.path / CHOSEN}: of an earlier version, without a place for new items; train "
+          f"{workdir.path.parent} again with --refit"
+        )
+      tensors |= {name: np.float32(x) for name, x in chosen.items()}
       self.write(workdir, tensors, None, settings=header["settings"], config=flatten(config))
       return
     evaluator = search_evaluator(workdir, self)
@@ -285,7 +291,7 @@ def _scores(graph: nnx.GraphDef, state: nnx.State, catalogue: jax.Array, batch: 
 def choose_newness(model: BlendModel, evaluator: Evaluator, config: ConfigDict) -> float:
   """The best of NEWNESS by the metric that selects, where some of the items are treated as new.
 
-  It is never 0: by what it adds, a reranker tells new items from others. model: with nu 0.
+  Never 0, because the reranker recognizes new items by this term. model: with nu 0.
   """
   model = with_some_new(model)
   place_model(model)
@@ -319,7 +325,7 @@ def choose_reranker(
     return None, None
   if model.evidence.unit_IW:
     # once more with new items, so that the reranker learns where they belong among known ones
-    examples += collect_examples(with_some_new(model), evaluator)
+    examples = examples.joined(collect_examples(with_some_new(model), evaluator))
     half_N = examples.user_N % 2
   unused = () if config.blend.network else NETWORK_FEATURES
   other_halves = []

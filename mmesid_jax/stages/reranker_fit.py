@@ -30,9 +30,8 @@ WEIGHT_DECAY = 1e-3
 FEWEST = 200  # users to fit on, half of them in each half
 NEW_SHARE = 0.05  # of the items, to learn what to do with new ones
 VERSION = 2  # raised when the features of candidates or the fit change
-RERANKER_NUMBERS = (
-  *(VERSION, HIDDEN, MEMBERS, EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, FEWEST, NEW_SHARE),
-)
+RERANKER_NUMBERS = [VERSION, HIDDEN, MEMBERS, EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY]
+RERANKER_NUMBERS += [FEWEST, NEW_SHARE]
 
 
 class Examples(NamedTuple):
@@ -47,8 +46,8 @@ class Examples(NamedTuple):
     """Those where `chosen_N`, bool [N], is True."""
     return Examples(*(x[chosen_N] for x in self))
 
-  def __add__(self, others: "Examples") -> "Examples":
-    """These and the others."""
+  def joined(self, others: "Examples") -> "Examples":
+    """These, and then the others."""
     return Examples(*map(np.concatenate, zip(self, others, strict=True)))
 
 
@@ -74,7 +73,9 @@ def collect_examples(model: BlendModel, evaluator: Evaluator) -> Examples:
 
 def with_some_new(model: BlendModel) -> BlendModel:
   """A model that treats NEW_SHARE of the items as new; always the same ones."""
-  return model.mask_as_new(np.random.default_rng(0).random(model.num_items + 1) < NEW_SHARE)
+  new_I = np.random.default_rng(0).random(model.num_items + 1) < NEW_SHARE
+  new_I[0] = False  # padding
+  return model.mask_as_new(new_I)
 
 
 def fit_reranker(examples: Examples, unused: tuple[int, ...] = ()) -> RerankerParams:

@@ -79,12 +79,17 @@ def test_refits_are_rows_and_are_compared_with_each_other(runs, tmp_path):
   file = tmp_path / "results.json"
   flags = f"--workdirs={runs[0]},{runs[1]}", f"--file={file}", "--refitted"
   assert "no such file" in run(*flags).stderr and not file.exists()
-  for path in runs:
+  for path in runs:  # named as a refit names them
     refit = shutil.copytree(path, tmp_path / "copy")
     evaluation = json.loads((refit / "evaluation.json").read_text())
     evaluation["dataset"] = "with the validation items"
+    models = evaluation["models"]
+    evaluation["models"] = {f"{model}, refitted": found for model, found in models.items()}
     (refit / "evaluation.json").write_text(json.dumps(evaluation))
-    ranks = refit / "ranks" / f"test-{MODEL}.npy"
+    for model in models:
+      plain = refit / "ranks" / f"test-{model}.npy"
+      plain.rename(plain.with_name(f"test-{model}, refitted.npy"))
+    ranks = refit / "ranks" / f"test-{MODEL}, refitted.npy"
     np.save(ranks, np.ones_like(np.load(ranks, allow_pickle=False)))
     refit.rename(path / "refit")
   done = run(*flags)

@@ -67,6 +67,27 @@ class LastItem(ProductScores, nnx.Module):
     return self.x_IV[...]
 
 
+class OldestItem(nnx.Module):
+  """Scores by the dot product with the oldest item."""
+
+  def __init__(self, x_IV):
+    self.x_IV = nnx.Param(jnp.asarray(x_IV))
+
+  def catalogue(self):
+    return self.x_IV[...]
+
+  def score_batch(self, batch, x_IV):
+    length_Q1 = (batch.history_QX > 0).sum(1, keepdims=True)
+    oldest_Q1 = jnp.take_along_axis(batch.history_QX, jnp.maximum(length_Q1 - 1, 0), 1)
+    return x_IV[oldest_Q1[:, 0]] @ x_IV.T
+
+
+def test_batches_hold_whole_histories_where_a_row_is_shorter():
+  found, x_IV = random_cases(), table()
+  expected = by_hand(found, lambda q: x_IV.astype(np.float64) @ x_IV[found.history[q][0]])
+  assert_ranks(model_ranks(OldestItem(x_IV), found, Layout(1, 4, 32), WARM), expected)
+
+
 def test_a_model_ranks_among_all_items_and_among_the_cold_ones():
   found, x_IV = random_cases(), table()
   expected = by_hand(found, lambda q: x_IV.astype(np.float64) @ x_IV[found.history[q][-1]])

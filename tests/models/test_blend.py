@@ -189,6 +189,22 @@ def test_candidates_say_which_items_are_new(plain, batch, candidates):
   np.testing.assert_allclose(found.feature_QKF[:used, :, -5], expected_QK, rtol=1e-4, atol=1e-4)
 
 
+def test_on_a_mesh_the_same_items_are_new(plain, batch):
+  """Also where tables have rows that only the mesh needs."""
+  new_I = np.arange(ITEMS + 1) % 5 == 2
+  expected_QI = computed(plain.mask_as_new(new_I), batch)
+  with jax.set_mesh(make_mesh(1, 4, 2)):
+    copy = nnx.clone(plain)
+    place_model(copy)
+    copy = copy.mask_as_new(new_I)
+    place_model(copy)
+    score_QI = computed(copy, batch)
+  used = len(HISTORIES)
+  np.testing.assert_allclose(
+    score_QI[:used, 1 : ITEMS + 1], expected_QI[:used, 1:], rtol=1e-4, atol=1e-3
+  )
+
+
 def test_features_of_the_network_are_those_that_depend_on_it(plain, batch, expected):
   """With weight 0 and a history, else candidates depend on it, too."""
   q = np.flatnonzero([*map(bool, HISTORIES)])

@@ -203,7 +203,7 @@ def test_items_treated_as_new_are_scored_as_new_ones_are(tables):
   """Items 8 and 9 of the whole model, against a model that never had them and gets them added."""
   (follower_IK, count_IK, share_I, trend_I), unit_IW = tables
   share_I = share_I.copy()
-  share_I[4] = 0.01  # the rarest is a known one
+  share_I[4], share_I[0] = 0.01, 0.001  # the rarest item is a known one; padding is rarer
   whole = model_of((EvidenceTables(follower_IK, count_IK, share_I, trend_I), unit_IW))
   whole = whole.with_newness(0.4)
   masked = whole.mask_as_new(np.arange(ITEMS + 1) >= 8)
@@ -223,6 +223,9 @@ def test_items_treated_as_new_are_scored_as_new_ones_are(tables):
   np.testing.assert_array_equal(masked.is_new_I[...], [*[0] * 8, 1, 1])
   np.testing.assert_array_equal(added.is_new_I[...], masked.is_new_I[...])
   assert not whole.is_new_I[...].any()
+  np.testing.assert_array_equal(
+    added.mask_as_new(np.arange(ITEMS + 1) == 3).is_new_I[...], [0, 0, 0, 1, 0, 0, 0, 0, 1, 1]
+  )
   without = model_of((cut, unit_IW[:8])).with_new_items({"text": unit_IW[8:]}, 2)
   difference_QI = added.scores(batch.history_QX) - without.scores(batch.history_QX)
   np.testing.assert_allclose(difference_QI[:, 1:], [[*[0] * 7, 0.4, 0.4]] * 8, atol=1e-6)

@@ -164,6 +164,12 @@ def test_recommendations_are_its_best_items_with_the_reasons_that_add_up(opened,
   check_order(Recommender.load(blended), model, opened)
 
 
+def test_histories_that_are_all_empty_have_a_shape(reranked):
+  served = Recommender.load(reranked[0])
+  top = served.top_items([[], []], 5, shape=served.shape_for(np.array([0, 0])))
+  np.testing.assert_array_equal(top.item_EA, served.top_items([[], []], 5).item_EA)
+
+
 def test_a_new_item_is_similar_to_what_its_twin_is_similar_to(opened, blended):
   served = Recommender.load(blended)
   text = opened.features(names=["text"])["text"]
@@ -299,8 +305,15 @@ def reranked(blended, tmp_path_factory):
   """A copy of the workdir with a blend that has a reranker, and the reranker that was fitted."""
   path = pathlib.Path(shutil.copytree(blended, tmp_path_factory.mktemp("runs") / "reranked"))
   fitted = []
+
+  def fit_with_newness(model, *arguments):
+    assert model.evidence.newness[...] == np.float32(0.07)  # the reranker knows new items by it
+    return choose_reranker(model, *arguments)
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(blend_stage, "FEWEST", 10)
+    patch.setattr(blend_stage, "choose_newness", lambda *_: 0.07)
+    patch.setattr(blend_stage, "choose_reranker", fit_with_newness)
     patch.setattr(blend_stage, "is_sure", lambda gain_U: True)
     patch.setattr(
       blend_stage, "fit_reranker", lambda *given: fitted.append(fit_reranker(*given)) or fitted[-1]
@@ -313,6 +326,7 @@ def reranked(blended, tmp_path_factory):
 def test_the_artifact_holds_the_reranker(reranked, opened, model):
   path, params = reranked
   workdir = reopen_workdir(path)
+  assert BLEND.load_model(workdir).evidence.newness[...] == np.float32(0.07)
   loaded, (tensors, header) = BLEND.load_model(workdir), BLEND.read(path)
   weights = tensors["weights"]
   arrays = model.amount_E[...], model.share_E[...], weights

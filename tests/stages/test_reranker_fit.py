@@ -251,3 +251,6 @@ def test_a_share_of_the_items_is_treated_as_new(blended, few_candidates, monkeyp
   np.testing.assert_allclose(np.unique(new_NK), [0, newness], rtol=1e-6)
   assert 0.02 < (new_NK > 0).mean() < 0.7
   assert not collect_examples(model, evaluator).feature_NKF[..., place].any()
+  first_I, second_I = (with_some_new(model).evidence.is_new_I[...] for _ in range(2))
+  np.testing.assert_array_equal(first_I, second_I)  # the artifact is the same every time
+  assert first_I[0] == 0
