@@ -11,8 +11,8 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 
 COMMANDS = (  # in the order of use
-  *("prepare", "encode", "fetch_images", "vectors", "train", "evaluate", "recommend"),
-  *("refresh", "semantic_ids", "export", "plan", "cold_start", "ablate"),
+  *("prepare", "encode", "fetch_images", "vectors", "convert_gguf", "train", "evaluate"),
+  *("recommend", "refresh", "semantic_ids", "export", "plan", "cold_start", "ablate"),
 )
 
 

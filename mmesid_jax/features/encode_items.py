@@ -12,7 +12,7 @@ from mmesid_jax.data.folder.items import read_item_objects
 from mmesid_jax.data.folder.keys import item_keys
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, UserError
-from mmesid_jax.features.hf_encoder import import_extra, model_sha256
+from mmesid_jax.features.hf_encoder import model_sha256
 from mmesid_jax.features.image_encoder import BrokenImage, ImageEncoder, read_image
 from mmesid_jax.features.image_files import item_image_files
 from mmesid_jax.features.item_template import item_texts
@@ -21,6 +21,7 @@ from mmesid_jax.features.text_encoder import TextEncoder
 from mmesid_jax.features.tfidf_encoder import TFIDF, TfidfEncoder
 from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.files.resumable import PartialTable, open_partial_table
+from mmesid_jax.hf.pretrained import import_extra
 
 MAX_NAMED = 3  # broken images that a message names
 

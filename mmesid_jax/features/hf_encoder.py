@@ -1,9 +1,7 @@
 """Runs an encoder from a local Hugging Face directory: safetensors only, and none of its code."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,22 +10,10 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.features.sentence_modules import MODULES, POOLINGS, read_sentence_modules
 from mmesid_jax.files.digest import file_sha256, json_sha256
-from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors
+from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors, import_extra
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 
 ADAPTER = "adapter_config.json"
-
-
-def import_extra(name: str) -> ModuleType:
-  """Imports a library of the extra `encode`. Raises UserError if it is not installed."""
-  try:
-    return importlib.import_module(name)
-  except ImportError as error:
-    if error.name != name.split(".")[0]:
-      raise  # installed, but broken
-    raise UserError(
-      f'{name} is not installed, and encoding needs it: pip install "mmesid_jax[encode]"'
-    ) from None
 
 
 class HFEncoder:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.features.hf_encoder import HFEncoder, import_extra
+from mmesid_jax.features.hf_encoder import HFEncoder
 from mmesid_jax.files.digest import json_sha256
-from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors
+from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors, import_extra
 
 # The formats that browsers show; others, such as EPS, make Pillow start other programs.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")

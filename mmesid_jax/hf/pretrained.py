@@ -1,14 +1,28 @@
 """Loads parts of a local Hugging Face checkpoint with transformers, and never the code in it."""
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from mmesid_jax.errors import UserError
 
 # For every `from_pretrained`: nothing is downloaded, and no code next to the weights runs.
 # Without the second, transformers would ask on the terminal if it may.
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
+
+
+def import_extra(name: str, *, extra: str = "encode", use: str = "encoding") -> ModuleType:
+  """Imports a library of an extra of this package. Raises UserError if it is not installed."""
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    if error.name != name.split(".")[0]:
+      raise  # installed, but broken
+    raise UserError(
+      f'{name} is not installed, and {use} needs it: pip install "mmesid_jax[{extra}]"'
+    ) from None
 
 
 @contextlib.contextmanager

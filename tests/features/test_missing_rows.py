@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.features.hf_encoder import import_extra
 from mmesid_jax.features.missing_rows import (
   is_table_up_to_date,
   record_path,
@@ -14,6 +13,7 @@ from mmesid_jax.features.missing_rows import (
   write_record,
 )
 from mmesid_jax.files.resumable import open_partial_table
+from mmesid_jax.hf.pretrained import import_extra
 
 MADE_FROM = {"model": "abc", "batch": 2}
 X = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
