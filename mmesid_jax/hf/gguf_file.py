@@ -119,7 +119,7 @@ def _is_small(key: str) -> bool:
 
 def _config_json(model) -> dict[str, Any]:
   """The content of config.json, for weights that are no longer quantized."""
-  config = json.loads(model.config.to_json_string())
+  config = model.config.to_diff_dict()
   for field in ("quantization_config", "_name_or_path"):
     config.pop(field, None)
   return config | {"architectures": [type(model).__name__], "dtype": "bfloat16"}
