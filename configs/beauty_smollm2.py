@@ -9,7 +9,8 @@ docs/smollm2.md says where the weights are. DIR holds sequences.txt, items.jsonl
   python -m mmesid_jax.recommend --workdir=runs/smollm2 --history="12 57 901"
   python -m mmesid_jax.export --workdir=runs/smollm2 --output=smollm2-beauty
 
-The quality after training has not been measured.
+2 CPU cores: a step takes 10 seconds of CPU time and the process 2.3 GiB, measured over eight steps.
+An epoch has 76, which makes 13 minutes of CPU time. Not measured: a whole training and its quality.
 
 `--config=configs/beauty_smollm2.py:paper` takes the published choices, `:released_code` those of
 the published code; both keep this learned prompt.
