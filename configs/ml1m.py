@@ -2,6 +2,9 @@
 
   python -m mmesid_jax.train --config=configs/ml1m.py --config.data.dir=DIR --workdir=runs/ml1m
 
+Test nDCG@5 with the history masked, one seed: counts .1190, counts + content .1215, SASRec .1237,
+MME-SID .1367, with the evidence .1395; unmasked .1190, .1215, .0741, .0909, .1395.
+
 `--config=configs/ml1m.py:paper` takes the published choices, `:released_code` those of the
 published code.
 """
@@ -30,7 +33,7 @@ def get_config(preset: str = "best") -> ConfigDict:
   config.recommender.update(width=64, layers=2, heads=2, kv_heads=2, head_width=32, mlp_width=128)
   config.recommender.update(dropout=0.2, item_dropout=0.2, whiten=128)
   config.recommender.update(encoder="tied", codes="codebooks", fusion="sum")
-  config.recommender.update(rows=4, row_length=256, targets=1024, epochs=20)
+  config.recommender.update(rows=4, row_length=256, targets=1024, epochs=10)
   config.recommender.optimizer.update(learning_rate=2e-3, warmup_steps=100)
 
   apply_preset(config, preset)  # changes some of the choices above, no size
