@@ -39,8 +39,8 @@ def test_they_are_those_of_the_model_and_of_its_file(tiny, blended, stage, shape
     place_model(model)
   held = [x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(nnx.state(model))]
   assert size.model == sum(held)
-  of_blend = sum(tensors[name].nbytes for name in tensors if name in ("amounts", "shares"))
-  of_blend += 8 * (stage == "blend")
+  names = ("amounts", "shares", "weights", "newness")  # how the blend weighs what it holds
+  of_blend = sum(tensors[name].nbytes for name in names if name in tensors)
   assert size.artifact == sum(x.nbytes for x in tensors.values()) - of_blend
   assert size.artifact < path.stat().st_size < size.artifact + 16_384  # the header
 
