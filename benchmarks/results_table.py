@@ -21,7 +21,7 @@ from mmesid_jax.evaluation.metrics import user_values
 from mmesid_jax.evaluation.ranking import PROTOCOLS, difference_over_seeds
 from mmesid_jax.files.artifact import read_header, write_text
 from mmesid_jax.files.readers import read_json_object
-from mmesid_jax.reports.test_ranks import read_ranks
+from mmesid_jax.reports.test_ranks import REFITTED, read_ranks
 from mmesid_jax.stages.blend_stage import BLEND, blend_file
 from mmesid_jax.stages.workdir import REFIT
 
@@ -37,7 +37,6 @@ PAIRS = (
   ("MME-SID", BLENDED),
 )
 NETWORK = "blend.network"  # False in the control
-REFITTED = ", refitted"  # after the name of a model
 VALIDATION = ("evidence_alone", "summed", "valid")  # of the blend's header: the metric that chose
 SAME = ("config", "split", "users", "dataset")  # of the runs, apart from seed and data folder
 
@@ -63,8 +62,8 @@ def read_runs(
   for path, evaluation in zip(workdirs, found, strict=True):
     if any(evaluation[key] != found[0][key] for key in SAME):
       raise UserError(f"{path}: differs from {workdirs[0]} in more than its seed")
-  for path in refits:
-    evaluation = read_evaluation(path)
+  again = [read_evaluation(path) for path in refits]
+  for path, evaluation in zip(refits, again, strict=True):
     if any(evaluation[key] != found[0][key] for key in SAME if key != "dataset"):
       raise UserError(f"{path}: differs from {workdirs[0]} in more than its seed and its data")
   if control:
@@ -73,10 +72,8 @@ def read_runs(
     if any(evaluation[key] != without_network[key] for key in SAME):
       raise UserError(f"{control}: differs from {workdirs[0]} in more than its seed and {NETWORK}")
   sources = {model: [(path, model) for path in workdirs] for model in found[0]["models"]}
-  sources |= {
-    model: [(path, model) for path in refits]
-    for model in (read_evaluation(refits[0])["models"] if refits else ())
-  }
+  if refits:
+    sources |= {model: [(path, model) for path in refits] for model in again[0]["models"]}
   if control:
     sources[CONTROL] = [(control, BLENDED)] * len(workdirs)
   values = {  # model -> protocol -> metric -> [seeds, users]

@@ -10,6 +10,7 @@ import pytest
 from mmesid_jax import pipeline
 from mmesid_jax.config.schema import STAGES, TRAINED, default_config
 from mmesid_jax.files.artifact import read_artifact, write_artifact
+from mmesid_jax.models import evidence
 
 ON_GPU = os.environ.get("JAX_PLATFORMS") == "cuda"  # as `make gpu` says
 
@@ -22,6 +23,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
+
+FEW_NEWEST = 6  # past items that evidence looks at, under the fixture few_newest
 
 TINY = {  # every trained stage in seconds
   "stages": TRAINED,
@@ -55,6 +58,14 @@ TINY = {  # every trained stage in seconds
   "evaluation.resamples": 20,
   "mesh.fsdp": 1,  # one of the eight
 }
+
+
+@pytest.fixture
+def few_newest(monkeypatch):
+  monkeypatch.setattr(evidence, "NEWEST", FEW_NEWEST)
+  jax.clear_caches()  # NEWEST is read when a program is traced
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)

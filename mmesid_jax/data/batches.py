@@ -144,9 +144,14 @@ def with_histories(batch: Batch, histories: Sequence[np.ndarray], columns: int) 
   the newest items.
   columns: X, at least the items of the longest.
   """
-  history_QX = np.zeros((len(batch.piece_Q), columns), np.int32)
-  for of_target_X, piece in zip(history_QX, batch.piece_Q, strict=True):
-    if piece >= 0:
-      newest_first = histories[piece][::-1]
-      of_target_X[: len(newest_first)] = newest_first
-  return batch._replace(history_QX=history_QX)
+  none = np.zeros(0, np.int32)
+  of_targets = [histories[piece] if piece >= 0 else none for piece in batch.piece_Q]
+  return batch._replace(history_QX=newest_first(of_targets, columns))
+
+
+def newest_first(histories: Sequence[np.ndarray], columns: int) -> np.ndarray:
+  """Histories, each oldest first, as int32 [E, columns], newest first; 0 = none."""
+  history_EX = np.zeros((len(histories), columns), np.int32)
+  for of_one_X, history in zip(history_EX, histories, strict=True):
+    of_one_X[: len(history)] = history[::-1]
+  return history_EX

@@ -23,6 +23,7 @@ from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import Workdir
 
 Ranks = Mapping[str, np.ndarray]  # protocol -> int32 [U]
+REFITTED = ", refitted"  # after the name of a model
 
 
 def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
 
   Writes evaluation.json (test) or evaluation_valid.json: means and 95 % bootstrap intervals over
   users, and the number of targets that repeat; and the rank of every user's target. Returns the
-  content of the JSON file. Models of a refit are named ", refitted". Raises UserError when no user
+  content of the JSON file. Names of a refit's models end in REFITTED. Raises UserError when no user
   has a target.
   """
   config, dataset = workdir.config, workdir.dataset
@@ -55,7 +56,7 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
     model = stage.load_model(workdir)
     rankings[stage.model_name] = evaluators[name].model_ranking(model, max(cutoffs))
   if workdir.is_refit:
-    rankings = {f"{name}, refitted": ranking for name, ranking in rankings.items()}
+    rankings = {name + REFITTED: ranking for name, ranking in rankings.items()}
   options = {"resamples": config.evaluation.resamples, "seed": config.seed}
   result = {
     "split": split,

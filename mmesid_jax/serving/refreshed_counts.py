@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.schema import split_at
+from mmesid_jax.data.batches import newest_first
 from mmesid_jax.data.continuation import find_difference
 from mmesid_jax.data.dataset import Dataset, all_events, evaluated_users, prepare_dataset
 from mmesid_jax.data.transitions import count_transitions
@@ -128,7 +129,6 @@ class _Histories:
     for start in range(0, len(self._users), self._size):
       history_QX = np.zeros((self._size, NEWEST), np.int32)
       users = self._users[start : start + self._size]
-      for q, user in enumerate(users):
-        newest = self._dataset.sequence(user)[::-1][:NEWEST]
-        history_QX[q, : len(newest)] = newest
+      newest = [self._dataset.sequence(user)[-NEWEST:] for user in users]
+      history_QX[: len(users)] = newest_first(newest, NEWEST)
       yield _Batch(history_QX, np.arange(self._size) < len(users))

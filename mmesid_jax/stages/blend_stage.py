@@ -56,6 +56,7 @@ QUANTILES = 17  # of the amount of evidence
 WEIGHTING = ("amounts", "shares", "weights")  # tensors of a BlendModel's arguments
 NEWNESS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5)  # nu of new items, to choose from
 SURE = 2.0  # standard errors that a gain must exceed to count
+NEW = "newness"  # the tensor with nu
 RERANKER = "reranker."  # begins the names of the reranker's tensors
 
 
@@ -81,6 +82,7 @@ class BlendStage(Stage):
   config_keys = ("evaluation.select",)
   model_name = "MME-SID + evidence"
   is_random = False  # beyond what its upstream is
+  latest_tensor = NEW
 
   def evidence(self, config: ConfigDict) -> Stage:
     """The stage whose evidence is added: with content where there is any."""
@@ -99,26 +101,17 @@ class BlendStage(Stage):
 
   def choice(self, workdir: Workdir) -> dict[str, Any]:
     tensors, _ = self.read(workdir.path)
-    names = (*WEIGHTING, "newness")
+    names = (*WEIGHTING, NEW)
     return {n: x.tolist() for n, x in tensors.items() if n in names or n.startswith(RERANKER)}
-
-  def read(self, path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    found, header = super().read(path)
-    if "newness" not in found:
-      raise UserError(
-        f"{blend_file(path)}: of an earlier version, without a place for new items; train the "
-        f"stage {self.name} again (delete the file first)"
-      )
-    return found, header
 
   def train(self, workdir: Workdir) -> None:
     config = workdir.config
     tensors, header = self.evidence(config).read(workdir.path)
     if workdir.is_refit:
       chosen = workdir.chosen_for(self.name)
-      if "newness" not in chosen:
+      if NEW not in chosen:
         raise UserError(
-          f"{workdir.path / CHOSEN}: of an earlier version, without a place for new items; train "
+          f"{workdir.path / CHOSEN}: of an earlier version, without {NEW!r}; train "
           f"{workdir.path.parent} again with --refit"
         )
       tensors |= {name: np.float32(x) for name, x in chosen.items()}
@@ -155,7 +148,7 @@ class BlendStage(Stage):
     if config.blend.network and not choice.weight_2.any() and params is None:
       reporter.warn(f"{self.name}: the network adds nothing to counts and content on these data")
     tensors |= {"amounts": shares[0], "shares": shares[1], "weights": choice.weight_2}
-    tensors |= {"newness": np.asarray(newness, np.float32)}
+    tensors |= {NEW: np.asarray(newness, np.float32)}
     tensors |= {} if params is None else {RERANKER + n: x for n, x in params._asdict().items()}
     self.write(
       workdir,
@@ -190,7 +183,7 @@ def load_blend(
     )
   tensors, header = BLEND.read(path)
   tensors |= refreshed or {}
-  evidence = make_model(tensors, header["settings"]).with_newness(tensors["newness"])
+  evidence = make_model(tensors, header["settings"]).with_newness(tensors[NEW])
   network = load_recommender(path, config)
   model = BlendModel(network, evidence, *(tensors[name] for name in WEIGHTING))
   reranker = artifact.strip_prefix(tensors, RERANKER)

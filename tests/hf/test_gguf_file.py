@@ -1,5 +1,5 @@
-"""What `convert_gguf` refuses without torch and gguf; tests/parity/test_convert_gguf.py has the
-rest."""
+"""Files that `convert_gguf` refuses, where torch and gguf are not installed. The other tests of the
+command are in tests/parity/test_convert_gguf.py."""
 
 import sys
 

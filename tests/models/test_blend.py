@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from conftest import FEW_NEWEST
 from flax import nnx
 from scipy.special import logsumexp, ndtr
 
 from mmesid_jax.data.batches import batch_sequences, with_histories
 from mmesid_jax.data.row_layout import Layout
-from mmesid_jax.models import blend, evidence
+from mmesid_jax.models import blend
 from mmesid_jax.models.blend import NETWORK_FEATURES, BlendModel, score_parts
 from mmesid_jax.models.evidence import ContentSettings, CountSettings, EvidenceModel, EvidenceTables
 from mmesid_jax.models.extend_catalogue import mask_as_new
@@ -20,7 +21,9 @@ from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.mesh import make_mesh
 from mmesid_jax.parallel.placement import place_model
 
-ITEMS, FOLLOWERS, WIDTH, HIDDEN, NEWEST = 30, 4, 5, 3, 6
+pytestmark = pytest.mark.usefixtures("few_newest")
+
+ITEMS, FOLLOWERS, WIDTH, HIDDEN = 30, 4, 5, 3
 HISTORIES = [[3], [5, 1, 5, 2], [9, 8, 7, 6, 5, 4, 3, 2, 1], [], [30, 30]]  # oldest first
 LAYOUT = Layout(rows=8, row_length=16, targets=8)
 COUNTS = CountSettings(recency=0.6, tail=0.25, tau=0.7, popularity=-0.3, trend=0.4, repeats=-0.8)
@@ -88,14 +91,6 @@ def candidates(request, monkeypatch) -> int:
   return min(request.param, ITEMS)
 
 
-@pytest.fixture(autouse=True)
-def few_newest(monkeypatch):
-  monkeypatch.setattr(evidence, "NEWEST", NEWEST)
-  jax.clear_caches()  # NEWEST is read when a program is traced
-  yield
-  jax.clear_caches()
-
-
 @pytest.fixture(scope="module")
 def batch():
   sequences, lengths = [np.array([*h, 1]) for h in HISTORIES], [*map(len, HISTORIES)]
@@ -118,7 +113,7 @@ def computed(model, batch, what=lambda model, *arguments: model.score_batch(*arg
 def expected_features(history, network_I, tables, units):
   """The sums [I] and the features [I, F] of all items."""
   follower_IK, count_IK, share_I, trend_I = (np.float64(x) for x in tables)
-  newest, I = history[::-1][:NEWEST], ITEMS + 1  # noqa: E741
+  newest, I = history[::-1][:FEW_NEWEST], ITEMS + 1  # noqa: E741
   by_age = [COUNTS.recency**age for age in range(len(newest))]
   transitions_I, repeats_I = np.zeros(I), np.zeros(I)
   for size, item in zip(by_age, newest, strict=True):
@@ -189,6 +184,14 @@ def test_candidates_say_which_items_are_new(plain, batch, candidates):
   np.testing.assert_allclose(found.feature_QKF[:used, :, -5], expected_QK, rtol=1e-4, atol=1e-4)
 
 
+def assert_scores(score_QI, expected_QI):
+  """Of the items, for the histories: a mesh may add columns."""
+  used = len(HISTORIES)
+  np.testing.assert_allclose(
+    score_QI[:used, 1 : ITEMS + 1], expected_QI[:used, 1:], rtol=1e-4, atol=1e-3
+  )
+
+
 def test_on_a_mesh_the_same_items_are_new(plain, batch):
   """Also where tables have rows that only the mesh needs."""
   new_I = np.arange(ITEMS + 1) % 5 == 2
@@ -198,11 +201,7 @@ def test_on_a_mesh_the_same_items_are_new(plain, batch):
     place_model(copy)
     copy = copy.mask_as_new(new_I)
     place_model(copy)
-    score_QI = computed(copy, batch)
-  used = len(HISTORIES)
-  np.testing.assert_allclose(
-    score_QI[:used, 1 : ITEMS + 1], expected_QI[:used, 1:], rtol=1e-4, atol=1e-3
-  )
+    assert_scores(computed(copy, batch), expected_QI)
 
 
 def test_features_of_the_network_are_those_that_depend_on_it(plain, batch, expected):
@@ -249,11 +248,7 @@ def test_on_a_mesh_the_scores_are_the_same(plain, batch, params, candidates, mes
   with jax.set_mesh(make_mesh(*mesh)):
     copy = nnx.clone(model)
     place_model(copy)
-    score_QI = computed(copy, batch)
-  used = len(HISTORIES)
-  np.testing.assert_allclose(
-    score_QI[:used, 1 : ITEMS + 1], expected_QI[:used, 1:], rtol=1e-4, atol=1e-3
-  )
+    assert_scores(computed(copy, batch), expected_QI)
 
 
 def test_parts_add_up_and_what_reranking_adds_is_one_of_them(plain, batch, params, expected):

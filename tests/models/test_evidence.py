@@ -1,15 +1,14 @@
 """Scores by counts and content, against the formula in float64 numpy."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import FEW_NEWEST
 from flax import nnx
 
 from mmesid_jax.data.batches import with_histories
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.row_layout import Layout
-from mmesid_jax.models import evidence
 from mmesid_jax.models.evidence import (
   ContentSettings,
   CountSettings,
@@ -17,19 +16,12 @@ from mmesid_jax.models.evidence import (
   EvidenceTables,
 )
 
+pytestmark = pytest.mark.usefixtures("few_newest")
+
 ITEMS, FOLLOWERS, WIDTH = 9, 3, 4
 HISTORIES = [[3], [5, 1, 5, 2], [9, 8, 7, 6, 5, 4, 3, 2, 1], []]  # oldest first
 COUNTS = CountSettings(recency=0.6, tail=0.25, tau=0.7, popularity=-0.3, trend=0.4, repeats=-0.8)
 CONTENT = ContentSettings(recency=0.8, weight=1.5)
-NEWEST = 6
-
-
-@pytest.fixture(autouse=True)
-def few_newest(monkeypatch):
-  monkeypatch.setattr(evidence, "NEWEST", NEWEST)
-  jax.clear_caches()  # NEWEST is read when a program is traced
-  yield
-  jax.clear_caches()
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def model_of(tables, content: bool = True) -> EvidenceModel:
 def terms(history, tables) -> dict[str, np.ndarray]:
   """The terms of the formula, each float64 [ITEMS + 1], in loops."""
   (follower_IK, count_IK, share_I, trend_I), unit_IW = tables
-  newest = history[::-1][:NEWEST]
+  newest = history[::-1][:FEW_NEWEST]
   names = ("transitions", "repeats", "new", "similar text")
   found = {name: np.zeros(ITEMS + 1) for name in names}
   log_share_I = np.log(share_I.astype(np.float64))
@@ -148,7 +140,7 @@ def test_the_closest_past_item_of_every_modality(tables):
   for place, history in enumerate(HISTORIES):
     for m, (_, unit_IW) in enumerate(sorted(units.items())):
       expected_A = [
-        max((float(unit_IW[item] @ unit_IW[past]) for past in history[-NEWEST:]), default=-1)
+        max((float(unit_IW[item] @ unit_IW[past]) for past in history[-FEW_NEWEST:]), default=-1)
         for item in item_QA[place]
       ]
       np.testing.assert_allclose(closest_QAM[place, :, m], expected_A, rtol=1e-5, atol=1e-6)

@@ -155,7 +155,7 @@ def test_a_llama_from_scratch_loads_in_transformers(tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_config_that_we_write_names_the_architecture(case, tmp_path):
-  """transformers makes the same model of it as of its own."""
+  """The config.json that we write gives the model that the one of transformers gives."""
   model = torch_llama(**CASES[case])
   model.save_pretrained(tmp_path / "theirs")
   llama = llama_from(tmp_path / "theirs")
