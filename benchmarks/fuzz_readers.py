@@ -18,8 +18,10 @@ import numpy as np
 import polars
 import safetensors.numpy
 import zstandard
+from checkpoints import write_tiny_checkpoint
 from flax import nnx
 from fuzz_inputs import Damage, damage_bytes, damage_json, damage_lines
+from gguf_files import gguf_bytes
 
 from mmesid_jax.config import saved
 from mmesid_jax.config.schema import default_config
@@ -33,7 +35,7 @@ from mmesid_jax.features import image_encoder, image_files, keyed_vectors, parqu
 from mmesid_jax.features.torch_files.torch_file import open_torch_file
 from mmesid_jax.features.torch_files.torch_table import read_torch_table
 from mmesid_jax.files import artifact, provenance
-from mmesid_jax.hf import adapter, architecture, prompt, safetensors_dir
+from mmesid_jax.hf import adapter, architecture, gguf_file, prompt, safetensors_dir
 from mmesid_jax.ingest import prepared_folder
 from mmesid_jax.ingest.compressed_lines import BadLines
 from mmesid_jax.ingest.settings import default_settings
@@ -273,7 +275,6 @@ def _events() -> list[Reader]:
 
 def _checkpoints() -> list[Reader]:
   """Hugging Face directories: configuration, tokenizer, index, weights, adapter."""
-  from checkpoints import write_tiny_checkpoint
 
   with tempfile.TemporaryDirectory() as folder:
     base = pathlib.Path(folder) / "base"
@@ -322,6 +323,7 @@ def _checkpoints() -> list[Reader]:
       adapter_files,
       {adapter.CONFIG: damage_json, adapter.WEIGHTS: fuzz_inputs.damage_safetensors},
     ),
+    *_one("GGUF", 4, "m.gguf", [gguf_bytes()], damage_bytes, gguf_file.check_gguf),
   ]
 
 

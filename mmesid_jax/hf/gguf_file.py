@@ -17,10 +17,10 @@ import numpy as np
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError, report_disk_errors
 from mmesid_jax.hf.architecture import FAMILIES, read_architecture
+from mmesid_jax.hf.gguf_header import GgufHeader, read_gguf_header
 from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors, import_extra
 from mmesid_jax.hf.safetensors_dir import check_new_directory, write_checkpoint
 
-MAGIC = b"GGUF"
 OUTSIDE = ("token_embd.weight", "output_norm.weight", "output.weight")
 BLOCK = r"blk\.\d+\.(attn_norm|attn_[qkv]|attn_output|ffn_norm|ffn_gate|ffn_up|ffn_down)\.weight"
 BIAS, HEAD_NORM = r"blk\.\d+\.attn_[qkv]\.bias", r"blk\.\d+\.attn_[qk]_norm\.weight"
@@ -41,9 +41,8 @@ def convert_gguf(file: Path, output: Path) -> None:
   for what the disk refuses.
   """
   check_new_directory(output)
-  _check_magic(file)
-  torch, gguf = (import_extra(x, extra="gguf", use="reading GGUF") for x in ("torch", "gguf"))
-  _check_contents(file, gguf)
+  check_gguf(file)
+  torch, _ = (import_extra(x, extra="gguf", use="reading GGUF") for x in ("torch", "gguf"))
   with explain_load_errors(file, "tokenizer"):
     import transformers
 
@@ -81,40 +80,66 @@ def convert_gguf(file: Path, output: Path) -> None:
   )
 
 
-def _check_magic(file: Path) -> None:
-  if not file.is_file():
-    raise UserError(f"{file}: no such file; name a GGUF file")
-  with file.open("rb") as opened:
-    start = opened.read(len(MAGIC))
-  if start != MAGIC:
-    raise UserError(f"{file}: is no GGUF file; it begins with {start!r}, expected {MAGIC!r}")
-
-
-def _check_contents(file: Path, gguf) -> None:
-  """Raises UserError for an architecture that is not in FAMILIES, and for fields and tensors that
-  transformers would leave out."""
-  with explain_load_errors(file, "header"):
-    reader = gguf.GGUFReader(file)
-    fields = {key: field.contents() for key, field in reader.fields.items() if _is_small(key)}
-    names = [tensor.name for tensor in reader.tensors]
-  kind = fields.get("general.architecture")
+def check_gguf(file: Path) -> None:
+  """Raises UserError for a header that is not whole, for an architecture that is not in FAMILIES,
+  for fields and tensors that transformers would leave out, and for sizes that are not those of the
+  tensors."""
+  header = read_gguf_header(file)
+  kind = header.fields.get("general.architecture")
   if not isinstance(kind, str) or kind not in FAMILIES:
     raise UserError(
       f"{file}: general.architecture is {kind!r}, expected one of {', '.join(FAMILIES)}"
     )
-  for key, value in fields.items():
+  for key, value in header.fields.items():
     if re.fullmatch(UNREAD, key) and value not in (None, 0, "none"):
       raise UserError(f"{file}: {key} is {value!r}, which would be lost; {REMEDY}")
   parts = [BLOCK, *map(re.escape, OUTSIDE)]
   parts += [BIAS] if FAMILIES[kind].qkv_bias else []
   parts += [HEAD_NORM] if FAMILIES[kind].head_norms else []
-  for name in names:
+  for name in header.shapes:
     if not re.fullmatch("|".join(parts), name):
       raise UserError(f"{file}: holds {name}, which would be lost in a {kind}; {REMEDY}")
+  _check_sizes(file, header, kind)
 
 
-def _is_small(key: str) -> bool:
-  return not key.startswith("tokenizer.")  # lists of all tokens
+def _check_sizes(file: Path, header: GgufHeader, kind: str) -> None:
+  """Raises UserError for sizes that are not those of the tensors.
+
+  transformers builds the model by these numbers before it looks at a tensor, so a wrong one could
+  take all memory.
+  """
+
+  def matrix(name: str) -> tuple[int, int]:
+    shape = header.shapes.get(name, ())
+    if len(shape) != 2:
+      raise UserError(
+        f"{file}: {name} has {len(shape)} axes, expected 2; is it one part of several?"
+      )
+    return shape[1], shape[0]
+
+  def size(name: str, absent: int | None = None) -> int:
+    value = header.fields.get(f"{kind}.{name}", absent)
+    if type(value) is not int or value < 1:
+      raise UserError(f"{file}: {kind}.{name} is {value!r}, expected an integer > 0")
+    return value
+
+  (V, D), (F, _) = matrix("token_embd.weight"), matrix("blk.0.ffn_gate.weight")
+  (query, _), (key, _) = matrix("blk.0.attn_q.weight"), matrix("blk.0.attn_k.weight")
+  blocks = {name.split(".")[1] for name in header.shapes if name.startswith("blk.")}
+  N = size("attention.head_count")
+  H = size("attention.key_length", absent=FAMILIES[kind].head_dim or max(D // N, 1))
+  for name, found, expected in (
+    ("block_count", size("block_count"), len(blocks)),
+    ("embedding_length", size("embedding_length"), D),
+    ("feed_forward_length", size("feed_forward_length"), F),
+    ("vocab_size", size("vocab_size", absent=V), V),
+    ("attention.head_count", N * H, query),
+    ("attention.head_count_kv", size("attention.head_count_kv", absent=N) * H, key),
+  ):
+    if found != expected:
+      raise UserError(
+        f"{file}: {kind}.{name} does not fit its tensors ({found:,} for {expected:,})"
+      )
 
 
 def _config_json(model) -> dict[str, Any]:

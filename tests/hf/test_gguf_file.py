@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from commands import refused
+from gguf_files import gguf_bytes
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.hf.gguf_file import convert_gguf
@@ -41,7 +42,7 @@ def test_nothing_is_written_over(tmp_path):
 def test_a_library_that_is_missing_is_named_with_its_remedy(library, tmp_path, monkeypatch):
   for name in ("torch", "gguf"):
     monkeypatch.setitem(sys.modules, name, None if name == library else sys)
-  (tmp_path / "model.gguf").write_bytes(b"GGUF")
+  (tmp_path / "model.gguf").write_bytes(gguf_bytes())
   with pytest.raises(UserError, match=rf'^{library} is .*: pip install "mmesid_jax\[gguf\]"$'):
     convert_gguf(tmp_path / "model.gguf", tmp_path / "out")
   assert not (tmp_path / "out").exists()
