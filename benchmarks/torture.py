@@ -32,7 +32,7 @@ HOLD = flags.DEFINE_float("hold", 2.0, "Seconds that a checkpoint is held back a
 CHANGES = flags.DEFINE_list("changes", ["run.save_every=5"], "Keys of the configuration: a.b=c.")
 flags.mark_flag_as_required("output")
 
-STAGES = ("collaborative", "semantic_ids", "recommender")
+STAGES = ("collaborative", "semantic_ids", "recommender")  # those that train step by step
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -113,7 +113,7 @@ def differences(whole: pathlib.Path, killed: pathlib.Path) -> list[str]:
   from safetensors.numpy import load_file
 
   found = []
-  for stage in STAGES:
+  for stage in sorted(path.stem for path in whole.glob("*.safetensors")):
     a, b = (load_file(path / f"{stage}.safetensors") for path in (whole, killed))
     if a.keys() != b.keys() or any(a[k].tobytes() != b[k].tobytes() for k in a):
       found.append(stage)

@@ -29,10 +29,13 @@ def _raise(number, frame) -> NoReturn:
 
 
 def send_again(interrupt: KeyboardInterrupt) -> None:
-  """Sends the signal again a moment later: nothing could catch it where it was raised."""
+  """Sends the signal again a moment later: nothing could catch it where it was raised.
+
+  The moment is long enough for a busy machine to leave that place before.
+  """
   number = signal.Signals[str(interrupt) or "SIGINT"]
   to_main = functools.partial(signal.pthread_kill, threading.main_thread().ident, number)
-  threading.Timer(0.01, to_main).start()
+  threading.Timer(0.2, to_main).start()
 
 
 def signal_in(error: BaseException | None) -> str | None:

@@ -25,13 +25,24 @@ def wrapped():
   except KeyboardInterrupt as error:
     raise RuntimeError("by a library") from error
 
+def cleaned():
+  try:
+    os.kill(os.getpid(), signal.SIGTERM)
+  finally:
+    raise RuntimeError("while a library cleans up")
+
 def deleted():
   Deleted()
   time.sleep(60)
 
 def saved():
-  atexit.register(os.kill, os.getpid(), signal.SIGTERM)  # a second one, at the end
+  atexit.register(close)
   raise Interrupted("SIGTERM at step 3")
+
+def close():
+  os.kill(os.getpid(), signal.SIGTERM)  # a second one, at the end
+  time.sleep(0.01)
+  print("closed")
 
 late = Late()
 late.itself = late
@@ -39,9 +50,11 @@ MAINS = {
   "SIGINT": lambda: os.kill(os.getpid(), signal.SIGINT),
   "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
   "wrapped": wrapped,
+  "cleaned": cleaned,
   "deleted": deleted,
   "saved": saved,
   "done": lambda: print("done"),
+  "deaf": lambda: sys.stdout.close(),
   "exit": lambda: sys.exit(3),
 }
 
@@ -59,9 +72,11 @@ AGAIN = "what was finished is kept: run the same command again"
     ("SIGINT", 75, f"stopped: SIGINT; {AGAIN}\n"),
     ("SIGTERM", 75, f"stopped: SIGTERM; {AGAIN}\n"),
     ("wrapped", 75, f"stopped: SIGTERM; {AGAIN}\n"),
+    ("cleaned", 75, f"stopped: SIGTERM; {AGAIN}\n"),
     ("deleted", 75, f"stopped: SIGINT; {AGAIN}\n"),
     ("saved", 75, "stopped: SIGTERM at step 3\n"),
     ("done", 0, ""),
+    ("deaf", 0, ""),
     ("exit", 3, ""),
   ],
 )
@@ -76,7 +91,19 @@ def test_a_signal_is_one_line_and_the_process_ends_at_once(tmp_path, name, statu
     text=True,
   )
   assert (result.returncode, result.stderr) == (status, printed)
-  assert result.stdout == ("done\n" if name == "done" else "")
+  assert result.stdout == {"done": "done\n", "saved": "closed\n"}.get(name, "")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_is_ignored_stays_so(tmp_path, name):
+  """As SIGINT is after nohup, and in the background of a script."""
+  (tmp_path / "ends.py").write_text(ENDS)
+  ignored = f"trap '' {name.removeprefix('SIG')}; exec {sys.executable} ends.py"
+  environment = {"PYTHONPATH": ":".join(sys.path), "MAIN": name}
+  result = subprocess.run(
+    ["bash", "-c", ignored], cwd=tmp_path, env=environment, capture_output=True, text=True
+  )
+  assert (result.returncode, result.stderr) == (0, "")
 
 
 BUSY = """

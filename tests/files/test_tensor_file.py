@@ -63,6 +63,14 @@ def test_another_file_is_one_line_with_the_remedy(tmp_path, content):
     TensorFile(tmp_path / "x", remedy="download it again")
 
 
+def test_what_the_header_quotes_stays_in_the_line(tmp_path):
+  header = json.dumps({"x": {"dtype": "F\n99", "shape": [], "data_offsets": [0, 0]}}).encode()
+  (tmp_path / "x").write_bytes(struct.pack("<Q", len(header)) + header)
+  with pytest.raises(UserError) as caught:
+    TensorFile(tmp_path / "x")
+  assert "\n" not in str(caught.value)
+
+
 def test_bfloat16_is_that_of_ml_dtypes(tmp_path):
   path = written(tmp_path / "x.safetensors", "BF16", size=24)
   assert TensorFile(path).read("x").dtype == ml_dtypes.bfloat16
