@@ -242,3 +242,20 @@ def test_the_page_of_keys_is_generated():
   assert done.returncode == 0, done.stderr
   wanted = "write it again: python -m mmesid_jax.config.explain > docs/configuration.md"
   assert done.stdout == GENERATED, wanted
+
+
+@pytest.mark.parametrize("name", ["ablations", "options"])
+def test_differences_of_the_docs_are_those_of_the_committed_table(name):
+  """Rows that compare two protocols with the base are rows of results/NAME/table.md."""
+  table = (ROOT / "results" / name / "table.md").read_text()
+  masked, unmasked = (
+    re.findall(r"\|[^|]+\| 0, 1, 2 \| ([\d.]+) \([^|]*\| ([^|]*?) *\|", half)
+    for half in table.split("unmasked:")
+  )
+  section = {"ablations": "## Ablations", "options": "### Options"}[name]
+  lines = PAGES["docs/results.md"].split(f"\n{section}")[1].split("\n#")[0].splitlines()
+  rows = [[cell.strip() for cell in line.split("|")[-5:-1]] for line in lines if "] |" in line]
+  assert len(rows) > 10
+  for *first, mean, difference in rows:
+    place = masked.index(tuple(first))
+    assert unmasked[place] == (mean, difference)
