@@ -319,20 +319,37 @@ def test_own_vectors_and_no_codes_need_only_the_recommender(trained, tiny, tmp_p
   assert list(found["models"]) == ["popularity", "MME-SID"]
 
 
+@pytest.fixture
+def no_compilation_cache(monkeypatch, tmp_path):
+  """No folder is chosen yet, and the user's folders are in tmp_path."""
+  option, before = "jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+  jax.config.update(option, None)
+  yield tmp_path / "caches" / "mmesid_jax" / "compiled"
+  jax.config.update(option, before)
+
+
 @pytest.mark.parametrize(
   ("asked", "of_the_user", "kept"),
-  [(True, None, "compiled"), (False, None, None), (True, "elsewhere", "elsewhere")],
+  [(True, None, "caches/mmesid_jax/compiled"), (False, None, None), (True, "else", "else")],
 )
-def test_compiled_steps_are_kept_in_the_workdir_unless_told_otherwise(
-  tiny, tmp_path, asked, of_the_user, kept
+def test_compiled_steps_are_kept_by_the_user_unless_told_otherwise(
+  tiny, tmp_path, no_compilation_cache, asked, of_the_user, kept
 ):
-  option, before = "jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir
-  try:
-    jax.config.update(option, of_the_user and str(tmp_path / of_the_user))
-    open_workdir(tiny(changes={"run.compilation_cache": asked}), tmp_path)
-    assert jax.config.jax_compilation_cache_dir == (kept and str(tmp_path / kept))
-  finally:
-    jax.config.update(option, before)
+  jax.config.update("jax_compilation_cache_dir", of_the_user and str(tmp_path / of_the_user))
+  open_workdir(tiny(changes={"run.compilation_cache": asked}), tmp_path / "run")
+  assert jax.config.jax_compilation_cache_dir == (kept and str(tmp_path / kept))
+  assert not (tmp_path / "run" / "compiled").exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o720])
+def test_compiled_steps_are_not_read_where_others_may_write(
+  tiny, tmp_path, no_compilation_cache, mode
+):
+  no_compilation_cache.mkdir(parents=True)
+  no_compilation_cache.chmod(mode)
+  open_workdir(tiny(), tmp_path / "run")
+  assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_a_softmax_by_chunks_trains_the_same_model(workdir, trained, tiny):

@@ -251,7 +251,7 @@ KEYS: Mapping[str, Key] = {
     for stage, steps in {**dict.fromkeys((*TRAINED, *BASELINES), 1), "semantic_ids": 8}.items()
   },
   "run.compilation_cache": Key(True, true_or_false(),
-    "Keep slow compilations in the workdir, or where JAX_COMPILATION_CACHE_DIR says."),
+    "Keep slow compilations in ~/.cache/mmesid_jax, or where JAX_COMPILATION_CACHE_DIR says."),
   "run.heartbeat_seconds": Key(30, whole(5, 86_400),
     "Silence after which one of several processes counts as lost."),
 

@@ -57,7 +57,7 @@ def run_ablations(
   sums = [name for name in config.sums if name in chosen]
   numbers = [int(s) for s in _choose(seeds, [*map(str, config.seeds)], "--seeds")]
   plan.check(models, sums, numbers)
-  set_compilation_cache(config.base, plan.workdir)
+  set_compilation_cache(config.base)
   failed: dict[str, str] = {}
 
   def attempt(work, name: str, seed: int) -> None:

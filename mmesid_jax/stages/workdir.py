@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,7 @@ def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
   """The workdir `path`, a refit where it holds CHOSEN, with the data set read or made. Raises
   UserError."""
   folder = plain_data_dir(config, path)
-  set_compilation_cache(config, path)
+  set_compilation_cache(config)
   dataset = prepare_dataset(folder, path / "dataset", split_at(config))
   workdir = Workdir(path, config, dataset, folder, feature_dir(config, folder))
   if not (path / CHOSEN).exists():
@@ -197,12 +198,28 @@ def feature_dir(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   return folder if config.data.source == "synthetic" else pathlib.Path(config.data.dir)
 
 
-def set_compilation_cache(config: ConfigDict, path: pathlib.Path) -> None:
-  """Keeps what takes a second or more to compile in path/compiled, for later runs, unless the user
-  has named a folder or config.run.compilation_cache is False."""
-  chosen_by_user = jax.config.jax_compilation_cache_dir
-  if config.run.compilation_cache and not chosen_by_user:
-    jax.config.update("jax_compilation_cache_dir", str((path / "compiled").absolute()))
+def set_compilation_cache(config: ConfigDict) -> None:
+  """Keeps what takes a second or more to compile in a folder of the user, for later runs.
+
+  Unless the user has named another one (JAX_COMPILATION_CACHE_DIR), it is mmesid_jax in
+  XDG_CACHE_HOME or ~/.cache. It is never in a workdir: what is kept is machine code that runs, and
+  a workdir may come from a stranger. Nothing is kept with config.run.compilation_cache False, and
+  where the folder cannot be made or others may write into it.
+  """
+  if not config.run.compilation_cache or jax.config.jax_compilation_cache_dir:
+    return
+  caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  folder = pathlib.Path(caches, "mmesid_jax", "compiled")
+  try:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+  except OSError:
+    is_own = False
+  if not is_own:
+    reporter.info(f"{folder}: is not writable for you alone, so no compiled program is kept")
+    return
+  jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 def _synthetic(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
