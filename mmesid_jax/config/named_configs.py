@@ -26,21 +26,22 @@ def config_file(config: str) -> str:
   """The file of a configuration given as NAME, NAME:PRESET, FILE or FILE:PRESET.
 
   Returns:
-    FILE or FILE:PRESET, as ml_collections expects it. An existing file wins over a name.
+    FILE or FILE:PRESET, as ml_collections expects it. A name of letters, digits, - and _ is never a
+    file: a data set in the folder that one stands in may hold one of that name, and it would run.
 
   Raises:
     UserError: No such file; no configuration has the name.
   """
   name, colon, preset = config.partition(":")
   name = os.path.expanduser(name)
-  if os.path.isfile(name):
-    return f"{name}{colon}{preset}"
   if not re.fullmatch(r"[\w-]+", name):
-    raise UserError(f"--config={config}: no such file")
+    if not os.path.isfile(name):
+      raise UserError(f"--config={config}: no such file")
+    return f"{name}{colon}{preset}"
   if name not in (known := config_names()):
     raise UserError(
       f"--config={config}: no configuration has this name; known: {', '.join(known)}; "
-      "your own is given by its path"
+      "your own is given by its path, as ./FILE or FILE.py"
     )
   return f"{configs_dir() / name}.py{colon}{preset}"
 

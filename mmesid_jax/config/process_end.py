@@ -9,9 +9,10 @@ import sys
 import threading
 from typing import NoReturn
 
-_SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _status: int | None = None  # of the command that has ended in this process
+_received: str | None = None  # the first signal that was raised
 
 
 def raise_signals() -> None:
@@ -19,13 +20,16 @@ def raise_signals() -> None:
 
   A signal that is ignored, as SIGINT after nohup, stays so.
   """
-  for number, default in _SIGNALS.items():
-    if signal.getsignal(number) is default:
+  for number in _SIGNALS:
+    if signal.getsignal(number) not in (signal.SIG_IGN, None):
       signal.signal(number, _raise)
 
 
 def _raise(number, frame) -> NoReturn:
-  raise KeyboardInterrupt(signal.Signals(number).name)
+  global _received
+  name = signal.Signals(number).name
+  _received = _received or name
+  raise KeyboardInterrupt(name)
 
 
 def send_again(interrupt: KeyboardInterrupt) -> None:
@@ -39,12 +43,16 @@ def send_again(interrupt: KeyboardInterrupt) -> None:
 
 
 def signal_in(error: BaseException | None) -> str | None:
-  """The name of the signal that raised the error or one of its causes; None for other errors."""
+  """The name of the signal that raised the error or one of its causes.
+
+  Another error after a signal follows from it, too: extension modules that it interrupts while they
+  are imported raise an ImportError without a cause. None for errors without a signal.
+  """
   while error is not None:
     if isinstance(error, KeyboardInterrupt):
       return str(error) or "SIGINT"
     error = error.__cause__ or error.__context__
-  return None
+  return _received
 
 
 def end_process(status: int) -> NoReturn:

@@ -9,6 +9,7 @@ import pytest
 import mmesid_jax
 from mmesid_jax.config import command_line, named_configs
 from mmesid_jax.config.command_line import nearest_name
+from mmesid_jax.errors import UserError
 
 CONFIG = """
 import ml_collections
@@ -252,8 +253,13 @@ def test_a_name_is_a_configuration_of_a_clone_and_of_a_wheel(tmp_path, monkeypat
   assert named_configs.config_names() == ["mine"]
   assert named_configs.config_file("mine") == str(tmp_path / "mmesid_jax" / "configs" / "mine.py")
   monkeypatch.chdir(tmp_path)
-  (tmp_path / "mine").write_text("")  # an existing file wins
-  assert named_configs.config_file("mine:best") == "mine:best"
+  for name in ("mine", "mine.py", "other"):  # a file is named by its path
+    (tmp_path / name).write_text("")
+  assert named_configs.config_file("mine:best").endswith("/configs/mine.py:best")
+  for name in ("./mine", "mine.py", "./other"):
+    assert named_configs.config_file(f"{name}:best") == f"{name}:best"
+  with pytest.raises(UserError, match=r"--config=other: no configuration .*, as \./FILE"):
+    named_configs.config_file("other")
 
 
 def test_the_wheel_holds_configs(monkeypatch):

@@ -1,11 +1,13 @@
 """Signals end a command with one line, and nothing of the process runs after its end."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
+ROOT = pathlib.Path(__file__).parents[2]
 ENDS = """
 import atexit, os, signal, sys, time
 from mmesid_jax.config.command_line import run_command
@@ -31,6 +33,13 @@ def cleaned():
   finally:
     raise RuntimeError("while a library cleans up")
 
+def swallowed():
+  try:
+    os.kill(os.getpid(), signal.SIGTERM)
+  except KeyboardInterrupt:
+    error = ImportError("numpy._core.multiarray failed to import")
+  raise error
+
 def deleted():
   Deleted()
   time.sleep(60)
@@ -51,6 +60,7 @@ MAINS = {
   "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
   "wrapped": wrapped,
   "cleaned": cleaned,
+  "swallowed": swallowed,
   "deleted": deleted,
   "saved": saved,
   "done": lambda: print("done"),
@@ -72,6 +82,7 @@ AGAIN = "what was finished is kept: run the same command again"
     ("SIGINT", 75, f"stopped: SIGINT; {AGAIN}\n"),
     ("SIGTERM", 75, f"stopped: SIGTERM; {AGAIN}\n"),
     ("wrapped", 75, f"stopped: SIGTERM; {AGAIN}\n"),
+    ("swallowed", 75, f"stopped: SIGTERM; {AGAIN}\n"),
     ("cleaned", 75, f"stopped: SIGTERM; {AGAIN}\n"),
     ("deleted", 75, f"stopped: SIGINT; {AGAIN}\n"),
     ("saved", 75, "stopped: SIGTERM at step 3\n"),
@@ -103,6 +114,37 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path, name):
   result = subprocess.run(
     ["bash", "-c", ignored], cwd=tmp_path, env=environment, capture_output=True, text=True
   )
+  assert (result.returncode, result.stderr) == (0, "")
+
+
+def run_module(folder, path, *words):
+  """`python -m mmesid_jax...` in the folder, with modules from the path first."""
+  return subprocess.run(
+    [sys.executable, "-m", *words],
+    cwd=folder,
+    env={"PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)])},
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_modules_are_imported_is_one_line(tmp_path, name):
+  (tmp_path / "absl.py").write_text(f"import os, signal; os.kill(os.getpid(), signal.{name})")
+  for module in ("mmesid_jax.train", "mmesid_jax"):
+    result = run_module(tmp_path, [tmp_path], module)
+    line = f"stopped: {name}; nothing was begun: run the same command again\n"
+    assert (result.returncode, result.stderr) == (75, line)
+
+
+def test_modules_in_the_folder_that_one_stands_in_do_not_run(tmp_path):
+  for name in ("absl", "tqdm", "numpy", "torch"):
+    (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} ran')")
+  explain = ("mmesid_jax.train", "--config=quickstart", "--explain=seed")
+  result = run_module(tmp_path, [], *explain)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert "a whole number" in result.stdout
+  result = run_module(ROOT, [], *explain)  # a clone whose package is not installed
   assert (result.returncode, result.stderr) == (0, "")
 
 
