@@ -19,6 +19,9 @@ from mmesid_jax.features.image_files import image_suffix, is_url
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 1.0, 60.0  # between attempts; doubles each time
 RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the last 32 bits are an IPv4 address
+UNICAST = ipaddress.ip_network("2000::/3")  # all that is given out of IPv6
+# Which Python's table does not know yet: documentation, and a service of Azure for its machines.
+NOT_PUBLIC = [ipaddress.ip_network(x) for x in ("3fff::/20", "168.63.129.16/32")]
 
 
 class DownloadFailed(Exception):
@@ -153,14 +156,19 @@ class Downloader:
 
 
 def is_public(address: str) -> bool:
-  """Returns whether a numeric IP address belongs to the public internet."""
+  """Returns whether a numeric IP address belongs to the public internet.
+
+  An IPv6 address that holds one of IPv4, as translators and tunnels write it, is as public as that.
+  """
   ip = ipaddress.ip_address(address)
   if ip.version == 6:
     inner = ip.ipv4_mapped or ip.sixtofour
     if inner is None and ip in NAT64:
       inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    if inner is None and ip not in UNICAST:
+      return False
     ip = inner or ip
-  return ip.is_global and not ip.is_multicast
+  return ip.is_global and not ip.is_multicast and not any(ip in network for network in NOT_PUBLIC)
 
 
 def _open_public_socket(address: tuple[Any, ...]) -> socket.socket:

@@ -43,24 +43,7 @@ def convert_gguf(file: Path, output: Path) -> None:
   check_new_directory(output)
   check_gguf(file)
   torch, _ = (import_extra(x, extra="gguf", use="reading GGUF") for x in ("torch", "gguf"))
-  with explain_load_errors(file, "tokenizer"):
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-      file.parent, gguf_file=file.name, **LOCAL_ONLY
-    )
-  with explain_load_errors(file, "model"):
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
-      *(file.parent,),
-      gguf_file=file.name,
-      dtype=torch.bfloat16,
-      output_loading_info=True,
-      **LOCAL_ONLY,
-    )
-  if missing := sorted(report["missing_keys"]):
-    raise UserError(
-      f"{file}: {missing[0]} is missing ({len(missing)} tensors are); is it one part of several?"
-    )
+  tokenizer, model = _load(file, torch)
   config = _config_json(model)
   with tempfile.TemporaryDirectory() as name, report_disk_errors(Path(name)):
     scratch = Path(name)
@@ -78,6 +61,31 @@ def convert_gguf(file: Path, output: Path) -> None:
     f"{output}: {config['model_type']}, {c.layers} layers of {c.D}, {millions:.1f} M parameters in "
     f"bfloat16, a tokenizer of {len(tokenizer):,} tokens"
   )
+
+
+def _load(file: Path, torch) -> tuple[Any, Any]:
+  """The tokenizer and the model, out of the file alone.
+
+  It is seen in a folder of its own, as transformers would also read an adapter, a tokenizer or a
+  config.json that lies beside it.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    alone = Path(folder, "model.gguf")
+    alone.symlink_to(file.absolute())
+    options = {"gguf_file": alone.name, **LOCAL_ONLY}
+    with explain_load_errors(file, "tokenizer"):
+      import transformers
+
+      tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    with explain_load_errors(file, "model"):
+      model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, output_loading_info=True, **options
+      )
+  if missing := sorted(report["missing_keys"]):
+    raise UserError(
+      f"{file}: {missing[0]} is missing ({len(missing)} tensors are); is it one part of several?"
+    )
+  return tokenizer, model
 
 
 def check_gguf(file: Path) -> None:

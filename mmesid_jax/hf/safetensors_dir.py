@@ -127,7 +127,8 @@ def write_checkpoint(
     config: the content of config.json.
     copy_from: a directory whose tokenizer, generation settings and license are copied.
 
-  Raises UserError where the directory exists, and for what the disk refuses.
+  Raises UserError where the directory exists, for a file to be copied that is a link out of
+  copy_from, and for what the disk refuses.
   """
   check_new_directory(directory)
   with atomic_folder(directory) as temporary:
@@ -135,9 +136,20 @@ def write_checkpoint(
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for pattern in COPIED if copy_from is not None else ():
       for file in filter(pathlib.Path.is_file, copy_from.glob(pattern)):
+        _check_link(file, copy_from)
         target = temporary / file.relative_to(copy_from)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)  # not its mode: a read-only base makes no read-only export
+
+
+def _check_link(file: pathlib.Path, directory: pathlib.Path) -> None:
+  """Refuses a link out of the directory: a stranger's could publish a file of the user.
+
+  In the cache of Hugging Face, files of a snapshot are links to blobs beside the snapshots.
+  """
+  target, own = (pathlib.Path(os.path.realpath(path)) for path in (file, directory))
+  if not target.is_relative_to(own) and target.parent != own.parent.parent / "blobs":
+    raise UserError(f"{file}: is a link to {target}, out of its directory; put a copy in its place")
 
 
 def _write_shards(directory: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -301,6 +301,25 @@ def test_what_belongs_to_a_model_goes_along_and_nothing_else(base, tmp_path):
     assert (tmp_path / "out" / name).stat().st_mode & 0o200
 
 
+def test_a_link_out_of_the_checkpoint_is_not_copied(base, tmp_path):
+  (tmp_path / "secret").write_text("mine")
+  (base / "LICENSE").symlink_to(tmp_path / "secret")
+  with pytest.raises(UserError, match=r"LICENSE: is a link to .*secret, out of its directory"):
+    write_checkpoint(tmp_path / "out", [], {}, copy_from=base)
+  assert not (tmp_path / "out").exists()
+
+
+def test_links_of_the_cache_of_hugging_face_are_copied(tmp_path):
+  snapshot, blobs = tmp_path / "model" / "snapshots" / "abc", tmp_path / "model" / "blobs"
+  for folder in (snapshot, blobs):
+    folder.mkdir(parents=True)
+  (blobs / "123").write_text("free")
+  (snapshot / "LICENSE").symlink_to("../../blobs/123")
+  (snapshot / "NOTICE").symlink_to("LICENSE")
+  write_checkpoint(tmp_path / "out", [], {}, copy_from=snapshot)
+  assert [(tmp_path / "out" / x).read_text() for x in ("LICENSE", "NOTICE")] == ["free", "free"]
+
+
 def test_an_export_never_lands_in_a_directory_that_is_there(tmp_path):
   (tmp_path / "out").mkdir()
   with pytest.raises(UserError, match="out: exists already"):

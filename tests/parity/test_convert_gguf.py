@@ -115,6 +115,25 @@ def test_the_tokenizer_comes_along(tmp_path):
   assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_what_lies_beside_the_file_is_not_read(tmp_path):
+  model = torch_llama()
+  write_gguf(tmp_path / "m.gguf", model, llama_cpp(model))
+  adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+  beside = {
+    "adapter_config.json": adapter | {"base_model_name_or_path": str(tmp_path / "other")},
+    "config.json": {"model_type": "mistral", "auto_map": {"AutoConfig": "evil.Config"}},
+    "tokenizer_config.json": {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["e.E"]}},
+  }
+  convert_gguf(tmp_path / "m.gguf", tmp_path / "alone")
+  for name, content in beside.items():
+    (tmp_path / name).write_text(json.dumps(content))
+  convert_gguf(tmp_path / "m.gguf", tmp_path / "out")
+  alone, out = (
+    {f.name: f.read_bytes() for f in (tmp_path / x).iterdir()} for x in ("alone", "out")
+  )
+  assert alone == out
+
+
 def without(name):
   return lambda x: {key: value for key, value in x.items() if key != name}
 
