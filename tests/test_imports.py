@@ -155,7 +155,7 @@ READERS = {
   "np.load": (),
   "np.memmap": ("files.readers", "files.feature_table", "files.resumable"),
   "json.load": (),
-  "json.loads": ("files.readers", "config.saved"),
+  "json.loads": ("files.readers", "config.saved", "hf.chat_template"),  # the last: its own words
   "safetensors.safe_open": ("files.tensor_file",),
   "safetensors.numpy.load_file": (),
   "safetensors.numpy.load": (),

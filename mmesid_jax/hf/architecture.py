@@ -1,6 +1,5 @@
 """Reads the architecture of a backbone from a Hugging Face config.json, and writes one."""
 
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
@@ -99,8 +98,8 @@ def read_architecture(directory: pathlib.Path) -> LlamaConfig:
   if H % 2:
     refuse("head_dim", "an even number, which rotary positions need")
   epsilon = c.get("rms_norm_eps", 1e-6)
-  if not _is_positive(epsilon):
-    refuse("rms_norm_eps", "a number > 0")
+  if not _is_within(epsilon, 1e-30, 1):
+    refuse("rms_norm_eps", "a number > 0, at most 1")
   theta, scaling = _rope(c, refuse)
   layers, window = size("num_hidden_layers"), None
   if _has_window(c, family, layers, refuse):
@@ -130,6 +129,8 @@ def _has_window(c: dict[str, Any], family: Family, layers: int, refuse: Callable
   is_on = bool(family.window) and c.get("sliding_window", WINDOW) is not None
   by_layer = family.window == "use_sliding_window"
   if by_layer:
+    if not isinstance(c.get("use_sliding_window"), bool | None):
+      refuse("use_sliding_window", "true or false")
     is_on = is_on and bool(c.get("use_sliding_window"))
   kinds = c.get("layer_types")
   if kinds is not None:
@@ -162,8 +163,8 @@ def _rope(c: dict[str, Any], refuse) -> tuple[float, RopeScaling | None]:
       refuse(name, "whole heads that rotate, a partial_rotary_factor of 1")
   thetas = (holder["rope_theta"] for holder in (rope, c) if holder.get("rope_theta") is not None)
   theta = next(thetas, 10_000.0)
-  if not _is_positive(theta):
-    refuse(field if "rope_theta" in rope else "rope_theta", "a rope_theta > 0")
+  if not _is_within(theta, 1, 1e15):
+    refuse(field if "rope_theta" in rope else "rope_theta", "a rope_theta from 1 to 1e15")
   kind = rope.get("rope_type", rope.get("type"))
   if kind == "default" or not rope.keys() - {"rope_theta", "partial_rotary_factor"}:
     return float(theta), None
@@ -171,16 +172,16 @@ def _rope(c: dict[str, Any], refuse) -> tuple[float, RopeScaling | None]:
     refuse(field, "rope_type 'default' or 'llama3'")
   length = rope.get("original_max_position_embeddings") or c.get("max_position_embeddings")
   numbers = [rope.get(name) for name in ("factor", "low_freq_factor", "high_freq_factor")]
-  if not all(_is_positive(x) for x in (*numbers, length)):
+  if not all(_is_within(x, 1e-6, 1e6) for x in numbers) or not _is_within(length, 1, 1e9):
     refuse(field, "numbers for factor, low_freq_factor, high_freq_factor and the original length")
+  if not numbers[1] < numbers[2]:
+    refuse(field, "a low_freq_factor below high_freq_factor")
   return float(theta), RopeScaling(*map(float, numbers), int(length))
 
 
-def _is_positive(x: Any) -> bool:
-  """Whether it is a finite number > 0 that a float holds."""
-  if not isinstance(x, int | float) or isinstance(x, bool):
-    return False
-  return 0 < x < 1e300 and math.isfinite(x)
+def _is_within(x: Any, low: float, high: float) -> bool:
+  """Whether it is a number of these bounds, which leave out what float32 cannot compute with."""
+  return isinstance(x, int | float) and not isinstance(x, bool) and low <= x <= high
 
 
 def _shown(value: Any) -> str:

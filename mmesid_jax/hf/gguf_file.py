@@ -72,14 +72,19 @@ def _load(file: Path, torch) -> tuple[Any, Any]:
   with tempfile.TemporaryDirectory() as folder:
     alone = Path(folder, "model.gguf")
     alone.symlink_to(file.absolute())
-    options = {"gguf_file": alone.name, **LOCAL_ONLY}
     with explain_load_errors(file, "tokenizer"):
       import transformers
 
-      tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+      tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, gguf_file=alone.name, **LOCAL_ONLY
+      )
     with explain_load_errors(file, "model"):
       model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, output_loading_info=True, **options
+        folder,
+        gguf_file=alone.name,
+        dtype=torch.bfloat16,
+        output_loading_info=True,
+        **LOCAL_ONLY,
       )
   if missing := sorted(report["missing_keys"]):
     raise UserError(

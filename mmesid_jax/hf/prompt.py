@@ -10,6 +10,7 @@ import numpy as np
 from mmesid_jax.config.presets import CHATS, ITEMS, PROMPTS
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
+from mmesid_jax.hf.chat_template import render_chats
 from mmesid_jax.hf.llama_weights import EMBEDDING
 from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors
 from mmesid_jax.hf.safetensors_dir import Checkpoint
@@ -83,12 +84,11 @@ def _chat_form(tokenizer, system: str, user: str) -> str | None:
     return None
   question = {"role": "user", "content": user}
   alone = {"role": "user", "content": f"{system}\n\n{user}".strip()}
-  for chat in (
-    ([{"role": "system", "content": system}, question], [alone]) if system else ([alone],)
-  ):
-    with contextlib.suppress(Exception):  # a template raises what it likes
-      text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-      if text.count(ITEMS) == 1 and not text.startswith(ITEMS):
+  chats = [[{"role": "system", "content": system}, question], [alone]] if system else [[alone]]
+  with contextlib.suppress(ValueError):  # none of several templates is the default
+    template = tokenizer.get_chat_template()
+    for text in render_chats(template, chats, tokenizer.special_tokens_map):
+      if text is not None and text.count(ITEMS) == 1 and not text.startswith(ITEMS):
         return text
   return None
 

@@ -1,6 +1,7 @@
 """The prompt, token by token."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from tokenizers import models, pre_tokenizers
 
 from mmesid_jax.config.presets import PROMPTS
 from mmesid_jax.errors import UserError
+from mmesid_jax.hf import chat_template
 from mmesid_jax.hf.llama_weights import EMBEDDING
 from mmesid_jax.hf.prompt import (
   estimate_prompt_lengths,
@@ -170,11 +172,19 @@ def test_a_system_message_joins_the_user_s_where_it_has_no_place(other):
   )
 
 
-@pytest.mark.parametrize("template", [None, "{% broken", "{{ 1 / 0 }}", "always the same"])
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+BROKEN = ["{% broken", "{{ 1 / 0 }}", "always the same", "{{ 'a' * 10**10 }}", ENDLESS]
+
+
+@pytest.mark.parametrize("template", [None, *BROKEN])
 def test_without_a_chat_form_a_preset_stays_and_a_prompt_that_fits_is_named(
-  other, template, capsys
+  other, template, capsys, monkeypatch
 ):
-  folder = other("<s>", chat_template=template)
+  script = pathlib.Path(chat_template.__file__).read_text().replace("SECONDS = 10", "SECONDS = 1")
+  quick = other("<s>", chat_template=template).parent / "quick.py"
+  quick.write_text(script)
+  monkeypatch.setattr(chat_template, "__file__", str(quick))
+  folder = quick.parent / "other"
   assert fit_prompt(folder, PROMPTS["paper"]) == PROMPTS["paper"]
   err = capsys.readouterr().err
   assert err.startswith("warning: --config.recommender.prompt.text: the tokenizer of ")

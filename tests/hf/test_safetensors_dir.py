@@ -191,6 +191,12 @@ def test_no_directory(tmp_path):
     Checkpoint(tmp_path / "absent")
 
 
+LLAMA3 = {
+  **{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4},
+  "original_max_position_embeddings": 8192,
+}
+
+
 @pytest.mark.parametrize(
   "change, message",
   [
@@ -206,7 +212,8 @@ def test_no_directory(tmp_path):
     ({"head_dim": None, "num_attention_heads": 6}, "head_dim is None, .*no multiple of 6"),
     ({"num_attention_heads": 10**30}, "num_attention_heads is 10*, expected an integer from 1 to"),
     ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5', expected a number > 0"),
-    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    *(({"rms_norm_eps": x}, f"rms_norm_eps is {x}") for x in (float("nan"), 0, 1e-99, 2.0, True)),
+    *(({"rope_parameters": {"rope_theta": x}}, "rope_theta from 1") for x in (5e-324, 1e299)),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is .*'gptq'.*weights"),
     *(
       ({"rope_parameters": None, "rope_scaling": {name: kind, "factor": 8.0}}, "rope_scaling is")
@@ -217,22 +224,19 @@ def test_no_directory(tmp_path):
     ({"rope_parameters": [1]}, r"rope_parameters is \[1\], expected an object"),
     ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_parameters is"),
     ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling is .*the same as in rope_parameters"),
-    ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters is .*a rope_theta > 0"),
-    ({"rope_parameters": None, "rope_theta": -1}, "rope_theta is -1, expected a rope_theta > 0"),
+    ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters is .*a rope_theta from 1 to"),
+    ({"rope_parameters": None, "rope_theta": -1}, "rope_theta is -1, expected a rope_theta from 1"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, expected whole heads"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters is .*whole heads"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is .*'default' or 'llama3'"),
-    (
-      {
-        "rope_parameters": {
-          "rope_type": "llama3",
-          "factor": 8,
-          "low_freq_factor": 1,
-          "high_freq_factor": 4,
-          "original_max_position_embeddings": 10**400,
-        }
-      },
-      "rope_parameters is .*expected numbers",
+    *(
+      ({"rope_parameters": LLAMA3 | change}, f"rope_parameters is .*expected {message}")
+      for change, message in (
+        ({"original_max_position_embeddings": 10**400}, "numbers"),
+        ({"original_max_position_embeddings": 0.5}, "numbers"),
+        ({"factor": 1e-9}, "numbers"),
+        ({"low_freq_factor": 4}, "a low_freq_factor below high_freq_factor"),
+      )
     ),
     ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters is .*expected numbers"),
   ],
@@ -307,6 +311,15 @@ def test_a_link_out_of_the_checkpoint_is_not_copied(base, tmp_path):
   with pytest.raises(UserError, match=r"LICENSE: is a link to .*secret, out of its directory"):
     write_checkpoint(tmp_path / "out", [], {}, copy_from=base)
   assert not (tmp_path / "out").exists()
+
+
+def test_a_window_is_on_or_off(base):
+  change = {"model_type": "qwen2", "use_sliding_window": "false"}
+  (base / "config.json").write_text(
+    json.dumps(json.loads((base / "config.json").read_text()) | change)
+  )
+  with pytest.raises(UserError, match="use_sliding_window is 'false', expected true or false"):
+    read_architecture(base)
 
 
 def test_links_of_the_cache_of_hugging_face_are_copied(tmp_path):
