@@ -152,9 +152,10 @@ def test_mistakes_on_the_command_line_are_one_line(trained, tmp_path):
   line = refused("train", *train(tmp_path / "file" / "run", trained / "synthetic"))
   assert str(tmp_path / "file") in line
   assert "config.json" in refused("evaluate", f"--workdir={tmp_path / 'nowhere'}")
-  assert "item 41 is not in the catalogue" in refused(
-    "recommend", f"--workdir={trained}", "--history=1 41"
-  )
+  for item in (41, 0, 10**30, -(10**30)):
+    assert f"item {item} is not in the catalogue" in refused(
+      "recommend", f"--workdir={trained}", f"--history=1 {item}"
+    )
   assert "'x' is not a whole number" in refused(
     "recommend", f"--workdir={trained}", "--history=1 x"
   )
