@@ -334,13 +334,13 @@ def _of_a_workdir() -> list[Reader]:
   config = settings.to_json_best_effort().encode()
   with tempfile.TemporaryDirectory() as name:
     file = pathlib.Path(name) / "a.safetensors"
-    artifact.write_artifact(file, {"a.b": X, "c": X}, {"stage": "recommender"})
+    artifact.write_artifact(file, {"a.b": X, "c": X}, {"stage": "x"})
     whole = file.read_bytes()
   result = _json({key: 1 for key in ablation_table.KEYS})
   settings = _json({provenance.MADE_FROM: {"a": 1}})
 
   def read_artifact(path: pathlib.Path) -> None:
-    artifact.read_artifact(path, "recommender", prefix="a.")
+    artifact.read_artifact(path, "x", prefix="a.")
 
   return [
     *_one("config.json of a workdir", 2, "config.json", [config], damage_json, _read_saved_config),

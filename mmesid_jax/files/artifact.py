@@ -15,10 +15,11 @@ import safetensors.numpy
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.artifact_form import FORMS, find_fault, find_wrong_values
 from mmesid_jax.files.atomic import atomic_file
 from mmesid_jax.files.digest import bytes_sha256
 from mmesid_jax.files.readers import parse_json
-from mmesid_jax.files.tensor_file import TensorFile
+from mmesid_jax.files.tensor_file import TYPES, TensorFile
 from mmesid_jax.parallel.processes import main_only
 
 SCHEMA = 2  # raised whenever the tensors of an artifact change their meaning
@@ -34,6 +35,7 @@ def write_artifact(
   path: pathlib.Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]
 ) -> None:
   """Writes tensors and a header, one JSON object under the key "mmesid". Raises UserError."""
+  _refuse_folder(path)
   text = json.dumps({"schema": SCHEMA, **header}, sort_keys=True)
   contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
   digests = {name: _tensor_sha256(x) for name, x in contiguous.items()}
@@ -46,6 +48,7 @@ def write_artifact(
 @main_only
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a whole file, in the main process only. Raises UserError."""
+  _refuse_folder(path)
   with atomic_file(path) as temporary:
     temporary.write_bytes(text.encode())
 
@@ -53,6 +56,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 @main_only
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a whole file, in the main process only. Raises UserError."""
+  _refuse_folder(path)
   with atomic_file(path) as temporary:
     temporary.write_bytes(content)
 
@@ -65,7 +69,8 @@ def strip_prefix(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def read_header(path: pathlib.Path, stage: str) -> dict[str, Any]:
   """The header of the stage's artifact.
 
-  Raises UserError for a file that is missing, truncated or not this stage's artifact.
+  Raises UserError for a file that is missing, truncated, not this stage's artifact, or not of its
+  form in FORMS.
   """
   return _read(path, stage, None)[1]
 
@@ -75,7 +80,8 @@ def read_artifact(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Tensors whose names begin with `prefix`, and the header.
 
-  Raises as `read_header` does, and for a tensor that is not as it was written or not finite.
+  Raises as `read_header` does, and for a tensor that is not as it was written, not finite, or
+  holds what its form does not allow.
   """
   return _read(path, stage, prefix)
 
@@ -83,6 +89,7 @@ def read_artifact(
 def _read(path: pathlib.Path, stage: str, prefix: str | None):
   maker = MAKERS.get(stage, f"mmesid_jax.train with the stage {stage}")
   remedy = f"run {maker} to write it again (delete the file first)"
+  _refuse_folder(path)
   if not path.is_file():
     raise UserError(f"{path}: no such file; run {maker} first")
   file = TensorFile(path, remedy=remedy)
@@ -102,10 +109,26 @@ def _read(path: pathlib.Path, stage: str, prefix: str | None):
     _warn_of_age(path)
   elif fault := _find_change(digests, text, tensors):
     raise UserError(f"{path}: {fault} is not as it was written; {remedy}")
+  form, described = FORMS.get(stage), _describe(file)
+  if form and (fault := find_fault(form, header, described)):
+    raise UserError(f"{path}: {fault}; {remedy}")
   for name, x in tensors.items():
     if not _is_finite(x):
       raise UserError(f"{path}: {name} holds values that are not finite; {remedy}")
+  if form and (fault := find_wrong_values(form, header, described, tensors)):
+    raise UserError(f"{path}: {fault}; {remedy}")
   return tensors, header
+
+
+def _refuse_folder(path: pathlib.Path) -> None:
+  if path.is_dir():
+    raise UserError(f"{path}: is a folder, expected a file; move it away")
+
+
+def _describe(file: TensorFile) -> dict[str, tuple[str, tuple[int, ...]]]:
+  """name -> type, as numpy names it, and shape of every tensor; none is read."""
+  names = {name: file.type_name(name) for name in file.keys()}  # noqa: SIM118
+  return {name: (TYPES.get(kind, kind), file.shape(name)) for name, kind in names.items()}
 
 
 def _find_change(digests: Any, text: str, tensors: Mapping[str, np.ndarray]) -> str | None:

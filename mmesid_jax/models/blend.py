@@ -91,6 +91,11 @@ class BlendModel(nnx.Module):
     return self.network.num_items
 
   @property
+  def num_features(self) -> int:
+    """Number of features of a candidate, as `candidates` says."""
+    return len(self.evidence.sources) + len(self.evidence.unit_IW) + 5
+
+  @property
   def sources(self) -> tuple[str, ...]:
     """Names of the summands of a score, as reasons show them."""
     reranking = () if self.reranker is None else ("reranking",)

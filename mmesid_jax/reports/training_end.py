@@ -45,7 +45,7 @@ def describe_unfinished(workdir: Workdir) -> Iterator[str]:
     header = artifact.read_header(workdir.artifact(name), name)
     values = header.get("valid_by_epoch", ())
     if still_rises(values, users):
-      (metric,) = header["valid"]
+      (metric, *_) = header.get("valid") or ["metric"]
       epochs = len(values)
       yield (
         f"{name}: valid {metric} of {stage.model_name} still rises: {values[-1]:.4f} in epoch "

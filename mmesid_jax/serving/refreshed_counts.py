@@ -103,7 +103,9 @@ def read_refreshed(path: pathlib.Path) -> Tensors:
   if not file.exists():
     return {}
   tensors, header = artifact.read_artifact(file, REFRESHED)
-  if header["blend"] != artifact.read_header(blend_file(path), BLEND.name)["fingerprint"]:
+  blend = artifact.read_header(blend_file(path), BLEND.name)
+  made_for = [header[name] for name in ("blend", "num_items", "settings")]
+  if made_for != [blend[name] for name in ("fingerprint", "num_items", "settings")]:
     raise UserError(
       f"{file}: made for another blend than the one beside it; run mmesid_jax.refresh again, or "
       "delete the file"

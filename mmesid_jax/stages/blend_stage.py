@@ -82,7 +82,6 @@ class BlendStage(Stage):
   config_keys = ("evaluation.select",)
   model_name = "MME-SID + evidence"
   is_random = False  # beyond what its upstream is
-  latest_tensor = NEW
 
   def evidence(self, config: ConfigDict) -> Stage:
     """The stage whose evidence is added: with content where there is any."""
@@ -187,7 +186,14 @@ def load_blend(
   network = load_recommender(path, config)
   model = BlendModel(network, evidence, *(tensors[name] for name in WEIGHTING))
   reranker = artifact.strip_prefix(tensors, RERANKER)
-  return model.with_reranker(RerankerParams(**reranker)) if reranker else model
+  if not reranker:
+    return model
+  if (found := len(reranker["mean_F"])) != (expected := model.num_features):
+    raise UserError(
+      f"{blend_file(path)}: a reranker of {found} features, expected {expected}; run "
+      f"mmesid_jax.train with the stage {BLEND.name} to write it again (delete the file first)"
+    )
+  return model.with_reranker(RerankerParams(**reranker))
 
 
 def blend_file(path: pathlib.Path) -> pathlib.Path:
@@ -196,10 +202,12 @@ def blend_file(path: pathlib.Path) -> pathlib.Path:
 
 
 def fits_network(path: pathlib.Path) -> bool:
-  """Whether the blend in the workdir `path` was made for the recommender beside it."""
+  """Whether the blend in the workdir `path` was made for the recommender beside it, and has as many
+  items."""
   blend = artifact.read_header(blend_file(path), BLEND.name)
   network = artifact.read_header(path / f"{RECOMMENDER.name}.safetensors", RECOMMENDER.name)
-  return blend["upstream"][RECOMMENDER.name] == network["fingerprint"]
+  same_items = blend["num_items"] == network["num_items"]
+  return same_items and blend["upstream"][RECOMMENDER.name] == network["fingerprint"]
 
 
 def load_content_whitenings(path: pathlib.Path) -> dict[str, Whitening]:

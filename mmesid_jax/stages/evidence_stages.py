@@ -102,7 +102,6 @@ class CountsStage(Stage):
   reads_features = False
   is_random = False
   narrow_histories = True
-  latest_tensor = "trend"
 
   # The search starts at the first of each, a good choice on Amazon Beauty.
   OPTIONS: ClassVar[Mapping[str, Sequence]] = {

@@ -78,6 +78,11 @@ def read_new_items(path: pathlib.Path) -> NewItems:
   """The new items in a file. Raises UserError for a file of another kind."""
   found, header = artifact.read_artifact(path, STAGE)
   rows, codes = (artifact.strip_prefix(found, prefix) for prefix in ("features.", "codes."))
+  if not header["given"] or not set(header["given"]) <= rows.keys():
+    raise UserError(
+      f"{path}: given names {header['given']}, expected some of {sorted(rows)}; run "
+      f"{artifact.MAKERS[STAGE]} to write it again (delete the file first)"
+    )
   return NewItems(rows, codes, tuple(header["given"]), header["quantizer"])
 
 

@@ -219,8 +219,6 @@ def load_recommender(
     return artifact.strip_prefix(named, f"items.{part}.")
 
   features = tables("feature_IV")
-  if not features:
-    raise UserError(f"{path}: holds no feature table; train the stage {RECOMMENDER.name} again")
 
   def abstract() -> RecommenderModel:
     return init_recommender(

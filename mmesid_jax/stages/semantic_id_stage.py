@@ -195,18 +195,9 @@ class SemanticIDs(NamedTuple):
 
 
 def read_semantic_ids(workdir: Workdir) -> SemanticIDs:
-  """The workdir's artifact. Raises UserError for none, or one whose codes are not in its
-  codebooks."""
-  path = workdir.artifact(SEMANTIC_IDS.name)
+  """The workdir's artifact. Raises UserError."""
   found, header = SEMANTIC_IDS.read(workdir.path)
   codes, books = (artifact.strip_prefix(found, prefix) for prefix in ("codes.", "codebooks."))
-  for m, code_IL in codes.items():
-    levels, size = books[m].shape[:2] if m in books else (0, 0)
-    if code_IL.shape[1:] != (levels,) or code_IL.min() < 0 or code_IL.max() >= size:
-      raise UserError(
-        f"{path}: codes.{m} are not in the {levels} levels of {size} codes of codebooks.{m}; "
-        f"delete the file and run mmesid_jax.train with the stage {SEMANTIC_IDS.name} again"
-      )
   return SemanticIDs(codes, books, header)
 
 

@@ -36,7 +36,6 @@ class Stage:
   model_name: ClassVar[str | None] = None
   reads_features: ClassVar[bool] = True  # whether its artifact depends on the feature tables
   is_random: ClassVar[bool] = True  # whether its artifact depends on the seed
-  latest_tensor: ClassVar[str] = ""  # an artifact without it is of an earlier version
   folders: ClassVar[tuple[str, ...]] = ()  # what it writes beside its artifact
   narrow_histories: ClassVar[bool] = False  # as in Evaluator
 
@@ -148,14 +147,7 @@ class Stage:
 
   def read(self, path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and header of the artifact in the workdir `path`. Raises UserError."""
-    file = path / f"{self.name}.safetensors"
-    found, header = artifact.read_artifact(file, self.name)
-    if self.latest_tensor and self.latest_tensor not in found:
-      raise UserError(
-        f"{file}: of an earlier version, without {self.latest_tensor!r}; train the stage "
-        f"{self.name} again (delete the file first)"
-      )
-    return found, header
+    return artifact.read_artifact(path / f"{self.name}.safetensors", self.name)
 
   def key(self, seed: int) -> jax.Array:
     """The random key that the parameters start from. It depends on the stage's name alone, so a new

@@ -185,7 +185,7 @@ MISTAKES = {
   "no vectors": "collaborative.safetensors: no such file",
   "truncated": "semantic_ids.safetensors: not a whole safetensors file",
   "other features": "semantic_ids.safetensors: made from other data, features or settings",
-  "codes out of range": "codes.text are not in the 2 levels of 4 codes of codebooks.text",
+  "codes out of range": "codes.text holds 4, expected ids from 0 to 3; run mmesid_jax.train",
 }
 
 
