@@ -90,7 +90,7 @@ def recognize_items(names: Sequence[str]) -> str:
 
 def read_ratings(
   source: str, path: Path, bad: BadLines, encoding: str = ""
-) -> Iterator[tuple[str, str, int | None, float]]:
+) -> Iterator[events.Row]:
   """Yields the same as `read_reviews` from a CSV file of ratings.
 
   Raises UserError as `tables.event_rows` does, and if items stand where users are expected.
@@ -109,10 +109,10 @@ def read_ratings(
 
 def read_reviews(
   source: str, path: Path, bad: BadLines, encoding: str = ""
-) -> Iterator[tuple[str, str, int, float]]:
+) -> Iterator[events.Row]:
   """Yields user key, item key, time and rating of every review; bad lines go to `bad`.
 
-  Times are in nanoseconds since 1970. Raises UserError as `read_records` does.
+  Times are as `events.parse_time` has them. Raises UserError as `read_records` does.
   """
   for number, review in read_records(path, REVIEWS[source], bad, encoding):
     try:

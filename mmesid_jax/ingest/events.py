@@ -12,11 +12,26 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mmesid_jax.display import reporter
+from mmesid_jax.errors import UserError
+
 NO_RATING = math.nan
 NANO = 10**9  # nanoseconds of a second
-# Larger times are in nanoseconds, microseconds, milliseconds. Seconds reach the year 5138.
-UNITS = ((10**17, 1), (10**14, 10**3), (10**11, 10**6))  # and the nanoseconds of each unit
+# Name, number in a second, and smallest time of each unit. Seconds reach the year 5138.
+UNITS = (
+  ("nanoseconds", 10**9, 10**17),
+  ("microseconds", 10**6, 10**14),
+  ("milliseconds", 10**3, 10**11),
+  ("seconds", 1, 0),
+)
 LATEST = 2**62  # larger numbers are not a time in any unit
+DATES = 2**62 + 2**61  # added to the seconds of a date, which then are larger than any number's
+YEAR_9999 = 253_402_300_799  # its last second
+NOT_SECONDS = 10**8, 4 * 10**9  # 1973 to 2096: times of this size are seconds, not milliseconds
+# Digits of a date without hyphens, by what it is multiplied with for digits down to seconds.
+COMPACT = {8: 10**6, 12: 10**2, 14: 1}
+Row = tuple[str, str, int | None, float]  # user key, item key, time as `parse_time` has it, rating
+KEY_DIGITS = 100  # of a decimal that is a key; Parquet has up to 76
 BELOW_MICROSECONDS = re.compile(r"[.,]\d{6}(\d+)")
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -105,22 +120,28 @@ def _renumber(x_E: np.ndarray, keys: list[str]) -> tuple[np.ndarray, list[str]]:
   return new[x_E], [keys[i] for i in old.tolist()]
 
 
-def collect_events(rows: Iterable[tuple[str, str, int | None, float]]) -> Events:
-  """Collects rows of (user key, item key, time, rating); all rows have a time, or none has.
+def collect_events(files: Iterable[tuple[object, Iterable[Row]]]) -> Events:
+  """Collects the rows of files, each with its name; all rows have a time, or none has.
 
-  Times are in nanoseconds since 1970 UTC.
+  The numbers of a file that are times have one unit, which their sizes tell. Raises UserError for a
+  file whose numbers have two.
   """
   users: dict[str, int] = {}
   items: dict[str, int] = {}
   user_E, item_E, rating_E = array("i"), array("i"), array("f")
   time_E, nano_E = array("q"), array("i")  # apart: the year 9999 in nanoseconds is above 2^63
-  for user, item, time, rating in rows:
-    user_E.append(users.setdefault(user, len(users)))
-    item_E.append(items.setdefault(item, len(items)))
-    rating_E.append(rating)
-    if time is not None:
-      time_E.append(time // NANO)
-      nano_E.append(time % NANO)
+  for name, rows in files:
+    start = len(time_E)
+    for user, item, time, rating in rows:
+      user_E.append(users.setdefault(user, len(users)))
+      item_E.append(items.setdefault(item, len(items)))
+      rating_E.append(rating)
+      if time is not None:
+        time_E.append(time // NANO)
+        nano_E.append(time % NANO)
+    _scale_times(
+      name, np.frombuffer(time_E, np.int64)[start:], np.frombuffer(nano_E, np.int32)[start:]
+    )
   has_times = len(time_E) or not len(user_E)
   return Events(
     np.frombuffer(user_E, np.int32),
@@ -133,16 +154,87 @@ def collect_events(rows: Iterable[tuple[str, str, int | None, float]]) -> Events
   )
 
 
+def _scale_times(name: object, time_E: np.ndarray, nano_E: np.ndarray) -> None:
+  """Makes seconds of the times of one file, in place. Raises UserError for two units."""
+  dates_E = time_E >= LATEST
+  if dates_E.any():
+    time_E[dates_E] -= DATES
+    numbers_E = np.flatnonzero(~dates_E)
+    part = time_E[numbers_E], nano_E[numbers_E]
+    _scale_numbers(name, *part)
+    time_E[numbers_E], nano_E[numbers_E] = part
+  else:
+    _scale_numbers(name, time_E, nano_E)
+
+
+def _scale_numbers(name: object, time_E: np.ndarray, nano_E: np.ndarray) -> None:
+  """The same for numbers; the one in the middle by size tells the unit of all."""
+  if not len(time_E):
+    return
+  size_E = np.abs(time_E)
+  middle = int(np.partition(size_E, len(size_E) // 2)[len(size_E) // 2])
+  if _replace_compact_dates(name, time_E, nano_E, middle):
+    return
+  unit, per_second, _ = next(found for found in UNITS if middle >= found[2])
+  other_E = size_E > (YEAR_9999 + 1) * per_second - 1
+  for _, coarser, _ in UNITS:
+    if coarser < per_second:
+      other_E |= (size_E >= NOT_SECONDS[0] * coarser) & (size_E < NOT_SECONDS[1] * coarser)
+  if other_E.any():
+    raise UserError(
+      f"{name}: the times are in {unit}, as most are, but {time_E[other_E][0]} has the size of "
+      "another unit; write all in one unit"
+    )
+  if per_second > 1:
+    nano_E[:] = (time_E % per_second * NANO + nano_E) // per_second
+    time_E //= per_second
+
+
+def _replace_compact_dates(
+  name: object, time_E: np.ndarray, nano_E: np.ndarray, middle: int
+) -> bool:
+  """Reads numbers such as 20240131 as dates if all of them are; says whether.
+
+  `middle` is one of them. Dates are of 1970 to 2100; in the place of seconds there may be 4 or 6
+  more digits, for hours, minutes and seconds. Raises UserError if most are dates, but not all.
+  """
+  power = COMPACT.get(len(str(middle)))
+  if power is None or not 1970 <= middle * power // 10**10 <= 2100:
+    return False
+  parts = []
+  rest_E = np.clip(time_E, 0, 10**14 // power - 1) * power
+  for base in (100, 100, 100, 100, 100):
+    rest_E, part_E = np.divmod(rest_E, base)
+    parts.append(part_E)
+  second_E, minute_E, hour_E, day_E, month_E = parts
+  months_E = ((rest_E - 1970) * 12 + month_E - 1).astype("datetime64[M]")
+  days_E = months_E.astype("datetime64[D]") + (day_E - 1)
+  good_E = (rest_E >= 1970) & (rest_E <= 2100) & (month_E >= 1) & (month_E <= 12)
+  good_E &= (day_E >= 1) & (days_E.astype("datetime64[M]") == months_E)
+  good_E &= (hour_E < 24) & (minute_E < 60) & (second_E < 60) & (nano_E == 0)
+  if 2 * good_E.sum() < len(good_E):
+    return False
+  first = time_E[good_E][0]
+  if not good_E.all():
+    raise UserError(
+      f"{name}: times such as {first} look like dates, but {time_E[~good_E][0]} does not; write "
+      "dates as 2024-01-31"
+    )
+  seconds_E = hour_E * 3600 + minute_E * 60 + second_E
+  time_E[:] = days_E.astype("datetime64[s]").astype(np.int64) + seconds_E
+  date = str(np.datetime64(int(time_E[0]), "s")).replace("T", " ")
+  reporter.info(f"{name}: times such as {first} are read as dates, {date}")
+  return True
+
+
 def parse_key(value: object) -> str:
   """Converts the key of a user or item to text.
 
   Raises ValueError for a missing key, for anything but a text or a whole number, and for unpaired
   surrogates, which cannot be written to a file.
   """
-  if isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool):
-    # whole numbers in a column with gaps become floats, which are exact below 2^53
-    if value % 1 == 0 and (not isinstance(value, float) or abs(value) < 2**53):
-      return str(int(value))
+  if _is_whole(value):
+    return str(int(value))
   if not isinstance(value, str) or not value:
     raise ValueError(f"{value!r} as a key; expected a text or a whole number")
   if not value.isascii():
@@ -150,43 +242,58 @@ def parse_key(value: object) -> str:
   return value
 
 
-def parse_time(value: object) -> int:
-  """Converts a time to nanoseconds since 1970 UTC; parts of a second count.
+def _is_whole(value: object) -> bool:
+  """Whether a value is a whole number that is exact."""
+  if isinstance(value, decimal.Decimal):  # a quotient would have more digits than decimals have
+    small = value.is_finite() and value.adjusted() < KEY_DIGITS
+    return small and value == value.to_integral_value()
+  if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    return False
+  # whole numbers in a column with gaps become floats, which are exact below 2^53
+  return value % 1 == 0 and (not isinstance(value, float) or abs(value) < 2**53)
 
-  The time is a number, by its size in seconds, milliseconds, microseconds or nanoseconds; such a
-  number as text; a date or time of ISO 8601, in UTC unless it says otherwise; or a datetime object.
-  Raises ValueError for anything else.
+
+def parse_time(value: object) -> int:
+  """Converts a time to nanoseconds; parts of a second count.
+
+  The time is a number, in seconds since 1970 UTC or in the unit of its file, which
+  `collect_events` finds: here it is taken for seconds. Or it is such a number as text; or, with
+  DATES more seconds, a date or time of ISO 8601, in UTC unless it says otherwise, or a datetime
+  object. Raises ValueError for anything else.
   """
-  if type(value) is int and -UNITS[-1][0] < value < UNITS[-1][0]:  # the usual case
-    return value * NANO
   if isinstance(value, str):
     try:
       value = int(value)
     except ValueError:
       return _parse_time_text(value.strip())
+  if type(value) is int and -LATEST < value < LATEST:  # the usual case
+    return value * NANO
   if isinstance(value, datetime.datetime):
     utc = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
     microseconds = (utc - EPOCH) // datetime.timedelta(microseconds=1)
-    return microseconds * 1_000 + getattr(value, "nanosecond", 0)  # as pandas has them
+    nanoseconds = microseconds * 1_000 + getattr(value, "nanosecond", 0)  # as pandas has them
+    return nanoseconds + DATES * NANO
   if isinstance(value, datetime.date):
-    return (value - EPOCH.date()).days * 86_400 * NANO
+    return ((value - EPOCH.date()).days * 86_400 + DATES) * NANO
   if isinstance(value, float):
     value = decimal.Decimal(str(value))  # 0.9 is nine tenths, not the nearest sum of powers of 2
   is_number = isinstance(value, int) and not isinstance(value, bool)
-  is_number |= isinstance(value, decimal.Decimal) and value.is_finite()
-  if not is_number or not abs(value) < LATEST:
+  if isinstance(value, decimal.Decimal):  # not abs(), which refuses large exponents
+    is_number = value.is_finite()
+  if not is_number or not -LATEST < value < LATEST:
     raise ValueError(
       f"{value!r} is not a time; expected seconds or milliseconds since 1970, or a date"
     )
-  unit = next((nanos for beyond, nanos in UNITS if abs(value) >= beyond), NANO)
-  return math.floor(value * unit)
+  return math.floor(value * NANO)
 
 
 def _parse_time_text(text: str) -> int:
   try:
-    return parse_time(decimal.Decimal(text))
+    number = decimal.Decimal(text)
   except decimal.InvalidOperation:
     pass
+  else:
+    return parse_time(number)
   try:
     nanoseconds = parse_time(datetime.datetime.fromisoformat(text))
   except ValueError:
@@ -201,5 +308,5 @@ def parse_rating(value: object) -> float:
   """Converts a rating to a number, NaN for a missing one. Raises ValueError for anything else."""
   try:
     return NO_RATING if value is None or value == "" else float(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, ArithmeticError):
     raise ValueError(f"{value!r} as a rating; expected a number") from None

@@ -29,7 +29,7 @@ from mmesid_jax.ingest import (
 )
 from mmesid_jax.ingest.catalogue import Catalogue, Item
 from mmesid_jax.ingest.compressed_lines import BadLines
-from mmesid_jax.ingest.events import Events, collect_events
+from mmesid_jax.ingest.events import Events, Row, collect_events
 from mmesid_jax.ingest.settings import (
   check_event_columns,
   check_item_columns,
@@ -102,7 +102,8 @@ def from_dataframe(
   _check_output(Path(output))
   bad = BadLines(config.max_bad_lines)
   layout = tables.TableLayout(config.columns)
-  events = collect_events(tables.event_rows(events_frame, layout, bad))
+  rows = tables.event_rows(events_frame, layout, bad)
+  events = collect_events([("the data frame", rows)])
   items = None if items_frame is None else tables.item_rows(items_frame, layout, bad)
   _filter_and_write(config, events, items, Path(output), bad)
 
@@ -212,14 +213,15 @@ def _file_formats(config: ConfigDict) -> tuple[Formats, Formats]:
 
 def _read_events(
   config: ConfigDict, files: Formats, bad: BadLines
-) -> Iterator[tuple[str, str, int | None, float]]:
+) -> Iterator[tuple[Path, Iterator[Row]]]:
   for path, name in files:
     if name not in amazon.REVIEWS:
-      yield from tables.event_rows(path, _table_layout(config, path, name, of_items=False), bad)
+      layout = _table_layout(config, path, name, of_items=False)
+      yield path, tables.event_rows(path, layout, bad)
     elif records.is_csv(path):
-      yield from amazon.read_ratings(name, path, bad, config.encoding)
+      yield path, amazon.read_ratings(name, path, bad, config.encoding)
     else:
-      yield from amazon.read_reviews(name, path, bad, config.encoding)
+      yield path, amazon.read_reviews(name, path, bad, config.encoding)
 
 
 def _read_metadata(config: ConfigDict, files: Formats, bad: BadLines) -> Iterator[Item]:

@@ -39,10 +39,10 @@ class TableLayout:
 
 def event_rows(
   source: Source, layout: TableLayout, bad: compressed_lines.BadLines
-) -> Iterator[tuple[str, str, int | None, float]]:
+) -> Iterator[events.Row]:
   """Yields user key, item key, time and rating of every row; bad rows go to `bad`.
 
-  Times are in nanoseconds since 1970, None without a column of times. Raises UserError for a file
+  Times are as `events.parse_time` has them, None without a column of times. Raises UserError for a file
   that cannot be read or lacks a column.
   """
   has_times = bool(layout.columns.get("time"))

@@ -8,6 +8,7 @@ import pytest
 from mmesid_jax.ingest import amazon
 from mmesid_jax.ingest.catalogue import Catalogue, Item
 from mmesid_jax.ingest.compressed_lines import BadLines
+from mmesid_jax.ingest.events import collect_events
 
 
 def items(source, path, allowed=0):
@@ -95,9 +96,10 @@ def test_reviews_of_2023(tmp_path):
   line = {"user_id": "u", "parent_asin": "p", "asin": "child", "timestamp": 1_588_615_855_070,
           "rating": 5.0, "text": "", "title": "", "images": []}  # fmt: skip
   path.write_text(json.dumps(line))
-  assert list(amazon.read_reviews("amazon2023", path, BadLines())) == [
-    ("u", "p", 1_588_615_855_070_000_000, 5.0)
-  ]
+  rows = amazon.read_reviews("amazon2023", path, BadLines())
+  found = collect_events([(path, rows)])
+  assert found.user_keys == ["u"] and found.item_keys == ["p"] and found.rating_E.tolist() == [5.0]
+  assert found.time_E.tolist() == [1_588_615_855] and found.nano_E.tolist() == [70_000_000]
 
 
 def test_mixed_versions_are_bad_lines(tmp_path):

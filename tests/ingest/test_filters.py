@@ -13,7 +13,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 
 
 
 def of(rows):
-  return collect_events((f"u{u}", f"i{i}", t, 0.0) for u, i, t in rows)
+  return collect_events([("a.csv", ((f"u{u}", f"i{i}", t, 0.0) for u, i, t in rows))])
 
 
 @given(PAIRS.filter(len), st.integers(0, 4), st.integers(0, 4))
@@ -52,7 +52,7 @@ def test_the_first_of_duplicates_stays(rows):
 
 
 def test_without_times_nothing_is_known_to_be_the_same_event():
-  found = collect_events([("u", "x", None, 0.0)] * 3)
+  found = collect_events([("a.csv", [("u", "x", None, 0.0)] * 3)])
   assert filters.first_of_duplicates(found, "exact").all()
   assert filters.first_of_duplicates(found, "pair").tolist() == [True, False, False]
 

@@ -8,6 +8,7 @@ import pytest
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import amazon, formats
 from mmesid_jax.ingest.compressed_lines import BadLines
+from mmesid_jax.ingest.events import collect_events
 from mmesid_jax.ingest.settings import SOURCES, default_settings
 
 COLUMNS = default_settings().columns.to_dict()
@@ -107,8 +108,9 @@ def test_formats_of_parquet(tmp_path):
 def test_ratings_of_amazon(tmp_path, source, text):
   path = tmp_path / "ratings_Beauty.csv"
   path.write_text(text)
-  found = list(amazon.read_ratings(source, path, BadLines()))
-  assert found == [("A1YJEY40YUW4SE", "0205616461", 1_369_699_200 * 10**9, 5.0)]
+  found = collect_events([(path, amazon.read_ratings(source, path, BadLines()))])
+  assert found.user_keys == ["A1YJEY40YUW4SE"] and found.item_keys == ["0205616461"]
+  assert found.time_E.tolist() == [1_369_699_200] and found.rating_E.tolist() == [5.0]
   if source != "amazon2023":
     (other,) = {"amazon2014", "amazon2018"} - {source}
     with pytest.raises(UserError, match=f"'0205616461' is an item .*try --config.source={source}"):

@@ -13,7 +13,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import movielens
 from mmesid_jax.ingest.catalogue import Item
 from mmesid_jax.ingest.compressed_lines import BadLines
-from mmesid_jax.ingest.events import NANO
+from mmesid_jax.ingest.events import NANO, collect_events
 from mmesid_jax.ingest.tables import TableLayout, event_rows, item_rows
 
 EVENTS = {"user": "user", "item": "item", "time": "time", "rating": ""}
@@ -21,9 +21,15 @@ ITEMS = {"item": "item", "title": "title", "categories": "tags", "image": "pictu
 
 
 def read(source, layout, allowed=99):
+  """(user, item, seconds) of every event, and the bad lines that are quoted."""
   bad = BadLines(allowed)
-  rows = event_rows(source, layout, bad)
-  return [(user, item, time and time // NANO) for user, item, time, _ in rows], bad.quoted
+  found = collect_events([("the source", event_rows(source, layout, bad))])
+  users, items = (
+    [keys[n] for n in x_E]
+    for keys, x_E in ((found.user_keys, found.user_E), (found.item_keys, found.item_E))
+  )
+  times = [None] * len(found) if found.time_E is None else found.time_E.tolist()
+  return [*zip(users, items, times, strict=True)], bad.quoted
 
 
 def test_csv_with_quotes_a_mark_and_windows_lines(tmp_path):
@@ -168,8 +174,9 @@ def test_parquet_keeps_nanoseconds(tmp_path):
   path = tmp_path / "a.parquet"
   times = pd.to_datetime([1_433_221_337_900_000_001, 1_433_221_337_900_000_000], unit="ns")
   pd.DataFrame({"user": "u", "item": ["x", "y"], "time": times}).to_parquet(path)
-  times = [row[2] for row in event_rows(path, TableLayout(EVENTS), BadLines())]
-  assert times == [1_433_221_337_900_000_001, 1_433_221_337_900_000_000]
+  found = collect_events([("a", event_rows(path, TableLayout(EVENTS), BadLines()))])
+  assert found.time_E.tolist() == [1_433_221_337] * 2
+  assert found.nano_E.tolist() == [900_000_001, 900_000_000]
 
 
 JSON_LINES = (  # a byte-order mark, numbers as keys, times of several kinds, Python's notation
@@ -188,7 +195,7 @@ def test_json_lines_by_the_names_of_their_fields(tmp_path, name):
   compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
   path.write_bytes(compress(JSON_LINES))
   rows = list(event_rows(path, TableLayout(JSON_COLUMNS), BadLines()))
-  assert [(*row[:2], row[2] // NANO) for row in rows] == [
+  assert read(path, TableLayout(JSON_COLUMNS))[0] == [
     ("u", "x", 1_531_001_351),
     ("8", "7", 1_531_087_751),
     ("v", "10", 1_513_468_800),

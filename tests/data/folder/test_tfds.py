@@ -40,7 +40,7 @@ def prepared(folder: pathlib.Path, *, times: bool = True) -> pathlib.Path:
     )
     for n, (u, i) in enumerate(pairs)
   )
-  found = collect_events(rows)
+  found = collect_events([("a.csv", rows)])
   catalogue = Catalogue(found.item_keys)
   catalogue.add(
     Item(
