@@ -31,7 +31,7 @@ from mmesid_jax.files import artifact
 from mmesid_jax.files.atomic import atomic_file
 from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.files.provenance import check_same_settings
-from mmesid_jax.files.readers import read_json_object
+from mmesid_jax.files.readers import read_bytes, read_json_object
 from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.parallel.mesh import mesh_from_config, use_mesh
 from mmesid_jax.reports import id_report, id_verdict, test_ranks, training_end
@@ -274,7 +274,7 @@ def _stale(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> list[S
     if path.exists():
       fingerprints.add(artifact.read_header(path, stage.name)["fingerprint"])
     elif mark.exists():
-      fingerprints.add(mark.read_text().strip())
+      fingerprints.add(read_bytes(mark).decode().strip())
     if fingerprints - {stage.fingerprint(workdir)}:
       if not overwrite:
         raise UserError(

@@ -163,7 +163,7 @@ def _table_shape(path: Path) -> tuple[int, ...]:
 
 
 def _reader_for(path: Path, readers):
-  if not path.is_file():
+  if not path.exists():
     raise UserError(f"{path}: no such file; expected a feature table, .npy or .safetensors")
   if path.suffix not in readers:
     raise UserError(f"{path}: unknown kind of feature table; expected .npy or .safetensors")

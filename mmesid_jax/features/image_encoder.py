@@ -11,6 +11,7 @@ import numpy as np
 
 from mmesid_jax.features.hf_encoder import HFEncoder
 from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.files.readers import check_regular_file
 from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors, import_extra
 
 # The formats that browsers show; others, such as EPS, make Pillow start other programs.
@@ -30,6 +31,7 @@ def read_image(path: Path):
   """
   image_module, operations = import_extra("PIL.Image"), import_extra("PIL.ImageOps")
   try:
+    check_regular_file(path)
     with image_module.open(path, formats=FORMATS) as image:
       width, height = image.size
       if width * height > image_module.MAX_IMAGE_PIXELS:

@@ -32,7 +32,7 @@ def read_parquet_vectors(
   exist, are ambiguous or hold something else. The chunks raise it for vectors that are not as wide
   as the first and for missing numbers.
   """
-  if not path.is_file():
+  if not path.exists():
     raise UserError(f"{path}: no such file")
   schema = parquet_file.read_schema(path)
   key = _key_column(path, schema, key_column)

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mmesid_jax.files.readers import open_to_read
+
 
 def file_sha256(path: Path) -> str:
   """The digest of a file's bytes, without holding them in memory."""
-  with path.open("rb") as file:
+  with open_to_read(path) as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -12,11 +12,13 @@ import pyarrow
 import pyarrow.parquet
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.readers import check_regular_file
 
 
 def read_schema(path: Path) -> dict[str, polars.DataType]:
   """The types of the columns, by name. Raises UserError."""
   with explain_errors(path):
+    check_regular_file(path)
     schema = _plain_schema(pyarrow.parquet.read_schema(path))
     return dict(polars.from_arrow(schema.empty_table()).schema)
 
@@ -24,6 +26,7 @@ def read_schema(path: Path) -> dict[str, polars.DataType]:
 def read_batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[polars.DataFrame]:
   """Yields these columns in frames of at most `rows` rows, in order. Raises UserError."""
   with explain_errors(path):
+    check_regular_file(path)
     file = pyarrow.parquet.ParquetFile(path)
     batches = file.iter_batches(rows, columns=list(columns))
   with contextlib.closing(file):

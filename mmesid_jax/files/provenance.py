@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.readers import parse_json
+from mmesid_jax.files.readers import parse_json, read_bytes
 
 MADE_FROM = "made_from"  # the key of the settings, in JSON that is written beside a file
 SHOWN = 3  # differences that a message names
@@ -83,6 +83,6 @@ def check_own_folder(folder: Path, mark: Path, *, ignore: Collection[str] = ()) 
 def is_made_from(mark: Path, made_from: Any) -> bool:
   """Whether the JSON file `mark` exists and holds exactly this value."""
   try:
-    return parse_json(mark.read_bytes()) == parse_json(json.dumps(made_from))
-  except (OSError, ValueError):
+    return parse_json(read_bytes(mark)) == parse_json(json.dumps(made_from))
+  except (UserError, ValueError):
     return False

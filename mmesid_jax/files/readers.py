@@ -1,9 +1,14 @@
-"""Reads plain files of users; a missing or damaged one ends in one line that names it."""
+"""Reads plain files of users; a missing or damaged one ends in one line that names it.
 
+A pipe or device in the place of a file is refused: opening it would wait for its other end.
+"""
+
+import errno
 import io
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,10 +21,32 @@ NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER = 10_000  # bytes at most, as numpy has it
 
 
+def open_to_read(path: Path) -> BinaryIO:
+  """Opens a file for reading its bytes. Raises OSError, and UserError for a pipe or device."""
+  return open(path, "rb", opener=_open_regular_file)
+
+
+def check_regular_file(path: Path) -> None:
+  """Raises as `open_to_read` does; for a file that a library opens by its name."""
+  os.close(_open_regular_file(path, os.O_RDONLY))
+
+
+def _open_regular_file(path: str | Path, options: int) -> int:
+  descriptor = os.open(path, options | os.O_NONBLOCK | os.O_CLOEXEC)
+  mode = os.fstat(descriptor).st_mode
+  if stat.S_ISREG(mode):
+    return descriptor
+  os.close(descriptor)
+  if stat.S_ISDIR(mode):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+  raise UserError(f"{path}: is not a regular file; write its contents to one first")
+
+
 def read_bytes(path: Path) -> bytes:
   """The whole file. Raises UserError where it cannot be read."""
   try:
-    return path.read_bytes()
+    with open_to_read(path) as file:
+      return file.read()
   except FileNotFoundError:
     raise UserError(f"{path}: no such file") from None
   except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -54,7 +81,7 @@ def read_json_object(
 
   missing, remedy: what to do where there is no such file, and about a damaged one, for the message.
   """
-  if not path.is_file():
+  if not path.exists():
     raise UserError(f"{path}: no such file" + (f"; {missing}" if missing else ""))
   try:
     found = parse_json(read_bytes(path))
@@ -71,7 +98,7 @@ def read_npy(path: Path) -> np.ndarray:
   Raises UserError for one that is missing or not a plain array.
   """
   try:
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
       size = os.fstat(file.fileno()).st_size
       shape, fortran_order, dtype = _npy_header(file, size)
       offset = file.tell()

@@ -8,6 +8,7 @@ import numpy as np
 import safetensors
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.readers import check_regular_file
 
 # safetensors' names of the types that are read -> numpy's; others are float8, float6 and float4
 TYPES = {
@@ -27,6 +28,7 @@ class TensorFile:
     """remedy: what the user can do about a damaged file, for messages."""
     self.path, self._remedy = Path(path), f"; {remedy}" if remedy else ""
     try:
+      check_regular_file(Path(path))
       self._file = safetensors.safe_open(path, framework="numpy")
       self.metadata: dict[str, str] = self._file.metadata() or {}
       self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118

@@ -13,6 +13,7 @@ import zstandard
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.readers import open_to_read
 
 LONGEST = 16 * 2**20  # bytes of a line; a file without line ends must not fill the memory
 CHUNK = 2**20
@@ -68,10 +69,8 @@ def file_format(path: Path) -> bytes:
   Raises UserError for a file that cannot be read, and for one that is not a regular file, because
   its first bytes are read twice.
   """
-  if path.exists() and not path.is_file() and not path.is_dir():
-    raise UserError(f"{path}: not a regular file; write its contents to one first")
   try:
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
       start = file.read(4)
   except FileNotFoundError:
     raise UserError(f"{path}: no such file") from None
@@ -132,7 +131,7 @@ def _utf8_chunks(file: BinaryIO, encoding: str) -> Iterator[bytes]:
 @contextlib.contextmanager
 def _open_decompressed(path: Path) -> Iterator[BinaryIO]:
   compression = file_format(path)
-  with path.open("rb") as raw, _count_bytes(raw, path) as counted:
+  with open_to_read(path) as raw, _count_bytes(raw, path) as counted:
     if compression == GZIP:
       yield io.BufferedReader(gzip.GzipFile(fileobj=counted), CHUNK)
     elif compression == ZSTANDARD:

@@ -42,8 +42,8 @@ def event_rows(
 ) -> Iterator[events.Row]:
   """Yields user key, item key, time and rating of every row; bad rows go to `bad`.
 
-  Times are as `events.parse_time` has them, None without a column of times. Raises UserError for a file
-  that cannot be read or lacks a column.
+  Times are as `events.parse_time` has them, None without a column of times. Raises UserError for a
+  file that cannot be read or lacks a column.
   """
   has_times = bool(layout.columns.get("time"))
   for number, row in _rows(source, layout, EVENT, bad):

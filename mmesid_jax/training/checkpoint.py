@@ -19,7 +19,7 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import Stop, UserError, disk_fault
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.digest import file_sha256
-from mmesid_jax.files.readers import parse_json
+from mmesid_jax.files.readers import parse_json, read_bytes
 from mmesid_jax.parallel import processes
 
 DIGESTS = "sha256.json"  # in every checkpoint: file -> digest
@@ -299,7 +299,7 @@ def find_changed_file(checkpoint: pathlib.Path) -> str | None:
   """The first file that is not as it was written, in words; None if there is none."""
   if not (checkpoint / DIGESTS).is_file():
     return f"{DIGESTS} is missing"
-  digests = parse_json((checkpoint / DIGESTS).read_bytes())
+  digests = parse_json(read_bytes(checkpoint / DIGESTS))
   for name, digest in digests.items():
     if not (checkpoint / name).is_file():
       return f"{name} is missing"

@@ -14,7 +14,7 @@ from tensorboardX.summary import scalar
 
 from mmesid_jax.files.append import append_bytes, open_to_append
 from mmesid_jax.files.artifact import write_text
-from mmesid_jax.files.readers import parse_json
+from mmesid_jax.files.readers import parse_json, read_bytes
 from mmesid_jax.parallel import processes
 
 
@@ -33,7 +33,7 @@ class MetricsLog:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
     if path.exists():
-      lines = path.read_text().splitlines()
+      lines = read_bytes(path).decode().splitlines()
       kept = [line for line in lines if _parse_line(line).get("step", math.inf) <= step]
       write_text(path, "".join(line + "\n" for line in kept))
     self._file = open_to_append(path)
@@ -65,7 +65,7 @@ class MetricsLog:
 def read_values(folder: pathlib.Path, name: str) -> list[float]:
   """The values of a metric in folder/metrics.jsonl, in order; [] where there is no such file."""
   path = folder / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.exists() else ()
+  lines = read_bytes(path).decode().splitlines() if path.exists() else ()
   return [metrics[name] for metrics in map(_parse_line, lines) if name in metrics]
 
 

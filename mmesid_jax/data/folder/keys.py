@@ -11,7 +11,7 @@ from pathlib import Path
 from mmesid_jax.data.folder.file_names import ITEMS, USERS
 from mmesid_jax.data.folder.problems import Mistake, read_json_lines, require_valid
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.readers import parse_json
+from mmesid_jax.files.readers import open_to_read, parse_json
 
 KEY = "key"
 
@@ -58,9 +58,9 @@ def kept_user_keys(directory: str | os.PathLike, users: int) -> list[str] | None
 
 def _has_keys(path: Path) -> bool:
   """Whether the file exists and its first line has a key, which need not be valid."""
-  if not path.is_file():
+  if not path.exists():
     return False
-  with path.open("rb") as file:
+  with open_to_read(path) as file:
     line = file.readline()
   try:
     first = parse_json(line)

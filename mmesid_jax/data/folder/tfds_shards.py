@@ -13,6 +13,7 @@ from mmesid_jax.data.folder import tfds_examples as examples
 from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES, USERS
 from mmesid_jax.data.folder.times import open_times
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.readers import open_to_read
 
 EXAMPLES = 2**14  # per shard; TFDS holds a whole shard in memory while it writes it
 
@@ -107,7 +108,7 @@ def _shard_places(path: Path) -> list[Place]:
   """Returns the place of the first line of every shard and, last, that of the end of the file."""
   places, line, byte, spaces = [], 0, 0, 0
   try:
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
       for line, text in enumerate(file):  # noqa: B007
         if line % EXAMPLES == 0:
           places.append(Place(line, byte, spaces))
@@ -121,7 +122,7 @@ def _shard_places(path: Path) -> list[Place]:
 
 
 def _lines(path: Path, place: Place) -> Iterator[bytes]:
-  with path.open("rb") as file:
+  with open_to_read(path) as file:
     file.seek(place.byte)
     yield from itertools.islice(file, EXAMPLES)
 

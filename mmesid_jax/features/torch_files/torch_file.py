@@ -21,6 +21,7 @@ from mmesid_jax.features.torch_files.arrays import (
   StoredNumbers,
 )
 from mmesid_jax.features.torch_files.pickle_reader import read_pickle
+from mmesid_jax.files.readers import open_to_read
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # at the start of files of torch.save before 1.6
 MAX_DEPTH = 16  # of nested containers
@@ -65,7 +66,7 @@ def open_torch_file(path: Path) -> TorchFile:
   and containers of them.
   """
   try:
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
       content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   except FileNotFoundError:
     raise UserError(f"{path}: no such file") from None
