@@ -31,7 +31,20 @@ class Interrupted(Stop):
   status = 75
 
 
+# What is wrong with a place that the user named, rather than with the program.
+_PLACE = (
+  *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+  *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV),
+  *(errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.ETXTBSY, errno.EINVAL, errno.ENOTSUP),
+  *(errno.ENXIO, errno.ENODEV, errno.ESTALE),
+)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
+
+
+def place_fault(error: BaseException) -> str | None:
+  """The system's reason why a place that the error names cannot be used; None for other errors."""
+  is_place = isinstance(error, OSError) and error.errno in _PLACE and error.filename
+  return (error.strerror or str(error)).lower() if is_place else None
 
 
 def disk_fault(error: BaseException | None) -> str | None:

@@ -6,7 +6,6 @@ jax, so a typo is refused before anything heavy starts.
 """
 
 import difflib
-import errno
 import itertools
 import math
 import os
@@ -27,7 +26,7 @@ from mmesid_jax.config.paths import expand_paths
 from mmesid_jax.config.schema import add_modalities, flatten
 from mmesid_jax.display import reporter
 from mmesid_jax.display.escape import escape_text
-from mmesid_jax.errors import Interrupted, Stop, UserError, disk_fault
+from mmesid_jax.errors import Interrupted, Stop, UserError, disk_fault, place_fault
 
 MAX_PROCESSES = 1_000_000
 CONFIG = "config"  # the flag that names the config file, in every command that takes one
@@ -80,13 +79,12 @@ def run_command(
     end(1)
   except BaseException as error:
     status = 1
-    is_place = isinstance(error, OSError) and error.errno in _PLACE and error.filename
     if name := process_end.signal_in(error):
       again = "what was finished is kept: run the same command again"
       print(f"stopped: {name}; {again}", file=sys.stderr)
       _leave_others(128 + 2)  # they do not know of it
       status = Interrupted.status
-    elif reason := error.strerror.lower() if is_place else disk_fault(error):
+    elif reason := place_fault(error) or disk_fault(error):
       place = getattr(error, "filename", None) or "a file could not be written"
       print(f"error: {escape_text(str(place))}: {reason}", file=sys.stderr)
       status = UserError.status
@@ -388,11 +386,5 @@ def _overrides(argv: Sequence[str]) -> list[str]:
 
 
 _REQUIRED = "must have a value other than None."  # how absl's message for a missing flag ends
-
-# What is wrong with a place that the user named, rather than with the program.
-_PLACE = (
-  *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-  *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-)
 
 _NUMBERS = (flags.IntegerParser, flags.FloatParser)

@@ -123,5 +123,5 @@ def _local_image(folder: Path, item: Mapping[str, Any]) -> Path | None:
     # items.jsonl may come from somebody else, and must not name files outside
     inside = path.resolve().is_relative_to(folder.resolve())
     return path if inside and path.is_file() else None
-  except (OSError, ValueError):  # too long for a name, or with a null byte
+  except (OSError, ValueError, RuntimeError):  # too long, with a null byte, a circle of links
     return None

@@ -1,6 +1,7 @@
 """Writes files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -53,7 +54,7 @@ def atomic_folder(folder: Path, *, replaces: tuple[str, ...] = ()) -> Iterator[P
   When the block raises, the temporary folder is removed and `folder` stays as it was. Raises
   UserError for a folder that holds files without `replaces`, and for what the disk refuses.
   """
-  folder = folder.resolve()
+  folder = follow_links(folder)
   temporary = _temporary_name(folder)
   with report_disk_errors(folder):
     temporary.mkdir(parents=True)
@@ -71,6 +72,18 @@ def atomic_folder(folder: Path, *, replaces: tuple[str, ...] = ()) -> Iterator[P
     except BaseException:
       shutil.rmtree(temporary, ignore_errors=True)
       raise
+
+
+def follow_links(path: Path) -> Path:
+  """The absolute path without symbolic links. Raises UserError for links that lead in a circle."""
+  try:
+    path.stat()
+  except OSError as error:
+    if error.errno == errno.ELOOP:
+      raise UserError(
+        f"{path}: its symbolic links lead in a circle; remove them, or name another place"
+      ) from None
+  return path.resolve()
 
 
 def _swap_folders(new: Path, folder: Path, replaces: tuple[str, ...]) -> None:

@@ -121,7 +121,8 @@ class PartFiles:
     count: the number of parts.
     settings: everything that decides what the parts hold, as JSON gives it back.
 
-  Raises UserError for a folder of other settings, and for one that this class did not make.
+  Raises UserError for a folder of other settings, for one that this class did not make, and for a
+  link to one.
   """
 
   def __init__(self, output: Path, count: int, settings: Mapping[str, Any]):
@@ -187,5 +188,8 @@ class PartFiles:
 
 
 def parts_folder(output: Path) -> Path:
-  """The folder in which the parts of `output` are kept."""
-  return output.with_name(f"{output.name}.parts")
+  """The folder in which the parts of `output` are kept. Raises UserError for a link there."""
+  folder = output.with_name(f"{output.name}.parts")
+  if folder.is_symlink():  # it could lead into any other folder
+    raise UserError(f"{folder}: is a symbolic link, which is not followed; remove it")
+  return folder

@@ -16,7 +16,7 @@ from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.folder.writer import FIELDS, write_keyed_folder
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import atomic_folder
+from mmesid_jax.files.atomic import atomic_folder, follow_links
 from mmesid_jax.ingest import (
   amazon,
   filters,
@@ -249,6 +249,8 @@ def _check_output(output: Path) -> None:
   """Raises UserError if the folder cannot be made, before anything is read."""
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise UserError(f"--output={output}: exists; name another, or delete it")
-  above = next(folder for folder in output.resolve().parents if folder.exists())
-  if not above.is_dir() or not os.access(above, os.W_OK):
+  above = next(folder for folder in follow_links(output).parents if folder.exists())
+  if not above.is_dir():
+    raise UserError(f"--output={output}: {above} is a file; expected a folder; name another")
+  if not os.access(above, os.W_OK):
     raise UserError(f"--output={output}: no permission to write in {above}")

@@ -1,3 +1,5 @@
+import errno
+import os
 import pathlib
 import runpy
 import subprocess
@@ -47,6 +49,9 @@ def main(argv):
   if LOST.value:
     Lost()
   if STOP.value:
+    if STOP.value in dir(errno):
+      number = getattr(errno, STOP.value)
+      raise OSError(number, os.strerror(number), "a\\x1bplace")
     if STOP.value == "disk":
       raise RuntimeError("a library's") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     raise getattr(errors, STOP.value)("one\\ntwo\\x1b[2J")
@@ -192,6 +197,15 @@ def test_a_full_disk_that_a_library_reports_is_one_line(program):
   result = program("--workdir=a", "--stop=disk")
   line = "error: a file could not be written: no space left on device\n"
   assert (result.returncode, result.stderr) == (2, line)
+
+
+@pytest.mark.parametrize(
+  "name", ["ENOENT", "ELOOP", "EBUSY", "ETXTBSY", "ENAMETOOLONG", "EINVAL", "ENXIO", "ENOTEMPTY"]
+)
+def test_a_place_that_cannot_be_written_is_one_line(program, name):
+  result = program("--workdir=a", f"--stop={name}")
+  reason = os.strerror(getattr(errno, name)).lower()
+  assert (result.returncode, result.stderr) == (2, f"error: a\\x1bplace: {reason}\n")
 
 
 def test_a_reader_that_has_enough_ends_it_without_a_word(tmp_path):

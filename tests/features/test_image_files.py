@@ -78,3 +78,8 @@ def test_the_manifest_names_files_of_its_folder_only(tmp_path, name):
   write_manifest(tmp_path, ok("a", name))
   with pytest.raises(UserError, match="manifest.jsonl:1.*no name of a file in the folder"):
     item_image_files(tmp_path, ["a"], [{}])
+
+
+def test_a_link_that_leads_to_itself_is_no_image(tmp_path):
+  (tmp_path / "loop").symlink_to("loop")
+  assert item_image_files(tmp_path, ["a"], [{"images": ["loop"]}]) == [None]

@@ -86,3 +86,12 @@ def test_a_folder_replaces_only_what_it_wrote(tmp_path):
     (temporary / "a").write_text("third")
   assert (folder / "a").read_text() == "second"
   assert [f.name for f in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/x"])
+def test_links_that_lead_in_a_circle_are_one_line(tmp_path, name):
+  (tmp_path / "loop").symlink_to("loop")
+  with pytest.raises(UserError, match="loop.*: its symbolic links lead in a circle; remove"):
+    with atomic_folder(tmp_path / name):
+      pytest.fail("written")
+  assert os.listdir(tmp_path) == ["loop"]

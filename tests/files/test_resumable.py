@@ -60,3 +60,11 @@ def test_settings_that_are_not_readable_are_refused(tmp_path, text):
   (tmp_path / "out.jsonl.parts" / "settings.json").write_text(text)
   with pytest.raises(UserError, match=r"settings.json: is not as it was written; delete"):
     begun(tmp_path)
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path):
+  (tmp_path / "victim").mkdir()
+  (tmp_path / "out.jsonl.parts").symlink_to(tmp_path / "victim")
+  with pytest.raises(UserError, match="out.jsonl.parts: is a symbolic link, which is not followed"):
+    begun(tmp_path)
+  assert not list((tmp_path / "victim").iterdir())

@@ -330,7 +330,7 @@ PAGE = "configs/prepare.py"
     (["--config.events=a.csv", "--config.encoding=klingon"], "encoding=klingon: expected an enco"),
     (["--config.events=a.csv", "--config.encoding=base64"], "as latin-1 or utf-16"),
     (["--config.events=a.csv", "--config.metadata_source=table"], "name one by --config.metadata"),
-    (["--config.events=/dev/null"], "/dev/null: not a regular file; write its contents to one"),
+    (["--config.events=/dev/null"], "/dev/null: is not a regular file; write its contents"),
     (["--config.events=a.csv", "--config.core.user=-1"], "--config.core.user=-1: expected a numb"),
   ],
 )
@@ -358,8 +358,12 @@ def test_a_link_is_followed_and_a_year_1_is_no_picture(tmp_path):
   (tmp_path / "a.csv").write_text("user,item,time\nu,x,0001-01-01\nu,y,2024-01-01\n")
   prepare(tmp_path / "link", events=tmp_path / "a.csv", also=NO_FILTERS)
   assert sequences_by_key(tmp_path / "real") == {"u": ["x", "y"]}
-  with pytest.raises(UserError, match="no permission to write in"):
+  with pytest.raises(UserError, match="a.csv is a file; expected a folder"):
     prepare(tmp_path / "a.csv/below", events=tmp_path / "a.csv", also=NO_FILTERS)
+  (tmp_path / "loop").symlink_to("loop")
+  for name in ("loop", "loop/below"):
+    with pytest.raises(UserError, match="its symbolic links lead in a circle"):
+      prepare(tmp_path / name, events=tmp_path / "a.csv", also=NO_FILTERS)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
