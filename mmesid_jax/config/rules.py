@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 # Functions of optax that take a learning rate, b2, weight_decay and mask: a name here is enough.
 OPTIMIZERS = ("adamw", "lion")
+# Positive float32 numbers: models compute with them, whatever a configuration can hold.
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
 class Rule(NamedTuple):
@@ -18,7 +20,7 @@ class Rule(NamedTuple):
 
 
 def at_least(low: float) -> Rule:
-  return Rule(lambda x: x >= low, f"a number >= {low}")
+  return Rule(lambda x: low <= x <= LARGEST, f"a number >= {low} that float32 holds")
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Rule:
@@ -27,7 +29,7 @@ def whole(low: int, high: int = 2**31 - 1) -> Rule:
 
 
 def above_zero() -> Rule:
-  return Rule(lambda x: x > 0, "a number > 0")
+  return Rule(lambda x: SMALLEST <= x <= LARGEST, "a number > 0 that float32 holds")
 
 
 def fraction() -> Rule:

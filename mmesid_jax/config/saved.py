@@ -49,7 +49,19 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     check_values(config)
   except UserError as error:
     raise UserError(f"{file}: {str(error).replace('--config.', '')}") from error
+  _make_floats(config)
   return config
+
+
+def _make_floats(config: ConfigDict) -> None:
+  """Turns whole numbers in the place of floats into floats: int32 does not hold 10**10."""
+  for key, value in flatten(config).items():
+    default = key_row(key).default
+    with config.ignore_type():
+      if isinstance(default, float):
+        _set(config, key, float(value))
+      elif isinstance(default, tuple) and isinstance(default[0], float):
+        _set(config, key, [*map(float, value)])
 
 
 def _check_sections(file: pathlib.Path, config: ConfigDict, saved: Mapping[str, Any]) -> None:

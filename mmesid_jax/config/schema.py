@@ -125,7 +125,7 @@ KEYS: Mapping[str, Key] = {
   "semantic_ids.reconstruction": Key("mse", one_of("mmd", "mse", "both"),
     "Loss: maximum mean discrepancy (the paper's), mean squared error, or the sum of the two."),
   "semantic_ids.bandwidths": Key(
-    (0.5,), list_of(lambda x: x > 0, "a non-empty tuple of numbers > 0"),
+    (0.5,), list_of(above_zero().accepts, f"a non-empty tuple, each {above_zero().text}"),
     "Variance of each Gaussian kernel of MMD, in units of the mean squared distance.", added=True),
   "semantic_ids.alignment": Key("info_nce", one_of("info_nce", "mmd", "none"),
     "Loss that makes the decoded modalities of an item agree: InfoNCE, MMD, or none."),

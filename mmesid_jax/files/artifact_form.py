@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmesid_jax.files.readers import parse_json
+
 # name of a tensor -> its type, as numpy names it, and its shape
 Described = Mapping[str, tuple[str, tuple[int, ...]]]
 Sizes = dict[tuple[str, str], int]  # letter, modality -> size
@@ -22,7 +24,7 @@ MISSING = object()
 
 
 class Field(NamedTuple):
-  """What a field of the header may be, and the words for it."""
+  """Which values a field of the header may have, and the words for it."""
 
   accepts: Callable[[Any], bool]
   text: str
@@ -47,6 +49,16 @@ MAPPING = Field(lambda x: isinstance(x, dict), "a mapping")
 TEXT_BY_NAME = Field(
   lambda x: isinstance(x, dict) and all(map(TEXT.accepts, x.values())), "a mapping to texts"
 )
+
+
+def parse_mapping(value: Any) -> dict[str, Any] | None:
+  """A mapping, or what is in its JSON text, as earlier versions kept it; None for anything else."""
+  try:
+    found = parse_json(value) if isinstance(value, str) else value
+  except ValueError:
+    return None
+  return found if isinstance(found, dict) else None
+
 
 ANY = Values(lambda x: True, "numbers")
 POSITIVE = Values(lambda x: x.min() > 0, "numbers > 0")
@@ -77,7 +89,7 @@ class Group(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """What an artifact holds.
+  """The contents of a kind of artifact.
 
   fields, optional: names of fields of the header, "a.b" for the field b of the mapping a. groups:
   all tensors but those of the model, which begin with "model.": code that builds the model knows
@@ -97,8 +109,9 @@ OF_A_STAGE = {
   "upstream": TEXT_BY_NAME,
   "num_items": COUNT,
 }
-# not in all artifacts of earlier versions, and of recommenders as JSON
-SAVED = {"config": Field(lambda x: isinstance(x, dict | str), "a mapping of keys")}
+SAVED = {  # not in all artifacts of earlier versions
+  "config": Field(lambda x: parse_mapping(x) is not None, "the keys of a configuration")
+}
 OF_TRAINING = {**SAVED, "best_epoch": WHOLE, "valid": MAPPING, "valid_by_epoch": NUMBERS}
 CHOSEN = {  # settings of counts and content
   "settings.window": COUNT,

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.config.schema import split_at
 from mmesid_jax.data.batches import newest_first
-from mmesid_jax.data.continuation import find_difference
+from mmesid_jax.data.continuation import find_difference, find_other_item, find_other_titles
 from mmesid_jax.data.dataset import Dataset, all_events, evaluated_users, prepare_dataset
 from mmesid_jax.data.transitions import count_transitions
 from mmesid_jax.display import reporter
@@ -37,17 +38,22 @@ def refresh_counts(path: pathlib.Path, data: pathlib.Path, data_dir: str | None 
   """Writes the file REFRESHED of the workdir `path`, with the counts of all events in `data`.
 
   data: a dataset folder that continues the one of training. data_dir: where that one is, if it has
-  moved. Raises UserError for a workdir without a blend, and for data that do not continue it.
+  moved. Raises UserError for a workdir without a blend, and for data that do not continue it or
+  have other items. Warns where only titles say that the items may be others.
   """
-  tensors, header = BLEND.read(path)
+  tensors, header = BLEND.read(path, read_config(path))
   workdir = reopen_workdir(path, data_dir)
   with tempfile.TemporaryDirectory() as cache:
     dataset = prepare_dataset(data, cache, split_at(workdir.config))
     old = workdir.dataset
-    if difference := find_difference(dataset, old):
+    if difference := find_difference(dataset, old) or find_other_item(dataset, old):
       raise UserError(
         f"{data}: {difference}; expected the data of {workdir.data_dir} with later events at the "
         "ends of the histories and new users after the others"
+      )
+    if doubt := find_other_titles(dataset, old):
+      reporter.warn(
+        f"{data}: {doubt}; an id must mean the same item there and in {workdir.data_dir}"
       )
     tables = count_all(dataset, tensors, header["settings"], workdir.config)
     artifact.write_artifact(

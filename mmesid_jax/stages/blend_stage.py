@@ -17,7 +17,6 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.data.whitening import Whitening, whitenings_of
@@ -99,13 +98,13 @@ class BlendStage(Stage):
     return RECOMMENDER.layout(config)
 
   def choice(self, workdir: Workdir) -> dict[str, Any]:
-    tensors, _ = self.read(workdir.path)
+    tensors, _ = self.read(workdir.path, workdir.config)
     names = (*WEIGHTING, NEW)
     return {n: x.tolist() for n, x in tensors.items() if n in names or n.startswith(RERANKER)}
 
   def train(self, workdir: Workdir) -> None:
     config = workdir.config
-    tensors, header = self.evidence(config).read(workdir.path)
+    tensors, header = self.evidence(config).read(workdir.path, config)
     if workdir.is_refit:
       chosen = workdir.chosen_for(self.name)
       if NEW not in chosen:
@@ -114,7 +113,7 @@ class BlendStage(Stage):
           f"{workdir.path.parent} again with --refit"
         )
       tensors |= {name: np.float32(x) for name, x in chosen.items()}
-      self.write(workdir, tensors, None, settings=header["settings"], config=flatten(config))
+      self.write(workdir, tensors, None, settings=header["settings"])
       return
     evaluator = search_evaluator(workdir, self)
     network, evidence = RECOMMENDER.load_model(workdir), make_model(tensors, header["settings"])
@@ -158,7 +157,6 @@ class BlendStage(Stage):
       reranked=reranked,
       evidence_alone=choice.evidence_alone,
       settings=header["settings"],
-      config=flatten(config),
     )
 
   def load_model(self, workdir: Workdir) -> BlendModel:
@@ -180,7 +178,7 @@ def load_blend(
       f"mmesid_jax.train with the stage {BLEND.name} again, or serve the network alone "
       "(--model=network)"
     )
-  tensors, header = BLEND.read(path)
+  tensors, header = BLEND.read(path, config)
   tensors |= refreshed or {}
   evidence = make_model(tensors, header["settings"]).with_newness(tensors[NEW])
   network = load_recommender(path, config)

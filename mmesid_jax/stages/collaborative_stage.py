@@ -106,7 +106,7 @@ class CollaborativeStage(Stage):
 
   def load_model(self, workdir: Workdir) -> SASRec:
     config, num_items = workdir.config, workdir.dataset.num_items
-    found, _ = self.read(workdir.path)
+    found, _ = self.read(workdir.path, config)
     return load_model(
       lambda: init_sasrec(config.collaborative, num_items, config.seed),
       artifact.strip_prefix(found, "model."),

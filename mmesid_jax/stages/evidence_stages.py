@@ -128,7 +128,7 @@ class CountsStage(Stage):
     return Layout(1, ROW_LENGTH, config.evaluation.targets)
 
   def choice(self, workdir: Workdir) -> dict[str, Any]:
-    return {"settings": self.read(workdir.path)[1]["settings"]}
+    return {"settings": self.read(workdir.path, workdir.config)[1]["settings"]}
 
   def train(self, workdir: Workdir) -> None:
     dataset, followers = workdir.dataset, workdir.config.counts.followers
@@ -191,7 +191,7 @@ class CountsStage(Stage):
     self.write(workdir, tensors(chosen), None, valid=best, settings=chosen, tried=tried, kept=kept)
 
   def load_model(self, workdir: Workdir) -> EvidenceModel:
-    found, header = self.read(workdir.path)
+    found, header = self.read(workdir.path, workdir.config)
     return make_model(found, header["settings"])
 
 

@@ -212,7 +212,7 @@ def load_recommender(
   pretrained: False leaves the checkpoint's weights as shapes, which is enough for the items.
   """
   path = workdir_path / f"{RECOMMENDER.name}.safetensors"
-  found, _ = RECOMMENDER.read(workdir_path)
+  found, _ = RECOMMENDER.read(workdir_path, config)
   named = artifact.strip_prefix(found, "model.")
 
   def tables(part: str) -> dict[str, np.ndarray]:
@@ -303,7 +303,6 @@ class RecommenderStage(Stage):
       tensors,
       result.model,
       cut_users=counts.cut_users,
-      config=config.to_json_best_effort(),
       **result.summary(config.evaluation.select),
     )
 

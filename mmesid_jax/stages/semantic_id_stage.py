@@ -196,7 +196,7 @@ class SemanticIDs(NamedTuple):
 
 def read_semantic_ids(workdir: Workdir) -> SemanticIDs:
   """The workdir's artifact. Raises UserError."""
-  found, header = SEMANTIC_IDS.read(workdir.path)
+  found, header = SEMANTIC_IDS.read(workdir.path, workdir.config)
   codes, books = (artifact.strip_prefix(found, prefix) for prefix in ("codes.", "codebooks."))
   return SemanticIDs(codes, books, header)
 
@@ -318,7 +318,7 @@ def load_mm_rqvae(
   """The trained model, the means of its items' vectors by modality, and the artifact's fingerprint,
   from workdir_path/semantic_ids.safetensors alone."""
   path = workdir_path / f"{SEMANTIC_IDS.name}.safetensors"
-  found, header = SEMANTIC_IDS.read(workdir_path)
+  found, header = SEMANTIC_IDS.read(workdir_path, config)
   means = artifact.strip_prefix(found, "means.")
   if not means:
     raise UserError(

@@ -11,11 +11,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.saved import artifact_keys
+from mmesid_jax.config.saved import artifact_keys, identity
+from mmesid_jax.config.schema import KEYS, flatten
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import RankingModel
 from mmesid_jax.files import artifact
+from mmesid_jax.files.artifact_form import parse_mapping
 from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.parallel.placement import model_tensors
 from mmesid_jax.stages.workdir import Workdir
@@ -89,12 +91,11 @@ class Stage:
     """sha256 of everything that the artifact depends on: data, features, configuration, upstream
     artifacts, `further_inputs`, and of a refit what was chosen."""
     config = workdir.config
-    keys = (*(("seed",) if self.is_random else ()), f"{self.name}.", *self.config_keys)
     parts = {
       "schema": artifact.SCHEMA,
       "stage": self.name,
       "dataset": workdir.dataset.fingerprint,
-      "config": artifact_keys(config, keys),
+      "config": artifact_keys(config, self._key_prefixes),
       "upstream": self._upstream_fingerprints(workdir),
       **self.further_inputs(config),
     }
@@ -140,20 +141,51 @@ class Stage:
         "dataset": workdir.dataset.fingerprint,
         "upstream": self._upstream_fingerprints(workdir),
         "num_items": workdir.dataset.num_items,
+        "config": flatten(workdir.config),
         "shapes": {name: list(x.shape) for name, x in named.items()},
         **header,
       },
     )
 
-  def read(self, path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and header of the artifact in the workdir `path`. Raises UserError."""
-    return artifact.read_artifact(path / f"{self.name}.safetensors", self.name)
+  def read(
+    self, path: pathlib.Path, config: ConfigDict
+  ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and header of the artifact in the workdir `path`. Raises UserError, also where it was
+    trained with another `config`."""
+    file = path / f"{self.name}.safetensors"
+    found, header = artifact.read_artifact(file, self.name)
+    self._check_config(file, header, config)
+    return found, header
 
   def key(self, seed: int) -> jax.Array:
     """The random key that the parameters start from. It depends on the stage's name alone, so a new
     stage leaves the others' as they are."""
     digest = hashlib.sha256(self.name.encode()).digest()
     return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
+
+  @property
+  def _key_prefixes(self) -> tuple[str, ...]:
+    """Beginnings of the keys of the configuration that the artifact depends on."""
+    return (*(("seed",) if self.is_random else ()), f"{self.name}.", *self.config_keys)
+
+  def _check_config(
+    self, file: pathlib.Path, header: Mapping[str, Any], config: ConfigDict
+  ) -> None:
+    """Raises UserError for a key of the stage that was another one in training, which would change
+    the model unseen. A key that was added later had its default; artifacts of some earlier versions
+    do not say what they were trained with."""
+    if "config" not in header:
+      return
+    saved = flatten(parse_mapping(header["config"]))
+    for key, value in identity(config).items():
+      if not key.startswith(self._key_prefixes):
+        continue
+      trained = saved[key] if key in saved else flatten({key: KEYS[key].default})[key]
+      if trained != value:
+        raise UserError(
+          f"{file}: trained with {key}={trained!r}, but config.json beside it says {value!r}; set "
+          "it back there, or train again with --overwrite"
+        )
 
   def _upstream_fingerprints(self, workdir: Workdir) -> dict[str, str]:
     return {s.name: s.fingerprint(workdir) for s in self.upstream(workdir.config)}

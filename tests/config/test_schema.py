@@ -342,6 +342,18 @@ def test_a_saved_configuration_that_is_none_is_one_clear_line(tmp_path, text, me
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 
 
+def save_with(folder: pathlib.Path, changes: Mapping[str, Any]) -> None:
+  """Writes config.json with values that a command line would refuse."""
+  saved = json.loads(valid_config().to_json_best_effort())
+  for key, value in changes.items():
+    *sections, name = key.split(".")
+    section = saved
+    for part in sections:
+      section = section[part]
+    section[name] = value
+  (folder / "config.json").write_text(json.dumps(saved))
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
@@ -372,16 +384,26 @@ DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
   ],
 )
 def test_a_saved_configuration_passes_the_checks_of_a_command_line(tmp_path, changes, message):
-  saved = json.loads(valid_config().to_json_best_effort())
-  for key, value in changes.items():
-    *sections, name = key.split(".")
-    section = saved
-    for part in sections:
-      section = section[part]
-    section[name] = value
-  (tmp_path / "config.json").write_text(json.dumps(saved))
+  save_with(tmp_path, changes)
   with pytest.raises(UserError, match=f"config.json: {message}"):
     read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "key", [key for key, row in KEYS.items() if isinstance(row.default, float)]
+)
+def test_numbers_are_those_that_float32_holds(key, tmp_path):
+  """An int of any size would end in an overflow later on, a float in inf or 0."""
+  rule = KEYS[key].rule
+  for value in (1, 10**30, 10**39, 10**400, 1e-39, 1e39, 1e308):
+    save_with(tmp_path, {key: value})
+    try:
+      back = flatten(read_config(tmp_path))[key]
+    except UserError as error:
+      assert f"config.json: {key}={value!r}: " in str(error)
+      continue
+    assert type(back) is float and back < 2**128
+    assert back > 2.0**-126 or rule.accepts(0) or "a number in" in rule.text
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"a.b": 1}', '{"": 1}', "null", "3", '{"items": 1}'])

@@ -176,6 +176,49 @@ def test_a_data_set_that_continues_nothing_is_refused_and_changes_nothing(path, 
   assert (path / FILE).read_bytes() == before
 
 
+def item_lines(folder: pathlib.Path, change) -> None:
+  """Changes the lines of items.jsonl, a list of mappings, in place."""
+  file = folder / "items.jsonl"
+  lines = [json.loads(line) for line in file.read_text().splitlines()]
+  change(lines)
+  file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def reverse(field: str):
+  def change(lines: list[dict]) -> None:
+    values = [line[field] for line in lines]
+    for line, value in zip(lines, reversed(values), strict=True):
+      line[field] = value
+
+  return change
+
+
+def give_keys(lines: list[dict]) -> None:
+  for line in lines:
+    line["key"] = f"sku{line['item_id']}"
+
+
+def test_other_items_are_refused_by_their_keys(path, data):
+  for folder in (path / "synthetic", data):
+    item_lines(folder, give_keys)
+  refresh_counts(path, data)
+  before = (path / FILE).read_bytes()
+  item_lines(data, reverse("key"))
+  with pytest.raises(UserError, match="later: has item 1 with the key 'sku40' instead of 'sku1'; "):
+    refresh_counts(path, data)
+  assert (path / FILE).read_bytes() == before
+
+
+def test_other_titles_are_said(path, data, capsys):
+  item_lines(data, reverse("title"))
+  refresh_counts(path, data)
+  (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning")]
+  assert f"{data}: 40 of 40 items have another title" in line
+  (data / "items.jsonl").unlink()
+  refresh_counts(path, data)
+  assert "neither keys nor titles" in capsys.readouterr().err
+
+
 def test_a_workdir_without_a_blend_is_refused(workdir):
   with pytest.raises(UserError, match="blend.safetensors: no such file; run mmesid_jax.train"):
     refresh_counts(workdir, workdir / "synthetic")

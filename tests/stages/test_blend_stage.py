@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmesid_jax.config.saved import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, model_catalogue
 from mmesid_jax.evaluation.metrics import user_values
@@ -133,7 +134,7 @@ def test_it_is_a_row_of_the_results_and_its_weights_are_in_the_artifact(opened, 
   assert [*models] == [
     "popularity", "counts", "counts + content", "SASRec", "MME-SID", "MME-SID + evidence",
   ]  # fmt: skip
-  _, header = BLEND.read(blended)
+  _, header = BLEND.read(blended, read_config(blended))
   assert header["upstream"] == {s.name: s.fingerprint(opened) for s in (CONTENT, RECOMMENDER)}
 
 
@@ -327,7 +328,7 @@ def test_the_artifact_holds_the_reranker(reranked, opened, model):
   path, params = reranked
   workdir = reopen_workdir(path)
   assert BLEND.load_model(workdir).evidence.newness[...] == np.float32(0.07)
-  loaded, (tensors, header) = BLEND.load_model(workdir), BLEND.read(path)
+  loaded, (tensors, header) = BLEND.load_model(workdir), BLEND.read(path, workdir.config)
   weights = tensors["weights"]
   arrays = model.amount_E[...], model.share_E[...], weights
   ours = BlendModel(model.network, model.evidence, *arrays).with_reranker(params)
@@ -352,12 +353,12 @@ def test_a_refit_takes_the_reranker_to_the_last_bit(reranked, tmp_path, monkeypa
   path, _ = reranked
   chosen = json.loads(json.dumps(BLEND.choice(reopen_workdir(path))))
   copy = pathlib.Path(shutil.copytree(path, tmp_path / "copy"))
-  before, _ = BLEND.read(copy)
+  before, _ = BLEND.read(copy, read_config(copy))
   (copy / "blend.safetensors").unlink()
   monkeypatch.setattr(Workdir, "is_refit", True)
   monkeypatch.setattr(Workdir, "chosen_for", lambda self, stage: chosen)
   BLEND.train(reopen_workdir(copy))
-  after, _ = BLEND.read(copy)
+  after, _ = BLEND.read(copy, read_config(copy))
   assert before.keys() == after.keys()
   for name, x in before.items():
     assert (x.dtype, x.shape) == (after[name].dtype, after[name].shape)
