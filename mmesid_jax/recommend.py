@@ -42,6 +42,7 @@ ALL_USERS = flags.DEFINE_bool("all_users", False, "Every user of the data set, i
 OUTPUT = paths.define_path(
   "output", None, "The .parquet or .jsonl file to write, with --all_users."
 )
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file --output that exists.")
 SPLIT = flags.DEFINE_enum(
   "split", None, ["valid", "test"], "With --all_users: the history before these held-out items."
 )
@@ -62,7 +63,7 @@ GROUPS = {
   "For whom; exactly one": "history=IDS history_keys=KEYS user=IDS user_key=KEY histories=FILE "
   "all_users",
   "What": "model top_k repeat split new_items=FILE only_new",
-  "Files": "output=FILE data_dir=DIR key=FIELD",
+  "Files": "output=FILE overwrite data_dir=DIR key=FIELD",
 }
 
 
@@ -73,6 +74,8 @@ def main(argv: list[str]) -> None:
     raise UserError("--all_users and --output=FILE belong together; one of them is missing")
   if SPLIT.value and not ALL_USERS.value:
     raise UserError("--split: belongs to --all_users; other histories are read as they are")
+  if OVERWRITE.value and not ALL_USERS.value:
+    raise UserError("--overwrite: belongs to --all_users, which writes a file")
   from mmesid_jax.serving.served_model import Options
 
   path = pathlib.Path(WORKDIR.value)
@@ -88,7 +91,9 @@ def main(argv: list[str]) -> None:
   if ALL_USERS.value:
     from mmesid_jax.serving.all_users import write_all_users
 
-    write_all_users(path, pathlib.Path(OUTPUT.value), options, SPLIT.value)
+    write_all_users(
+      path, pathlib.Path(OUTPUT.value), options, SPLIT.value, overwrite=OVERWRITE.value
+    )
     return
   from mmesid_jax.serving.answer import print_recommendations
 

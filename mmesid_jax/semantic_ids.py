@@ -29,8 +29,10 @@ FEATURES = flags.DEFINE_multi_string(
 )
 KEY = flags.DEFINE_string("key", None, "Field of items.jsonl that holds the keys, if not `key`.")
 DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 GROUPS = {
   "Required": "workdir=DIR output=FILE",
+  "encode and export": "overwrite",
   "encode, required": "features=MODALITY=FILE",
   "export": "key=FIELD data_dir=DIR",
 }
@@ -47,11 +49,13 @@ def main(argv: list[str]) -> None:
   if subcommand == "export":
     from mmesid_jax.reports import code_export
 
-    code_export.export_codes(workdir, output, data_dir=DATA_DIR.value, key=KEY.value)
+    code_export.export_codes(
+      workdir, output, data_dir=DATA_DIR.value, key=KEY.value, overwrite=OVERWRITE.value
+    )
     return
   from mmesid_jax.stages import new_item_codes
 
-  new_item_codes.encode_and_write(workdir, FEATURES.value, output)
+  new_item_codes.encode_and_write(workdir, FEATURES.value, output, overwrite=OVERWRITE.value)
 
 
 if __name__ == "__main__":

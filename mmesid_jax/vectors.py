@@ -39,14 +39,16 @@ NAME = flags.DEFINE_string("name", None, "The tensor to take, where there are se
 OUTPUT = paths.define_path(
   "output", None, "The table to write: .npy, or .safetensors, which bfloat16 needs."
 )
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 
 REQUIRED = {"join": ("data", "vectors", "output"), "convert": ("input", "output")}
 OPTIONAL = {
-  "join": ("keys", "key", "key_column", "vector_columns", "dtype", "missing"),
-  "convert": ("name",),
+  "join": ("keys", "key", "key_column", "vector_columns", "dtype", "missing", "overwrite"),
+  "convert": ("name", "overwrite"),
 }
 GROUPS = {
   "join and convert, required": "output=FILE",
+  "join and convert": "overwrite",
   "join, required": "data=DIR vectors=FILE",
   "join": "keys=FILE key key_column=COLUMN vector_columns=COLUMNS dtype missing",
   "convert, required": "input=FILE",
@@ -61,7 +63,9 @@ def main(argv: list[str]) -> None:
   if subcommand == "convert":
     from mmesid_jax.features.torch_files.torch_table import convert_torch_file
 
-    return convert_torch_file(pathlib.Path(INPUT.value), output, name=NAME.value)
+    return convert_torch_file(
+      pathlib.Path(INPUT.value), output, name=NAME.value, overwrite=OVERWRITE.value
+    )
   from mmesid_jax.features.join_by_key import join_vectors
 
   join_vectors(
@@ -74,6 +78,7 @@ def main(argv: list[str]) -> None:
     vector_columns=VECTOR_COLUMNS.value,
     dtype=DTYPE.value,
     missing=MISSING.value,
+    overwrite=OVERWRITE.value,
   )
 
 

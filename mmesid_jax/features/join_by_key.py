@@ -7,11 +7,13 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mmesid_jax.data.folder.file_names import ITEMS
 from mmesid_jax.data.folder.keys import item_keys
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.features.keyed_vectors import KeyedVectors, read_keyed_table, read_tensor_per_key
 from mmesid_jax.files import feature_table
+from mmesid_jax.files.atomic import check_new_file
 
 MAX_NAMED = 3  # keys that a message gives as examples
 DTYPES = {"bfloat16": ml_dtypes.bfloat16}  # that numpy does not know by name
@@ -28,6 +30,7 @@ def join_vectors(
   vector_columns: list[str] | None,
   dtype: str,
   missing: str,
+  overwrite: bool = False,
 ) -> None:
   """Writes a table whose row i is the vector of item i, and reports what was found.
 
@@ -40,11 +43,13 @@ def join_vectors(
     key_column, vector_columns: columns of .parquet; None to find them by type.
     dtype: float16, float32 or bfloat16.
     missing: what an item without a vector gets: "zero", "mean", or "error" to refuse it.
+    overwrite: whether a file that exists is replaced.
 
   Raises UserError as `join_by_key` does, and for flags that do not fit the files.
   """
   dtype = np.dtype(DTYPES.get(dtype, dtype))
   feature_table.check_table_file(output, dtype)
+  check_new_file(output, overwrite=overwrite, inputs=[data / ITEMS, *vectors, *keys])
   parquet = {path for path in vectors if path.suffix == ".parquet"}
   for flag, value in {"--key_column": key_column, "--vector_columns": vector_columns}.items():
     if value and not parquet:

@@ -6,11 +6,25 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from mmesid_jax.errors import UserError, report_disk_errors
+
+
+def check_new_file(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+  """Raises UserError unless a command may write its --output to this place.
+
+  It may not where a file exists already, unless `overwrite`, and never where a folder or one of the
+  command's own `inputs` is.
+  """
+  if path.is_dir():
+    raise UserError(f"--output={path}: is a folder; expected the name of a file")
+  if any(file.exists() and path.exists() and path.samefile(file) for file in inputs):
+    raise UserError(f"--output={path}: is read by this command; name another file")
+  if not overwrite and os.path.lexists(path):
+    raise UserError(f"--output={path}: exists already; name another file, or pass --overwrite")
 
 
 @contextlib.contextmanager

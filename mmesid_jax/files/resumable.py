@@ -19,6 +19,7 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError, report_disk_errors
 from mmesid_jax.files import artifact, rows
 from mmesid_jax.files.append import append_bytes, open_to_append
+from mmesid_jax.files.atomic import check_new_file
 from mmesid_jax.files.lock import LOCK, try_lock
 from mmesid_jax.files.provenance import MADE_FROM, check_made_from, check_same_settings
 from mmesid_jax.files.readers import parse_json
@@ -120,18 +121,24 @@ class PartFiles:
     output: the final file, Parquet or JSON lines.
     count: the number of parts.
     settings: everything that decides what the parts hold, as JSON gives it back.
+    overwrite: whether an output that exists may be replaced. That of a run which was killed as it
+      ended, whose parts are all there, always may.
 
   Raises UserError for a folder of other settings, for one that this class did not make, and for a
   link to one.
   """
 
-  def __init__(self, output: Path, count: int, settings: Mapping[str, Any]):
+  def __init__(
+    self, output: Path, count: int, settings: Mapping[str, Any], *, overwrite: bool = False
+  ):
     self.output, self._count = output, count
     self.folder = parts_folder(output)
     mark = self.folder / SETTINGS
     if mark.is_file():
       self._check_settings(mark, settings)
+      check_new_file(output, overwrite=overwrite or not self.missing())
       return
+    check_new_file(output, overwrite=overwrite)
     if foreign := sorted(f.name for f in self._foreign_files()):
       raise UserError(
         f"{self.folder}: holds {foreign[0]} and no {SETTINGS}, so it is not known what it is; "

@@ -6,6 +6,7 @@ from mmesid_jax.data.folder import keys
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows
+from mmesid_jax.files.atomic import check_new_file
 from mmesid_jax.stages.semantic_id_stage import read_semantic_ids
 from mmesid_jax.stages.workdir import reopen_workdir
 
@@ -13,7 +14,12 @@ ITEM = {"item_id": int, "key": str, "title": str}
 
 
 def export_codes(
-  workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str | None, key: str | None
+  workdir: pathlib.Path,
+  output: pathlib.Path,
+  *,
+  data_dir: str | None,
+  key: str | None,
+  overwrite: bool = False,
 ) -> None:
   """Writes a row per item: its id, key, title, and the codes of every modality.
 
@@ -21,14 +27,16 @@ def export_codes(
 
   Args:
     workdir: a folder with a finished semantic-ID stage.
-    output: a new file, .parquet or .jsonl.
+    output: the file, .parquet or .jsonl.
     data_dir: where the data is, if it has moved.
     key: the field of items.jsonl that holds the keys; None = `key`, if there is one.
+    overwrite: whether a file that exists is replaced.
 
   Key and title are left out where the data set has none. Raises UserError, for example for other
   data than the IDs were made for.
   """
   rows.check_rows_file(output)
+  check_new_file(output, overwrite=overwrite)
   opened = reopen_workdir(workdir, data_dir)
   ids = read_semantic_ids(opened)
   num_items = opened.dataset.num_items

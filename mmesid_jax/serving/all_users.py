@@ -12,6 +12,7 @@ from mmesid_jax.data.dataset import Dataset, evaluated_users
 from mmesid_jax.data.folder import keys
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, UserError
+from mmesid_jax.files.atomic import check_new_file
 from mmesid_jax.files.digest import file_sha256, json_sha256
 from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.files.resumable import PartFiles, parts_folder
@@ -37,12 +38,18 @@ Keys = Sequence[str | None]  # by item id, row 0 unused
 
 
 def write_all_users(
-  path: pathlib.Path, output: pathlib.Path, options: Options, split: str | None = None
+  path: pathlib.Path,
+  output: pathlib.Path,
+  options: Options,
+  split: str | None = None,
+  *,
+  overwrite: bool = False,
 ) -> None:
   """Writes SCHEMA's columns, those of keys where there are any, best items first.
 
   split: "valid" or "test" writes a row for every user with a target in that part, for the history
   before it, and the target; None takes all users with their whole histories, and has no targets.
+  overwrite: whether a file that exists is replaced.
 
   A user whose history leaves fewer than top_k items has shorter lists; a new item has no key. Users
   are answered in parts: a run that was stopped or killed continues after its last whole part, and
@@ -51,6 +58,8 @@ def write_all_users(
   Raises UserError, and Interrupted for SIGINT and SIGTERM.
   """
   check_rows_file(output)
+  if not parts_folder(output).is_dir():  # else it may be that of a run that was killed as it ended
+    check_new_file(output, overwrite=overwrite)
   served = open_model(path, options)
   model, dataset = served.model, served.workdir.dataset
   model.check_top_k(options.top_k)
@@ -70,7 +79,7 @@ def write_all_users(
   shape = model.shape_for(length_E)
   starts = range(0, len(user_E), USERS_PER_PART)
   with lock_folder(parts_folder(output), doing="recommending", flag="--output"):
-    parts = PartFiles(output, len(starts), settings)
+    parts = PartFiles(output, len(starts), settings, overwrite=overwrite)
     missing = set(parts.missing())
     with (
       StopRequest() as stop_request,

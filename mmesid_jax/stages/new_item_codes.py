@@ -14,11 +14,13 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.paths import local_path
 from mmesid_jax.config.saved import read_config
+from mmesid_jax.config.schema import BASELINES, STAGES
 from mmesid_jax.data.features import new_features, read_new_features
 from mmesid_jax.data.whitening import Whitening
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
+from mmesid_jax.files.atomic import check_new_file
 from mmesid_jax.models.blend import BlendModel, ServableModel
 from mmesid_jax.models.extend_catalogue import with_new_items
 from mmesid_jax.models.sequence_recommender import RecommenderModel
@@ -174,9 +176,13 @@ def _read(sources: Sources, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
   return rows
 
 
-def encode_and_write(workdir: pathlib.Path, features: Sequence[str], output: pathlib.Path) -> None:
-  """Encodes new items and writes them to `output`. features: MODALITY=FILE each. Raises
-  UserError."""
+def encode_and_write(
+  workdir: pathlib.Path, features: Sequence[str], output: pathlib.Path, *, overwrite: bool = False
+) -> None:
+  """Encodes new items and writes them to `output`, .safetensors.
+
+  features: MODALITY=FILE each. Raises UserError, also for a file that exists, unless `overwrite`.
+  """
   sources = {}
   for text in features:
     modality, equals, file = text.partition("=")
@@ -188,9 +194,20 @@ def encode_and_write(workdir: pathlib.Path, features: Sequence[str], output: pat
       sources[modality] = local_path(file)
     except ValueError as error:
       raise UserError(f"--features={text}: {error}") from None
+  _check_output(output)
+  check_new_file(output, overwrite=overwrite, inputs=map(pathlib.Path, sources.values()))
   new = encode_new_items(workdir, read_config(workdir), sources)
   write_new_items(output, new)
   reporter.info(f"{output}: {len(new):,} new items")
   for m, code_EL in new.codes.items():
     source = "" if m in new.given else " (not given: from the mean vector of the training items)"
     reporter.info(f"{m}: {len(np.unique(code_EL, axis=0)):,} different IDs{source}")
+
+
+def _check_output(output: pathlib.Path) -> None:
+  """Raises UserError for another suffix, and for the name of a stage's artifact in a workdir."""
+  if output.suffix != ".safetensors":
+    raise UserError(f"--output={output}: expected a name that ends in .safetensors")
+  taken = {*STAGES, *BASELINES, *artifact.MAKERS} - {STAGE}
+  if output.stem in taken and (output.parent / "config.json").exists():
+    raise UserError(f"--output={output}: is the name of an artifact of a run; name another file")

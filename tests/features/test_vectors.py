@@ -37,7 +37,7 @@ def write_items(folder: pathlib.Path, keys: list[str], field="key") -> None:
 
 def join(data, vectors, **changed):
   settings = {"keys": [], "key": "key", "key_column": None, "vector_columns": None}
-  settings |= {"dtype": "float32", "missing": "error"}
+  settings |= {"dtype": "float32", "missing": "error", "overwrite": True}
   output = changed.pop("output", data / "out.npy")
   vectors = vectors if isinstance(vectors, list) else [vectors]
   join_vectors(data, vectors, output, **settings | changed)
@@ -309,7 +309,7 @@ def test_the_commands(data, tmp_path):
   assert "--input and --output are missing; they must be given" in refused("vectors", "convert")
   assert "subcommand" in refused("vectors")
   saved.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-  line = refused("vectors", "convert", f"--input={saved}", f"--output={table}")
+  line = refused("vectors", "convert", f"--input={saved}", f"--output={table}", "--overwrite")
   assert "at byte 0: os.system, which could run code" in line
   assert "unknown kind of output" in refused(
     "vectors", "join", *arguments[:2], f"--output={data / 'text.pt'}"

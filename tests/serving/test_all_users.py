@@ -58,7 +58,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def everyone(workdir: pathlib.Path, output: pathlib.Path, **changes) -> None:
-  all_users.write_all_users(workdir, output, Options(**{"top_k": 5, **changes}))
+  all_users.write_all_users(workdir, output, Options(**{"top_k": 5, **changes}), overwrite=True)
 
 
 def test_semantic_ids_are_exported(workdir, tmp_path):

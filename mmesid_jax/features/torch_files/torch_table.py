@@ -18,25 +18,29 @@ from mmesid_jax.features.torch_files.torch_file import (
   open_torch_file,
 )
 from mmesid_jax.files import feature_table
-from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.files.atomic import check_new_file, open_atomic
 from mmesid_jax.files.readers import read_bytes
 
 MAX_LISTED = 8  # tensors that an error names
 
 
-def convert_torch_file(source: Path, output: Path, *, name: str | None) -> None:
+def convert_torch_file(
+  source: Path, output: Path, *, name: str | None, overwrite: bool = False
+) -> None:
   """Writes the table of a file of PyTorch or pickle as .npy or .safetensors, in its own type.
 
   The keys, if the vectors are in a dict, are written next to it as OUTPUT.keys.json. `name`: which
-  tensor; None for the only one. Raises UserError, also for other keys under that name.
+  tensor; None for the only one. Raises UserError, and unless `overwrite` also for a file that exists
+  and for other keys under that name.
   """
+  check_new_file(output, overwrite=overwrite, inputs=[source])
   x_EV, keys = read_torch_table(open_torch_file(source), name)
   keys_path = output.with_name(f"{output.stem}.keys.json")
   content = None if keys is None else json.dumps(keys).encode()
-  if keys_path.exists() and read_bytes(keys_path) != content:
+  if not overwrite and keys_path.exists() and read_bytes(keys_path) != content:
     raise UserError(
-      f"{keys_path}: exists and holds other keys than those of {source}; move it away, or choose "
-      "another --output"
+      f"{keys_path}: exists and holds other keys than those of {source}; move it away, choose "
+      "another --output, or pass --overwrite"
     )
   with contextlib.ExitStack() as both:  # the keys get their name once the table has its own
     if content is not None:
