@@ -11,12 +11,11 @@ The same command continues where it was stopped; the table is printed after ever
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from mmesid_jax.config import command_line, paths
+from mmesid_jax.config import arguments, command_line, paths
 
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Base, seeds and variants: a name, as in configs/, or a file.", lock_config=True
+CONFIG = arguments.define_config_file(
+  None, "Base, seeds and variants: a name, as in configs/, or a file."
 )
 WORKDIR = paths.define_path("workdir", None, "Folder for the runs; not needed with --table.")
 RESULTS = paths.define_path("results", None, "Folder for a small JSON file per run and table.md.")

@@ -11,13 +11,10 @@ The same command continues a run that was stopped.
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from mmesid_jax.config import command_line, paths
+from mmesid_jax.config import arguments, command_line, paths
 
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Configuration: a name, as in configs/, or a file.", lock_config=True
-)
+CONFIG = arguments.define_config_file(None, "Configuration: a name, as in configs/, or a file.")
 WORKDIR = paths.define_path("workdir", None, "Folder for everything that is written.")
 FRACTION = flags.DEFINE_float(
   "fraction", 0.05, "Share of the items that is held out.", lower_bound=0, upper_bound=1

@@ -10,13 +10,10 @@ meshes for all of them.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
-from mmesid_jax.config import command_line
+from mmesid_jax.config import arguments, command_line
 
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Configuration: a name, as in configs/, or a file.", lock_config=True
-)
+CONFIG = arguments.define_config_file(None, "Configuration: a name, as in configs/, or a file.")
 DEVICE = flags.DEFINE_string(
   "device", None, "Kind of device: h200, h100, a100-40g, a100-80g, v5e, v5p, v6e, ..."
 )

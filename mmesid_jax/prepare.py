@@ -14,14 +14,11 @@ Beam writes it.
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from mmesid_jax.config import command_line, paths
+from mmesid_jax.config import arguments, command_line, paths
 from mmesid_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "What to read and keep: `prepare`, or a file like it.", lock_config=True
-)
+CONFIG = arguments.define_config_file(None, "What to read and keep: `prepare`, or a file like it.")
 OUTPUT = paths.define_path(
   "output", None, "The folder to write; it must not exist. Needs --config."
 )

@@ -12,15 +12,12 @@ trains all of them again on training and validation items, as for many published
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from mmesid_jax.config import command_line, default_config, paths
+from mmesid_jax.config import arguments, command_line, default_config, paths
 from mmesid_jax.config.explain import explain
 from mmesid_jax.display import reporter
 
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Configuration: a name, as in configs/, or a file.", lock_config=True
-)
+CONFIG = arguments.define_config_file(None, "Configuration: a name, as in configs/, or a file.")
 WORKDIR = paths.define_path("workdir", None, "Folder for models, checkpoints and logs.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Redo stages that another configuration made.")
 REFIT = flags.DEFINE_bool("refit", False, "Then train again with the validation items, and test.")

@@ -159,6 +159,7 @@ def test_mistakes_on_the_command_line_are_one_line(trained, tmp_path):
   assert "'x' is not a whole number" in refused(
     "recommend", f"--workdir={trained}", "--history=1 x"
   )
+  assert "--user is empty; expected ids" in refused("recommend", f"--workdir={trained}", "--user=")
   line = refused("train", *train(trained, trained / "synthetic"))
   assert "holds another experiment" in line and "--overwrite" in line
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 import mmesid_jax
 from mmesid_jax.config import process_end
+from mmesid_jax.config.arguments import CONFIG, config_given, with_config, with_flagfiles
 from mmesid_jax.config.help_page import Groups, help_page
 from mmesid_jax.config.modality_names import RULE, is_modality_name
 from mmesid_jax.config.named_configs import config_file, load_config
@@ -29,7 +30,6 @@ from mmesid_jax.display.escape import escape_text
 from mmesid_jax.errors import Interrupted, Stop, UserError, disk_fault, place_fault
 
 MAX_PROCESSES = 1_000_000
-CONFIG = "config"  # the flag that names the config file, in every command that takes one
 
 
 def run_command(
@@ -52,6 +52,7 @@ def run_command(
   """
   # Orbax logs every file that it writes, and every error that it also raises with its traceback
   logging.set_verbosity(logging.FATAL)
+  process_end.open_closed_streams()
   sys.unraisablehook = _unraisable
   end = sys.exit
   if main.__module__ == "__main__":  # else the process is not the command's alone
@@ -198,12 +199,12 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   subcommand = [word for word in argv[1:2] if subcommands and not word.startswith("-")]
   if subcommand and subcommand[0] not in subcommands:
     raise UserError(f"{subcommand[0]}: no such subcommand; expected {' or '.join(subcommands)}")
-  argv = [argv[0], *argv[1 + len(subcommand) :]]
+  argv = with_flagfiles([argv[0], *argv[1 + len(subcommand) :]])
   _check_values_given(argv)
-  given = _config_given(argv) if CONFIG in flags.FLAGS else None
+  given = config_given(argv) if CONFIG in flags.FLAGS else None
   file = None if given is None else config_file(given)
   if file is not None:
-    argv = _with_config(argv, file)
+    argv = with_config(argv, file)
     _accept_modalities(argv)
     argv = _with_tuples_of_words(argv, file)
   try:
@@ -231,26 +232,6 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   if subcommands and not subcommand:  # after the flags: a mistyped one is named first
     raise UserError(f"the first word must be a subcommand: {' or '.join(subcommands)}")
   return [*rest, *subcommand]
-
-
-def _config_given(argv: Sequence[str]) -> str | None:
-  """The value of --config on the command line."""
-  for argument, following in itertools.pairwise([*argv[1:], None]):
-    if argument == "--":
-      break
-    name, equals, value = argument.partition("=")
-    if name in (f"--{CONFIG}", f"-{CONFIG}"):
-      return value if equals else following
-  return None
-
-
-def _with_config(argv: Sequence[str], file: str) -> list[str]:
-  """The command line with `file` as the first value of --config."""
-  for place, argument in enumerate(argv[1:], 1):
-    name, equals, _ = argument.partition("=")
-    if name in (f"--{CONFIG}", f"-{CONFIG}"):
-      return [*argv[:place], f"{name}={file}", *argv[place + (1 if equals else 2) :]]
-  return list(argv)
 
 
 def _accept_modalities(argv: Sequence[str]) -> None:
@@ -286,6 +267,11 @@ def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -
     return f"--{CONFIG}.{overrides[0]}: needs --{CONFIG}=FILE"
   keys = list(flat_keys(config)) if config is not None else []
   for key in overrides:
+    if not key:
+      return f"--{CONFIG}.: names no key; expected --{CONFIG}.KEY=VALUE"
+    if _is_section(config, key):
+      inner = next((k for k in keys if k.startswith(f"{key}.")), f"{key}.NAME")
+      return f"--{CONFIG}.{key}: is a section; set one of its keys, as --{CONFIG}.{inner}=VALUE"
     section, _, name = key.rpartition(".")
     if section in ("features", "base.features") and not is_modality_name(name):
       return f"--{CONFIG}.{key}: expected {RULE}"
@@ -308,6 +294,13 @@ def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -
     if isinstance(parser, _NUMBERS):
       return f"--{value[1]}={value[2]}: expected {parser.syntactic_help}"  # with its range
   return message.removeprefix("flag ").strip() or type(error).__name__
+
+
+def _is_section(config: ConfigDict | None, key: str) -> bool:
+  value: object = config
+  for name in key.split("."):
+    value = value.get(name) if isinstance(value, ConfigDict) else None
+  return isinstance(value, ConfigDict)
 
 
 def _required() -> list[str]:
@@ -380,7 +373,7 @@ def _check_preset(argv: Sequence[str]) -> None:
 
 def _overrides(argv: Sequence[str]) -> list[str]:
   """The keys that the command line sets, as in --config.key=value, in its order."""
-  pattern = re.compile(rf"--?(?:no)?{CONFIG}\.([^=]+)")
+  pattern = re.compile(rf"--?(?:no)?{CONFIG}\.([^=]*)")
   matches = (pattern.match(argument) for argument in argv[1:])
   return [match[1] for match in matches if match]
 

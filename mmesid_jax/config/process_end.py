@@ -15,6 +15,16 @@ _status: int | None = None  # of the command that has ended in this process
 _received: str | None = None  # the first signal that was raised
 
 
+def open_closed_streams() -> None:
+  """Opens /dev/null in the place of the streams that the caller has closed, as `>&-` does.
+
+  Else they are None, and the next file that is opened would get what is printed.
+  """
+  for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  until the process ends
+
+
 def raise_signals() -> None:
   """Makes SIGINT and SIGTERM raise KeyboardInterrupt with the signal's name.
 

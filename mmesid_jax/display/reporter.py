@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mmesid_jax.display.escape import escape_text
+from mmesid_jax.display.escape import escape_line, escape_text
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def progress(
   kind = tqdm if terminal else _Lines
   return kind(
     iterable,
-    label,
+    escape_line(label),  # names of files are shown too
     total=total,
     unit=unit,
     delay=delay,

@@ -31,6 +31,7 @@ NOT_SECONDS = 10**8, 4 * 10**9  # 1973 to 2096: times of this size are seconds, 
 # Digits of a date without hyphens, by what it is multiplied with for digits down to seconds.
 COMPACT = {8: 10**6, 12: 10**2, 14: 1}
 Row = tuple[str, str, int | None, float]  # user key, item key, time as `parse_time` has it, rating
+FLOATS = float | np.floating
 KEY_DIGITS = 100  # of a decimal that is a key; Parquet has up to 76
 BELOW_MICROSECONDS = re.compile(r"[.,]\d{6}(\d+)")
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -249,8 +250,9 @@ def _is_whole(value: object) -> bool:
     return small and value == value.to_integral_value()
   if not isinstance(value, numbers.Real) or isinstance(value, bool):
     return False
-  # whole numbers in a column with gaps become floats, which are exact below 2^53
-  return value % 1 == 0 and (not isinstance(value, float) or abs(value) < 2**53)
+  # whole numbers in a column with gaps become floats, which are exact below 2^53, or 2^24
+  exact = 2 ** (np.finfo(type(value)).nmant + 1) if isinstance(value, FLOATS) else math.inf
+  return value % 1 == 0 and abs(value) < exact
 
 
 def parse_time(value: object) -> int:

@@ -5,6 +5,8 @@ Only the fields that are asked for are decoded and checked; all others are skipp
 
 import ast
 import codecs
+import datetime
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,7 @@ from mmesid_jax.ingest import compressed_lines
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 LONGEST_LITERAL = 2**20  # bytes; Python's parser takes a hundred times as much memory
+EPOCH = datetime.date(1970, 1, 1)
 ROWS = 50_000  # rows of a Parquet file that are held in memory at once
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -62,7 +65,9 @@ def _parse_literal(line: bytes) -> Any:
   if not line.lstrip().startswith(b"{") or len(line) > LONGEST_LITERAL:
     raise ValueError
   try:
-    return ast.literal_eval(line.decode().strip())
+    with warnings.catch_warnings():  # of odd backslashes, with the text as it is
+      warnings.simplefilter("ignore")
+      return ast.literal_eval(line.decode().strip())
   except (SyntaxError, MemoryError, RecursionError, TypeError) as error:
     raise ValueError from error
 
@@ -143,6 +148,15 @@ def parquet_columns(path: Path) -> list[str]:
     raise UserError(f"{path}: not a readable Parquet file ({error})") from None
 
 
+def is_single(path: Path, column: str | None) -> bool:
+  """Whether a Parquet file's column holds numbers of 32 bits with a point. Raises UserError."""
+  import polars as pl
+
+  from mmesid_jax.files import parquet_file
+
+  return parquet_file.read_schema(path).get(column) == pl.Float32
+
+
 def read_parquet_rows(
   path: Path, names: list[str], required: list[str]
 ) -> Iterator[tuple[int, dict]]:
@@ -165,6 +179,21 @@ def read_parquet_rows(
     with parquet_file.explain_errors(path):
       # as text, because Python's own dates have no nanoseconds
       texts = selectors.datetime("ns").dt.to_string("iso:strict")
-      rows = batch.with_columns(texts).rows(named=True)
+      rows = _without_far_dates(batch).with_columns(texts).rows(named=True)
     for number, row in enumerate(rows, number + 1):  # noqa: B020
       yield number, row
+
+
+def _without_far_dates(batch: Any) -> Any:
+  """The frame with None in the place of dates that Python lacks, before 1 and after 9999."""
+  import polars as pl
+
+  first, last = datetime.date.min - EPOCH, datetime.date.max - EPOCH
+  columns = []
+  for name, kind in batch.schema.items():
+    if kind == pl.Date or (isinstance(kind, pl.Datetime) and kind.time_unit != "ns"):
+      a_day = 1 if kind == pl.Date else 86_400 * {"ms": 10**3, "us": 10**6}[kind.time_unit]
+      # a day less at both ends: a zone of time may not reach past them
+      inside = pl.col(name).to_physical().is_between((first.days + 1) * a_day, last.days * a_day)
+      columns.append(pl.when(inside).then(pl.col(name)).alias(name))
+  return batch.with_columns(columns)

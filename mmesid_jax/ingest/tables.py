@@ -6,9 +6,12 @@ JSON objects, are found by name.
 
 import csv
 import dataclasses
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.ingest import compressed_lines, events, records
@@ -19,6 +22,7 @@ from mmesid_jax.ingest.settings import QUOTING
 Source = Path | Mapping[str, Iterable]
 EVENT = ("user", "item", "time", "rating")
 ITEM = ("item", "title", "brand", "categories", "description", "image")
+KEYS = ("user", "item")
 REQUIRED = ("user", "item", "time")  # in every line of JSON; the others may be missing
 NO_GENRES = "(no genres listed)"  # in MovieLens
 
@@ -82,7 +86,7 @@ def _to_text(row: Mapping[str, Any], name: str) -> str | None:
   value = row.get(name)
   if _is_missing(value):
     return None
-  if not isinstance(value, str | int | float):
+  if not _is_text_or_number(value):
     raise ValueError(f"{name} is a {type(value).__name__}; expected a text")
   return str(value).strip() or None
 
@@ -102,8 +106,15 @@ def _to_texts(value: Any, separator: str | None) -> list[str] | None:
   parts = _to_list(value)
   if parts and isinstance(parts[0], list | tuple):
     parts = parts[0]
-  texts = (str(part).strip() for part in parts if not _is_missing(part))
+  parts = [part for part in parts if not _is_missing(part)]
+  if other := [part for part in parts if not _is_text_or_number(part)]:
+    raise ValueError(f"a {type(other[0]).__name__} where a text is expected")
+  texts = (str(part).strip() for part in parts)
   return [text for text in texts if text and text != NO_GENRES] or None
+
+
+def _is_text_or_number(value: Any) -> bool:
+  return isinstance(value, str | numbers.Real) and not isinstance(value, bool)
 
 
 def _is_missing(value: Any) -> bool:
@@ -133,8 +144,12 @@ def _rows(
 
 def _parquet_rows(path: Path, theirs: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
   names = [*theirs.values()]
+  single = [ours for ours in KEYS if records.is_single(path, theirs.get(ours))]
   for number, row in records.read_parquet_rows(path, names, names):
-    yield number, {ours: row[name] for ours, name in theirs.items()}
+    values = {ours: row[name] for ours, name in theirs.items()}
+    for ours in single:
+      values[ours] = _to_single(values[ours])
+    yield number, values
 
 
 def _json_rows(
@@ -167,11 +182,21 @@ def _frame_rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   _check_columns("the data frame", theirs, [*getattr(frame, "columns", frame)])
   columns = [frame[name] for name in theirs.values()]
+  single = [
+    ours in KEYS and str(getattr(column, "dtype", "")).lower() == "float32"
+    for ours, column in zip(theirs, columns, strict=True)
+  ]
   lists = [[None if _is_missing(x) else x for x in _to_list(column)] for column in columns]
+  lists = [[*map(_to_single, x)] if of else x for x, of in zip(lists, single, strict=True)]
   if len({len(column) for column in lists}) > 1:
     raise UserError("the columns are not of one length")
   for number, values in enumerate(zip(*lists, strict=True), start=1):
     yield number, dict(zip(theirs, values, strict=True))
+
+
+def _to_single(value: float | None) -> np.float32 | None:
+  """The number with its own precision again, which `events.parse_key` asks for."""
+  return None if value is None else np.float32(value)
 
 
 def _to_list(column: Iterable) -> list:

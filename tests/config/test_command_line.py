@@ -31,11 +31,10 @@ import errno
 import os
 import sys
 from absl import flags
-from ml_collections import config_flags
 from mmesid_jax import errors
-from mmesid_jax.config import command_line
+from mmesid_jax.config import arguments, command_line
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config.")
+CONFIG = arguments.define_config_file(None, "Config.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to.", required=True)
 SHARE = flags.DEFINE_float("share", 1, "A number.", 0, 1)
 STOP = flags.DEFINE_string("stop", None, "What main raises.")
@@ -131,7 +130,7 @@ BAD = [
   ([W, "--share=2"], "--share=2: expected a number in the range [0, 1]"),
   ([W, "--share=-inf"], "--share=-inf: expected a number in the range [0, 1]"),
   ([W, C, f"{R}.masked=maybe"], f"{R}.masked=maybe: expected true or false"),
-  ([W, C, f"{R}=3"], f"{R}=3: "),
+  ([W, C, f"{R}=3"], f"{R}: is a section; set one of its keys, as {R}.learning_rate="),
   ([W, C, f"{R}.stages[0]=c"], f"{R}.stages[0]: no such place; set the whole of {R}.stages"),
   ([W, C, f"{R}.steps"], f"Missing value for flag {R}.steps"),
   ([W, C, f"{R}.sizes=5,x"], f"{R}.sizes: expected values of type int, as in 3,4"),
@@ -155,6 +154,11 @@ BAD = [
     "--config=list.py: get_config() returned no ConfigDict",
   ),
   ([W, "--config"], "Missing value for flag --config"),
+  ([W, C, "--config=quickstart"], "--config is given twice, config.py and quickstart; give one"),
+  ([W, C, "--config.=1"], "--config.: names no key; expected --config.KEY=VALUE"),
+  ([W, C, f"{R}=1"], f"{R}: is a section; set one of its keys, as --config.recommender.learning_"),
+  ([W, "--config=quickstart", "--config.features=1"], "--config.features: is a section; set one"),
+  ([W, "--flagfile=/nope"], "--flagfile: cannot be read ([Errno 2]"),
   (["--wrkdir=a", C], "--wrkdir: no such flag; did you mean --workdir?"),
   ([W, C, "--conifg.seed=3"], "--conifg.seed: no such flag; did you mean --config.seed?"),
   (
@@ -241,6 +245,22 @@ def test_help_is_no_error_and_shows_no_flags_of_libraries(program, option):
   result = program("--config=nowhere.py", option)
   assert (result.returncode, result.stderr) == (0, "")
   assert "--workdir" in result.stdout and "--verbosity" not in result.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("arguments", ["--workdir=a", "--help", "--workdir=a --stop=UserError"])
+def test_streams_that_are_closed(tmp_path, closed, arguments):
+  (tmp_path / "program.py").write_text(PROGRAM)
+  done = subprocess.run(
+    ["sh", "-c", f"{sys.executable} program.py {arguments} {closed}"],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    env={"PYTHONPATH": ":".join(sys.path)},
+    timeout=100,
+  )
+  assert done.returncode == (2 if "stop" in arguments else 0), done.stderr
+  assert "Traceback" not in done.stderr and "Error" not in done.stderr
 
 
 def test_the_version(program):

@@ -104,3 +104,8 @@ def test_warnings_go_to_stderr(capsys):
   reporter.info()
   reporter.info("a\nb")
   assert capsys.readouterr() == ("\na\nb\n", "warning: two tables\n")
+
+
+def test_the_label_of_a_bar_is_escaped():
+  with reporter.progress(label="a\x1b[2J\n.csv", total=1) as bar:
+    assert bar.desc.startswith("a\\x1b[2J\\n.csv")

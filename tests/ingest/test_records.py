@@ -1,12 +1,14 @@
 import gzip
 import json
 import random
+import warnings
 
 import polars as pl
 import pytest
 from msgspec import Struct, field
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.ingest import compressed_lines, records
 from mmesid_jax.ingest.compressed_lines import BadLines
 from mmesid_jax.ingest.records import read_records
 
@@ -93,3 +95,14 @@ def test_damaged_parquet_is_one_line_and_nothing_more(tmp_path, capfd):
       refused += "not a readable Parquet file" in str(error)
   assert refused > 50
   assert capfd.readouterr().err == ""
+
+
+def test_python_says_nothing_about_a_line_in_its_notation(tmp_path):
+  """It would print the line as it is, with what a terminal obeys."""
+  path = tmp_path / "a.json"
+  path.write_bytes(b"{'asin': 'x', 'title': '\\\x1b'}\n")
+  bad = compressed_lines.BadLines()
+  with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    (row,) = records.read_json_fields(path, ["title"], bad)
+  assert row == (1, {"title": "\\\x1b"}) and not said

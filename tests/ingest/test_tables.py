@@ -363,3 +363,38 @@ def test_movies_of_100k(tmp_path):
   assert list(item_rows(path, layout, BadLines()))[0].categories == ["Action"]
   with pytest.raises(UserError, match="expected MovieLens's movies.csv, movies.dat or u.item"):
     movielens.file_layout(tmp_path / "u.genre", of_items=True)
+
+
+def test_only_texts_and_numbers_are_texts(tmp_path):
+  path = tmp_path / "items.jsonl"
+  lines = ['{"item": 1, "tags": [[["a"], {"b": 1}]]}', '{"item": 2, "title": true}']
+  lines += ['{"item": 3, "tags": [false]}', '{"item": 4, "tags": ["a", 5, null, 1.5]}']
+  path.write_text("\n".join(lines))
+  bad = BadLines(3)
+  columns = {"item": "item", "title": "title", "categories": "tags"}
+  assert [*item_rows(path, TableLayout(columns), bad)] == [
+    Item("4", categories=["a", "5", "1.5"])
+  ] and bad.count == 3
+  assert "a list where a text is expected" in bad.quoted[0] and "title is a bool" in bad.quoted[1]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "pandas", "polars"])
+def test_float32_keys_that_cannot_be_told_apart_are_bad(tmp_path, kind):
+  items = pl.Series([2.0**24 - 1, 2.0**24, 3.0], dtype=pl.Float32)
+  frame = pl.DataFrame({"user": ["u"] * 3, "item": items, "time": [1, 2, 3]})
+  source = {"pandas": frame.to_pandas, "polars": lambda: frame, "parquet": lambda: None}[kind]()
+  if kind == "parquet":
+    source = tmp_path / "a.parquet"
+    frame.write_parquet(source)
+  found, bad = read(source, TableLayout(EVENTS))
+  assert [row[1] for row in found] == ["16777215", "3"] and len(bad) == 1
+
+
+@pytest.mark.parametrize("kind", [pl.Date, pl.Datetime("us"), pl.Datetime("ms", "UTC")])
+def test_dates_that_python_lacks_are_bad_lines(tmp_path, kind):
+  path = tmp_path / "a.parquet"
+  far = pl.Series([2, 2**31 - 1 if kind == pl.Date else 2**60], dtype=pl.Int64)
+  far = far.cast(pl.Int32).cast(kind) if kind == pl.Date else far.cast(kind)
+  pl.DataFrame({"user": ["u", "u"], "item": ["x", "y"], "time": far}).write_parquet(path)
+  found, bad = read(path, TableLayout(EVENTS))
+  assert [row[:2] for row in found] == [("u", "x")] and len(bad) == 1

@@ -30,7 +30,7 @@ def convert_torch_file(
   """Writes the table of a file of PyTorch or pickle as .npy or .safetensors, in its own type.
 
   The keys, if the vectors are in a dict, are written next to it as OUTPUT.keys.json. `name`: which
-  tensor; None for the only one. Raises UserError, and unless `overwrite` also for a file that exists
+  tensor; None for the only one. Raises UserError, unless `overwrite` also for a file that exists
   and for other keys under that name.
   """
   check_new_file(output, overwrite=overwrite, inputs=[source])

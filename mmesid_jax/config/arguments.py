@@ -1,0 +1,55 @@
+"""The words of a command line before they are parsed: files of flags, and the flag --config."""
+
+import itertools
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from mmesid_jax.errors import UserError
+
+CONFIG = "config"  # the flag that names the config file, in every command that takes one
+
+flags.disclaim_key_flags()  # the flag belongs to the module that calls define_config_file
+
+
+def define_config_file(default: str | None, help: str) -> flags.FlagHolder:
+  """Defines --config. Its keys cannot be added."""
+  given, sys.argv = sys.argv, sys.argv[:1]  # ml_collections would read --flagfile=FILE here already
+  try:
+    return config_flags.DEFINE_config_file(CONFIG, default, help, lock_config=True)
+  finally:
+    sys.argv = given
+
+
+def with_flagfiles(argv: Sequence[str]) -> list[str]:
+  """The command line with the flags of files in the place of --flagfile=FILE. Raises UserError."""
+  try:
+    return flags.FLAGS.read_flags_from_files([*argv])
+  except (flags.Error, OSError, ValueError) as error:
+    reason = str(error).removeprefix("ERROR:: Unable to open flagfile: ")
+    raise UserError(f"--flagfile: cannot be read ({reason}); name another file") from None
+
+
+def config_given(argv: Sequence[str]) -> str | None:
+  """The value of --config on the command line. Raises UserError where it is given twice."""
+  found = []
+  for argument, following in itertools.pairwise([*argv[1:], None]):
+    if argument == "--":
+      break
+    name, equals, value = argument.partition("=")
+    if name in (f"--{CONFIG}", f"-{CONFIG}"):
+      found.append(value if equals else following)
+  if len(found) > 1:
+    raise UserError(f"--{CONFIG} is given twice, {found[0]} and {found[1]}; give one")
+  return found[0] if found else None
+
+
+def with_config(argv: Sequence[str], file: str) -> list[str]:
+  """The command line with `file` as the first value of --config."""
+  for place, argument in enumerate(argv[1:], 1):
+    name, equals, _ = argument.partition("=")
+    if name in (f"--{CONFIG}", f"-{CONFIG}"):
+      return [*argv[:place], f"{name}={file}", *argv[place + (1 if equals else 2) :]]
+  return list(argv)
