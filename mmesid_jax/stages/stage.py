@@ -141,7 +141,7 @@ class Stage:
         "dataset": workdir.dataset.fingerprint,
         "upstream": self._upstream_fingerprints(workdir),
         "num_items": workdir.dataset.num_items,
-        "config": flatten(workdir.config),
+        "config": identity(workdir.config),
         "shapes": {name: list(x.shape) for name, x in named.items()},
         **header,
       },
