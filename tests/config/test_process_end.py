@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -76,6 +77,12 @@ run_command(main)
 AGAIN = "what was finished is kept: run the same command again"
 
 
+def hear_signals() -> None:
+  """In a child: the tests may run in the background of a script, where SIGINT is ignored."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
   "name, status, printed",
   [
@@ -98,6 +105,7 @@ def test_a_signal_is_one_line_and_the_process_ends_at_once(tmp_path, name, statu
     [sys.executable, "ends.py"],
     cwd=tmp_path,
     env={"PYTHONPATH": ":".join(sys.path), "MAIN": name},
+    preexec_fn=hear_signals,
     capture_output=True,
     text=True,
   )
@@ -123,6 +131,7 @@ def run_module(folder, path, *words):
     [sys.executable, "-m", *words],
     cwd=folder,
     env={"PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)])},
+    preexec_fn=hear_signals,
     capture_output=True,
     text=True,
   )
