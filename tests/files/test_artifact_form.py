@@ -1,5 +1,6 @@
 """An artifact with the right digests and the wrong contents ends in one line."""
 
+import itertools
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -77,11 +78,16 @@ def with_field(header: dict, name: str, *value) -> dict:
 
 
 def damages(kind: str, tensors: dict, header: dict) -> Iterator[tuple[str, str, dict, dict]]:
-  """What is wrong, the name of what is wrong, and tensors and header with it."""
+  """What is wrong, the name of what is wrong, and tensors and header with it.
+
+  Each field has one of the wrong values, and each tensor two of the changes, in turn.
+  """
+  turn = itertools.count()
   for name in FIELDS[kind]:
     yield "without", name, tensors, with_field(header, name)
-    for value in (None, [], {"a": 1}, *([] if name in ANY_NUMBER else [-1.5])):
-      yield f"{value!r} as", name, tensors, with_field(header, name, value)
+    values = (None, [], {"a": 1}, *([] if name in ANY_NUMBER else [-1.5]))
+    value = values[next(turn) % len(values)]
+    yield f"{value!r} as", name, tensors, with_field(header, name, value)
   ours = [n for n in tensors if not n.startswith("model.") or ".items." in n]
   for name in [*ours, *[n for n in tensors if n not in ours][:1]]:
     x = tensors[name]
@@ -91,8 +97,9 @@ def damages(kind: str, tensors: dict, header: dict) -> Iterator[tuple[str, str, 
       changed |= {"one less of": x[:-1], "none of": x[:0]}
     if x.dtype == np.int32:
       changed |= {"too large": np.full_like(x, 10**6), "negative": np.full_like(x, -5)}
-    for what, y in changed.items():
-      yield what, name, {**tensors, name: y}, header
+    ranges = ["too large", "negative"] if x.dtype == np.int32 else []
+    for what in ranges or [list(changed)[next(turn) % len(changed)] for _ in range(2)]:
+      yield what, name, {**tensors, name: changed[what]}, header
   more = {f"{name}.x": np.ones(3, np.float32) for name in ("unit", "reranker", "whitening")}
   for name, x in more.items():
     yield "an unknown", name, {**tensors, name: x}, header
