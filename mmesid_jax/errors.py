@@ -31,14 +31,13 @@ class Interrupted(Stop):
   status = 75
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 # What is wrong with a place that the user named, rather than with the program.
 _PLACE = (
-  *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-  *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV),
-  *(errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.ETXTBSY, errno.EINVAL, errno.ENOTSUP),
-  *(errno.ENXIO, errno.ENODEV, errno.ESTALE),
+  *(*_DISK, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+  *(errno.ENOTEMPTY, errno.EXDEV, errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.ETXTBSY),
+  *(errno.EINVAL, errno.ENOTSUP, errno.ENXIO, errno.ENODEV),
 )
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 
 
 def place_fault(error: BaseException) -> str | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset
-from mmesid_jax.data.folder.keys import kept_item_keys
+from mmesid_jax.data.folder.keys import has_item_keys, kept_item_keys
 
 
 def find_difference(new: Dataset, old: Dataset) -> str | None:
@@ -49,7 +49,7 @@ def find_other_titles(new: Dataset, old: Dataset) -> str | None:
   """Why the items of `new` may be others than those of `old`, in words, where keys cannot tell;
   None for no doubt, and where nothing is known of items on either side. Raises UserError for an
   invalid items.jsonl."""
-  known = [_keys(dataset) is not None for dataset in (new, old)]
+  known = [_has_keys(dataset) for dataset in (new, old)]
   if all(known):
     return None
   titles = [dataset.titles() for dataset in (new, old)]
@@ -69,3 +69,7 @@ def find_other_titles(new: Dataset, old: Dataset) -> str | None:
 def _keys(dataset: Dataset) -> list[str] | None:
   """The keys of the items, None where the data set has none."""
   return dataset.items_path and kept_item_keys(Path(dataset.items_path).parent)
+
+
+def _has_keys(dataset: Dataset) -> bool:
+  return dataset.items_path is not None and has_item_keys(Path(dataset.items_path).parent)

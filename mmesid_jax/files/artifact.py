@@ -16,7 +16,7 @@ import safetensors.numpy
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact_form import FORMS, find_fault, find_wrong_values
-from mmesid_jax.files.atomic import atomic_file
+from mmesid_jax.files.atomic import atomic_file, refuse_folder
 from mmesid_jax.files.digest import bytes_sha256
 from mmesid_jax.files.readers import parse_json
 from mmesid_jax.files.tensor_file import TYPES, TensorFile
@@ -35,7 +35,6 @@ def write_artifact(
   path: pathlib.Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]
 ) -> None:
   """Writes tensors and a header, one JSON object under the key "mmesid". Raises UserError."""
-  _refuse_folder(path)
   text = json.dumps({"schema": SCHEMA, **header}, sort_keys=True)
   contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
   digests = {name: _tensor_sha256(x) for name, x in contiguous.items()}
@@ -48,7 +47,6 @@ def write_artifact(
 @main_only
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a whole file, in the main process only. Raises UserError."""
-  _refuse_folder(path)
   with atomic_file(path) as temporary:
     temporary.write_bytes(text.encode())
 
@@ -56,7 +54,6 @@ def write_text(path: pathlib.Path, text: str) -> None:
 @main_only
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a whole file, in the main process only. Raises UserError."""
-  _refuse_folder(path)
   with atomic_file(path) as temporary:
     temporary.write_bytes(content)
 
@@ -89,7 +86,7 @@ def read_artifact(
 def _read(path: pathlib.Path, stage: str, prefix: str | None):
   maker = MAKERS.get(stage, f"mmesid_jax.train with the stage {stage}")
   remedy = f"run {maker} to write it again (delete the file first)"
-  _refuse_folder(path)
+  refuse_folder(path)
   if not path.is_file():
     raise UserError(f"{path}: no such file; run {maker} first")
   file = TensorFile(path, remedy=remedy)
@@ -118,11 +115,6 @@ def _read(path: pathlib.Path, stage: str, prefix: str | None):
   if form and (fault := find_wrong_values(form, header, described, tensors)):
     raise UserError(f"{path}: {fault}; {remedy}")
   return tensors, header
-
-
-def _refuse_folder(path: pathlib.Path) -> None:
-  if path.is_dir():
-    raise UserError(f"{path}: is a folder, expected a file; move it away")
 
 
 def _describe(file: TensorFile) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -23,30 +23,23 @@ OF_A_MODALITY = "VW"  # letters whose size differs from modality to modality
 MISSING = object()
 
 
-class Field(NamedTuple):
-  """Which values a field of the header may have, and the words for it."""
+class Rule(NamedTuple):
+  """Which values a field of the header, or which arrays a tensor may hold, and the words for it."""
 
   accepts: Callable[[Any], bool]
   text: str
 
 
-class Values(NamedTuple):
-  """Which numbers a tensor may hold, and the words for it."""
-
-  accepts: Callable[[np.ndarray], bool]
-  text: str
-
-
-TEXT = Field(lambda x: isinstance(x, str), "a text")
-TEXTS = Field(lambda x: isinstance(x, list) and all(map(TEXT.accepts, x)), "a list of texts")
-WHOLE = Field(lambda x: type(x) is int and x >= 0, "a whole number from 0")
-COUNT = Field(lambda x: type(x) is int and x >= 1, "a whole number from 1")
-NUMBER = Field(lambda x: type(x) in (int, float) and math.isfinite(x), "a number")
-SHARE = Field(lambda x: NUMBER.accepts(x) and 0 <= x <= 1, "a number from 0 to 1")
-ABOVE_ZERO = Field(lambda x: NUMBER.accepts(x) and x > 0, "a number > 0")
-NUMBERS = Field(lambda x: isinstance(x, list) and all(map(NUMBER.accepts, x)), "a list of numbers")
-MAPPING = Field(lambda x: isinstance(x, dict), "a mapping")
-TEXT_BY_NAME = Field(
+TEXT = Rule(lambda x: isinstance(x, str), "a text")
+TEXTS = Rule(lambda x: isinstance(x, list) and all(map(TEXT.accepts, x)), "a list of texts")
+WHOLE = Rule(lambda x: type(x) is int and x >= 0, "a whole number from 0")
+COUNT = Rule(lambda x: type(x) is int and x >= 1, "a whole number from 1")
+NUMBER = Rule(lambda x: type(x) in (int, float) and math.isfinite(x), "a number")
+SHARE = Rule(lambda x: NUMBER.accepts(x) and 0 <= x <= 1, "a number from 0 to 1")
+ABOVE_ZERO = Rule(lambda x: NUMBER.accepts(x) and x > 0, "a number > 0")
+NUMBERS = Rule(lambda x: isinstance(x, list) and all(map(NUMBER.accepts, x)), "a list of numbers")
+MAPPING = Rule(lambda x: isinstance(x, dict), "a mapping")
+TEXT_BY_NAME = Rule(
   lambda x: isinstance(x, dict) and all(map(TEXT.accepts, x.values())), "a mapping to texts"
 )
 
@@ -60,11 +53,11 @@ def parse_mapping(value: Any) -> dict[str, Any] | None:
   return found if isinstance(found, dict) else None
 
 
-ANY = Values(lambda x: True, "numbers")
-POSITIVE = Values(lambda x: x.min() > 0, "numbers > 0")
-NOT_NEGATIVE = Values(lambda x: x.min() >= 0, "numbers >= 0")
-SHARES = Values(lambda x: x.min() >= 0 and x.max() <= 1, "numbers from 0 to 1")
-INCREASING = Values(lambda x: bool((np.diff(x) > 0).all()), "increasing numbers")
+ANY = Rule(lambda x: True, "numbers")
+POSITIVE = Rule(lambda x: x.min() > 0, "numbers > 0")
+NOT_NEGATIVE = Rule(lambda x: x.min() >= 0, "numbers >= 0")
+SHARES = Rule(lambda x: x.min() >= 0 and x.max() <= 1, "numbers from 0 to 1")
+INCREASING = Rule(lambda x: bool((np.diff(x) > 0).all()), "increasing numbers")
 
 
 class Tensor(NamedTuple):
@@ -76,7 +69,7 @@ class Tensor(NamedTuple):
 
   axes: str
   dtype: str = "float32"
-  values: Values = ANY
+  values: Rule = ANY
   below: str = ""
 
 
@@ -96,9 +89,9 @@ class Form:
   these. rows: the letter of the tables' rows, num_items and for "I" one more, of padding.
   """
 
-  fields: Mapping[str, Field]
+  fields: Mapping[str, Rule]
   groups: tuple[Group, ...]
-  optional: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+  optional: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
   rows: str = "I"
 
 
@@ -110,7 +103,7 @@ OF_A_STAGE = {
   "num_items": COUNT,
 }
 SAVED = {  # not in all artifacts of earlier versions
-  "config": Field(lambda x: parse_mapping(x) is not None, "the keys of a configuration")
+  "config": Rule(lambda x: parse_mapping(x) is not None, "the keys of a configuration")
 }
 OF_TRAINING = {**SAVED, "best_epoch": WHOLE, "valid": MAPPING, "valid_by_epoch": NUMBERS}
 CHOSEN = {  # settings of counts and content

@@ -27,14 +27,21 @@ def check_new_file(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) 
     raise UserError(f"--output={path}: exists already; name another file, or pass --overwrite")
 
 
+def refuse_folder(path: Path) -> None:
+  """Raises UserError for a folder where a file is read or written."""
+  if path.is_dir():
+    raise UserError(f"{path}: is a folder, expected a file; move it away")
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
   """A temporary path to write to, in the same folder, which replaces `path` when the block ends.
 
   When the block raises, the temporary file is removed and `path` stays as it was. Its folder is
   made where there is none; permissions follow the umask. Raises UserError, which names `path`,
-  for what the disk refuses.
+  for a folder in its place, and for what the disk refuses.
   """
+  refuse_folder(path)
   temporary = _temporary_name(path)
   with report_disk_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)

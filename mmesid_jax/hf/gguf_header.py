@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.readers import open_to_read
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -54,7 +55,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
   """
   if not path.is_file():
     raise UserError(f"{path}: no such file; name a GGUF file")
-  with path.open("rb") as file:
+  with open_to_read(path) as file:
     return _Cursor(path, file).header()
 
 

@@ -281,9 +281,10 @@ class Recommender:
   def _checked(self, index: int, history: Sequence[int]) -> np.ndarray:
     try:
       array = np.asarray(history, np.int64).reshape(-1)
-      unknown = array[(array < 1) | (array > self.num_items)]
     except OverflowError:  # a number that int64 does not hold
-      array, unknown = np.zeros(0, np.int64), [max(history, key=abs)]
+      unknown = [max(history, key=abs)]
+    else:
+      unknown = array[(array < 1) | (array > self.num_items)]
     if len(unknown):
       raise UserError(
         f"history {index + 1}: item {unknown[0]} is not in the catalogue (1 to {self.num_items})"

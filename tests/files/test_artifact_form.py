@@ -78,9 +78,9 @@ def with_field(header: dict, name: str, *value) -> dict:
 
 
 def damages(kind: str, tensors: dict, header: dict) -> Iterator[tuple[str, str, dict, dict]]:
-  """What is wrong, the name of what is wrong, and tensors and header with it.
+  """Yields each damage: its kind, the name of its field or tensor, and the damaged contents.
 
-  Each field has one of the wrong values, and each tensor two of the changes, in turn.
+  Each field gets one of the wrong values, and each tensor two of the changes, in turn.
   """
   turn = itertools.count()
   for name in FIELDS[kind]:

@@ -38,8 +38,13 @@ def kept_item_keys(directory: str | os.PathLike, field: str | None = None) -> li
   That is a folder without items.jsonl, or with no `key` on its first line. If `field` is given, it
   must be there.
   """
-  path = Path(directory) / ITEMS
-  return _read_keys(path, field or KEY) if field or _has_keys(path) else None
+  has_keys = field or has_item_keys(directory)
+  return _read_keys(Path(directory) / ITEMS, field or KEY) if has_keys else None
+
+
+def has_item_keys(directory: str | os.PathLike) -> bool:
+  """Whether the folder has items with keys, which need not be valid."""
+  return _has_keys(Path(directory) / ITEMS)
 
 
 def kept_user_keys(directory: str | os.PathLike, users: int) -> list[str] | None:
