@@ -16,7 +16,7 @@ from mmesid_jax.features.hf_encoder import model_sha256
 from mmesid_jax.features.image_encoder import BrokenImage, ImageEncoder, read_image
 from mmesid_jax.features.image_files import item_image_files
 from mmesid_jax.features.item_template import item_texts
-from mmesid_jax.features.missing_rows import is_table_up_to_date, write_filled_table, write_record
+from mmesid_jax.features.missing_rows import is_table_up_to_date, write_filled_table
 from mmesid_jax.features.text_encoder import TextEncoder
 from mmesid_jax.features.tfidf_encoder import TFIDF, TfidfEncoder
 from mmesid_jax.files.digest import json_sha256
@@ -128,7 +128,8 @@ def _write_features(
   }
   overwrite = settings.overwrite
   partial = output.with_name(f"{output.name}.partial")
-  if not partial.exists() and is_table_up_to_date(output, made_from, overwrite=overwrite):
+  # asked also where rows of this run wait: the table beside them may be somebody else's
+  if is_table_up_to_date(output, made_from, overwrite=overwrite) and not partial.exists():
     reporter.info(f"{output}: up to date")
     return []
   with open_partial_table(partial, made_from, encoder.width, dtype, overwrite=overwrite) as table:
@@ -138,9 +139,11 @@ def _write_features(
     broken = sorted(items_E[np.isnan(rows_EV[:, 0])].tolist())
     if len(broken) == len(item_ids):
       return broken
-    num_missing = write_filled_table(output, rows_EV, items_E, num_items, settings.missing)
-    counts = {"num_items": num_items, "missing": num_missing, "broken": len(broken)}
-    write_record(output, {"made_from": made_from, "model": str(settings.model or TFIDF), **counts})
+    about = {"made_from": made_from, "model": str(settings.model or TFIDF)}
+    counts = {"num_items": num_items, "broken": len(broken)}
+    num_missing = write_filled_table(
+      output, rows_EV, items_E, num_items, settings.missing, about | counts
+    )
     partial.unlink()
   filling = {"mean": "the mean of the others", "zero": "zeros"}[settings.missing]
   without = f"; {num_missing:,} without {settings.modality} have {filling}" if num_missing else ""

@@ -17,9 +17,16 @@ CHUNK_ROWS = 65536  # rows in memory at once
 
 
 def write_filled_table(
-  path: Path, rows_EV: np.ndarray, items_E: np.ndarray, num_items: int, missing: str
+  path: Path,
+  rows_EV: np.ndarray,
+  items_E: np.ndarray,
+  num_items: int,
+  missing: str,
+  record: Mapping[str, Any],
 ) -> int:
-  """Writes the table [I, V]; returns the number of items without a row.
+  """Writes the table [I, V] and its record; returns the number of items without a row.
+
+  The record comes first: a table without one was written by somebody else.
 
   Args:
     path: .npy.
@@ -27,6 +34,7 @@ def write_filled_table(
     items_E: the item of each row.
     num_items: I; row 0, for padding, is zeros.
     missing: what an item without a row gets: "zero", or "mean" of the others' rows.
+    record: what the table was made from, and counts; the number of items without a row is added.
 
   Raises UserError if the disk refuses it.
   """
@@ -44,6 +52,7 @@ def write_filled_table(
     for items_B, x_BV, missing_B in _chunks_by_item(rows_EV, place_I):
       x_BV[missing_B] = filling_V
       table_IV[items_B] = x_BV
+    write_record(path, {**record, "missing": num_missing})
   return num_missing
 
 

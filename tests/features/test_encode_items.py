@@ -1,12 +1,14 @@
 """Runs of `encode` that are stopped, with an encoder that does not need torch."""
 
+import dataclasses
 import json
+import os
 import types
 
 import numpy as np
 import pytest
 
-from mmesid_jax.errors import Interrupted
+from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.features import encode_items as module
 from mmesid_jax.features.encode_items import EncodeSettings, encode_items
 
@@ -57,3 +59,48 @@ def test_a_stopped_run_says_so_and_goes_on(settings, monkeypatch):
   monkeypatch.setattr(Encoder, "stop_at", None)
   encode_items(settings)
   assert np.load(settings.output)[:, 0].tolist() == list(range(11))
+
+
+@pytest.mark.parametrize("stop_at", [4, None])
+def test_a_table_of_somebody_else_beside_waiting_rows_stays(settings, monkeypatch, stop_at):
+  """Whether the rows are some or all: then the disk was full when the table was to be written."""
+
+  def full_disk(*_):
+    raise OSError("full")
+
+  with monkeypatch.context() as stopped:
+    stopped.setattr(Encoder, "stop_at", stop_at, raising=False)
+    stopped.setattr(module, "write_filled_table", full_disk)
+    with pytest.raises((Interrupted, OSError)):
+      encode_items(settings)
+  monkeypatch.setattr(Encoder, "stop_at", None, raising=False)
+  settings.output.write_text("mine")
+  with pytest.raises(UserError, match="text.npy: does not say what it was made from; choose"):
+    encode_items(settings)
+  assert settings.output.read_text() == "mine"
+  encode_items(dataclasses.replace(settings, overwrite=True))
+  assert np.load(settings.output)[:, 0].tolist() == list(range(11))
+
+
+@pytest.mark.parametrize("name", ["text.json", "text.npy", "text.npy.partial"])
+def test_a_run_that_was_killed_as_it_ended_is_finished_without_overwrite(
+  settings, monkeypatch, name
+):
+  """Its own table is not taken for that of somebody else, wherever it was killed."""
+  monkeypatch.setattr(Encoder, "stop_at", None, raising=False)
+
+  def kill_at(call, place):
+    def killed(*arguments, **options):
+      if str(arguments[place]).endswith(name):
+        raise KeyboardInterrupt
+      return call(*arguments, **options)
+
+    return killed
+
+  with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+    killed.setattr(os, "replace", kill_at(os.replace, 1))
+    killed.setattr(type(settings.output), "unlink", kill_at(type(settings.output).unlink, 0))
+    encode_items(settings)
+  encode_items(settings)
+  assert np.load(settings.output)[:, 0].tolist() == list(range(11))
+  assert {f.name for f in settings.data.iterdir()} == {"items.jsonl", "text.npy", "text.json"}

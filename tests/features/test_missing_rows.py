@@ -82,12 +82,14 @@ def test_rows_go_to_their_items_and_missing_rows_are_filled(tmp_path, missing, c
   rows = X.copy()
   rows[1] = np.nan  # a broken image, of item 5
   path = tmp_path / "x.npy"
-  assert write_filled_table(path, rows, np.array([3, 5, 1, 6]), 6, missing) == 3
+  assert write_filled_table(path, rows, np.array([3, 5, 1, 6]), 6, missing, {"made_from": {}}) == 3
   x_IV = np.load(path, allow_pickle=False)
   filling = X[[0, 2, 3]].mean(0) if missing == "mean" else np.zeros(3)
   expected = [np.zeros(3), X[2], filling, X[0], filling, filling, X[3]]
   np.testing.assert_allclose(x_IV, expected, rtol=1e-6)
-  assert x_IV.dtype == np.float32 and [p.name for p in tmp_path.iterdir()] == ["x.npy"]
+  assert x_IV.dtype == np.float32
+  assert json.loads((tmp_path / "x.json").read_text()) == {"made_from": {}, "missing": 3}
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["x.json", "x.npy"]
 
 
 def test_a_table_is_up_to_date_when_its_record_says_so(tmp_path):
