@@ -69,7 +69,9 @@ def table_mistakes(
 
 def _shape_mistakes(shape: tuple[int, ...], num_items: int) -> Iterator[Mistake]:
   if len(shape) != 2 or not shape[1]:
-    yield Mistake("shape", f"a table of shape {list(shape)}; expected [items + 1, width]")
+    yield Mistake(
+      "shape", f"a table of shape {list(shape)}; expected [items + 1, width], width at least 1"
+    )
   elif shape[0] != num_items + 1:
     text = (
       f"{shape[0]} rows; expected {num_items + 1}, one for each of the {num_items} items after a "

@@ -33,7 +33,9 @@ def read_keyed_table(path: Path, keys_path: Path) -> KeyedVectors:
   """
   table, keys = read_table(path), read_keys(keys_path)
   if table.ndim != 2 or not table.size:
-    raise UserError(f"{path}: a table of shape {list(table.shape)}; expected [items, width]")
+    raise UserError(
+      f"{path}: a table of shape {list(table.shape)}; expected [items, width], each at least 1"
+    )
   if table.dtype.kind not in "fiu" and table.dtype.name != "bfloat16":
     raise UserError(f"{path}: holds values of type {table.dtype}; expected numbers")
   padded = len(table) == len(keys) + 1 and not np.any(table[0])
@@ -75,8 +77,8 @@ def _common_width(path: Path, keys: list[str], shapes: list[list[int]]) -> int:
   for key, shape in zip(keys, shapes, strict=True):
     if len(shape) != 1 or shape != shapes[0] or not shape[0]:
       raise UserError(
-        f"{path}: tensor {key!r} has the shape {shape}; expected a vector, "
-        "[width], as wide as all others"
+        f"{path}: tensor {key!r} has the shape {shape}; expected a vector, [width], width at "
+        "least 1 and that of all others"
       )
   if not keys:
     raise UserError(f"{path}: holds no tensors")

@@ -55,7 +55,10 @@ BAD = {
   "too many rows": (table(7), r"x\.npy: 7 rows; expected 6"),
   "no rows": (table(0), r"x\.npy: 0 rows; expected 6"),
   "width": (table(6, 2), r"x\.npy: rows are 2 wide; expected 3"),
-  "no width": (table(6, 0), r"x\.npy: a table of shape \[6, 0\]"),
+  "no width": (
+    table(6, 0),
+    r"x\.npy: a table of shape \[6, 0\]; expected \[items \+ 1, width\], width at",
+  ),
   "1-d": (table(6)[:, 0], r"x\.npy: a table of shape \[6\]; expected \[items \+ 1, width\]"),
   "3-d": (table(6)[None], r"x\.npy: a table of shape \[1, 6, 3\]"),
   "0-d": (np.float32(1), r"x\.npy: a table of shape \[\]"),

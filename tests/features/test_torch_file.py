@@ -196,8 +196,14 @@ REFUSED = {
   ),
   "keys of booleans": (pickle.dumps({True: X[0], False: X[1]}), "a dict with a key of type bool"),
   "two types": (pickle.dumps([X[0], X[0].astype("f8")]), "vector 2 is 3, float64"),
-  "an empty table": (pickle.dumps(X[:, :0]), "[4, 0]"),
-  "empty vectors": (pickle.dumps([X[0, :0]]), "[1, 0]"),
+  "an empty table": (
+    pickle.dumps(X[:, :0]),
+    "[4, 0]; expected numbers of shape [items, width], each at",
+  ),
+  "empty vectors": (
+    pickle.dumps([X[0, :0]]),
+    "[1, 0]; expected numbers of shape [items, width], each at",
+  ),
   "a large number": (pickle.dumps([[10**400, 1]]), "too large"),
   "nothing": (b"", "is empty"),
   "another kind of file": (b"\x93NUMPY\x01\x00", "at byte 0"),
@@ -215,6 +221,21 @@ REFUSED = {
 def test_everything_else_is_refused_in_one_line(tmp_path, kind):
   content, says = REFUSED[kind]
   assert says in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize("content", [b"a,1,2\n", b"1,2\n", b"\x93NUMPY\1\0", b"PAR1", b'{"k": 1}'])
+def test_a_table_of_another_kind_is_named_as_such(tmp_path, content):
+  """Bytes of any file can be taken for instructions of a pickle."""
+  path = tmp_path / "x.csv"
+  path.write_bytes(content)
+  with pytest.raises(UserError) as caught:
+    open_torch_file(path)
+  message = str(caught.value)
+  assert message.startswith(f"{path}: not a file of PyTorch or pickle (not read, at byte ")
+  assert "`vectors convert` reads .pt, .pth, .bin and .pkl, `vectors join` reads" in message
+  assert message.count("x.csv") == 1
+  path.write_bytes(pickle.dumps(X))  # the content decides
+  np.testing.assert_array_equal(read_torch_table(open_torch_file(path), None)[0], X)
 
 
 def test_a_zip_file_is_read_only_as_torch_writes_it(tmp_path):

@@ -195,6 +195,7 @@ def test_mistakes_in_tables_with_keys(data):
     ([*KEYS[:4], KEYS[0]], X, "key 'B03' has two vectors, row 0 of"),
     (["x", "y", "z", "v", "w"], X, "its keys, such as 'x', 'y', 'z', ..., belongs to an item"),
     (KEYS, X[0], "a table of shape [3]; expected [items, width]"),
+    (KEYS, X[:, :0], "a table of shape [5, 0]; expected [items, width], each at least 1"),
     (KEYS, X.astype(complex), "values of type complex128; expected numbers"),
     (KEYS, np.where(X == X[2, 1], np.nan, X), "row 2, key 'b 1', holds NaN or infinity"),
     (KEYS, np.where(X == X[3, 1], np.inf, X), "row 3, key 'é', holds NaN or infinity"),
@@ -275,6 +276,8 @@ def test_mistakes_in_safetensors(data):
   path = data / "x.safetensors"
   save_file({"a": X[0], "b": X[1, :2].copy()}, path)
   says("tensor 'b' has the shape [2]", data, path)
+  save_file({"a": X[0, :0], "b": X[1, :0]}, path)
+  says("tensor 'a' has the shape [0]; expected a vector, [width], width at least 1", data, path)
   save_file({"a": X}, path)
   says("give them with --keys=FILE", data, path)
   path.write_bytes(b"x")

@@ -25,6 +25,8 @@ from mmesid_jax.files.readers import open_to_read
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # at the start of files of torch.save before 1.6
 MAX_DEPTH = 16  # of nested containers
+SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle")  # as such files are usually called
+BINARY_PICKLE = b"\x80"  # the first byte; pickles of the oldest protocols begin with any letter
 
 
 class TorchFile(NamedTuple):
@@ -76,7 +78,16 @@ def open_torch_file(path: Path) -> TorchFile:
     raise UserError(f"{path}: cannot be read ({error.strerror})") from None
   if content[:4] == b"PK\3\4":
     return _open_zip(path, memoryview(content))
-  return _open_pickle(path, content, memoryview(content))
+  try:
+    return _open_pickle(path, content, memoryview(content))
+  except UserError as error:
+    if path.suffix in SUFFIXES or content[:1] == BINARY_PICKLE:
+      raise
+    reason = str(error).removeprefix(f"{path}: ")
+    raise UserError(
+      f"{path}: not a file of PyTorch or pickle ({reason}); `vectors convert` reads .pt, .pth, "
+      ".bin and .pkl, `vectors join` reads .parquet, .npy and .safetensors"
+    ) from None
 
 
 def _open_zip(path: Path, content: memoryview) -> TorchFile:

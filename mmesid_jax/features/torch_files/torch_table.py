@@ -83,7 +83,7 @@ def read_torch_table(saved: TorchFile, name: str | None) -> TorchTable:
     x_EV = saved.array(tensors[0])
   if x_EV.ndim != 2 or not x_EV.size or x_EV.dtype == bool:
     kind = f"{x_EV.dtype} of shape {list(x_EV.shape)}"
-    raise UserError(f"{where}: {kind}; expected numbers of shape [items, width]")
+    raise UserError(f"{where}: {kind}; expected numbers of shape [items, width], each at least 1")
   return TorchTable(x_EV, keys)
 
 
