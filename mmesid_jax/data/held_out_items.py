@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset, evaluated_users
+from mmesid_jax.data.folder.items import read_item_objects
 from mmesid_jax.data.folder.writer import write_item_records, write_sequences, write_times
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import open_atomic
-from mmesid_jax.files.readers import parse_json, read_bytes
 
 
 class ItemSplit(NamedTuple):
@@ -61,8 +61,7 @@ def write_warm_dataset(
   if dataset.items_path is None:
     records = [{} for _ in range(dataset.num_items)]
   else:
-    json_lines = read_bytes(pathlib.Path(dataset.items_path)).splitlines()
-    records = [parse_json(line) for line in json_lines]
+    records = read_item_objects(pathlib.Path(dataset.items_path))
   warm_records = (records[item - 1] | {"item_id": ids[item].item()} for item in split.warm)
   write_item_records(folder, warm_records)
   for modality, x_IV in features.items():

@@ -131,20 +131,23 @@ def read_metadata(source: str, path: Path, bad: BadLines, encoding: str = "") ->
 
   Raises UserError as `read_records` does.
   """
-  for _, record in read_records(path, ITEMS[source], bad, encoding):
+  for number, record in read_records(path, ITEMS[source], bad, encoding):
     categories = record.categories or getattr(record, "category", None)
     if isinstance(categories, list) and categories and isinstance(categories[0], list):
       categories = categories[0]
     sizes = (getattr(record, name, None) for name in ("images", "large_images", "small_images"))
     images = next(filter(None, map(_image_urls, sizes)), None)
-    yield Item(
-      key=record.key,
-      title=plain_text(record.title),
-      brand=plain_text(record.brand),
-      categories=_plain_texts(categories) or None,
-      description=" ".join(_plain_texts(record.description)) or None,
-      images=images,
-    )
+    try:
+      yield Item(
+        key=record.key,
+        title=plain_text(record.title),
+        brand=plain_text(record.brand),
+        categories=_plain_texts(categories) or None,
+        description=" ".join(_plain_texts(record.description)) or None,
+        images=images,
+      )
+    except ValueError as error:
+      bad.add(path, number, error)
 
 
 def _plain_texts(value: Any) -> list[str]:

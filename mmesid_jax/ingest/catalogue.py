@@ -3,10 +3,15 @@
 import dataclasses
 from collections.abc import Iterable
 
+from mmesid_jax.files.unicode_text import NO_UNICODE, is_unicode
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-  """Description of an item; None for what the source does not have."""
+  """Description of an item; None for what the source does not have.
+
+  Raises ValueError for a text that is not Unicode.
+  """
 
   key: str
   title: str | None = None
@@ -14,6 +19,11 @@ class Item:
   categories: list[str] | None = None  # a path, from the general to the particular
   description: str | None = None
   images: list[str] | None = None  # addresses or paths, best first
+
+  def __post_init__(self):
+    for name in self.__slots__:
+      if not is_unicode(getattr(self, name)):
+        raise ValueError(f"{name} {NO_UNICODE}")
 
   def has(self, field: str) -> bool:
     """Whether a field of REQUIRABLE is known: "title", "image", ..."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.unicode_text import NO_UNICODE, is_unicode
 
 NO_RATING = math.nan
 NANO = 10**9  # nanoseconds of a second
@@ -231,15 +232,15 @@ def _replace_compact_dates(
 def parse_key(value: object) -> str:
   """Converts the key of a user or item to text.
 
-  Raises ValueError for a missing key, for anything but a text or a whole number, and for unpaired
-  surrogates, which cannot be written to a file.
+  Raises ValueError for a missing key, for anything but a text or a whole number, and for a text
+  that is not Unicode.
   """
   if _is_whole(value):
     return str(int(value))
   if not isinstance(value, str) or not value:
     raise ValueError(f"{value!r} as a key; expected a text or a whole number")
-  if not value.isascii():
-    value.encode()  # UnicodeEncodeError is a ValueError
+  if not is_unicode(value):
+    raise ValueError(f"{value!r} as a key {NO_UNICODE}")
   return value
 
 

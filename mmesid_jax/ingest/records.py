@@ -5,6 +5,7 @@ Only the fields that are asked for are decoded and checked; all others are skipp
 
 import ast
 import codecs
+import contextlib
 import datetime
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.readers import parse_json
 from mmesid_jax.ingest import compressed_lines
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -46,7 +48,7 @@ def read_records(
       bad.add(path, number, error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
       try:
-        record = msgspec.convert(_parse_literal(line), struct)
+        record = msgspec.convert(_parse_odd(line), struct)
       except msgspec.ValidationError as literal_error:
         bad.add(path, number, literal_error)
       except ValueError:
@@ -55,6 +57,15 @@ def read_records(
         yield number, record
     else:
       yield number, record
+
+
+def _parse_odd(line: bytes) -> Any:
+  """Parses what msgspec refuses: Python's notation, and JSON with half of a surrogate pair in any
+  field, which matters only where the field is read. Raises ValueError for anything else."""
+  if b"\\u" in line:
+    with contextlib.suppress(ValueError):
+      return parse_json(line)
+  return _parse_literal(line)
 
 
 def _parse_literal(line: bytes) -> Any:
@@ -101,7 +112,7 @@ def first_field_names(path: Path, encoding: str = "") -> tuple[int, list[str]]:
   number, line = next(compressed_lines.read_lines(path, encoding), (0, b""))
   if not number:
     raise UserError(f"{path}: is empty; expected one JSON object per line")
-  for parse in (msgspec.json.decode, _parse_literal):
+  for parse in (msgspec.json.decode, _parse_odd):
     try:
       value = parse(line.removeprefix(codecs.BOM_UTF8))
       return number, [*map(str, value)] if isinstance(value, dict) else []

@@ -31,6 +31,25 @@ def test_metadata_of_2014(tmp_path):
   ]
 
 
+HALF = "holds half of a surrogate pair; write the whole character, or none"
+
+
+def test_half_of_a_surrogate_pair_is_a_bad_line_in_every_notation(tmp_path):
+  path = tmp_path / "meta.json"
+  lines = [
+    r'{"asin": "1", "title": "a \ud83d", "brand": null}',
+    r'{"asin": "2", "title": "a \ud83d"}',
+    r"{'asin': '3', 'categories': [['a', 'b \udc00']]}",
+    r'{"asin": "4", "title": "\ud83d\ude00", "related": "\ud83d", "brand": null}',
+  ]
+  path.write_text("\n".join(lines))
+  bad = BadLines(3)
+  assert list(amazon.read_metadata("amazon2014", path, bad)) == [Item("4", "\U0001f600")]
+  assert bad.quoted == [
+    *(f"{path}:1: title {HALF}", f"{path}:2: title {HALF}", f"{path}:3: categories {HALF}")
+  ]
+
+
 def test_metadata_of_2018(tmp_path):
   path = tmp_path / "meta.json"
   lines = [

@@ -37,6 +37,19 @@ def test_json_and_pythons_notation_may_be_mixed(tmp_path):
   assert not bad
 
 
+def test_half_of_a_surrogate_pair_matters_only_where_it_is_read(tmp_path):
+  """msgspec refuses the whole line."""
+  path = tmp_path / "meta"
+  lines = [
+    r'{"asin": "1", "title": null, "text": "\ud83d", "new": true}',
+    r"{'asin': '2', 'title': None, 'text': '\ud83d'}",
+    r'{"asin": "3", "title": "\ud83d\ude00", "text": "\ude00"}',
+  ]
+  path.write_text("\n".join(lines))
+  assert read(path, 0) == ([(1, "1", None), (2, "2", None), (3, "3", "\U0001f600")], [])
+  assert records.first_field_names(path) == (1, ["asin", "title", "text", "new"])
+
+
 def test_bad_lines_are_told_and_never_evaluated(tmp_path):
   ran = tmp_path / "ran"
   lines = [

@@ -378,6 +378,19 @@ def test_only_texts_and_numbers_are_texts(tmp_path):
   assert "a list where a text is expected" in bad.quoted[0] and "title is a bool" in bad.quoted[1]
 
 
+def test_half_of_a_surrogate_pair_is_a_bad_row(tmp_path):
+  path = tmp_path / "items.jsonl"
+  path.write_text(r'{"item": "a", "title": "\ud83d"}' + "\n" + r'{"item": "b\udc00"}')
+  for source, name in (
+    (path, str(path)),
+    ({"item": ["a", "b\udc00"], "title": ["\ud83d", ""]}, "row"),
+  ):
+    bad = BadLines(2)
+    assert not [*item_rows(source, TableLayout({"item": "item", "title": "title"}), bad)]
+    assert bad.quoted[0].startswith(f"{name}:1: title holds half of a surrogate pair; write")
+    assert bad.quoted[1].startswith(f"{name}:2: 'b\\udc00' as a key holds half of a surrogate pair")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "pandas", "polars"])
 def test_float32_keys_that_cannot_be_told_apart_are_bad(tmp_path, kind):
   items = pl.Series([2.0**24 - 1, 2.0**24, 3.0], dtype=pl.Float32)

@@ -13,6 +13,7 @@ from mmesid_jax.data.folder import items, keys, sequences, times
 from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES, USERS
 from mmesid_jax.data.folder.problems import (
   NOT_JSON,
+  NOT_UNICODE,
   SHOWN,
   Mistake,
   format_problems,
@@ -93,11 +94,11 @@ def _items_problems(source: Path) -> Generator[Problem, None, int | None]:
 def _keys_problems(path: Path) -> Generator[Problem, None, int]:
   """Warns of missing and repeated keys, unless no line has a key. Returns the number of lines.
 
-  Lines that are not JSON are left out: another check reports them.
+  Lines that no reader takes are left out: another check reports them.
   """
   entries = list(keys.scan_keys(read_json_lines(path)))
   if any(isinstance(key, str) for key in entries):
-    mistakes = (x for x in _only_mistakes(entries) if x.kind != NOT_JSON)
+    mistakes = (x for x in _only_mistakes(entries) if x.kind not in (NOT_JSON, NOT_UNICODE))
     yield from _to_problems(path.name, mistakes, warning=True)
   return len(entries)
 

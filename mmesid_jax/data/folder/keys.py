@@ -90,8 +90,6 @@ def scan_keys(lines: Iterable[tuple[int, object]], field: str = KEY) -> Iterator
     if not isinstance(key, str):
       present = ", ".join(sorted(value)[:8]) if isinstance(value, dict) else type(value).__name__
       yield Mistake("no key", f"no text under {field!r} as the key (found {present})", number)
-    elif not key.isascii() and key != key.encode(errors="replace").decode():
-      yield Mistake("no text", f"key {key!r} is not valid Unicode text", number)
     elif first_line.setdefault(key, number) != number:
       text = f"key {key!r} is already on line {first_line[key]}"
       yield Mistake("key again", text, number)

@@ -9,9 +9,10 @@ from typing import NamedTuple, TypeVar
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.readers import parse_json, read_bytes
+from mmesid_jax.files.unicode_text import NO_UNICODE, is_unicode
 
 T = TypeVar("T")
-NOT_JSON = "not JSON"  # the kind of a line that is not JSON
+NOT_JSON, NOT_UNICODE = "not JSON", "not Unicode"  # kinds of lines that no reader takes
 SHOWN = 3  # number of places that are shown for every kind of mistake
 
 
@@ -81,16 +82,21 @@ def _format_next_places(kind: _Kind) -> str:
 def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
   """Yields (line number, value) for every line of a .jsonl file.
 
-  The value is a Mistake where the line is not JSON. Raises UserError for a file that cannot be
-  read.
+  The value is a Mistake where the line is not JSON, or a text in it is not Unicode. Raises
+  UserError for a file that cannot be read.
   """
   lines = reporter.progress(read_bytes(path).splitlines(), path.name, unit="lines")
   for number, line in enumerate(lines, start=1):
     try:
-      yield number, parse_json(line)
+      value = parse_json(line)
     except ValueError as error:
       text = f"not JSON ({error}); expected one object per line"
-      yield number, Mistake(NOT_JSON, text, number)
+      value = Mistake(NOT_JSON, text, number)
+    else:
+      fields = value if isinstance(value, dict) else {"the line": value}
+      if wrong := [name for name, text in fields.items() if not is_unicode([name, text])]:
+        value = Mistake(NOT_UNICODE, f"{wrong[0]} {NO_UNICODE}", number)
+    yield number, value
 
 
 def quote(text: str) -> str:

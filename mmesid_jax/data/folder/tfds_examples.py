@@ -1,7 +1,7 @@
 """Converts the lines of a prepared folder to examples of TFDS and back.
 
 Texts are UTF-8 bytes, and "" or [] where nothing is known. That is unambiguous: `prepare` writes
-null there, and never an empty text or an unpaired surrogate.
+null there, and never an empty text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,9 @@ def user_example(sequence: bytes, user: bytes, times: Sequence[int] | None) -> d
     example = {"user_id": number, KEY: _encoded(parse_json(user)[KEY]), "items": items}
     restored = example_to_user_lines(example)
   except (ValueError, LookupError, TypeError, AttributeError):
-    raise ValueError("expected `user item item ...`, and an object with user_id and key") from None
+    raise ValueError(
+      "expected `user item item ...`, and an object with user_id and key, a Unicode text"
+    ) from None
   _check_same((sequence, user), restored)
   return example if times is None else {**example, "times": times}
 
@@ -55,7 +57,7 @@ def item_example(line: bytes) -> dict[str, Any]:
     restored = example_to_item_line(example)
   except (ValueError, LookupError, TypeError, AttributeError):
     fields = ", ".join(("item_id", KEY, *TEXTS, *LISTS))
-    raise ValueError(f"expected an object with {fields}") from None
+    raise ValueError(f"expected an object with {fields}, of Unicode texts") from None
   _check_same((line,), (restored,))
   return example
 
@@ -68,7 +70,7 @@ def example_to_item_line(example: Mapping[str, Any]) -> bytes:
 
 
 def _encoded(text: str) -> bytes:
-  return text.encode(errors="replace")
+  return text.encode()
 
 
 def _decoded(text: bytes) -> str:

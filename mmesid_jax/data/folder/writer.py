@@ -31,8 +31,8 @@ def item_line(item: int, key: str, description: Mapping[str, Any]) -> bytes:
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-  """Formats a line of JSON in UTF-8; unpaired surrogates, as in some titles, become "?"."""
-  return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+  """Formats a line of JSON in UTF-8. Its texts are Unicode: readers refuse any others."""
+  return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
 def write_sequences(folder: Path, sequences: Iterable[tuple[int, Iterable[int]]]) -> None:

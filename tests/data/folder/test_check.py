@@ -68,6 +68,7 @@ def test_all_files_are_told_of_at_once(folder, capsys):
     *((2, "2 5 5 99"), (4, "4"), (5, "5 1 x x"), (7, "6 1 2 3"), (9, "")),
   )
   change(folder / "items.jsonl", (3, "{"), (5, '{"item_id": 5, "title": 5, "categories": 5}'))
+  change(folder / "items.jsonl", (7, r'{"item_id": 7, "title": "\ud800"}'))
   change(folder / "users.jsonl", (3, "{"), (4, '{"user_id": 5, "key": "a"}'), (30, None))
   x_IV = np.load(folder / "text.npy")
   x_IV[[4, 7], 3] = np.nan
@@ -79,6 +80,7 @@ def test_all_files_are_told_of_at_once(folder, capsys):
     "items.jsonl:3: not JSON (",
     "items.jsonl:5: title is '5', not a string",
     "items.jsonl:5: categories is '5'; expected a list",
+    "items.jsonl:7: title holds half of a surrogate pair",
     "sequences.txt:2: item id '99', but items.jsonl holds only 20 items",
     "sequences.txt:4: user 4 has no items",
     "sequences.txt:5: 'x' is not an integer",
@@ -101,7 +103,7 @@ def test_all_files_are_told_of_at_once(folder, capsys):
     "warning: items.jsonl:5: no text under 'key' as the key"
   ]
   with pytest.raises(
-    UserError, match="folder: cannot be used for training because of 15 kinds of mistakes"
+    UserError, match="folder: cannot be used for training because of 16 kinds of mistakes"
   ):
     check_folder(folder, ["visual.npy", "fourth.npy"])
   assert capsys.readouterr().out.splitlines() == found

@@ -44,7 +44,8 @@ def test_a_folder_may_keep_none_unless_they_are_asked_for(tmp_path):
     ('{"item_id": 2}', ":2: no text under 'key'"),
     ('{"key": true}', ":2: no text under 'key'"),
     ('{"key": "B1"}', ":2: key 'B1' is already on line 1"),
-    ('{"key": "\\ud800"}', r":2: key '\\ud800' is not valid Unicode text"),
+    ('{"key": "\\ud800"}', ":2: key holds half of a surrogate pair; write the"),
+    ('{"key": "B2", "more": [{"\\udc00": 1}]}', ":2: more holds half of a surrogate pair"),
   ],
 )
 def test_a_bad_line_is_named(tmp_path, line, says):
