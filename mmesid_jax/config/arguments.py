@@ -1,5 +1,7 @@
 """The words of a command line before they are parsed: files of flags, and the flag --config."""
 
+import contextlib
+import io
 import itertools
 import sys
 from collections.abc import Sequence
@@ -25,11 +27,19 @@ def define_config_file(default: str | None, help: str) -> flags.FlagHolder:
 
 def with_flagfiles(argv: Sequence[str]) -> list[str]:
   """The command line with the flags of files in the place of --flagfile=FILE. Raises UserError."""
+  warning = io.StringIO()  # about a circle of files, with which absl would go on
   try:
-    return flags.FLAGS.read_flags_from_files([*argv])
+    with contextlib.redirect_stderr(warning):
+      found = flags.FLAGS.read_flags_from_files([*argv])
   except (flags.Error, OSError, ValueError) as error:
     reason = str(error).removeprefix("ERROR:: Unable to open flagfile: ")
     raise UserError(f"--flagfile: cannot be read ({reason}); name another file") from None
+  if warning.getvalue():
+    file = warning.getvalue().splitlines()[0].partition("flagfile: ")[2]
+    raise UserError(
+      f"--flagfile={file}: is named in itself, or in a file that it names; remove that line"
+    )
+  return found
 
 
 def config_given(argv: Sequence[str]) -> str | None:

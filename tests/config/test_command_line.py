@@ -67,6 +67,8 @@ def program(tmp_path):
   (tmp_path / "config.py").write_text(CONFIG)
   (tmp_path / "syntax.py").write_text("x = 1\nx = = 2\n")
   (tmp_path / "empty.py").write_text("")
+  for name, names in {"itself": "itself", "first": "second", "second": "first"}.items():
+    (tmp_path / name).write_text(f"--flagfile={names}\n--share=1\n")
   (tmp_path / "list.py").write_text("def get_config(): return [1]\n")
 
   def run(*arguments):
@@ -159,6 +161,8 @@ BAD = [
   ([W, C, f"{R}=1"], f"{R}: is a section; set one of its keys, as --config.recommender.learning_"),
   ([W, "--config=quickstart", "--config.features=1"], "--config.features: is a section; set one"),
   ([W, "--flagfile=/nope"], "--flagfile: cannot be read ([Errno 2]"),
+  ([W, "--flagfile=itself"], "--flagfile=itself: is named in itself, or in a file that it names"),
+  ([W, "--flagfile=first"], "--flagfile=first: is named in itself, or in a file that it names; re"),
   (["--wrkdir=a", C], "--wrkdir: no such flag; did you mean --workdir?"),
   ([W, C, "--conifg.seed=3"], "--conifg.seed: no such flag; did you mean --config.seed?"),
   (
