@@ -1,8 +1,8 @@
 """A pipe in the place of a file is refused: whoever opens it would wait for its other end."""
 
-import contextlib
 import os
-import threading
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -28,18 +28,27 @@ def pipe(tmp_path, request):
   return path
 
 
+# A process: a library may wait for the other end while no thread of Python can run.
+OPEN_OTHER_END = """
+import os, sys, time
+while True:
+  time.sleep(5)
+  try:
+    os.close(os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK))
+    print("somebody waited", flush=True)
+  except OSError:  # nobody waits
+    pass
+"""
+
+
 @pytest.fixture(autouse=True)
 def _writer(pipe):
-  """Ends the wait of a reader that waits, after a while, by opening the other end."""
-
-  def open_other_end():
-    with contextlib.suppress(OSError):  # nobody waits
-      os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
-
-  timer = threading.Timer(20, open_other_end)
-  timer.start()
-  yield
-  timer.cancel()
+  """Fails where a reader waits, and ends its wait, after a while, by opening the other end."""
+  command = [sys.executable, "-IS", "-c", OPEN_OTHER_END, str(pipe)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    yield
+    process.kill()
+    assert process.communicate()[0] == ""
 
 
 READERS = {
