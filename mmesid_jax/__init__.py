@@ -11,7 +11,7 @@ import sys
 __version__ = "0.1.0"
 
 
-def _begin_command() -> None:
+def begin_command() -> None:
   """Prepares a command before anything else is imported.
 
   `python -m` looks for modules in the folder that the user stands in first. It may be a stranger's
@@ -33,6 +33,6 @@ def _begin_command() -> None:
       signal.signal(number, end)
 
 
-# Python puts "-m" there until it has found the module.
-if sys.argv and os.path.basename(sys.argv[0]) in ("-m", "mmesid"):
-  _begin_command()
+# Python puts "-m" there until it has found the module. Scripts begin in __main__.
+if sys.argv[:1] == ["-m"]:
+  begin_command()

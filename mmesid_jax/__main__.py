@@ -6,8 +6,6 @@ import runpy
 import sys
 
 import mmesid_jax
-from mmesid_jax.config.command_line import nearest_name
-from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 
 COMMANDS = (  # in the order of use
@@ -18,6 +16,9 @@ COMMANDS = (  # in the order of use
 
 def main() -> None:
   """Runs the command that the first word names; the other words are its command line."""
+  mmesid_jax.begin_command()  # the script that calls this may have any name
+  from mmesid_jax.display import reporter  # imports other packages, so it waits for the line above
+
   words = sys.argv[1:]
   if words and words[0] in ("help", "-h", "-help", "--help"):
     words = [*words[1:2], "--help"] if words[1:] else []
@@ -29,6 +30,8 @@ def main() -> None:
     sys.argv[1:] = words[1:]
     runpy.run_module(f"mmesid_jax.{words[0]}", run_name="__main__", alter_sys=True)
   else:
+    from mmesid_jax.config.command_line import nearest_name  # as above
+
     near = nearest_name(words[0], COMMANDS)
     print(f"error: {words[0]}: no such command; did you mean {near}?", file=sys.stderr)
     sys.exit(UserError.status)

@@ -125,10 +125,10 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path, name):
   assert (result.returncode, result.stderr) == (0, "")
 
 
-def run_module(folder, path, *words):
-  """`python -m mmesid_jax...` in the folder, with modules from the path first."""
+def run_python(folder, path, *words):
+  """`python ...` in the folder, with modules from the path first."""
   return subprocess.run(
-    [sys.executable, "-m", *words],
+    [sys.executable, *words],
     cwd=folder,
     env={"PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)])},
     preexec_fn=hear_signals,
@@ -140,8 +140,10 @@ def run_module(folder, path, *words):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_while_modules_are_imported_is_one_line(tmp_path, name):
   (tmp_path / "absl.py").write_text(f"import os, signal; os.kill(os.getpid(), signal.{name})")
-  for module in ("mmesid_jax.train", "mmesid_jax"):
-    result = run_module(tmp_path, [tmp_path], module)
+  script = tmp_path / "any_name"  # as pip writes it
+  script.write_text("import sys\nfrom mmesid_jax.__main__ import main\nsys.exit(main())")
+  for words in (("-m", "mmesid_jax.train"), ("-m", "mmesid_jax", "train"), (script, "train")):
+    result = run_python(tmp_path, [tmp_path], *words)
     line = f"stopped: {name}; nothing was begun: run the same command again\n"
     assert (result.returncode, result.stderr) == (75, line)
 
@@ -149,11 +151,11 @@ def test_a_signal_while_modules_are_imported_is_one_line(tmp_path, name):
 def test_modules_in_the_folder_that_one_stands_in_do_not_run(tmp_path):
   for name in ("absl", "tqdm", "numpy", "torch"):
     (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} ran')")
-  explain = ("mmesid_jax.train", "--config=quickstart", "--explain=seed")
-  result = run_module(tmp_path, [], *explain)
+  explain = ("-m", "mmesid_jax.train", "--config=quickstart", "--explain=seed")
+  result = run_python(tmp_path, [], *explain)
   assert (result.returncode, result.stderr) == (0, "")
   assert "a whole number" in result.stdout
-  result = run_module(ROOT, [], *explain)  # a clone whose package is not installed
+  result = run_python(ROOT, [], *explain)  # a clone whose package is not installed
   assert (result.returncode, result.stderr) == (0, "")
 
 
