@@ -13,7 +13,7 @@ SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
 class Rule(NamedTuple):
-  """Which values a key may have, and the words for it in "expected ..."."""
+  """Values that a key, or a part of an artifact, may have, and the words for "expected ..."."""
 
   accepts: Callable[[Any], bool]
   text: str

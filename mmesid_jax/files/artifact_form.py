@@ -8,11 +8,12 @@ names must have all tensors and fields with a `*`.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmesid_jax.config.rules import Rule
 from mmesid_jax.files.readers import parse_json
 
 # name of a tensor -> its type, as numpy names it, and its shape
@@ -21,14 +22,6 @@ Sizes = dict[tuple[str, str], int]  # letter, modality -> size
 
 OF_A_MODALITY = "VW"  # letters whose size differs from modality to modality
 MISSING = object()
-
-
-class Rule(NamedTuple):
-  """Which values a field of the header, or which arrays a tensor may hold, and the words for it."""
-
-  accepts: Callable[[Any], bool]
-  text: str
-
 
 TEXT = Rule(lambda x: isinstance(x, str), "a text")
 TEXTS = Rule(lambda x: isinstance(x, list) and all(map(TEXT.accepts, x)), "a list of texts")
