@@ -11,11 +11,14 @@ The same command continues where it was stopped; the table is printed after ever
 import pathlib
 
 from absl import flags
+from ml_collections import ConfigDict
 
-from mmesid_jax.config import arguments, command_line, paths
+from mmesid_jax.config import arguments, command_line, default_config, paths
 
 CONFIG = arguments.define_config_file(
-  None, "Base, seeds and variants: a name, as in configs/, or a file."
+  None,
+  "Base, seeds and variants: a name, as in configs/, or a file.",
+  lambda: ConfigDict({"base": default_config(), "seeds": (0,), "variants": {}, "sums": {}}),
 )
 WORKDIR = paths.define_path("workdir", None, "Folder for the runs; not needed with --table.")
 RESULTS = paths.define_path("results", None, "Folder for a small JSON file per run and table.md.")

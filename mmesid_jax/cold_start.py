@@ -12,9 +12,11 @@ import pathlib
 
 from absl import flags
 
-from mmesid_jax.config import arguments, command_line, paths
+from mmesid_jax.config import arguments, command_line, default_config, paths
 
-CONFIG = arguments.define_config_file(None, "Configuration: a name, as in configs/, or a file.")
+CONFIG = arguments.define_config_file(
+  None, "Configuration: a name, as in configs/, or a file.", default_config
+)
 WORKDIR = paths.define_path("workdir", None, "Folder for everything that is written.")
 FRACTION = flags.DEFINE_float(
   "fraction", 0.05, "Share of the items that is held out.", lower_bound=0, upper_bound=1

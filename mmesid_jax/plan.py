@@ -11,9 +11,11 @@ meshes for all of them.
 
 from absl import flags
 
-from mmesid_jax.config import arguments, command_line
+from mmesid_jax.config import arguments, command_line, default_config
 
-CONFIG = arguments.define_config_file(None, "Configuration: a name, as in configs/, or a file.")
+CONFIG = arguments.define_config_file(
+  None, "Configuration: a name, as in configs/, or a file.", default_config
+)
 DEVICE = flags.DEFINE_string(
   "device", None, "Kind of device: h200, h100, a100-40g, a100-80g, v5e, v5p, v6e, ..."
 )

@@ -17,8 +17,11 @@ from absl import flags
 
 from mmesid_jax.config import arguments, command_line, paths
 from mmesid_jax.errors import UserError
+from mmesid_jax.ingest.settings import default_settings
 
-CONFIG = arguments.define_config_file(None, "What to read and keep: `prepare`, or a file like it.")
+CONFIG = arguments.define_config_file(
+  None, "What to read and keep: `prepare`, or a file like it.", default_settings
+)
 OUTPUT = paths.define_path(
   "output", None, "The folder to write; it must not exist. Needs --config."
 )

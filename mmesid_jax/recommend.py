@@ -72,8 +72,6 @@ def main(argv: list[str]) -> None:
   command_line.require_flags("workdir", SOURCES)
   if bool(ALL_USERS.value) != (OUTPUT.value is not None):
     raise UserError("--all_users and --output=FILE belong together; one of them is missing")
-  if USER.value == []:
-    raise UserError("--user is empty; expected ids of users, as --user=1,2")
   if SPLIT.value and not ALL_USERS.value:
     raise UserError("--split: belongs to --all_users; other histories are read as they are")
   if OVERWRITE.value and not ALL_USERS.value:

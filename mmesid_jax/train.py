@@ -17,7 +17,9 @@ from mmesid_jax.config import arguments, command_line, default_config, paths
 from mmesid_jax.config.explain import explain
 from mmesid_jax.display import reporter
 
-CONFIG = arguments.define_config_file(None, "Configuration: a name, as in configs/, or a file.")
+CONFIG = arguments.define_config_file(
+  None, "Configuration: a name, as in configs/, or a file.", default_config
+)
 WORKDIR = paths.define_path("workdir", None, "Folder for models, checkpoints and logs.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Redo stages that another configuration made.")
 REFIT = flags.DEFINE_bool("refit", False, "Then train again with the validation items, and test.")

@@ -123,6 +123,16 @@ def test_without_arguments_all_that_is_missing_is_named(command):
   assert refused(command).startswith(f"error: {MISSING[command]}")
 
 
+@pytest.mark.parametrize(
+  ("command", "config"),
+  [("train", "prepare"), ("plan", "ablations"), ("cold_start", "prepare")]
+  + [("ablate", "beauty"), ("prepare", "beauty")],
+)
+def test_a_configuration_of_another_command_is_called_one(command, config):
+  line = refused(command, f"--config={config}", "--workdir=x", "--device=h100", "--output=x")
+  assert f"--config={config}: is a configuration for the command " in line
+
+
 SEQUENCES = {
   "not a number": ("1 2 3 4\n2 3 x 4\n", "sequences.txt:2"),
   "out of range": ("1 2 3 4\n2 3 99 4\n", "sequences.txt:2"),
@@ -159,7 +169,7 @@ def test_mistakes_on_the_command_line_are_one_line(trained, tmp_path):
   assert "'x' is not a whole number" in refused(
     "recommend", f"--workdir={trained}", "--history=1 x"
   )
-  assert "--user is empty; expected ids" in refused("recommend", f"--workdir={trained}", "--user=")
+  assert "--user: is empty; expected" in refused("recommend", f"--workdir={trained}", "--user=")
   line = refused("train", *train(trained, trained / "synthetic"))
   assert "holds another experiment" in line and "--overwrite" in line
 

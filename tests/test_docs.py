@@ -15,8 +15,7 @@ from results_table import difference_rows, table_rows
 from test_imports import LAYERS
 
 from mmesid_jax import models
-from mmesid_jax.config.command_line import flat_keys
-from mmesid_jax.config.schema import STAGES, default_config
+from mmesid_jax.config.schema import STAGES, default_config, flat_keys
 from mmesid_jax.ingest.settings import default_settings
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -4,10 +4,10 @@ import contextlib
 import io
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from mmesid_jax.errors import UserError
 
@@ -16,11 +16,15 @@ CONFIG = "config"  # the flag that names the config file, in every command that 
 flags.disclaim_key_flags()  # the flag belongs to the module that calls define_config_file
 
 
-def define_config_file(default: str | None, help: str) -> flags.FlagHolder:
-  """Defines --config. Its keys cannot be added."""
+def define_config_file(
+  default: str | None, help: str, template: Callable[[], ConfigDict]
+) -> flags.FlagHolder:
+  """Defines --config, whose file must have the keys of the template. Keys cannot be added."""
   given, sys.argv = sys.argv, sys.argv[:1]  # ml_collections would read --flagfile=FILE here already
   try:
-    return config_flags.DEFINE_config_file(CONFIG, default, help, lock_config=True)
+    flag = config_flags.DEFINE_config_file(CONFIG, default, help, lock_config=True)
+    flags.FLAGS[CONFIG].parser.template = template
+    return flag
   finally:
     sys.argv = given
 

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -22,9 +22,9 @@ from mmesid_jax.config import process_end
 from mmesid_jax.config.arguments import CONFIG, config_given, with_config, with_flagfiles
 from mmesid_jax.config.help_page import Groups, help_page
 from mmesid_jax.config.modality_names import RULE, is_modality_name
-from mmesid_jax.config.named_configs import config_file, load_config
+from mmesid_jax.config.named_configs import check_keys, config_file, load_config
 from mmesid_jax.config.paths import expand_paths
-from mmesid_jax.config.schema import add_modalities, flatten
+from mmesid_jax.config.schema import add_modalities, flat_keys, flatten
 from mmesid_jax.display import reporter
 from mmesid_jax.display.escape import escape_text
 from mmesid_jax.errors import Interrupted, Stop, UserError, disk_fault, place_fault
@@ -156,14 +156,6 @@ def _unraisable(found) -> None:
     sys.__unraisablehook__(found)
 
 
-def flat_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-  """Yields the keys of sections and of leaves, with dots between levels."""
-  for key, value in config.items(preserve_field_references=True):
-    yield prefix + key
-    if isinstance(value, ConfigDict):
-      yield from flat_keys(value, f"{prefix}{key}.")
-
-
 def nearest_name(name: str, names: Sequence[str]) -> str:
   """The most similar of the names. The last part counts most; `lr` is taken for `learning_rate`."""
 
@@ -205,7 +197,7 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   file = None if given is None else config_file(given)
   if file is not None:
     argv = with_config(argv, file)
-    _accept_modalities(argv)
+    _check_and_extend(argv, given)
     argv = _with_tuples_of_words(argv, file)
   try:
     rest = flags.FLAGS(list(argv))
@@ -222,6 +214,7 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   if problem is not None:
     # the libraries say what broke inside them; with the config at hand, better can be said
     raise UserError(_explain(problem, argv, config)) from problem
+  _check_not_empty()
   _check_finite()
   _check_tuples(argv)
   _check_preset(argv)
@@ -234,12 +227,15 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   return [*rest, *subcommand]
 
 
-def _accept_modalities(argv: Sequence[str]) -> None:
-  """Makes the config file's parser add the modalities that the command line names."""
+def _check_and_extend(argv: Sequence[str], given: str) -> None:
+  """Makes the config file's parser check the keys and add the modalities that the command line
+  names."""
   parser = flags.FLAGS[CONFIG].parser
 
   def parse(file: str) -> object:
     config = type(parser).parse(parser, file)
+    if isinstance(config, ConfigDict):
+      check_keys(given, config, parser.template())
     add_modalities(config, _overrides(argv))
     return config
 
@@ -339,6 +335,13 @@ def _with_tuples_of_words(argv: Sequence[str], file: str) -> list[str]:
     else:
       expanded.append(word)
   return expanded
+
+
+def _check_not_empty() -> None:
+  """Raises UserError for a list that is given without an entry."""
+  for name in flags.FLAGS:
+    if flags.FLAGS[name].present and flags.FLAGS[name].value == []:
+      raise UserError(f"--{name}: is empty; expected entries, separated by commas")
 
 
 def _check_finite() -> None:

@@ -7,6 +7,9 @@ import re
 import runpy
 import traceback
 
+from ml_collections import ConfigDict
+
+from mmesid_jax.config.schema import flat_keys, flatten
 from mmesid_jax.errors import UserError
 
 
@@ -44,6 +47,31 @@ def config_file(config: str) -> str:
       "your own is given by its path, as ./FILE or FILE.py"
     )
   return f"{configs_dir() / name}.py{colon}{preset}"
+
+
+# a key that only configurations of this kind have -> the command that takes them
+KINDS = {"recommender": "train", "variants": "ablate", "events": "prepare"}
+
+
+def check_keys(given: str, config: ConfigDict, template: ConfigDict) -> None:
+  """Raises UserError for a configuration of another command, and for one that lacks a key.
+
+  Args:
+    given: The value of --config, for the message.
+    config: What its file returned.
+    template: Every section and key that the command reads. Those of `features` may be missing.
+  """
+  wanted, found = (next((KINDS[k] for k in KINDS if k in c), None) for c in (template, config))
+  if found not in (None, wanted):
+    raise UserError(
+      f"--config={given}: is a configuration for the command {found}; expected one for {wanted}"
+    )
+  keys, leaves, template_leaves = set(flat_keys(config)), flatten(config), flatten(template)
+  for key in flat_keys(template):
+    if key not in keys and not re.match(r"(base\.)?features\.", key):
+      raise UserError(f"--config={given}: the key {key} is missing; see the files in configs/")
+    if key in leaves and key not in template_leaves:
+      raise UserError(f"--config={given}: {key}={leaves[key]!r}: expected a section of keys")
 
 
 def load_config(file: str) -> object:

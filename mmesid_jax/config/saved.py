@@ -8,9 +8,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.checks import check_values
-from mmesid_jax.config.command_line import flat_keys
 from mmesid_jax.config.paths import LOCATIONS
-from mmesid_jax.config.schema import BASELINES, KEYS, default_config, flatten, key_row
+from mmesid_jax.config.schema import (
+  BASELINES,
+  KEYS,
+  default_config,
+  flat_keys,
+  flatten,
+  key_row,
+)
 from mmesid_jax.errors import UserError
 
 RUN_KEYS = ("run", "mesh", "profile", "stages")  # may differ between two runs of one workdir

@@ -4,7 +4,7 @@ To add a key, add a row to KEYS. Defaults, checks, `train --explain` and the doc
 keys follow from it. Keys are read as config.section.name, and set by --config.section.name=value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -318,6 +318,14 @@ def add_modalities(config: object, keys: Sequence[str]) -> None:
       if isinstance(features, ConfigDict) and is_modality_name(name) and name not in features:
         with features.unlocked():
           features[name] = FEATURE_TABLE.default
+
+
+def flat_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+  """Yields the keys of sections and of leaves, with dots between levels."""
+  for key, value in config.items(preserve_field_references=True):
+    yield prefix + key
+    if isinstance(value, ConfigDict):
+      yield from flat_keys(value, f"{prefix}{key}.")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

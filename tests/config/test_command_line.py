@@ -31,12 +31,14 @@ import errno
 import os
 import sys
 from absl import flags
+from ml_collections import ConfigDict
 from mmesid_jax import errors
 from mmesid_jax.config import arguments, command_line
 
-CONFIG = arguments.define_config_file(None, "Config.")
+CONFIG = arguments.define_config_file(None, "Config.", lambda: ConfigDict({"recommender": {}}))
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to.", required=True)
 SHARE = flags.DEFINE_float("share", 1, "A number.", 0, 1)
+LIST = flags.DEFINE_list("list", ["a"], "Some.")
 STOP = flags.DEFINE_string("stop", None, "What main raises.")
 LOST = flags.DEFINE_string("lost", None, "What is raised where nobody catches it.")
 
@@ -67,6 +69,11 @@ def program(tmp_path):
   (tmp_path / "config.py").write_text(CONFIG)
   (tmp_path / "syntax.py").write_text("x = 1\nx = = 2\n")
   (tmp_path / "empty.py").write_text("")
+  for name, keys in {"lost": "seed=0", "leaf": "recommender=3"}.items():
+    text = (
+      f"import ml_collections\ndef get_config(): return ml_collections.ConfigDict(dict({keys}))\n"
+    )
+    (tmp_path / f"{name}.py").write_text(text)
   for name, names in {"itself": "itself", "first": "second", "second": "first"}.items():
     (tmp_path / name).write_text(f"--flagfile={names}\n--share=1\n")
   (tmp_path / "list.py").write_text("def get_config(): return [1]\n")
@@ -170,6 +177,13 @@ BAD = [
     "--config=nowhere: no configuration has this name; known: ablations, be",
   ),
   ([W, "--config=quickstart", "--config.sead=1"], "--config.sead: no such key; did you mean seed?"),
+  (
+    [W, "--config=prepare"],
+    "=prepare: is a configuration for the command prepare; expected one fo",
+  ),
+  ([W, "--config=lost.py", "--config.seed=1"], "--config=lost.py: the key recommender is missing"),
+  ([W, "--config=leaf.py"], "--config=leaf.py: recommender=3: expected a section of keys"),
+  ([W, "--list="], "--list: is empty; expected entries, separated by commas"),
   ([W, "--config=ablations:best"], "ablations.py:best: this configuration has no presets"),
   ([W, "--config", "quickstart:bst"], "preset 'bst': expected one of best, "),
   ([C], "--workdir is missing; it must be given"),
