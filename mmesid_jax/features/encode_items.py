@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmesid_jax.data.folder.file_names import ITEMS
+from mmesid_jax.data.folder.file_names import ITEMS, refuse_data_file
 from mmesid_jax.data.folder.items import read_item_objects
 from mmesid_jax.data.folder.keys import item_keys
 from mmesid_jax.display import reporter
@@ -16,7 +16,7 @@ from mmesid_jax.features.hf_encoder import model_sha256
 from mmesid_jax.features.image_encoder import BrokenImage, ImageEncoder, read_image
 from mmesid_jax.features.image_files import item_image_files
 from mmesid_jax.features.item_template import item_texts
-from mmesid_jax.features.missing_rows import is_table_up_to_date, write_filled_table
+from mmesid_jax.features.missing_rows import check_record, is_table_up_to_date, write_filled_table
 from mmesid_jax.features.text_encoder import TextEncoder
 from mmesid_jax.features.tfidf_encoder import TFIDF, TfidfEncoder
 from mmesid_jax.files.digest import json_sha256
@@ -48,6 +48,8 @@ class EncodeSettings:
 
 def encode_items(settings: EncodeSettings) -> None:
   """Writes the feature table; continues an interrupted run. Raises UserError and Interrupted."""
+  refuse_data_file(settings.output)
+  check_record(settings.output)
   if settings.images is None:
     _encode_texts(settings)
   else:

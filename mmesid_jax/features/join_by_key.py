@@ -7,7 +7,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mmesid_jax.data.folder.file_names import ITEMS
+from mmesid_jax.data.folder.file_names import ITEMS, refuse_data_file
 from mmesid_jax.data.folder.keys import item_keys
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
@@ -49,6 +49,7 @@ def join_vectors(
   """
   dtype = np.dtype(DTYPES.get(dtype, dtype))
   feature_table.check_table_file(output, dtype)
+  refuse_data_file(output)
   check_new_file(output, overwrite=overwrite, inputs=[data / ITEMS, *vectors, *keys])
   parquet = {path for path in vectors if path.suffix == ".parquet"}
   for flag, value in {"--key_column": key_column, "--vector_columns": vector_columns}.items():

@@ -10,8 +10,8 @@ import numpy as np
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import open_atomic
 from mmesid_jax.files.feature_table import create_table
-from mmesid_jax.files.provenance import check_made_from
-from mmesid_jax.files.readers import read_bytes
+from mmesid_jax.files.provenance import MADE_FROM, check_made_from
+from mmesid_jax.files.readers import parse_json, read_bytes
 
 CHUNK_ROWS = 65536  # rows in memory at once
 
@@ -77,6 +77,20 @@ def write_record(table: Path, record: Mapping[str, Any]) -> None:
   text = json.dumps(record, indent=1) + "\n"
   with open_atomic(record_path(table)) as file:
     file.write(text.encode())
+
+
+def check_record(table: Path) -> None:
+  """Raises UserError where another program wrote the file in the place of the table's record."""
+  record = record_path(table)
+  try:
+    before = parse_json(read_bytes(record)) if record.exists() else {MADE_FROM: {}}
+  except ValueError:
+    before = None
+  if not isinstance(before, dict) or MADE_FROM not in before:
+    raise UserError(
+      f"{record}: would be replaced by the record of {table.name}, and another program wrote it; "
+      "choose another --output"
+    )
 
 
 def is_table_up_to_date(table: Path, made_from: Mapping[str, Any], *, overwrite: bool) -> bool:

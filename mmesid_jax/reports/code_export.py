@@ -3,6 +3,7 @@
 import pathlib
 
 from mmesid_jax.data.folder import keys
+from mmesid_jax.data.folder.file_names import refuse_data_file
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import rows
@@ -36,6 +37,7 @@ def export_codes(
   data than the IDs were made for.
   """
   rows.check_rows_file(output)
+  refuse_data_file(output)
   check_new_file(output, overwrite=overwrite)
   opened = reopen_workdir(workdir, data_dir)
   ids = read_semantic_ids(opened)

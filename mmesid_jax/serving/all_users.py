@@ -10,6 +10,7 @@ import numpy as np
 
 from mmesid_jax.data.dataset import Dataset, evaluated_users
 from mmesid_jax.data.folder import keys
+from mmesid_jax.data.folder.file_names import refuse_data_file
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.atomic import check_new_file
@@ -58,6 +59,7 @@ def write_all_users(
   Raises UserError, and Interrupted for SIGINT and SIGTERM.
   """
   check_rows_file(output)
+  refuse_data_file(output)
   if not parts_folder(output).is_dir():  # else it may be that of a run that was killed as it ended
     check_new_file(output, overwrite=overwrite)
   served = open_model(path, options)

@@ -104,3 +104,23 @@ def test_a_run_that_was_killed_as_it_ended_is_finished_without_overwrite(
   encode_items(settings)
   assert np.load(settings.output)[:, 0].tolist() == list(range(11))
   assert {f.name for f in settings.data.iterdir()} == {"items.jsonl", "text.npy", "text.json"}
+
+
+@pytest.mark.parametrize("content", ['{"name": "shop"}', '["made_from"]', "no JSON", ""])
+def test_a_file_of_another_program_is_not_taken_for_the_record(settings, content):
+  record = settings.data / "package.json"
+  record.write_text(content)
+  output = settings.data / "package.npy"
+  with pytest.raises(UserError, match="package.json: would be replaced by the record of package.n"):
+    encode_items(dataclasses.replace(settings, output=output, overwrite=True))
+  assert record.read_text() == content and not output.exists()
+
+
+def test_a_file_of_the_data_set_is_no_table(settings):
+  times = settings.data / "times.npy"
+  for content in (None, b"mine"):
+    if content:
+      times.write_bytes(content)
+    with pytest.raises(UserError, match="times.npy is a name of the data set's own; take another"):
+      encode_items(dataclasses.replace(settings, output=times, overwrite=True))
+  assert times.read_bytes() == b"mine"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmesid_jax.data.folder.file_names import refuse_data_file
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.features.torch_files.arrays import PickledTensor
@@ -33,6 +34,7 @@ def convert_torch_file(
   tensor; None for the only one. Raises UserError, unless `overwrite` also for a file that exists
   and for other keys under that name.
   """
+  refuse_data_file(output)
   check_new_file(output, overwrite=overwrite, inputs=[source])
   x_EV, keys = read_torch_table(open_torch_file(source), name)
   keys_path = output.with_name(f"{output.stem}.keys.json")
