@@ -88,7 +88,7 @@ def _common_width(path: Path, keys: list[str], shapes: list[list[int]]) -> int:
 def read_keys(path: Path) -> list[str]:
   """Reads keys from .npy of text or integers, .json with a list of them, or text, one per line.
 
-  Raises UserError for a file that is missing, empty or holds anything else.
+  Raises UserError for a file that is missing, empty or holds anything else, and for an empty key.
   """
   if path.suffix == ".npy":
     keys = _npy_keys(path)
@@ -98,6 +98,11 @@ def read_keys(path: Path) -> list[str]:
     keys = _text_keys(path)
   if not keys:
     raise UserError(f"{path}: is empty; expected one key for every vector")
+  for number, key in enumerate(
+    keys, 1
+  ):  # an empty line at the end would count as the last vector's
+    if not key.strip():
+      raise UserError(f"{path}:{number}: the key is empty; expected one for every vector")
   return keys
 
 

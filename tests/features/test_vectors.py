@@ -189,6 +189,17 @@ def test_a_first_row_of_zeros_is_taken_for_padding(data):
   says("6 rows, but", data, path, keys=keys)
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("blank", ["", " ", "\t"])
+def test_an_empty_key_is_refused_and_does_not_move_the_others(data, ending, blank):
+  """With the row for padding there are as many lines as rows."""
+  path, _ = written(data, "npy, text", KEYS, np.concatenate([np.zeros((1, 3), np.float32), X]))
+  (data / "keys.txt").write_bytes(b"\xef\xbb\xbf" + ending.join([*KEYS, blank, ""]).encode())
+  says("keys.txt:6: the key is empty; expected one", data, path, keys=[data / "keys.txt"])
+  (data / "keys.json").write_text(json.dumps([blank, *KEYS]))
+  says("keys.json:1: the key is empty; expected one", data, path, keys=[data / "keys.json"])
+
+
 def test_mistakes_in_tables_with_keys(data):
   for keys, x_NV, text in (
     (KEYS[:4], X, "5 rows, but"),
