@@ -4,8 +4,10 @@ Importing this module takes seconds, because it imports TFDS: import it only to 
 """
 
 import contextlib
+import errno
 import functools
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,11 +131,23 @@ def write_tfds_dataset(folder: Path, beam: str | None = None) -> Path:
           shards=shards, on_example=on_example, data_dir=temporary, config=name
         )
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a wrong size
-          builder.download_and_prepare(download_config=config)
+          with _full_disk_by_number():
+            builder.download_and_prepare(download_config=config)
         for left_over in Path(builder.data_dir).glob("*.shard_infos.json"):
           left_over.unlink()  # messages of Beam's workers to the process that started them
     shutil.rmtree(temporary / "downloads")  # TFDS makes this empty folder
   return output
+
+
+@contextlib.contextmanager
+def _full_disk_by_number() -> Iterator[None]:
+  """Gives an error of TFDS about a full disk, which has words only, the system's number."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is None and "Not enough disk space" in str(error):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    raise
 
 
 def _beam_config(text: str) -> tfds.download.DownloadConfig:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import sys
+import types
 
 import commands
 import numpy as np
@@ -331,6 +332,16 @@ def test_training_from_it_gives_the_same_bytes(whole, tiny, tmp_path):
     run = pipeline.run_pipeline(config, tmp_path / kind)
     artifacts.append(run.artifact("collaborative").read_bytes())
   assert artifacts[0] == artifacts[1]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(whole, tmp_path, monkeypatch):
+  """TFDS asks for the free space first, and its error has no number."""
+  shutil.copytree(whole, tmp_path / "copy", ignore=shutil.ignore_patterns("tfds"))
+  before = sorted((tmp_path / "copy").iterdir())
+  monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=0))
+  with pytest.raises(UserError, match="copy/tfds: no space left on device$"):
+    prepared_folder.write_tfds(tmp_path / "copy")
+  assert sorted((tmp_path / "copy").iterdir()) == before
 
 
 def test_what_is_there_is_not_replaced(whole, tmp_path):
