@@ -181,9 +181,10 @@ def _encode_remaining(
       for x_BV in encoder.batches(done):
         if settings.normalize:
           x_BV = x_BV / np.maximum(np.linalg.norm(x_BV, axis=1, keepdims=True), 1e-12)
+        nonzero_B = x_BV.any(axis=1)
         with np.errstate(over="ignore"):
           x_BV = x_BV.astype(settings.dtype)
-        if np.isinf(x_BV).any():
+        if np.isinf(x_BV).any() or (nonzero_B & ~x_BV.any(axis=1)).any():
           raise UserError(f"--dtype={settings.dtype}: cannot hold these vectors; take float32")
         table.append(x_BV)
         bar.update(int(work_E[len(table) - len(x_BV) : len(table)].sum()))

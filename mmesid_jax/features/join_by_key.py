@@ -130,8 +130,9 @@ def join_by_key(
     missing: what an item without a vector gets: "zero", "mean" (of all items' vectors), or "error".
 
   Raises UserError, and then writes nothing, for a key with two vectors, no common key, sources of
-  different widths, a vector of an item that holds NaN, infinity or a number too large for `dtype`,
-  items without a vector when `missing` is "error", and as the writer of feature tables does.
+  different widths, a vector of an item that holds NaN, infinity, a number too large for `dtype` or
+  only numbers too small for it, items without a vector when `missing` is "error", and as the writer
+  of feature tables does.
   """
   _require_one_vector_per_key(sources)
   item_of = {key: item for item, key in enumerate(keys, start=1)}
@@ -195,14 +196,19 @@ def _require_one_vector_per_key(sources: Sequence[KeyedVectors]) -> None:
 def _cast_finite(
   source: KeyedVectors, rows_E: np.ndarray, x_EV: np.ndarray, dtype: np.dtype
 ) -> np.ndarray:
-  """Returns the vectors of these rows as `dtype`. Raises UserError unless all are finite."""
+  """Returns the vectors of these rows as `dtype`. Raises UserError unless all are finite, and none
+  becomes zeros by it."""
   with np.errstate(over="ignore"):
     cast_EV = x_EV.astype(dtype)
-  bad = np.flatnonzero(~np.isfinite(cast_EV).all(axis=1))
+  lost_E = (x_EV != 0).any(axis=1) & ~(cast_EV != 0).any(axis=1)
+  bad = np.flatnonzero(lost_E | ~np.isfinite(cast_EV).all(axis=1))
   if len(bad):
     row = rows_E[bad[0]]
-    finite_before = np.isfinite(x_EV[bad[0]]).all()
-    too_large = f"a number too large for {dtype}; --dtype=float32"
-    reason = too_large if finite_before else "NaN or infinity"
+    remedy = "--dtype=float32" if dtype == np.float16 else "scale all vectors"
+    reason = f"a number too large for {dtype}; {remedy}"
+    if lost_E[bad[0]]:
+      reason = f"only numbers too small for {dtype}; {remedy}"
+    elif not np.isfinite(x_EV[bad[0]]).all():
+      reason = "NaN or infinity"
     raise UserError(f"{source.path}: row {row}, key {source.keys[row]!r}, holds {reason}")
   return cast_EV

@@ -124,3 +124,13 @@ def test_a_file_of_the_data_set_is_no_table(settings):
     with pytest.raises(UserError, match="times.npy is a name of the data set's own; take another"):
       encode_items(dataclasses.replace(settings, output=times, overwrite=True))
   assert times.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e9])
+def test_numbers_that_the_type_cannot_hold_are_refused(settings, monkeypatch, size):
+  def batches(self, start):
+    yield np.full((4, WIDTH), size, np.float32)
+
+  monkeypatch.setattr(Encoder, "batches", batches)
+  with pytest.raises(UserError, match="--dtype=float16: cannot hold these vectors; take float32"):
+    encode_items(dataclasses.replace(settings, dtype="float16"))

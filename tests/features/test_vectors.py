@@ -215,6 +215,14 @@ def test_mistakes_in_tables_with_keys(data):
     says(text, data, path, keys=keys)
   path, keys = written(data, "npy, text", KEYS, 70000 * np.ones_like(X))
   says("a number too large for float16; --dtype=float32", data, path, keys=keys, dtype="float16")
+  tiny = X * np.where(np.arange(5) == 3, 1e-9, 1)[:, None].astype(np.float64)
+  path, keys = written(data, "npy, text", KEYS, tiny)
+  text = "row 3, key 'é', holds only numbers too small for float16; --dtype=float32"
+  says(text, data, path, keys=keys, dtype="float16")
+  np.testing.assert_array_equal(join(data, path, keys=keys)[1:], tiny.astype(np.float32))
+  (data / "out.npy").unlink()
+  path, keys = written(data, "npy, text", KEYS, tiny**9)
+  says("only numbers too small for float32; scale all vectors", data, path, keys=keys)
   bad = np.where(np.arange(6)[:, None] == 5, np.nan, np.concatenate([X, X[:1]]))
   path, keys = written(data, "npy, text", [*KEYS, "other"], bad)
   np.testing.assert_array_equal(join(data, path, keys=keys)[1:], X)  # of no item: no matter
