@@ -172,7 +172,7 @@ def test_files_are_read_by_readers_that_refuse_in_one_line(module):
 # A pipe in the place of a file makes whoever opens it wait for ever -> where `readers` is not used:
 # the file is a regular one by a check before, or it was made by the same process.
 OPENERS = {
-  "read_bytes": ("config.saved", "files.resumable", "serving.answer", "stages.backbone"),
+  "read_bytes": ("config.saved", "files.resumable", "stages.backbone"),
   "read_text": ("__main__", "experiments.ablations", "hf.chat_template"),
   "open('rb')": ("files.atomic", "files.rows"),
 }

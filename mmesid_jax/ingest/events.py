@@ -266,7 +266,7 @@ def parse_time(value: object) -> int:
   """
   if isinstance(value, str):
     try:
-      value = int(value)
+      value = int(_check_digits(value))
     except ValueError:
       return _parse_time_text(value.strip())
   if type(value) is int and -LATEST < value < LATEST:  # the usual case
@@ -290,10 +290,17 @@ def parse_time(value: object) -> int:
   return math.floor(value * NANO)
 
 
+def _check_digits(text: str) -> str:
+  """The text. Raises ValueError for 1_2 and for digits of other scripts, which Python reads too."""
+  if "_" in text or not text.isascii():
+    raise ValueError(f"{text!r} is not a number of the digits 0 to 9")
+  return text
+
+
 def _parse_time_text(text: str) -> int:
   try:
-    number = decimal.Decimal(text)
-  except decimal.InvalidOperation:
+    number = decimal.Decimal(_check_digits(text))
+  except (ValueError, decimal.InvalidOperation):
     pass
   else:
     return parse_time(number)
@@ -310,6 +317,7 @@ def _parse_time_text(text: str) -> int:
 def parse_rating(value: object) -> float:
   """Converts a rating to a number, NaN for a missing one. Raises ValueError for anything else."""
   try:
+    value = _check_digits(value) if isinstance(value, str) else value
     return NO_RATING if value is None or value == "" else float(value)
   except (TypeError, ValueError, ArithmeticError):
     raise ValueError(f"{value!r} as a rating; expected a number") from None

@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 from mmesid_jax.data.folder import keys
 from mmesid_jax.display import reporter
 from mmesid_jax.display.escape import escape_line
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.readers import read_bytes
 from mmesid_jax.serving.recommender import Recommendation
 from mmesid_jax.serving.served_model import Options, ServedModel, open_model
 
@@ -76,14 +78,14 @@ def _user_keys(served: ServedModel, wanted: list[str]) -> Named:
 def _file_of_histories(served: ServedModel, file: str) -> Named:
   """A history of item ids from each line of a file."""
   path = pathlib.Path(file)
-  if not path.is_file():
-    raise UserError(f"--histories={path}: no such file")
   try:
-    lines = path.read_bytes().decode().splitlines()
+    lines = re.split("\r\n?|\n", read_bytes(path).decode("utf-8-sig"))
   except UnicodeDecodeError:
     raise UserError(
       f"--histories={path}: is not text; expected item ids, a history a line"
     ) from None
+  if not lines[-1]:
+    lines.pop()
   return [
     (f"line {n}", [_parse_id(item, f"{path}:{n}") for item in line.split()])
     for n, line in enumerate(lines, 1)
@@ -114,10 +116,9 @@ def _look_up(by_key: Mapping[str, int], wanted: Sequence[str], mistake: str) -> 
 
 
 def _parse_id(text: str, where: str) -> int:
-  try:
-    return int(text)
-  except ValueError:
-    raise UserError(f"{where}: {text!r} is not a whole number") from None
+  if not re.fullmatch("[+-]?[0-9]{1,99}", text):  # int also takes 1_2, and digits of other scripts
+    raise UserError(f"{where}: {text!r} is not a whole number")
+  return int(text)
 
 
 def _as_json(r: Recommendation, item_keys: Sequence[str | None] | None) -> dict:

@@ -94,6 +94,9 @@ def test_times_before_1970():
     1e30,
     10**30,
     "9" * 99,
+    "1_400_000_000",
+    "1_4.5",
+    "\u0661\u0664\u0660\u0660\u0660\u0660",
     "1e" + "9" * 30,
     "1e9999999",
     "-1e9999999",
@@ -176,8 +179,9 @@ def test_keys():
 def test_ratings():
   assert events.parse_rating("4.5") == 4.5 == events.parse_rating(4.5)
   assert math.isnan(events.parse_rating(None)) and math.isnan(events.parse_rating(""))
-  with pytest.raises(ValueError, match="as a rating"):
-    events.parse_rating("good")
+  for text in ("good", "1_0", "\u0664"):  # the last is 4 in Arabic
+    with pytest.raises(ValueError, match="as a rating"):
+      events.parse_rating(text)
   with pytest.raises(ValueError, match="as a rating"):
     events.parse_rating(10**400)
 

@@ -1,5 +1,6 @@
 """Recommendations from Python: what comes back, and what is refused."""
 
+import os
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact, write_artifact
 from mmesid_jax.serving import recommender
+from mmesid_jax.serving.answer import HISTORIES as SOURCES
 from mmesid_jax.serving.answer import print_recommendations
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.serving.served_model import Options
@@ -92,3 +94,30 @@ def test_a_model_that_is_not_finite_is_refused(trained, tmp_path):
   write_artifact(tmp_path / "recommender.safetensors", tensors, header)
   with pytest.raises(UserError, match="identity_ID holds values that are not finite"):
     Recommender.load(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_of_histories_has_lines_as_editors_count_them(tmp_path, end):
+  file = tmp_path / "histories.txt"
+  text = end.join(["1 2", "", "3\x0b4\u20285 +6"])
+  file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+  expected = [("line 1", [1, 2]), ("line 2", []), ("line 3", [3, 4, 5, 6])]
+  assert SOURCES["histories"](None, str(file)) == expected
+  file.write_text(text + end)
+  assert SOURCES["histories"](None, str(file)) == expected
+
+
+@pytest.mark.parametrize("word", ["1_2", "\u0663", "1.0", "0x1", "9" * 5000])
+def test_an_item_is_a_number_of_digits(tmp_path, word):
+  with pytest.raises(UserError, match="--history: .* is not a whole number"):
+    SOURCES["history"](None, f"7 {word}")
+  (tmp_path / "histories.txt").write_text(f"1\n{word}\n")
+  with pytest.raises(UserError, match="histories.txt:2: .* is not a whole number"):
+    SOURCES["histories"](None, str(tmp_path / "histories.txt"))
+
+
+def test_what_is_no_file_of_histories_is_called_what_it_is(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  for name, told in {"pipe": "is not a regular file", "none": "no such file"}.items():
+    with pytest.raises(UserError, match=f"{name}: {told}"):
+      SOURCES["histories"](None, str(tmp_path / name))
