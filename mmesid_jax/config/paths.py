@@ -22,6 +22,8 @@ class PathParser(flags.ArgumentParser):
   syntactic_help = "a path"
 
   def parse(self, argument: str) -> str:
+    if not argument:
+      raise ValueError("is empty; expected a path")
     return local_path(argument)
 
 

@@ -24,9 +24,9 @@ def read_parquet_vectors(
     path: the file.
     key_column: the column of keys, text or integers. None: the only column of text, or if there is
       none the only one of integers.
-    vector_columns: one column of lists, or columns of numbers; patterns such as `text_*` too. None:
-      the only column of lists of numbers, or if there is none all columns of floats, in the order
-      of the file.
+    vector_columns: one column of lists, or columns of numbers, in this order; patterns such as
+      `text_*` too, which take columns in the order of the file. None: the only column of lists of
+      numbers, or if there is none all columns of floats, in the order of the file.
 
   Raises UserError for a file that is missing or damaged, a missing key, and columns that do not
   exist, are ambiguous or hold something else. The chunks raise it for vectors that are not as wide
@@ -116,10 +116,11 @@ def _vector_columns(path: Path, schema, key: str, named: list[str] | None) -> li
       )
     return columns
   others = [name for name in schema if name != key]
+  columns = []
   for pattern in named:
-    if not fnmatch.filter(others, pattern):
+    if not (found := [name for name in others if fnmatch.fnmatchcase(name, pattern)]):
       raise UserError(f"--vector_columns={pattern}: not in {path}, which has {_join_names(others)}")
-  columns = [name for name in others if any(fnmatch.fnmatchcase(name, p) for p in named)]
+    columns += [name for name in found if name not in columns]
   wrong = [name for name in columns if not _is_number(schema[name])]
   if wrong and not (wrong == columns and len(columns) == 1 and columns[0] in lists):
     raise UserError(

@@ -83,7 +83,7 @@ def test_every_flag_of_a_folder_or_file_is_a_path():
   assert shown > 20
 
 
-def test_commands_refuse_buckets_by_the_flag(tmp_path):
+def test_commands_refuse_buckets_and_empty_paths_by_the_flag(tmp_path):
   workdir = tmp_path / "run"
   for arguments, flag in (
     (("train", "--config=quickstart", "--workdir=gs://bucket/run"), "--workdir=gs://bucket/run"),
@@ -94,4 +94,7 @@ def test_commands_refuse_buckets_by_the_flag(tmp_path):
     (("prepare", "--config=prepare", "--output=s3://bucket/x"), "--output=s3://bucket/x"),
   ):
     assert f"error: {flag}: only local paths" in commands.refused(*arguments)
+  for arguments in (("train", "--workdir="), ("vectors", "join", "--vectors=")):
+    flag = arguments[-1]
+    assert commands.refused(*arguments) == f"error: {flag}: is empty; expected a path\n"
   assert not workdir.exists()
