@@ -60,7 +60,7 @@ def fetch_images(
     per_second, retries, timeout, allow_private: as in Downloader.
     max_megabytes: the largest image that is accepted.
 
-  Raises UserError, also when no server answers, and Interrupted.
+  Raises UserError, also when no server answers or no image is there at the end, and Interrupted.
   """
   items_by_key = zip(item_keys(data, key), read_item_objects(data / ITEMS), strict=True)
   images = {item_key: first_image(item) for item_key, item in items_by_key}
@@ -81,6 +81,8 @@ def fetch_images(
     _drop_partial_line(manifest)
     reasons = asyncio.run(_fetch_missing(todo, output, manifest, download, give_up))
   named = "; ".join(f"{k}: {reason}" for k, reason in itertools.islice(reasons.items(), MAX_NAMED))
+  if reasons and len(reasons) == len(wanted):
+    raise UserError(f"{output}: none of {len(wanted):,} images could be fetched ({named})")
   failed = f"; {len(reasons):,} failed ({named}), the same command tries them again"
   without = len(images) - len(wanted)
   reporter.info(

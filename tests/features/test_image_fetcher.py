@@ -310,6 +310,14 @@ def test_it_gives_up_soon_without_a_network(tmp_path):
   assert "refused" in line and "no server answers for any of 20 images" in line
 
 
+def test_no_image_at_all_is_an_error(server, tmp_path):
+  at = f"http://127.0.0.1:{server.server_port}"
+  write_items(tmp_path, {"a": [f"{at}/absent"], "b": [f"{at}/page"], "none": None})
+  line = refused("fetch_images", *command(tmp_path))
+  assert "images: none of 2 images could be fetched (" in line and "a: HTTP 404" in line
+  assert manifest(tmp_path).keys() == {"a", "b"}
+
+
 def test_mistakes_are_one_line(tmp_path):
   assert "items.jsonl: no such file" in refused("fetch_images", *command(tmp_path))
   (tmp_path / "items.jsonl").write_text('{"item_id": 1, "asin": "B1"}\n')
