@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.checks import check_data_source
 from mmesid_jax.config.schema import KEYS, flatten
+from mmesid_jax.errors import UserError
 
 SIZE_KEYS = (
   "collaborative.rows",
@@ -58,13 +59,18 @@ def fit_sizes_to_data(
     count_data: config -> users, items, interactions; called only where a size is 0.
 
   Raises:
-    UserError: Where a size is 0 and no data is named, or the data cannot be read.
+    UserError: Where a size is 0 and no data is named, or the data cannot be read or has one item.
   """
   flat = flatten(config)
   if open_keys := [key for key in SIZE_KEYS if flat[key] == 0]:
     check_data_source(config)
     row_lengths = {stage: max(flat[f"{stage}.row_length"], 1) for stage in ROW_LENGTHS}
-    sizes = sizes_from_data(*count_data(config), row_lengths)
+    users, items, interactions = count_data(config)
+    if items < 2:
+      raise UserError(
+        f"--config.data.dir={config.data.dir}: the data set has one item; to train, it needs two"
+      )
+    sizes = sizes_from_data(users, items, interactions, row_lengths)
     config.update_from_flattened_dict({key: sizes[key] for key in open_keys})
 
 

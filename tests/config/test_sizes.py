@@ -64,6 +64,11 @@ def test_open_sizes_are_filled_in_and_given_ones_stay():
   assert flatten(config) == before
 
 
+def test_one_item_is_too_few_whatever_the_sizes():
+  with pytest.raises(UserError, match="data.dir=somewhere: the data set has one item; to train"):
+    fit_sizes_to_data(open_config(), lambda c: (2, 1, 6))
+
+
 def test_both_models_read_equally_long_histories_by_default():
   config = default_config()
   assert config.collaborative.row_length == config.recommender.row_length
