@@ -1,5 +1,6 @@
 """The settings of `prepare`: their defaults, meanings and checks."""
 
+import codecs
 import csv
 from typing import Any
 
@@ -116,7 +117,8 @@ def _check_one_of(key: str, value: str, known: tuple[str, ...]) -> None:
 
 def _check_encoding(name: str) -> None:
   try:
-    "\n".encode(name or "utf-8")  # refuses what is no encoding of text, as base64
+    line = "\n".encode(name or "utf-8")  # refuses what is no encoding of text, as base64
+    codecs.getincrementaldecoder(name or "utf-8")("surrogateescape").decode(line)  # idna, punycode
   except (LookupError, ValueError):
     raise UserError(
       f"--config.encoding={name}: expected an encoding that Python knows, as latin-1 or utf-16"

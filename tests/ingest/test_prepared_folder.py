@@ -329,6 +329,8 @@ PAGE = "configs/prepare.py"
     (["--config.events=a.csv", "--config.quoting=single"], "expected one of double, backslash, n"),
     (["--config.events=a.csv", "--config.encoding=klingon"], "encoding=klingon: expected an enco"),
     (["--config.events=a.csv", "--config.encoding=base64"], "as latin-1 or utf-16"),
+    (["--config.events=a.csv", "--config.encoding=idna"], "encoding=idna: expected an encoding th"),
+    (["--config.events=a.csv", "--config.encoding=punycode"], "encoding=punycode: expected an enc"),
     (["--config.events=a.csv", "--config.metadata_source=table"], "name one by --config.metadata"),
     (["--config.events=/dev/null"], "/dev/null: is not a regular file; write its contents"),
     (["--config.events=a.csv", "--config.core.user=-1"], "--config.core.user=-1: expected a numb"),
