@@ -269,6 +269,8 @@ def parse_time(value: object) -> int:
       value = int(_check_digits(value))
     except ValueError:
       return _parse_time_text(value.strip())
+  if isinstance(value, np.integer | np.floating):
+    value = value.item()
   if type(value) is int and -LATEST < value < LATEST:  # the usual case
     return value * NANO
   if isinstance(value, datetime.datetime):

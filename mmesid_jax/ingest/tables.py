@@ -186,7 +186,10 @@ def _frame_rows(
     ours in KEYS and str(getattr(column, "dtype", "")).lower() == "float32"
     for ours, column in zip(theirs, columns, strict=True)
   ]
-  lists = [[None if _is_missing(x) else x for x in _to_list(column)] for column in columns]
+  lists = [
+    [None if _is_missing(x) else x for x in _column_values(name, column)]
+    for name, column in zip(theirs.values(), columns, strict=True)
+  ]
   lists = [[*map(_to_single, x)] if of else x for x, of in zip(lists, single, strict=True)]
   if len({len(column) for column in lists}) > 1:
     raise UserError("the columns are not of one length")
@@ -197,6 +200,17 @@ def _frame_rows(
 def _to_single(value: float | None) -> np.float32 | None:
   """The number with its own precision again, which `events.parse_key` asks for."""
   return None if value is None else np.float32(value)
+
+
+def _column_values(name: str, column: object) -> list:
+  """Returns the values of a data frame's column. Raises UserError for a single value."""
+  whole = isinstance(column, str | bytes | Mapping) or not isinstance(column, Iterable)
+  values = None if whole else _to_list(column)
+  if not isinstance(values, list):  # an array without axes is iterable, and holds one value
+    raise UserError(
+      f"the column {name!r} is {repr(column)[:40]}; expected a list with a value a row"
+    )
+  return values
 
 
 def _to_list(column: Iterable) -> list:

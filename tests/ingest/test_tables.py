@@ -276,8 +276,16 @@ def test_arrays_and_gaps_in_frames():
   found, bad = read(frame, TableLayout(EVENTS))
   assert found == [("1", "1", 5)]
   assert bad == ["row:2: None as a key; expected a text or a whole number"]
+  numbers = [np.int64(5), np.int32(5), np.float64(5), np.float32(5), np.uint8(5)]
+  found, bad = read({"user": [1] * 5, "item": numbers, "time": numbers}, TableLayout(EVENTS))
+  assert found == [("1", "5", 5)] * 5 and not bad
   with pytest.raises(UserError, match="the columns are not of one length"):
     read({"user": [1], "item": [1, 2], "time": [5, 6]}, TableLayout(EVENTS))
+  for column in (3, None, "ab", {0: 1}, np.array(5)):
+    with pytest.raises(
+      UserError, match="the column 'item' is .*; expected a list with a value a r"
+    ):
+      read({"user": [1, 2], "item": column, "time": [5, 6]}, TableLayout(EVENTS))
   with pytest.raises(UserError, match="the data frame: no column 'time'"):
     read(pd.DataFrame({"user": [1], "item": [1]}), TableLayout(EVENTS))
 
