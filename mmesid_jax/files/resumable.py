@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mmesid_jax.display import reporter
-from mmesid_jax.errors import UserError, report_disk_errors
+from mmesid_jax.errors import UserError, disk_fault, report_disk_errors
 from mmesid_jax.files import artifact, rows
 from mmesid_jax.files.append import append_bytes, open_to_append
 from mmesid_jax.files.atomic import check_new_file
@@ -81,18 +81,26 @@ def open_partial_table(
     dtype: the rows' type.
     overwrite: whether a table that was made from other settings is started again from row 0.
 
-  Raises UserError where another run holds it, and for a table of other settings.
+  Raises UserError where another run holds it, for a table of other settings, and where the disk
+  refuses it; then no table without a row stays.
   """
   with report_disk_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
   with open_to_append(path) as file:
     if not try_lock(file, path, "no other run writes it"):
       raise UserError(f"{path}: another run is writing it; wait until it is done")
-    if not _has_rows(file, path, made_from, overwrite):
-      file.truncate(0)
-      with report_disk_errors(path):
-        append_bytes(file, json.dumps({MADE_FROM: dict(made_from)}).encode() + b"\n")
-    yield PartialTable(file, path, width, np.dtype(dtype))
+    table = None
+    try:
+      if not _has_rows(file, path, made_from, overwrite):
+        file.truncate(0)
+        with report_disk_errors(path):
+          append_bytes(file, json.dumps({MADE_FROM: dict(made_from)}).encode() + b"\n")
+      table = PartialTable(file, path, width, np.dtype(dtype))
+      yield table
+    except Exception as error:
+      if not table and disk_fault(error):  # without a row there is nothing to continue
+        path.unlink(missing_ok=True)
+      raise
 
 
 def _has_rows(file: BinaryIO, path: Path, made_from: Mapping[str, Any], overwrite: bool) -> bool:

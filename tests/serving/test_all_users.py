@@ -1,6 +1,8 @@
 """Results out: semantic IDs and recommendations for all users, as files, by the commands."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -103,6 +105,28 @@ def test_mistakes_of_semantic_ids_are_one_line(workdir, tmp_path):
 def of_four_items(workdir: pathlib.Path) -> None:
   (workdir / "synthetic" / "items.jsonl").unlink()
   (workdir / "synthetic" / "sequences.txt").write_text("1 2 3 4\n")
+
+
+@pytest.mark.parametrize(
+  "refused",
+  ["files.lock.append_bytes", "files.artifact.write_text", "files.resumable.PartFiles.write"],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_leaves_no_folder_without_a_part(
+  trained, tmp_path, monkeypatch, refused, there
+):
+  """One that was there before stays: another run may have made it."""
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out")
+
+  folder = tmp_path / "out.jsonl.parts"
+  if there:
+    folder.mkdir()
+  monkeypatch.setattr(f"mmesid_jax.{refused}", full)
+  with pytest.raises((UserError, OSError), match=r"(?i)no space left on device"):
+    everyone(trained, tmp_path / "out.jsonl")
+  assert list(tmp_path.iterdir()) == [folder] * there
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
