@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mmesid_jax.config import arguments, command_line, default_config, paths
+from mmesid_jax.errors import UserError
 
 CONFIG = arguments.define_config_file(
   None,
@@ -34,6 +35,9 @@ GROUPS = {
 def main(argv: list[str]) -> None:
   del argv
   command_line.require_flags("config", "results", *(() if TABLE.value else ("workdir",)))
+  for flag in (VARIANTS, SEEDS):
+    if TABLE.value and flag.value is not None:
+      raise UserError(f"--{flag.name}: not with --table, which shows all results")
   from mmesid_jax.experiments import ablations
 
   results = pathlib.Path(RESULTS.value)

@@ -41,6 +41,8 @@ GROUPS = {
 
 def main(argv: list[str]) -> None:
   del argv
+  if SPLIT.present and STAGE.value == "semantic_ids":
+    raise UserError("--split: belongs to --stage=recommender; semantic IDs are those of all items")
   from mmesid_jax import pipeline
   from mmesid_jax.config.saved import read_config
   from mmesid_jax.parallel import processes

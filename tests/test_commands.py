@@ -206,6 +206,8 @@ def test_ablate_names_what_is_wrong_and_makes_a_table_without_a_workdir(tmp_path
   assert "--workdir is missing" in refused("ablate", *plan)
   line = refused("ablate", *plan, f"--workdir={tmp_path}", "--variants=base,no_code")
   assert "--variants=no_code: unknown; did you mean no_codes?" in line
+  for flag in ("--variants=no_codes", "--seeds=7"):
+    assert f"{flag.split('=')[0]}: not with --table" in refused("ablate", *plan, "--table", flag)
   line = refused("ablate", *plan, f"--workdir={tmp_path}")
   assert "--config.base.data.dir is not set" in line and "variant" not in line
   assert not list(tmp_path.iterdir())
@@ -214,6 +216,11 @@ def test_ablate_names_what_is_wrong_and_makes_a_table_without_a_workdir(tmp_path
   assert (
     "seed 0: base, frozen_codes, fsq" in out and (tmp_path / "table.md").read_text().strip() in out
   )
+
+
+def test_semantic_ids_have_no_split(tmp_path):
+  line = refused("evaluate", f"--workdir={tmp_path}", "--stage=semantic_ids", "--split=valid")
+  assert "--split: belongs to --stage=recommender" in line
 
 
 def test_evaluate_examines_the_semantic_ids_in_a_page(workdir):

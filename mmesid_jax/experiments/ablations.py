@@ -51,6 +51,7 @@ def run_ablations(
   in a line and the next one starts. Raises UserError, before anything trains, for an unknown
   variant or seed; Interrupted as `pipeline.run_pipeline` does; Stop at the end if runs failed.
   """
+  _check_kinds(config)
   chosen = [BASE, *_choose(variants, _names(config), "--variants")]
   plan = AblationPlan(config, workdir, results)
   models = [name for name in _names(config) if name in chosen and name not in config.sums]
@@ -91,6 +92,7 @@ def run_ablations(
 def print_table(config: ConfigDict, results: pathlib.Path) -> None:
   """Prints the table of a folder of results, with the runs that it still lacks, and writes it to
   table.md there."""
+  _check_kinds(config)
   found = ablation_table.read_results(results)
   names = _names(config)
   owed = [
@@ -115,6 +117,17 @@ def _legend(found, owed: list[str]) -> str:
     "other users alone, by bootstrap.\n\n"
     f"Revision: {revisions or 'none'}. Runs still owed: {'; '.join(owed) or 'none'}."
   )
+
+
+def _check_kinds(config: ConfigDict) -> None:
+  """Raises UserError for seeds that are no numbers, and a variant or sum of another kind."""
+  seeds = config.seeds
+  if not isinstance(seeds, tuple | list) or not seeds or any(type(s) is not int for s in seeds):
+    raise UserError(f"--config.seeds={seeds!r}: expected whole numbers, as (0, 1, 2)")
+  for key, kind, text in (("variants", ConfigDict, "a section"), ("sums", tuple | list, "a tuple")):
+    for name, value in config[key].items():
+      if not isinstance(value, kind):
+        raise UserError(f"--config.{key}.{name}={value!r}: expected {text}")
 
 
 def _names(config: ConfigDict) -> list[str]:

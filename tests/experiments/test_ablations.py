@@ -188,6 +188,25 @@ def test_an_interrupted_run_goes_on_and_what_was_finished_stays(done, config, tm
   assert again["test"] == before["test"] and again["to_base"] == before["to_base"]
 
 
+@pytest.mark.parametrize(
+  ("changes", "told"),
+  [
+    ({"seeds": ()}, "--config.seeds=.*: expected whole numbers"),
+    ({"seeds": 3}, "--config.seeds=3: expected whole numbers"),
+    ({"seeds": (0, "a")}, "--config.seeds=.*: expected whole numbers"),
+    ({"variants": {"base": {}, "x": 3}}, "--config.variants.x=3: expected a section"),
+    ({"sums": {"x": "recommender"}}, "--config.sums.x='recommender': expected a tuple"),
+  ],
+)
+def test_values_of_another_kind_are_refused(tmp_path, changes, told):
+  parts = {"base": {}, "seeds": (0,), "variants": {"base": {}}, "sums": {}} | changes
+  with pytest.raises(UserError, match=told):
+    ablations.print_table(ConfigDict(parts), tmp_path)
+  with pytest.raises(UserError, match=told):
+    options = {"variants": None, "seeds": None}
+    ablations.run_ablations(ConfigDict(parts), tmp_path, tmp_path, **options)
+
+
 def test_the_table_needs_nothing_but_the_results(done, config, tmp_path, capsys):
   results = pathlib.Path(shutil.copytree(done.results, tmp_path / "results"))
   (results / "no_codes-seed1.json").unlink()
