@@ -168,10 +168,31 @@ def test_all_weights_may_train(first, base, tmp_path):
   assert 0 < np.abs(up - start).max() < 0.1
 
 
+def test_the_first_layers_alone_train_and_go_on_as_a_checkpoint(base, tmp_path):
+  whole = shutil.copytree(base, tmp_path / "whole")
+  architecture = json.loads((whole / "config.json").read_text())
+  architecture["layer_types"] = ["full_attention"] * 2
+  (whole / "config.json").write_text(json.dumps(architecture))
+  workdir, output = tmp_path / "first", tmp_path / "short"
+  pipeline.run_pipeline(llama3(whole, layers=1, epochs=1), workdir)
+  model, start = restored(workdir), Checkpoint(whole)
+  assert model.backbone.config.layers == 1
+  q = np.asarray(model.backbone.blocks.attention.q.weight[...][0]).reshape(64, -1)
+  np.testing.assert_array_equal(q, start.read("model.layers.0.self_attn.q_proj.weight").T)
+  export_backbone.export_backbone(workdir, output)
+  written = json.loads((output / "config.json").read_text())
+  assert (written["num_hidden_layers"], written["layer_types"]) == (1, ["full_attention"])
+  short = Checkpoint(output)
+  assert sorted(short.keys()) == sorted(k for k in start.keys() if "layers.1." not in k)
+  np.testing.assert_array_equal(short.read("model.norm.weight"), start.read("model.norm.weight"))
+  pipeline.check_config(llama3(output))
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
     ({"width": 32}, "width=32, but .*config.json says width=64; 0 takes that"),
+    ({"layers": 3}, "layers=3, but .*config.json says layers=2; 0 takes that"),
     ({"rope_theta": 1e4}, "rope_theta=10000.0, but .*rope_theta=500000.0"),
     ({"prompt.length": 9}, "length=9, but the tokenizer says length="),
     ({"prompt.text": "no place"}, "prompt.text='no place': expected"),

@@ -174,7 +174,7 @@ KEYS: Mapping[str, Key] = {
   "recommender.width": Key(128, whole(1, 2**17),
     "Width of the backbone. With a checkpoint this and the next sizes are 0, or the checkpoint's."),
   "recommender.layers": Key(2, whole(1, 2**12),
-    "Number of transformer layers."),
+    "Transformer layers; fewer than a checkpoint has are its first ones."),
   "recommender.heads": Key(2, whole(1, 2**12),
     "Attention heads of a layer."),
   "recommender.kv_heads": Key(2, whole(1, 2**12),

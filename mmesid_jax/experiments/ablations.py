@@ -26,11 +26,12 @@ from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.reports.test_ranks import Ranks, read_ranks, summed_ranks, write_ranks
 from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
+from mmesid_jax.stages.registry import MODELS
 from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS
 from mmesid_jax.stages.workdir import Workdir, open_workdir, set_compilation_cache
 
 BASE = "base"  # the variant that all are compared with
-MODEL = RECOMMENDER.model_name
+MODEL = RECOMMENDER.model_name  # that is ranked where config.model does not name another
 BESIDE_BASE = {"popularity": "popularity", "sasrec": COLLABORATIVE.model_name}  # row -> model
 SUMMABLE = (COLLABORATIVE.name, RECOMMENDER.name)  # whose scores are products of vectors
 SPLITS = ("test", "valid")
@@ -150,6 +151,11 @@ class AblationPlan:
   workdir: pathlib.Path
   results: pathlib.Path
 
+  @property
+  def model(self) -> str:
+    """The row of a run's results that is compared, as the evaluation names it."""
+    return self.config.get("model", MODEL)
+
   def folder(self, name: str, seed: int) -> pathlib.Path:
     return self.workdir / f"{name}-seed{seed}"
 
@@ -186,6 +192,11 @@ class AblationPlan:
     """Raises UserError for a variant that cannot run, or a result of another configuration."""
     if BASE not in self.config.variants or self.changes(BASE):
       raise UserError(f"--config.variants: wants one named {BASE} that changes nothing")
+    trained = [s.model_name for name, s in MODELS.items() if name in self.config.base.stages]
+    if self.model not in trained:
+      raise UserError(
+        f"--config.model={self.model}: expected one that base trains: {', '.join(trained)}"
+      )
     for name in models:
       try:
         pipeline.check_config(self.config_of(name, seeds[0]))
@@ -224,6 +235,8 @@ class AblationPlan:
   def _departures(self, name: str, seed: int) -> dict:
     default = identity(default_config())
     own = identity(self.config_of(BASE if name in self.config.sums else name, seed))
+    if self.model != MODEL:
+      own["model"] = self.model
     return {k: v for k, v in own.items() if k not in default or v != default[k]}
 
   def train(self, name: str, seed: int) -> None:
@@ -244,7 +257,7 @@ class AblationPlan:
         }
         for modality, found in header["health"].items()
       }
-    self._write(name, seed, workdir, {s: read_ranks(folder, s, MODEL) for s in SPLITS}, codes)
+    self._write(name, seed, workdir, {s: read_ranks(folder, s, self.model) for s in SPLITS}, codes)
     for row, model in BESIDE_BASE.items() if name == BASE else ():
       if model == "popularity" or workdir.artifact("collaborative").exists():
         self._write(row, seed, workdir, {s: read_ranks(folder, s, model) for s in SPLITS})
@@ -284,7 +297,7 @@ class AblationPlan:
   def reference(self, seed: int) -> Ranks | None:
     """The test ranks of base; None where there are none yet."""
     try:
-      return read_ranks(self.folder(BASE, seed), "test", MODEL)
+      return read_ranks(self.folder(BASE, seed), "test", self.model)
     except UserError:
       return None
 

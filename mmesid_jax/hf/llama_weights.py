@@ -17,6 +17,7 @@ from flax import nnx
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
+from mmesid_jax.hf.architecture import read_architecture
 from mmesid_jax.hf.safetensors_dir import Checkpoint
 from mmesid_jax.models.layers.weight_quantization import BLOCK, QuantizedWeight, quantize_weight
 from mmesid_jax.models.llama import Llama, LlamaConfig
@@ -109,9 +110,10 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
   """Checks names and shapes of all tensors, reading headers only.
 
   Raises UserError, which names both sides, unless every weight is filled, every tensor is used, in
-  UNUSED or of ROTATION, and all shapes are equal.
+  UNUSED, of ROTATION, or of a layer after the last that the backbone takes, and all shapes are
+  equal.
   """
-  layers = llama.config.layers
+  layers = read_architecture(checkpoint.directory).layers
   found = {key for key in checkpoint.keys() if not ROTATION.fullmatch(key)}
   if layers > len(found):
     raise UserError(
@@ -129,7 +131,12 @@ def check_keys(llama: Llama, checkpoint: Checkpoint) -> None:
       f"{checkpoint.directory}: {missing[0]} is missing ({len(missing)} tensors are), which fills "
       f"{wanted[missing[0]][0]}; config.json asks for {layers} layers"
     )
-  if unknown := sorted(found - wanted.keys() - set(UNUSED)):
+  later = {
+    entry.key.format(i)
+    for entry in entries(llama.config)
+    for i in range(llama.config.layers, layers)
+  }
+  if unknown := sorted(found - wanted.keys() - later - set(UNUSED)):
     raise UserError(
       f"{checkpoint.directory}: {unknown[0]} fits no parameter ({len(unknown)} tensors do not); "
       f"config.json asks for {layers} layers {_describe_parts(llama.config)}"

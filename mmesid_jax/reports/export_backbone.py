@@ -12,6 +12,7 @@ from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.hf.architecture import architecture_json
 from mmesid_jax.hf.llama_weights import EMBEDDING, entries, to_hugging_face
 from mmesid_jax.hf.safetensors_dir import Checkpoint, check_new_directory, write_checkpoint
+from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import recommender_stage
 
@@ -38,7 +39,7 @@ def write_backbone(model: RecommenderModel, c: ConfigDict, output: pathlib.Path)
   llama, source = model.backbone, None
   if c.backbone.checkpoint:
     source = Checkpoint(c.backbone.checkpoint)
-    architecture = _architecture_of(source, llama.config.weights)
+    architecture = _architecture_of(source, llama.config)
     embeddings = []
   else:
     tables = [t for t in (model.prompt_PD, model.response_SD) if t is not None]
@@ -56,10 +57,14 @@ def write_backbone(model: RecommenderModel, c: ConfigDict, output: pathlib.Path)
   )
 
 
-def _architecture_of(source: Checkpoint, weights: str) -> dict:
-  """The source's config.json with the dtype that the weights are stored in, unless quantized."""
+def _architecture_of(source: Checkpoint, llama: LlamaConfig) -> dict:
+  """The source's config.json with the number of layers that were taken, and the dtype that the
+  weights are stored in, unless quantized."""
   architecture = read_json_object(source.directory / "config.json")
-  dtype = "float32" if weights == "trained" else weights
+  architecture["num_hidden_layers"] = llama.layers
+  if isinstance(kinds := architecture.get("layer_types"), list):
+    architecture["layer_types"] = kinds[: llama.layers]
+  dtype = "float32" if llama.weights == "trained" else llama.weights
   if dtype in ("float32", "bfloat16"):
     architecture["torch_dtype" if "torch_dtype" in architecture else "dtype"] = dtype
   return architecture

@@ -41,8 +41,8 @@ def resolve_sizes(config: ConfigDict, *, estimate: bool = False) -> bool:
 
   With a prompt text, prompt.length and prompt.response become the numbers of its tokens, and a
   preset's text gets the chat form of a checkpoint of another family. Sizes that are not 0 must
-  agree. estimate: without a tokenizer, the numbers of tokens are estimated. Returns
-  whether they were. Raises UserError.
+  agree, but layers may be fewer: the first of the checkpoint. estimate: without a tokenizer, the
+  numbers of tokens are estimated. Returns whether they were. Raises UserError.
   """
   c = config.recommender
   if not c.backbone.checkpoint:
@@ -50,6 +50,8 @@ def resolve_sizes(config: ConfigDict, *, estimate: bool = False) -> bool:
   directory = pathlib.Path(c.backbone.checkpoint)
   architecture = read_architecture(directory)
   found = {key: getattr(architecture, field) for key, field in SIZES.items()}
+  if 0 < c.layers < found["layers"]:
+    found["layers"] = c.layers  # the first layers alone
   _fill(c, found, directory / "config.json")
   if not c.prompt.text:
     return False
