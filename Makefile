@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile  # modules compile when used
 INSTALLED := $(VENV)/installed
 PARITY := $(VENV)/parity-installed
 QUICKSTART := runs/quickstart
@@ -28,7 +28,7 @@ docs: $(INSTALLED)  ## the documentation site: build/docs/index.html; warnings a
 	@echo "built build/docs/index.html"
 
 parity: $(PARITY)  ## the same numbers as PyTorch, transformers and peft
-	$(BIN)/python -m pytest -q -m parity
+	$(BIN)/python -m pytest -q -m parity --numprocesses=2 --dist=loadfile
 
 processes: $(INSTALLED)  ## runs of several processes on this host: equal, stopped, killed, resumed
 	$(BIN)/python -m pytest -q -m multiprocess

@@ -44,7 +44,9 @@ TESTS = {
     "hf/test_adapter.py",
     *MODEL,
   ),
-  "models/layers/projection.py": ("models/test_llama.py", "hf/test_adapter.py", *MODEL),
+  "models/layers/projection.py": (
+    *("models/layers/test_projection.py", "models/test_llama.py", "hf/test_adapter.py", *MODEL),
+  ),
   "models/layers/reranker.py": ("models/layers/test_reranker.py", "models/test_blend.py"),
   "models/layers/weight_quantization.py": (
     *("models/layers/test_weight_quantization.py", "hf/test_llama_weights.py"),
