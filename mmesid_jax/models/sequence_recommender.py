@@ -26,6 +26,9 @@ class RecommenderModel(ProductScores, nnx.Module):
     backbone: sizes and options of the Llama.
     P: number of prompt vectors; S: number of response vectors, 0 = none.
     item_dropout: rate on elements of the item tokens; the backbone has its own rates.
+    token_scale, state_scale: factors of the item tokens that the backbone reads, and of the hidden
+      states that score items. Pretrained weights expect tokens and give states of another size
+      than small models do.
     from_checkpoint: parts that the caller fills from a checkpoint: "backbone", whose weights are
       only shapes until then, and "prompt", the vectors of prompt and response, which stay as they
       are in the checkpoint. Parts that are not named are initialized at random and trained.
@@ -40,6 +43,8 @@ class RecommenderModel(ProductScores, nnx.Module):
     P: int,
     S: int,
     item_dropout: float,
+    token_scale: float = 1.0,
+    state_scale: float = 1.0,
     from_checkpoint: Collection[str] = (),
     rngs: nnx.Rngs,
   ):
@@ -57,12 +62,13 @@ class RecommenderModel(ProductScores, nnx.Module):
     self.prompt_PD = token_vectors(P)
     self.response_SD = token_vectors(S) if S else None
     self.item_dropout = item_dropout
+    self.token_scale, self.state_scale = token_scale, state_scale
 
   def hidden(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """Hidden states [Q, D], float32, from which the targets are predicted; key: for dropout."""
     item_key, backbone_key = split_key(key, 2)
     item_ED = self.items(batch.item_E)  # computed once per distinct item
-    x_RTD = constrain(item_ED, None, None)[batch.slot_RT]
+    x_RTD = constrain(item_ED, None, None)[batch.slot_RT] * self.token_scale
     if self.response_SD is not None:
       response_RTD = self.response_SD[...][batch.response_RT]
       x_RTD = jnp.where(batch.branch_RT[..., None] > 0, response_RTD, x_RTD)
@@ -71,7 +77,7 @@ class RecommenderModel(ProductScores, nnx.Module):
     x_GJD = self.backbone(
       self.prompt_PD[...], x_RTD, batch.position_RT, visibility_mask(batch, P), backbone_key
     )
-    return read_targets(x_GJD, P, batch.read_Q)
+    return read_targets(x_GJD, P, batch.read_Q) * self.state_scale
 
   @property
   def num_items(self) -> int:

@@ -80,6 +80,8 @@ def init_recommender(
     P=config.prompt.length,
     S=config.prompt.response,
     item_dropout=config.item_dropout,
+    token_scale=config.token_scale,
+    state_scale=config.state_scale,
     from_checkpoint=from_checkpoint,
     rngs=rngs,
   )

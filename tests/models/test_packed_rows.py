@@ -38,6 +38,21 @@ def recommender(S: int, kind: str = "mlp", **parts) -> RecommenderModel:
   return RecommenderModel(items, gates, backbone, P=3, S=S, item_dropout=0.0, rngs=rngs)
 
 
+def test_scales_of_tokens_and_states_are_those_of_the_vectors():
+  """Small tokens are those of small tables; response tokens keep theirs."""
+  plain, small, scaled = (recommender(S=2, kind="tied") for _ in range(3))
+  scaled.token_scale, scaled.state_scale = 0.01, 0.5
+  for variable in jax.tree.leaves(
+    nnx.state(small.items, nnx.Param), is_leaf=lambda x: isinstance(x, nnx.Variable)
+  ):
+    variable.set_value(0.01 * variable[...])
+  (batch,) = batch_sequences(histories([7, 4]), Layout(1, 40, 12, 2))
+  expected = 0.5 * hidden(small, batch)
+  np.testing.assert_allclose(hidden(scaled, batch), expected, rtol=1e-5, atol=1e-6)
+  assert np.abs(hidden(plain, batch) * 0.5 - expected).max() > 0.01
+  np.testing.assert_array_equal(scaled.item_vectors(), plain.item_vectors())
+
+
 def histories(lengths, seed=0):
   rng = np.random.default_rng(seed)
   return [rng.integers(1, ITEMS + 1, n) for n in lengths]
