@@ -130,6 +130,21 @@ def test_the_difference_is_to_base_of_the_same_seed(done, row):
     assert gain["interval"][0] <= gain["mean"] <= gain["interval"][1]
 
 
+def test_another_model_of_the_same_runs_is_compared_without_training(done, config, tmp_path):
+  other = ConfigDict({**config, "model": "SASRec", "sums": {}})
+  with counted() as counts, contextlib.redirect_stdout(io.StringIO()):
+    ablations.run_ablations(other, done.path, tmp_path, variants=["no_codes"], seeds=["0"])
+  assert not any(counts.values())
+  found = {x: json.loads((tmp_path / f"{x}-seed0.json").read_text()) for x in ("base", "no_codes")}
+  assert found["base"]["test"] == result(done, "sasrec")["test"] != result(done, "base")["test"]
+  assert found["no_codes"]["to_base"]["masked nDCG@5"]["mean"] == 0
+  with pytest.raises(UserError, match="base-seed0.json: of another experiment"):
+    ablations.run_ablations(other, done.path, done.results, variants=[], seeds=["0"])
+  other.model = "MME-SID + evidence"
+  with pytest.raises(UserError, match="model=MME-SID .*: expected one that base trains: SASRec, M"):
+    ablations.run_ablations(other, done.path, tmp_path, variants=[], seeds=["0"])
+
+
 def alone(model, layout, sequence) -> np.ndarray:
   """log-probabilities of items 1..I behind a history, float64 [1 + I], of one user alone."""
   batch = next(iter(batch_sequences([sequence], layout, [len(sequence) - 1])))
