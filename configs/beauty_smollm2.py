@@ -45,6 +45,7 @@ def get_config(preset: str = "best") -> ConfigDict:
   r.update(width=0, layers=0, heads=0, kv_heads=0, head_width=0, mlp_width=0)
   r.update(rope_theta=0.0, norm_eps=0.0)
   r.update(dropout=0.0, item_dropout=0.0)  # LoRA has its own
+  r.update(token_scale=30.0, state_scale=0.25)  # tokens as large as what its layers add to them
   r.update(encoder="tied", codes="codebooks", fusion="sum", whiten=128)
   r.update(rows=16, row_length=128, targets=2048, epochs=4)
 
