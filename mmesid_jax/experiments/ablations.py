@@ -21,6 +21,7 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, Stop, UserError
 from mmesid_jax.experiments import ablation_table
 from mmesid_jax.files import artifact
+from mmesid_jax.files.atomic import refuse_linked_folders
 from mmesid_jax.files.provenance import check_same_settings
 from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.reports.test_ranks import Ranks, read_ranks, summed_ranks, write_ranks
@@ -331,6 +332,7 @@ class AblationPlan:
   @contextlib.contextmanager
   def _timed(self, folder: pathlib.Path) -> Iterator[None]:
     """Adds the seconds of the block to folder/seconds, also when it is interrupted."""
+    refuse_linked_folders(folder.parent, [folder.name])
     start, file = time.perf_counter(), folder / "seconds"
     try:
       yield

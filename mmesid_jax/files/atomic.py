@@ -33,6 +33,22 @@ def refuse_folder(path: Path) -> None:
     raise UserError(f"{path}: is a folder, expected a file; move it away")
 
 
+def refuse_linked_folders(folder: Path, names: Iterable[str]) -> None:
+  """Raises UserError where one of the entries `names` of a folder, or one below it, is a symbolic
+  link to anything but a file: what is written or deleted there would be in another folder."""
+  waiting = [folder / name for name in names]
+  while waiting:
+    path = waiting.pop()
+    if not path.is_symlink():
+      with contextlib.suppress(FileNotFoundError):  # a run may be deleting its old checkpoints
+        waiting += path.iterdir() if path.is_dir() else ()
+    elif not path.is_file():
+      raise UserError(
+        f"{path}: is a symbolic link to {os.readlink(path)}, which is not followed; expected a "
+        "folder of its own: remove the link"
+      )
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
   """A temporary path to write to, in the same folder, which replaces `path` when the block ends.

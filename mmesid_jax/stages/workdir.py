@@ -21,7 +21,7 @@ from mmesid_jax.data.synthetic import SYNTHETIC_FILES, write_synthetic
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
-from mmesid_jax.files.atomic import atomic_folder
+from mmesid_jax.files.atomic import atomic_folder, refuse_linked_folders
 from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.files.provenance import check_own_folder, is_made_from
 from mmesid_jax.files.readers import read_json_object
@@ -30,6 +30,11 @@ from mmesid_jax.parallel.mesh import parse_mesh
 REFIT = "refit"  # the folder of the refit, in the workdir
 REFRESHED = "refreshed_counts"  # an artifact of the command refresh
 CHOSEN = "chosen.json"  # makes a workdir a refit: stage -> what the first run chose for it
+# Every folder that runs make in a workdir.
+FOLDERS = (
+  *(*STAGES, *BASELINES, REFIT, "adapter", "ranks", "dataset", "synthetic", "plain"),
+  *("whole_dataset", "warm"),  # of the cold-start experiment
+)
 OWN_VECTORS = "stage"  # a modality's source: the collaborative stage, not a file
 
 
@@ -109,7 +114,8 @@ class Workdir:
 
 def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:
   """The workdir `path`, a refit where it holds CHOSEN, with the data set read or made. Raises
-  UserError."""
+  UserError, also for a link among its FOLDERS: a workdir may come from a stranger."""
+  refuse_linked_folders(path, FOLDERS)
   folder = plain_data_dir(config, path)
   set_compilation_cache(config)
   dataset = prepare_dataset(folder, path / "dataset", split_at(config))

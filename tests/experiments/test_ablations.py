@@ -289,6 +289,15 @@ def test_mistakes_are_one_line_before_anything_trains(done, config, variants, se
   assert says in str(caught.value) and not any(counts.values())
 
 
+def test_a_link_in_the_place_of_a_run_is_not_followed(config, tmp_path, capsys):
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "base-seed0").symlink_to("mine")
+  with pytest.raises(Stop):
+    ablate(config, tmp_path, variants=("base",), seeds=("0",))
+  assert f"{tmp_path}/base-seed0: is a symbolic link to mine" in capsys.readouterr().err
+  assert not any((tmp_path / "mine").iterdir())
+
+
 def test_every_variant_of_the_config_file_changes_what_it_says():
   config = runpy.run_path(str(ROOT / "configs/ablations.py"))["get_config"]()
   beauty = runpy.run_path(str(ROOT / "configs/beauty.py"))["get_config"]()

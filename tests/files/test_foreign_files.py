@@ -123,3 +123,49 @@ def test_plain_files_that_no_export_wrote_stay(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"plain: holds sequences\.txt"):
     export_plain_files(tmp_path, tmp_path / "plain")
   assert contents(tmp_path / "plain") == before
+
+
+@pytest.mark.parametrize(
+  "link",
+  [
+    *("recommender", "recommender/best", "recommender/damaged", "recommender/steps/3"),
+    *("semantic_ids/tensorboard", "ranks", "dataset", "synthetic", "plain", "adapter", "refit"),
+    *("refit/ranks", "refit/recommender/best", "refit/blend"),
+  ],
+)
+@pytest.mark.parametrize("target", ["photos", "nowhere"])
+def test_a_link_in_the_place_of_a_folder_of_a_workdir_is_not_followed(
+  tmp_path, tiny, monkeypatch, link, target
+):
+  monkeypatch.setattr(pipeline, "_run_stages", lambda *_: pytest.fail("it trains"))
+  before = write(tmp_path / "photos", {"2023/a.jpg": "mine", "3/b.jpg": "mine"})
+  place = tmp_path / "run" / link
+  place.parent.mkdir(parents=True)
+  place.symlink_to(tmp_path / target)
+  with pytest.raises(UserError, match=f"{place}: is a symbolic link to {tmp_path / target}, .*"):
+    pipeline.run_pipeline(tiny(), tmp_path / "run", refit=True)
+  assert contents(tmp_path / "photos") == before
+  assert {path.name for path in tmp_path.iterdir()} == {"photos", "run"}
+
+
+@pytest.mark.parametrize("link", ["warm", "whole_dataset", "synthetic"])
+def test_a_link_in_the_place_of_a_folder_of_cold_start_is_not_followed(
+  tmp_path, tiny, monkeypatch, link
+):
+  monkeypatch.setattr(pipeline, "run_pipeline", lambda *_, **__: pytest.fail("it trains"))
+  (tmp_path / "run").mkdir()
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "run" / link).symlink_to(tmp_path / "mine")
+  with pytest.raises(UserError, match=f"run/{link}: is a symbolic link to {tmp_path / 'mine'}"):
+    run_cold_start(tiny(), tmp_path / "run", fraction=0.1, split_seed=0, overwrite=True)
+  assert not contents(tmp_path / "mine")
+
+
+def test_a_workdir_may_be_a_link_and_so_may_files_in_it(tmp_path, tiny):
+  open_workdir(tiny(), tmp_path / "run")
+  (tmp_path / "run").rename(tmp_path / "elsewhere")
+  (tmp_path / "run").symlink_to("elsewhere")
+  (tmp_path / "mark.json").write_bytes((tmp_path / "run/synthetic/made_from.json").read_bytes())
+  (tmp_path / "run/synthetic/made_from.json").unlink()
+  (tmp_path / "run/synthetic/made_from.json").symlink_to(tmp_path / "mark.json")
+  assert open_workdir(tiny(), tmp_path / "run").dataset.num_items == 40
