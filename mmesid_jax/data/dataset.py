@@ -24,6 +24,7 @@ from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES
 from mmesid_jax.data.folder.items import UNKNOWN_ITEM, Item, read_items
 from mmesid_jax.data.folder.sequences import read_sequences
 from mmesid_jax.data.folder.times import read_times
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import open_atomic
 from mmesid_jax.files.digest import bytes_sha256, json_sha256
@@ -277,16 +278,34 @@ def _load(cache: Path, key: dict) -> _Content | None:
     header = read_json_object(cache / "dataset.json")
     if {name: header.get(name) for name in key} != key:
       return None
-    names = [*_ARRAYS, "times"] if "times" in header["arrays"] else _ARRAYS
-    arrays = {name: read_npy(cache / f"{name}.npy") for name in names}
-    if {name: [a.dtype.str, *a.shape] for name, a in arrays.items()} != header["arrays"]:
-      return None
-    return _Content(arrays, header["num_items"], header["fingerprint"], header.get("times", ""))
-  except (UserError, KeyError, TypeError, AttributeError):
+  except UserError:
     return None
+  try:
+    names = [*_ARRAYS, "times"] if "times" in header["arrays"] else _ARRAYS
+    arrays, num_items = {n: read_npy(cache / f"{n}.npy") for n in names}, header["num_items"]
+    if _describe(key, arrays, num_items) == header and _is_possible(arrays, num_items):
+      return _Content(arrays, num_items, header["fingerprint"], header.get("times", ""))
+  except (UserError, KeyError, TypeError, ValueError, IndexError):
+    pass
+  reporter.warn(f"{cache}: not as it was written; made again from the data")
+  return None
 
 
-def _store(cache: Path, key: dict, arrays: Mapping[str, np.ndarray], num_items: int) -> None:
+def _is_possible(arrays: Mapping[str, np.ndarray], num_items: int) -> bool:
+  """Whether the arrays can be those of a data set, whoever wrote them and their digests."""
+  items, offsets, times = arrays["items"], arrays["offsets"], arrays.get("times", arrays["items"])
+  return (
+    type(num_items) is int
+    and all(x.ndim == 1 and x.dtype.kind == "i" for x in arrays.values())
+    and 1 <= items.min() <= items.max() <= num_items
+    and (offsets[0], offsets[-1]) == (0, len(items))
+    and bool((np.diff(offsets) > 0).all())
+    and (len(arrays["users"]), len(times)) == (len(offsets) - 1, len(items))
+  )
+
+
+def _describe(key: dict, arrays: Mapping[str, np.ndarray], num_items: int) -> dict:
+  """The content of dataset.json: the key, sizes, and digests of the arrays."""
   digest = hashlib.sha256(f"{num_items} {len(arrays['users'])}\n".encode())
   for name in ("users", "offsets", "items"):
     digest.update(_little_endian(arrays[name]).data)
@@ -297,13 +316,17 @@ def _store(cache: Path, key: dict, arrays: Mapping[str, np.ndarray], num_items: 
   }
   if "times" in arrays:
     header["times"] = bytes_sha256(_little_endian(arrays["times"]).data)
+  return header
+
+
+def _store(cache: Path, key: dict, arrays: Mapping[str, np.ndarray], num_items: int) -> None:
   try:
     cache.mkdir(parents=True, exist_ok=True)
     (cache / "dataset.json").unlink(missing_ok=True)  # the cache is invalid until the end
     for name, array in arrays.items():
       with open_atomic(cache / f"{name}.npy") as file:
         np.save(file, array)
-    text = json.dumps(header, indent=2).encode() + b"\n"
+    text = json.dumps(_describe(key, arrays, num_items), indent=2).encode() + b"\n"
     with open_atomic(cache / "dataset.json") as file:
       file.write(text)
   except OSError as error:

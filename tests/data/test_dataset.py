@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmesid_jax.data import dataset as datasets
 from mmesid_jax.data.dataset import evaluated_users, popularity, prepare_dataset, read_sequences
 from mmesid_jax.errors import UserError
 
@@ -282,6 +283,71 @@ def test_a_damaged_cache_is_built_again(tmp_path, name, keep):
   again = prepare_dataset(source, tmp_path / "cache")
   assert {n: d for n, (_, d) in snapshot(tmp_path / "cache").items()} == expected
   assert again.fingerprint == good.fingerprint
+
+
+def change(cache, name, edit):
+  array = np.load(cache / f"{name}.npy")
+  np.save(cache / f"{name}.npy", edit(array))
+
+
+def edit_header(cache, **changes):
+  header = json.loads((cache / "dataset.json").read_text())
+  (cache / "dataset.json").write_text(json.dumps(header | changes))
+
+
+@pytest.mark.parametrize(
+  "edit",
+  [
+    lambda cache: change(cache, "items", lambda x: x[::-1]),
+    lambda cache: change(cache, "items", lambda x: np.where(np.arange(len(x)) == 0, 10**6, x)),
+    lambda cache: change(cache, "users", lambda x: x[::-1]),
+    lambda cache: change(cache, "offsets", lambda x: x * 0),
+    lambda cache: change(cache, "times", lambda x: x + 1),
+    lambda cache: edit_header(cache, fingerprint="0" * 64),
+    lambda cache: edit_header(cache, times="0" * 64),
+    lambda cache: edit_header(cache, num_items=9),
+  ],
+)
+def test_a_cache_that_is_not_as_it_was_written_is_made_again(tmp_path, capsys, edit):
+  source = write(tmp_path / "source")
+  np.save(source / "times.npy", np.int64([1, 2, 6, 4, 0, 1, 2, 6]))
+  good = prepare_dataset(source, tmp_path / "cache", (0.3, 0.7))
+  expected = {n: d for n, (_, d) in snapshot(tmp_path / "cache").items()}
+  edit(tmp_path / "cache")
+  again = prepare_dataset(source, tmp_path / "cache", (0.3, 0.7))
+  assert {n: d for n, (_, d) in snapshot(tmp_path / "cache").items()} == expected
+  assert again.fingerprint == good.fingerprint
+  err = capsys.readouterr().err
+  assert err == f"warning: {tmp_path}/cache: not as it was written; made again from the data\n"
+  prepare_dataset(source, tmp_path / "cache", (0.3, 0.7))
+  assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("name", "array"),
+  [
+    ("items", np.int32([3, 1, 2, 1, 2, 2, 3, 10**6])),
+    ("items", np.int32([3, 1, 2, 1, 2, 2, 3, 0])),
+    ("items", np.zeros(0, np.int32)),
+    ("items", np.float32([3, 1, 2, 1, 2, 2, 3, 1])),
+    ("items", np.ones((8, 1), np.int32)),
+    ("offsets", np.int64([0, 3, 2, 8])),
+    ("offsets", np.int64([0, 3, 4, 9])),
+    ("offsets", np.int64([])),
+    ("users", np.int64([7, 9])),
+  ],
+)
+def test_a_cache_with_digests_of_arrays_that_no_data_set_has_is_made_again(tmp_path, name, array):
+  """A workdir may come from a stranger, who can count digests too."""
+  source = write(tmp_path / "source")
+  good = prepare_dataset(source, tmp_path / "cache")
+  arrays = {n: np.load(tmp_path / "cache" / f"{n}.npy") for n in ("items", "offsets", "users")}
+  key = json.loads((tmp_path / "cache" / "dataset.json").read_text())
+  key = {n: key[n] for n in ("schema", "sources")}
+  datasets._store(tmp_path / "cache", key, arrays | {name: array}, good.num_items)
+  again = prepare_dataset(source, tmp_path / "cache")
+  assert again.fingerprint == good.fingerprint
+  assert again.items.tolist() == [3, 1, 2, 1, 2, 2, 3, 1]
 
 
 def test_an_interrupted_write_leaves_no_valid_cache_and_no_litter(tmp_path, monkeypatch):
