@@ -122,6 +122,8 @@ def _open(
   sharding.check_divides("--config.evaluation.targets", config.evaluation.targets, "targets")
   _check_identity(config, path, overwrite)
   workdir = processes.main_first("prepare the data", lambda: open_workdir(config, path))
+  for split in ("test",) if workdir.is_refit else ("valid", "test"):
+    workdir.check_targets(split)
   if any(stage.reads_features for stage in stages):
     workdir.check_features()
   for stage in stages:

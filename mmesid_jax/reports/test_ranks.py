@@ -36,6 +36,7 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   """
   config, dataset = workdir.config, workdir.dataset
   cutoffs = config.evaluation.cutoffs
+  workdir.check_targets(split)
   first, *_ = MODELS
   made = {name: stage for name, stage in MODELS.items() if workdir.artifact(name).exists()}
   for name in [name for name, stage in made.items() if not stage.fits(workdir)]:
@@ -45,11 +46,6 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
     name: make_evaluator(workdir, stage, split)
     for name, stage in ({first: MODELS[first]} | made).items()
   }
-  if not len(evaluators[first]):
-    raise UserError(
-      f"{workdir.data_dir}: no user has a {split} target; the {dataset.split.name} split takes "
-      f"them of {dataset.split.evaluates}"
-    )
   counts_I = popularity(dataset).astype("float32")
   rankings = {"popularity": evaluators[first].fixed_ranking(counts_I, max(cutoffs))}
   for name, stage in made.items():

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.config.schema import BASELINES, STAGES, modalities, split_at
-from mmesid_jax.data.dataset import Dataset, prepare_dataset, read_dataset
+from mmesid_jax.data.dataset import Dataset, evaluated_users, prepare_dataset, read_dataset
 from mmesid_jax.data.features import open_features, read_features
 from mmesid_jax.data.folder.tfds_reader import export_plain_files
 from mmesid_jax.data.synthetic import SYNTHETIC_FILES, write_synthetic
@@ -103,6 +103,15 @@ class Workdir:
       else:
         tables[modality] = read_table(self.feature_dir / source, self.dataset.num_items)
     return tables
+
+  def check_targets(self, split: str) -> None:
+    """Raises UserError where no user has a target in the split, "valid" or "test"."""
+    if not len(evaluated_users(self.dataset, split)):
+      users = self.dataset.split
+      raise UserError(
+        f"{self.data_dir}: no user has a {split} target; the {users.name} split takes them of "
+        f"{users.evaluates}"
+      )
 
   def check_features(self) -> None:
     """Reads through every table that comes from a file. Raises UserError for one that does not

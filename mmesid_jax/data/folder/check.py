@@ -116,7 +116,12 @@ def _sequences_problems(
   if users is None:
     return None
   short = np.flatnonzero(np.diff(users.offsets) < 3)
-  if len(short):
+  if len(short) == len(users.users) and not (source / TIMES).exists():
+    yield Problem(
+      f"{SEQUENCES}: no user has a validation or test target; the leave-one-out split takes them "
+      "of users with 3 items or more"
+    )
+  elif len(short):
     text = "users with fewer than 3 items, whom leave-one-out does not evaluate"
     yield _count_warning(f"{SEQUENCES}: {text}", "line", short + 1)
   repeats = describe_repeats(count_held_out_repeats(users.items, users.offsets))
