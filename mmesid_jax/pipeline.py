@@ -276,7 +276,7 @@ def _stale(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> list[S
     if path.exists():
       fingerprints.add(artifact.read_header(path, stage.name)["fingerprint"])
     elif mark.exists():
-      fingerprints.add(read_bytes(mark).decode().strip())
+      fingerprints.add(read_bytes(mark).decode(errors="replace").strip())
     if fingerprints - {stage.fingerprint(workdir)}:
       if not overwrite:
         raise UserError(

@@ -320,7 +320,7 @@ class AblationPlan:
       "python": environment["python"],
       "versions": environment["versions"],
       "devices": environment["devices"],
-      "seconds": None if beside else float(seconds.read_text()),
+      "seconds": None if beside else _read_seconds(seconds),
       **{split: ablation_table.summarize_metrics(ranks[split], **options) for split in SPLITS},
       "codes": codes,
       "to_base": {}
@@ -337,5 +337,12 @@ class AblationPlan:
     try:
       yield
     finally:
-      before = float(file.read_text()) if file.is_file() else 0.0
-      artifact.write_text(file, f"{before + time.perf_counter() - start:.1f}\n")
+      artifact.write_text(file, f"{_read_seconds(file) + time.perf_counter() - start:.1f}\n")
+
+
+def _read_seconds(file: pathlib.Path) -> float:
+  """The seconds that `_timed` counted so far; 0 for a file that is missing or damaged."""
+  try:
+    return float(file.read_text()) if file.is_file() else 0.0
+  except ValueError:
+    return 0.0

@@ -8,7 +8,8 @@ names must have all tensors and fields with a `*`.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ MISSING = object()
 TEXT = Rule(lambda x: isinstance(x, str), "a text")
 TEXTS = Rule(lambda x: isinstance(x, list) and all(map(TEXT.accepts, x)), "a list of texts")
 WHOLE = Rule(lambda x: type(x) is int and x >= 0, "a whole number from 0")
+FEW = Rule(lambda x: type(x) is int and 1 <= x <= 1000, "a whole number from 1 to 1,000")
 COUNT = Rule(lambda x: type(x) is int and x >= 1, "a whole number from 1")
 NUMBER = Rule(lambda x: type(x) in (int, float) and math.isfinite(x), "a number")
 SHARE = Rule(lambda x: NUMBER.accepts(x) and 0 <= x <= 1, "a number from 0 to 1")
@@ -100,7 +102,7 @@ SAVED = {  # not in all artifacts of earlier versions
 }
 OF_TRAINING = {**SAVED, "best_epoch": WHOLE, "valid": MAPPING, "valid_by_epoch": NUMBERS}
 CHOSEN = {  # settings of counts and content
-  "settings.window": COUNT,
+  "settings.window": FEW,
   "settings.distance_decay": NUMBER,
   "settings.recency": SHARE,
   "settings.tail": SHARE,
@@ -125,6 +127,7 @@ WHITENINGS = {
   "whitening.*.map": Tensor("VW", "float64"),
 }
 CONTENT = {"unit.*": Tensor("IW"), **WHITENINGS}
+WEIGHTING = {"weights": Tensor("2"), "newness": Tensor("")}
 EVIDENCE = {"amounts": Tensor("E", values=INCREASING), "shares": Tensor("E", values=SHARES)}
 RERANKER = {
   f"reranker.{name}": Tensor(axes)
@@ -167,7 +170,7 @@ FORMS = {
     {**OF_A_STAGE, "upstream.recommender": TEXT, **CHOSEN},
     (
       COUNTED,
-      Group({**EVIDENCE, "weights": Tensor("2"), "newness": Tensor("")}),
+      Group({**EVIDENCE, **WEIGHTING}),
       Group(CONTENT, optional=True),
       Group(RERANKER, optional=True),
     ),
@@ -183,6 +186,15 @@ FORMS = {
     rows="E",
   ),
 }
+
+# What a refit takes over of the tensors of a blend.
+CHOSEN_BLEND = Form({}, (Group({**EVIDENCE, **WEIGHTING}), Group(RERANKER, optional=True)))
+
+
+def find_wrong_setting(chosen: Mapping[str, Any], modalities: Sequence[str]) -> str | None:
+  """The first fault in {"settings": ...} of counts, or of content of these modalities, in words;
+  None for none."""
+  return next(_field_faults(CHOSEN, chosen, modalities), None)
 
 
 def find_fault(form: Form, header: Mapping[str, Any], described: Described) -> str | None:
@@ -216,15 +228,8 @@ def find_wrong_values(
 
 def _faults(form: Form, header: Mapping[str, Any], described: Described) -> Iterator[str]:
   modalities = sorted(_modalities(form, described))
-  rules = [(name, rule, False) for name, rule in form.fields.items()]
-  rules += [(name, rule, True) for name, rule in form.optional.items()]
-  for pattern, rule, optional in rules:
-    for name in _names(pattern, modalities):
-      value = _value(header, name)
-      if value is MISSING and not optional:
-        yield f"the header has no {name}, expected {rule.text}"
-      elif value is not MISSING and not rule.accepts(value):
-        yield f"the header has {name}={_short(value)}, expected {rule.text}"
+  for fault in _field_faults(form.fields, header, modalities, form.optional):
+    yield f"the header has {fault}"
   yield from _name_faults(form, described, modalities)
   sizes = _sizes(form, header, described)
   for name, modality, rule in _declared(form, described):
@@ -236,6 +241,21 @@ def _faults(form: Form, header: Mapping[str, Any], described: Described) -> Iter
         for letter, size in zip(rule.axes, expected, strict=True)
       )
       yield f"{name} is {dtype} {list(shape)}, expected {rule.dtype} [{axes}]"
+
+
+def _field_faults(
+  fields: Mapping[str, Rule],
+  values: Mapping[str, Any],
+  modalities: Sequence[str],
+  optional: Mapping[str, Rule] = MappingProxyType({}),
+) -> Iterator[str]:
+  for pattern, rule in [*fields.items(), *optional.items()]:
+    for name in _names(pattern, modalities):
+      value = _value(values, name)
+      if value is MISSING and pattern not in optional:
+        yield f"no {name}, expected {rule.text}"
+      elif value is not MISSING and not rule.accepts(value):
+        yield f"{name}={_short(value)}, expected {rule.text}"
 
 
 def _name_faults(form: Form, described: Described, modalities: list[str]) -> Iterator[str]:
@@ -254,7 +274,7 @@ def _name_faults(form: Form, described: Described, modalities: list[str]) -> Ite
       yield f"{name} is {dtype}, expected float32"
 
 
-def _names(pattern: str, modalities: list[str]) -> list[str]:
+def _names(pattern: str, modalities: Sequence[str]) -> list[str]:
   return [pattern.replace("*", m) for m in modalities] if "*" in pattern else [pattern]
 
 

@@ -24,6 +24,7 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, model_catalogue
 from mmesid_jax.files import artifact
+from mmesid_jax.files.artifact_form import CHOSEN_BLEND, find_fault, find_wrong_values
 from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.models.blend import CANDIDATES, NETWORK_FEATURES, BlendModel, network_weight
 from mmesid_jax.models.evidence import NEWEST, EvidenceModel
@@ -48,7 +49,7 @@ from mmesid_jax.stages.reranker_fit import (
   with_some_new,
 )
 from mmesid_jax.stages.stage import Stage
-from mmesid_jax.stages.workdir import CHOSEN, Workdir
+from mmesid_jax.stages.workdir import Workdir
 
 NETWORK_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # to choose from, at both ends
 QUANTILES = 17  # of the amount of evidence
@@ -102,17 +103,22 @@ class BlendStage(Stage):
     names = (*WEIGHTING, NEW)
     return {n: x.tolist() for n, x in tensors.items() if n in names or n.startswith(RERANKER)}
 
+  def find_wrong_choice(self, chosen: Mapping[str, Any], workdir: Workdir) -> str | None:
+    try:
+      tensors = {name: np.float32(x) for name, x in chosen.items()}
+    except (ValueError, TypeError, OverflowError):
+      return "holds other things than numbers"
+    described = {name: ("float32", x.shape) for name, x in tensors.items()}
+    header = {"num_items": workdir.dataset.num_items}
+    parts = CHOSEN_BLEND, header, described
+    infinite = (f"{n} is not finite" for n, x in tensors.items() if not np.isfinite(x).all())
+    return find_fault(*parts) or next(infinite, None) or find_wrong_values(*parts, tensors)
+
   def train(self, workdir: Workdir) -> None:
     config = workdir.config
     tensors, header = self.evidence(config).read(workdir.path, config)
     if workdir.is_refit:
-      chosen = workdir.chosen_for(self.name)
-      if NEW not in chosen:
-        raise UserError(
-          f"{workdir.path / CHOSEN}: of an earlier version, without {NEW!r}; train "
-          f"{workdir.path.parent} again with --refit"
-        )
-      tensors |= {name: np.float32(x) for name, x in chosen.items()}
+      tensors |= {name: np.float32(x) for name, x in self.chosen(workdir).items()}
       self.write(workdir, tensors, None, settings=header["settings"])
       return
     evaluator = search_evaluator(workdir, self)

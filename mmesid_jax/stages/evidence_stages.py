@@ -21,6 +21,7 @@ from mmesid_jax.display import reporter
 from mmesid_jax.evaluation.evaluator import Evaluator
 from mmesid_jax.evaluation.metrics import UNMASKED, user_values
 from mmesid_jax.files import artifact
+from mmesid_jax.files.artifact_form import find_wrong_setting
 from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.models.evidence import (
   NEWEST,
@@ -130,6 +131,9 @@ class CountsStage(Stage):
   def choice(self, workdir: Workdir) -> dict[str, Any]:
     return {"settings": self.read(workdir.path, workdir.config)[1]["settings"]}
 
+  def find_wrong_choice(self, chosen: Mapping[str, Any], workdir: Workdir) -> str | None:
+    return find_wrong_setting(chosen, self.content_modalities(workdir.config))
+
   def train(self, workdir: Workdir) -> None:
     dataset, followers = workdir.dataset, workdir.config.counts.followers
     item_E, user_E = events = training_events(dataset)
@@ -170,7 +174,9 @@ class CountsStage(Stage):
       return arrays
 
     if workdir.is_refit:
-      chosen = workdir.chosen_for(self.name)["settings"]
+      chosen = self.chosen(workdir)["settings"]
+      for m, x_IV in features.items():
+        chosen = chosen | {f"{m}.width": min(chosen[f"{m}.width"], x_IV.shape[1])}
       kept = count(chosen["window"], chosen["distance_decay"]).kept
       self.write(workdir, tensors(chosen), None, settings=chosen, kept=kept)
       return

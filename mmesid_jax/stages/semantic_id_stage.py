@@ -206,6 +206,7 @@ class SemanticIDStage(Stage):
 
   name = "semantic_ids"
   summary = "MM-RQ-VAE, for codes and codebooks of every modality"
+  fewest_epochs = 0  # of k-means
   config_keys = ("recommender.width",)  # code vectors are as wide as the model that reads them
 
   def upstream(self, config: ConfigDict) -> tuple[Stage, ...]:

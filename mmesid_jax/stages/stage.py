@@ -20,7 +20,7 @@ from mmesid_jax.files import artifact
 from mmesid_jax.files.artifact_form import parse_mapping
 from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.parallel.placement import model_tensors
-from mmesid_jax.stages.workdir import Workdir
+from mmesid_jax.stages.workdir import CHOSEN, Workdir
 from mmesid_jax.training.loop import Result, Task, fit
 
 
@@ -38,6 +38,7 @@ class Stage:
   model_name: ClassVar[str | None] = None
   reads_features: ClassVar[bool] = True  # whether its artifact depends on the feature tables
   is_random: ClassVar[bool] = True  # whether its artifact depends on the seed
+  fewest_epochs: ClassVar[int] = 1  # that validation can choose
   folders: ClassVar[tuple[str, ...]] = ()  # what it writes beside its artifact
   narrow_histories: ClassVar[bool] = False  # as in Evaluator
 
@@ -83,6 +84,24 @@ class Stage:
       )
     return {"epochs": header["best_epoch"]}
 
+  def find_wrong_choice(self, chosen: Mapping[str, Any], workdir: Workdir) -> str | None:
+    """What is wrong with an answer of `choice`, in words; None for nothing."""
+    found, most = chosen.get("epochs"), workdir.config[self.name].epochs
+    if type(found) is int and self.fewest_epochs <= found <= most:
+      return None
+    return f"epochs={found!r}, expected a whole number from {self.fewest_epochs} to {most}"
+
+  def chosen(self, workdir: Workdir) -> Mapping[str, Any]:
+    """What the first run of a refit chose for the stage. Raises UserError for what it cannot have
+    chosen."""
+    chosen = workdir.chosen_for(self.name)
+    if fault := self.find_wrong_choice(chosen, workdir):
+      raise UserError(
+        f"{workdir.path / CHOSEN}: {self.name}: {fault}; train {workdir.first_run} again with "
+        "--refit"
+      )
+    return chosen
+
   def further_inputs(self, config: ConfigDict) -> dict[str, str]:
     """Digests of files, other than data and features, that the artifact depends on."""
     return {}
@@ -102,7 +121,7 @@ class Stage:
     if self.reads_features:
       parts["features"] = workdir.feature_digests()
     if workdir.is_refit:
-      parts["chosen"] = workdir.chosen_for(self.name)
+      parts["chosen"] = self.chosen(workdir)
     return json_sha256(parts)
 
   def fit(self, workdir: Workdir, task: Task) -> Result:
@@ -110,7 +129,7 @@ class Stage:
     epochs, along the same schedule, without validation. Raises as `loop.fit` does."""
     run = workdir.config.run
     if workdir.is_refit:
-      steps = workdir.chosen_for(self.name)["epochs"] * task.steps_per_epoch
+      steps = self.chosen(workdir)["epochs"] * task.steps_per_epoch
       task = dataclasses.replace(task, steps=steps, validate=None)
     return fit(
       task,

@@ -57,6 +57,11 @@ class Workdir:
     """Whether its stages train on validation items, too, with what another run chose."""
     return self.chosen is not None
 
+  @property
+  def first_run(self) -> pathlib.Path:
+    """The workdir whose refit this one is, in full: the path may be `.`."""
+    return self.path.resolve().parent
+
   def refit(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> "Workdir":
     """The workdir of this one's refit. chosen: stage -> `Stage.choice`."""
     path, dataset = self.path / REFIT, self.dataset.refitted()
@@ -67,7 +72,7 @@ class Workdir:
     if not isinstance(self.chosen.get(stage), dict):
       raise UserError(
         f"{self.path / CHOSEN}: does not say what the first run chose for the stage {stage}; "
-        f"run mmesid_jax.train --refit --workdir={self.path.parent} with it"
+        f"run mmesid_jax.train --refit --workdir={self.first_run} with it"
       )
     return self.chosen[stage]
 

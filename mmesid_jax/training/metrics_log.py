@@ -14,6 +14,7 @@ from tensorboardX.summary import scalar
 
 from mmesid_jax.files.append import append_bytes, open_to_append
 from mmesid_jax.files.artifact import write_text
+from mmesid_jax.files.artifact_form import NUMBER
 from mmesid_jax.files.readers import parse_json, read_bytes
 from mmesid_jax.parallel import processes
 
@@ -33,8 +34,7 @@ class MetricsLog:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
     if path.exists():
-      lines = read_bytes(path).decode().splitlines()
-      kept = [line for line in lines if _parse_line(line).get("step", math.inf) <= step]
+      kept = [line for line in _read_lines(path) if _parse_line(line).get("step", math.inf) <= step]
       write_text(path, "".join(line + "\n" for line in kept))
     self._file = open_to_append(path)
     # not a SummaryWriter: its thread dies where the disk is full, and the next lines wait for it
@@ -65,8 +65,13 @@ class MetricsLog:
 def read_values(folder: pathlib.Path, name: str) -> list[float]:
   """The values of a metric in folder/metrics.jsonl, in order; [] where there is no such file."""
   path = folder / "metrics.jsonl"
-  lines = read_bytes(path).decode().splitlines() if path.exists() else ()
-  return [metrics[name] for metrics in map(_parse_line, lines) if name in metrics]
+  lines = _read_lines(path) if path.exists() else ()
+  return [x for line in lines if NUMBER.accepts(x := _parse_line(line).get(name))]
+
+
+def _read_lines(path: pathlib.Path) -> list[str]:
+  """Damaged bytes are replaced: a line with them is dropped, or their place does not matter."""
+  return read_bytes(path).decode(errors="replace").splitlines()
 
 
 def _parse_line(line: str) -> dict[str, float]:

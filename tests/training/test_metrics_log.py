@@ -39,3 +39,12 @@ def test_numbers_are_in_both_logs_as_soon_as_they_are_written(tmp_path):
   MetricsLog(tmp_path, 5).close()
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line) for line in lines] == [{"step": 5, "loss": 0.5, "valid/score": 0.25}]
+
+
+def test_a_damaged_log_loses_its_damaged_lines_only(tmp_path):
+  lines = [b'{"step": 1, "x": 0.5}', b'{"step": 2, "x": 0.\xff}', b"\xfe", b'{"step": 3, "x": "a"}']
+  lines += [b'{"step": 4, "x": NaN}', b'{"step": 5, "x": 2}', b'{"step": 6, "x\xff": 3}']
+  (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+  assert read_values(tmp_path, "x") == [0.5, 2]
+  MetricsLog(tmp_path, 5).close()
+  assert read_values(tmp_path, "x") == [0.5, 2]
