@@ -22,6 +22,7 @@ import numpy as np
 from mmesid_jax.data import split as splits
 from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES
 from mmesid_jax.data.folder.items import UNKNOWN_ITEM, Item, read_items
+from mmesid_jax.data.folder.keys import item_keys_sha256
 from mmesid_jax.data.folder.sequences import read_sequences
 from mmesid_jax.data.folder.times import read_times
 from mmesid_jax.display import reporter
@@ -44,6 +45,7 @@ class Dataset:
   fingerprint: str  # hex sha256 of users, sequences, number of items; and a temporal split, a refit
   items_path: str | None  # items.jsonl, with titles and categories
   temporal_cuts: splits.TemporalCuts | None = None  # of a temporal split; None = leave-one-out
+  items_sha256: str | None = None  # of the file items_path
   is_refit: bool = False  # whether validation items train, too
 
   def __len__(self) -> int:
@@ -88,6 +90,20 @@ class Dataset:
         f"user {user}: not one of the {len(self)} users of the dataset ({examples}, ...)"
       )
     return int(rows[0])
+
+  @functools.cached_property
+  def item_digests(self) -> dict[str, str]:
+    """Digests of items.jsonl, "file", and of the keys in it, "keys"; {} where items have no
+    keys."""
+    keys = self.items_sha256 and item_keys_sha256(Path(self.items_path))
+    return {"file": self.items_sha256, "keys": keys} if keys else {}
+
+  def has_other_keys(self, digests: Mapping[str, str]) -> bool:
+    """Whether items have other keys than where `item_digests` were these; False where either side
+    has none. Reads items.jsonl only if its bytes are others."""
+    if not digests or digests.get("file") == self.items_sha256:
+      return False
+    return self.item_digests.get("keys", digests.get("keys")) != digests.get("keys")
 
   def titles(self) -> list[str | None]:
     """Returns titles by item id, [I]; None where unknown. Every call reads items.jsonl."""
@@ -189,7 +205,8 @@ def prepare_dataset(
     cached = _load(cache, key)
     if cached is None:
       raise UserError(f"{cache}: changed while it was written; is another run using it?")
-  return _build_dataset(cached, sources, split_at)
+  dataset = _build_dataset(cached, sources, split_at)
+  return dataclasses.replace(dataset, items_sha256=hashes.get(ITEMS))
 
 
 def read_dataset(source_dir: str | os.PathLike, split_at: Sequence[float] | None = None) -> Dataset:

@@ -98,7 +98,8 @@ OF_A_STAGE = {
   "num_items": COUNT,
 }
 SAVED = {  # not in all artifacts of earlier versions
-  "config": Rule(lambda x: parse_mapping(x) is not None, "the keys of a configuration")
+  "config": Rule(lambda x: parse_mapping(x) is not None, "the keys of a configuration"),
+  "items": TEXT_BY_NAME,
 }
 OF_TRAINING = {**SAVED, "best_epoch": WHOLE, "valid": MAPPING, "valid_by_epoch": NUMBERS}
 CHOSEN = {  # settings of counts and content

@@ -85,7 +85,7 @@ class Stage:
     return {"epochs": header["best_epoch"]}
 
   def find_wrong_choice(self, chosen: Mapping[str, Any], workdir: Workdir) -> str | None:
-    """What is wrong with an answer of `choice`, in words; None for nothing."""
+    """The first fault in an answer of `choice`, in words; None for none."""
     found, most = chosen.get("epochs"), workdir.config[self.name].epochs
     if type(found) is int and self.fewest_epochs <= found <= most:
       return None
@@ -160,6 +160,7 @@ class Stage:
         "dataset": workdir.dataset.fingerprint,
         "upstream": self._upstream_fingerprints(workdir),
         "num_items": workdir.dataset.num_items,
+        "items": workdir.dataset.item_digests,
         "config": identity(workdir.config),
         "shapes": {name: list(x.shape) for name, x in named.items()},
         **header,

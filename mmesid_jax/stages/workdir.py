@@ -174,16 +174,21 @@ def _check_same_data(workdir: Workdir, newer_data: bool) -> None:
   """Raises UserError, or warns, where the data is not what an artifact was made from."""
   for stage in (*STAGES, *BASELINES):
     file = workdir.artifact(stage)
-    if file.is_file() and artifact.read_header(file, stage)["dataset"] != (
-      workdir.dataset.fingerprint
+    header = artifact.read_header(file, stage) if file.is_file() else None
+    if header is None:
+      continue
+    if workdir.dataset.has_other_keys(header.get("items", {})):
+      changed = f"{workdir.dataset.items_path}: holds items with other keys than {file} was"
+    elif header["dataset"] != workdir.dataset.fingerprint and not (
+      newer_data and _is_counted(workdir)
     ):
       changed = f"{workdir.data_dir}: holds other users, items or interactions than {file} was"
-      if not newer_data:
-        raise UserError(f"{changed} trained on; name the folder of those with --data_dir")
-      if _is_counted(workdir):
-        return
-      reporter.warn(f"{changed} trained on; its item ids must mean the same items")
-      return
+    else:
+      continue
+    if not newer_data:
+      raise UserError(f"{changed} trained on; name the folder of those with --data_dir")
+    reporter.warn(f"{changed} trained on; its item ids must mean the same items")
+    return
 
 
 def _is_counted(workdir: Workdir) -> bool:

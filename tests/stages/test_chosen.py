@@ -43,7 +43,11 @@ BAD = [
   ("blend", GOOD["blend"] | {"newness": 10**400}, "holds other things than numbers"),
   ("blend", GOOD["blend"] | {"amounts": [2, 1]}, "amounts holds 1 to 2, expected increasing"),
   ("blend", GOOD["blend"] | {"shares": [0]}, "shares is float32 [1], expected float32 [E = 2]"),
-  ("blend", GOOD["blend"] | {"reranker.scale": 1}, "of an earlier version, or incomplete: it holds no reranker"),
+  (
+    "blend",
+    GOOD["blend"] | {"reranker.scale": 1},
+    "of an earlier version, or incomplete: it holds no reranker",
+  ),
 ]
 
 

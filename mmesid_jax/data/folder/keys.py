@@ -11,6 +11,7 @@ from pathlib import Path
 from mmesid_jax.data.folder.file_names import ITEMS, USERS
 from mmesid_jax.data.folder.problems import Mistake, read_json_lines, require_valid
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.files.readers import open_to_read, parse_json
 
 KEY = "key"
@@ -45,6 +46,14 @@ def kept_item_keys(directory: str | os.PathLike, field: str | None = None) -> li
 def has_item_keys(directory: str | os.PathLike) -> bool:
   """Whether the folder has items with keys, which need not be valid."""
   return _has_keys(Path(directory) / ITEMS)
+
+
+def item_keys_sha256(file: Path) -> str | None:
+  """The digest of the keys in an items.jsonl, None where no line has one. A key that is missing or
+  again on a later line counts as none."""
+  entries = scan_keys(read_json_lines(file))
+  found = [entry if isinstance(entry, str) else None for entry in entries]
+  return json_sha256(found) if any(found) else None
 
 
 def kept_user_keys(directory: str | os.PathLike, users: int) -> list[str] | None:
