@@ -38,7 +38,14 @@ from mmesid_jax.reports import id_report, id_verdict, test_ranks, training_end
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.stage import Stage
-from mmesid_jax.stages.workdir import CHOSEN, OWN_VECTORS, Workdir, count_data, open_workdir
+from mmesid_jax.stages.workdir import (
+  CHOSEN,
+  OWN_VECTORS,
+  Workdir,
+  check_own_files,
+  count_data,
+  open_workdir,
+)
 
 TEXT_TABLE = "text.npy"  # as `encode --modality=text` names it
 
@@ -236,6 +243,7 @@ def report_semantic_ids(workdir: Workdir) -> None:
 
 
 def _check_identity(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> None:
+  check_own_files(path)
   file = path / "config.json"
   if not file.is_file():
     return

@@ -35,7 +35,23 @@ FOLDERS = (
   *(*STAGES, *BASELINES, REFIT, "adapter", "ranks", "dataset", "synthetic", "plain"),
   *("whole_dataset", "warm"),  # of the cold-start experiment
 )
+# Files that commands write at the top of a workdir, beside artifacts and config.json; and those of
+# which one is written before them in every workdir or refit.
+FILES = (
+  *("environment.json", "evaluation.json", "evaluation_valid.json", "cold_start.json"),
+  *("semantic_ids.json", "semantic_ids.html"),
+)
+MARKS = ("config.json", CHOSEN, "dataset/dataset.json")
 OWN_VECTORS = "stage"  # a modality's source: the collaborative stage, not a file
+
+
+def check_own_files(path: pathlib.Path) -> None:
+  """Raises UserError for one of FILES in a folder in which no run began: it would be replaced."""
+  if not any((path / mark).is_file() for mark in MARKS):
+    for file in filter(pathlib.Path.exists, (path / name for name in FILES)):
+      raise UserError(
+        f"{file}: was not written by a run; move it away, or choose another --workdir"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mmesid_jax.experiments.cold_start_run import run_cold_start
 from mmesid_jax.features.torch_files.torch_table import convert_torch_file
 from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.files.resumable import PartFiles, open_partial_table
-from mmesid_jax.stages.workdir import open_workdir
+from mmesid_jax.stages.workdir import FILES, open_workdir
 
 SCHEMA = {"a": int}
 
@@ -169,3 +169,26 @@ def test_a_workdir_may_be_a_link_and_so_may_files_in_it(tmp_path, tiny):
   (tmp_path / "run/synthetic/made_from.json").unlink()
   (tmp_path / "run/synthetic/made_from.json").symlink_to(tmp_path / "mark.json")
   assert open_workdir(tiny(), tmp_path / "run").dataset.num_items == 40
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("folder", [".", "refit"])
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_these_names_at_the_top_of_a_workdir_stay(
+  tmp_path, tiny, monkeypatch, name, folder, overwrite
+):
+  monkeypatch.setattr(pipeline, "_run_stages", lambda *_: pytest.fail("it trains"))
+  before = write(tmp_path / folder, {name: "mine"})
+  with pytest.raises(UserError, match=f"{tmp_path / folder / name}: was not written by a run"):
+    pipeline.run_pipeline(tiny(), tmp_path, overwrite=overwrite, refit=True)
+  assert contents(tmp_path / folder).items() >= before.items()
+
+
+def test_a_run_whose_config_was_deleted_as_told_goes_on(tmp_path, tiny, monkeypatch):
+  begun = []
+  monkeypatch.setattr(pipeline, "_run_stages", lambda *_: begun.append(True))
+  monkeypatch.setattr(pipeline, "report_ranks", lambda *_: None)
+  for _ in range(2):
+    pipeline.run_pipeline(tiny(), tmp_path)
+    (tmp_path / "config.json").unlink()
+  assert len(begun) == 2
