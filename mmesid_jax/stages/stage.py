@@ -92,8 +92,8 @@ class Stage:
     return f"epochs={found!r}, expected a whole number from {self.fewest_epochs} to {most}"
 
   def chosen(self, workdir: Workdir) -> Mapping[str, Any]:
-    """What the first run of a refit chose for the stage. Raises UserError for what it cannot have
-    chosen."""
+    """Returns what the first run of a refit chose for the stage. Raises UserError for what it
+    cannot have chosen."""
     chosen = workdir.chosen_for(self.name)
     if fault := self.find_wrong_choice(chosen, workdir):
       raise UserError(
