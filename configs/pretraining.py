@@ -1,28 +1,24 @@
-"""What pretraining is worth on Amazon Beauty: SmolLM2's first layers, and controls, three seeds.
+"""SmolLM2's first layers on Amazon Beauty, and controls that show what pretraining is worth.
 
-  python -m mmesid_jax.ablate --config=pretraining --config.base.data.dir=DIR
+  python -m mmesid_jax.ablate --config=configs/pretraining.py --config.base.data.dir=DIR
     --workdir=runs/pretraining --results=results/pretraining
 
 In the folder where it starts stand smollm2 and smollm2-random, the same model before any training
-(docs/smollm2.md says how both are made). `base` is SmolLM2 with LoRA. `--config=pretraining:all`,
-with another RESULTS and the same WORKDIR, compares the sums with the evidence instead of the
-networks alone, and trains nothing twice.
+(docs/smollm2.md says how both are made). `base` is SmolLM2 with LoRA. Networks alone are compared;
+with --config.model="MME-SID + evidence", another RESULTS and the same WORKDIR, their sums with the
+evidence are, and nothing trains twice.
 """
 
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.named_configs import config_file, load_config
-from mmesid_jax.errors import UserError
 
-MODELS = {"network": "MME-SID", "all": "MME-SID + evidence"}
 LAYERS, EPOCHS = 6, 3
 SIZES = {"width": 576, "heads": 9, "kv_heads": 3, "head_width": 64, "mlp_width": 1536}
 OWN_SCALES = {"token_scale": 1.0, "state_scale": 1.0}  # of weights that are trained here
 
 
-def get_config(model: str = "network") -> ConfigDict:
-  if model not in MODELS:
-    raise UserError(f"--config=pretraining:{model}: expected one of {', '.join(MODELS)}")
+def get_config() -> ConfigDict:
   base = load_config(config_file("beauty_smollm2"))
   base.recommender.update(layers=LAYERS, epochs=EPOCHS)
   base.recommender.backbone.update(checkpoint="smollm2", compute="bfloat16", remat="none")
@@ -48,4 +44,4 @@ def get_config(model: str = "network") -> ConfigDict:
     name: {"recommender": changes} if changes else {} for name, changes in variants.items()
   }
   settings = {"base": base, "seeds": (0, 1, 2), "variants": variants, "sums": {}}
-  return ConfigDict({**settings, "model": MODELS[model]})
+  return ConfigDict({**settings, "model": "MME-SID"})

@@ -31,7 +31,12 @@ from mmesid_jax.stages.workdir import reopen_workdir
 MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+  scope="module",  # the slow ones share all but a bias, or a mask, with the others
+  params=[
+    pytest.param(f, marks=[pytest.mark.slow] * (f in ("mistral", "qwen2"))) for f in FAMILIES
+  ],
+)
 def base(request, tmp_path_factory):
   directory = tmp_path_factory.mktemp("checkpoints") / request.param
   write_tiny_checkpoint(directory, dtype="float32", **FAMILIES[request.param])

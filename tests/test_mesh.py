@@ -150,7 +150,10 @@ def check(make, meshes) -> list[str]:
   return [compare(make(), expected, mesh) for mesh in meshes]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+  "variant",
+  [pytest.param(v, marks=[pytest.mark.slow] * (v in ("sampled", "as new"))) for v in VARIANTS],
+)
 def test_recommender_equals_one_device(opened, variant):
   """And no device ever gathers a table of items, or the scores of all."""
   meshes = MESHES if variant in ("best", "paper") else ALL_AXES

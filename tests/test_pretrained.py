@@ -113,7 +113,7 @@ def test_the_checkpoint_may_move_but_not_change(workdir, base, tmp_path, capsys)
     pipeline.run_pipeline(llama3(moved), workdir)
 
 
-@pytest.mark.parametrize("weights", ["int8", "nf4"])
+@pytest.mark.parametrize("weights", ["int8", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_a_quantised_base_trains_and_answers(first, base, weights, tmp_path, capsys):
   workdir = pathlib.Path(shutil.copytree(first[0], tmp_path / weights))
   config = llama3(base, **{"backbone.weights": weights})
@@ -168,13 +168,13 @@ def test_all_weights_may_train(first, base, tmp_path):
   assert 0 < np.abs(up - start).max() < 0.1
 
 
-def test_the_first_layers_alone_train_and_go_on_as_a_checkpoint(base, tmp_path):
+def test_the_first_layers_alone_train_and_go_on_as_a_checkpoint(workdir, base, tmp_path):
   whole = shutil.copytree(base, tmp_path / "whole")
   architecture = json.loads((whole / "config.json").read_text())
   architecture["layer_types"] = ["full_attention"] * 2
   (whole / "config.json").write_text(json.dumps(architecture))
-  workdir, output = tmp_path / "first", tmp_path / "short"
-  pipeline.run_pipeline(llama3(whole, layers=1, epochs=1), workdir)
+  output = tmp_path / "short"
+  pipeline.run_pipeline(llama3(whole, layers=1, epochs=1), workdir, overwrite=True)
   model, start = restored(workdir), Checkpoint(whole)
   assert model.backbone.config.layers == 1
   q = np.asarray(model.backbone.blocks.attention.q.weight[...][0]).reshape(64, -1)

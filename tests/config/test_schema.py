@@ -30,9 +30,8 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.stages import backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIGS = sorted(
-  f for f in (ROOT / "configs").glob("*.py") if f.stem not in ("ablations", "options", "prepare")
-)
+OTHERS = ("ablations", "options", "pretraining", "prepare")  # for other commands than train
+CONFIGS = sorted(f for f in (ROOT / "configs").glob("*.py") if f.stem not in OTHERS)
 
 # What a preset may not touch; each is 1 at the least.
 SIZES = (

@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.checks import check_values
+from mmesid_jax.config.named_configs import config_file, load_config
 from mmesid_jax.config.schema import flatten
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.row_layout import Layout
@@ -143,6 +144,14 @@ def test_another_model_of_the_same_runs_is_compared_without_training(done, confi
   other.model = "MME-SID + evidence"
   with pytest.raises(UserError, match="model=MME-SID .*: expected one that base trains: SASRec, M"):
     ablations.run_ablations(other, done.path, tmp_path, variants=[], seeds=["0"])
+
+
+@pytest.mark.parametrize("name", ["ablations", "options", "pretraining"])
+def test_every_variant_of_a_shipped_configuration_can_be_made(name, tmp_path):
+  plan = ablations.AblationPlan(load_config(config_file(name)), tmp_path, tmp_path)
+  assert len(plan.config.variants) > 3
+  for variant in plan.config.variants:
+    assert plan.config_of(variant, 1).seed == 1
 
 
 def alone(model, layout, sequence) -> np.ndarray:

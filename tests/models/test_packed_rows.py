@@ -104,7 +104,7 @@ def test_packed_loss_and_gradient_equal_one_sample_per_target(S, kind):
   assert_equal(model, packed, alone(sequences, Layout(1, 48, 1, S)))
 
 
-@pytest.mark.parametrize("S", [0, 2])
+@pytest.mark.parametrize("S", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_long_users_pack_as_one_sample_per_target(S):
   """Users of 1, 2, 5, 50 and 204 items; the oracle's rows are 204 tokens long."""
   model = recommender(S)

@@ -336,6 +336,7 @@ def wait_for_parts(process: subprocess.Popen, folder: pathlib.Path, count: int) 
     time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(workdir, tmp_path):
   data = workdir / "synthetic" / "sequences.txt"
   items = [line.split(" ", 1)[1] for line in data.read_text().splitlines()]

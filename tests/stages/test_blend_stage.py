@@ -32,6 +32,7 @@ from mmesid_jax.stages.blend_stage import (
 )
 from mmesid_jax.stages.evidence_stages import CONTENT
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
+from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.reranker_fit import fit_reranker
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import Workdir, reopen_workdir
@@ -351,12 +352,14 @@ def plain_scores(model, batch):
 
 def test_a_refit_takes_the_reranker_to_the_last_bit(reranked, tmp_path, monkeypatch):
   path, _ = reranked
-  chosen = json.loads(json.dumps(BLEND.choice(reopen_workdir(path))))
+  first = reopen_workdir(path)
+  made = {name: s.choice(first) for name, s in STAGES.items() if first.artifact(name).exists()}
+  chosen = json.loads(json.dumps(made))
   copy = pathlib.Path(shutil.copytree(path, tmp_path / "copy"))
   before, _ = BLEND.read(copy, read_config(copy))
   (copy / "blend.safetensors").unlink()
   monkeypatch.setattr(Workdir, "is_refit", True)
-  monkeypatch.setattr(Workdir, "chosen_for", lambda self, stage: chosen)
+  monkeypatch.setattr(Workdir, "chosen_for", lambda self, stage: chosen[stage])
   BLEND.train(reopen_workdir(copy))
   after, _ = BLEND.read(copy, read_config(copy))
   assert before.keys() == after.keys()
