@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile  # modules compile when used
+# most modules are never imported; those that are compile then
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALLED := $(VENV)/installed
 PARITY := $(VENV)/parity-installed
 QUICKSTART := runs/quickstart

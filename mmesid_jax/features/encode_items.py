@@ -20,6 +20,7 @@ from mmesid_jax.features.missing_rows import check_record, is_table_up_to_date, 
 from mmesid_jax.features.text_encoder import TextEncoder
 from mmesid_jax.features.tfidf_encoder import TFIDF, TfidfEncoder
 from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.files.feature_table import cast_rows
 from mmesid_jax.files.resumable import PartialTable, open_partial_table
 from mmesid_jax.hf.pretrained import import_extra
 
@@ -181,10 +182,8 @@ def _encode_remaining(
       for x_BV in encoder.batches(done):
         if settings.normalize:
           x_BV = x_BV / np.maximum(np.linalg.norm(x_BV, axis=1, keepdims=True), 1e-12)
-        nonzero_B = x_BV.any(axis=1)
-        with np.errstate(over="ignore"):
-          x_BV = x_BV.astype(settings.dtype)
-        if np.isinf(x_BV).any() or (nonzero_B & ~x_BV.any(axis=1)).any():
+        x_BV, lost_B = cast_rows(x_BV, settings.dtype)
+        if np.isinf(x_BV).any() or lost_B.any():
           raise UserError(f"--dtype={settings.dtype}: cannot hold these vectors; take float32")
         table.append(x_BV)
         bar.update(int(work_E[len(table) - len(x_BV) : len(table)].sum()))

@@ -198,9 +198,7 @@ def _cast_finite(
 ) -> np.ndarray:
   """Returns the vectors of these rows as `dtype`. Raises UserError unless all are finite, and none
   becomes zeros by it."""
-  with np.errstate(over="ignore"):
-    cast_EV = x_EV.astype(dtype)
-  lost_E = (x_EV != 0).any(axis=1) & ~(cast_EV != 0).any(axis=1)
+  cast_EV, lost_E = feature_table.cast_rows(x_EV, dtype)
   bad = np.flatnonzero(lost_E | ~np.isfinite(cast_EV).all(axis=1))
   if len(bad):
     row = rows_E[bad[0]]

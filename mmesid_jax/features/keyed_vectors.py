@@ -98,10 +98,8 @@ def read_keys(path: Path) -> list[str]:
     keys = _text_keys(path)
   if not keys:
     raise UserError(f"{path}: is empty; expected one key for every vector")
-  for number, key in enumerate(
-    keys, 1
-  ):  # an empty line at the end would count as the last vector's
-    if not key.strip():
+  for number, key in enumerate(keys, 1):
+    if not key.strip():  # that of an empty line at the end would count as the last vector's
       raise UserError(f"{path}:{number}: the key is empty; expected one for every vector")
   return keys
 

@@ -30,6 +30,16 @@ def check_table_file(path: Path, dtype: np.dtype) -> None:
     raise UserError(f"{path}: .safetensors does not hold {dtype.name} here; name it .npy")
 
 
+def cast_rows(x_EV: np.ndarray, dtype: np.dtype | str) -> tuple[np.ndarray, np.ndarray]:
+  """The rows as `dtype`, and which of them, bool [E], had numbers and became zeros.
+
+  A number that is too large becomes infinite.
+  """
+  with np.errstate(over="ignore"):
+    cast_EV = x_EV.astype(dtype)
+  return cast_EV, (x_EV != 0).any(axis=1) & ~(cast_EV != 0).any(axis=1)
+
+
 @contextlib.contextmanager
 def create_table(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.ndarray]:
   """A memory-mapped table of zeros, to be filled in the block.

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -208,3 +209,16 @@ def parts_folder(output: Path) -> Path:
   if folder.is_symlink():  # it could lead into any other folder
     raise UserError(f"{folder}: is a symbolic link, which is not followed; remove it")
   return folder
+
+
+@contextlib.contextmanager
+def without_empty_parts(folder: Path) -> Iterator[None]:
+  """Removes the folder, if the block made it, where the disk refuses its very first part."""
+  is_new = not folder.exists()
+  try:
+    yield
+  except Exception as error:
+    unused = {f.name for f in folder.glob("*")} <= {LOCK, SETTINGS}
+    if is_new and unused and disk_fault(error):
+      shutil.rmtree(folder, ignore_errors=True)
+    raise

@@ -3,10 +3,8 @@
 For the whole histories, or for those before the held-out items, which the file then names.
 """
 
-import contextlib
 import pathlib
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,11 +12,11 @@ from mmesid_jax.data.dataset import Dataset, evaluated_users
 from mmesid_jax.data.folder import keys
 from mmesid_jax.data.folder.file_names import refuse_data_file
 from mmesid_jax.display import reporter
-from mmesid_jax.errors import Interrupted, UserError, disk_fault
+from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.atomic import check_new_file
 from mmesid_jax.files.digest import file_sha256, json_sha256
-from mmesid_jax.files.lock import LOCK, lock_folder
-from mmesid_jax.files.resumable import SETTINGS, PartFiles, parts_folder
+from mmesid_jax.files.lock import lock_folder
+from mmesid_jax.files.resumable import PartFiles, parts_folder, without_empty_parts
 from mmesid_jax.files.rows import Columns, check_rows_file
 from mmesid_jax.serving.recommender import TopItems
 from mmesid_jax.serving.served_model import Options, ServedModel, open_model
@@ -83,7 +81,7 @@ def write_all_users(
   shape = model.shape_for(length_E)
   starts = range(0, len(user_E), USERS_PER_PART)
   folder = parts_folder(output)
-  with _no_empty_parts(folder), lock_folder(folder, doing="recommending", flag="--output"):
+  with without_empty_parts(folder), lock_folder(folder, doing="recommending", flag="--output"):
     parts = PartFiles(output, len(starts), settings, overwrite=overwrite)
     missing = set(parts.missing())
     with (
@@ -118,19 +116,6 @@ def write_all_users(
   reporter.info(f"{output}: {len(user_E):,} users, {', '.join(schema)}")
   if not options.repeat and (empty := _count_empty(served, user_E, length_E)):
     reporter.warn(f"the lists of {empty:,} users are empty: {model.why_nothing()}")
-
-
-@contextlib.contextmanager
-def _no_empty_parts(folder: pathlib.Path) -> Iterator[None]:
-  """Removes the folder, if the block made it, where the disk refuses its very first part."""
-  is_new = not folder.exists()
-  try:
-    yield
-  except Exception as error:
-    unused = {f.name for f in folder.glob("*")} <= {LOCK, SETTINGS}
-    if is_new and unused and disk_fault(error):
-      shutil.rmtree(folder, ignore_errors=True)
-    raise
 
 
 def _count_empty(served: ServedModel, user_E: np.ndarray, length_E: np.ndarray) -> int:

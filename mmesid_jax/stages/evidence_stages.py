@@ -175,8 +175,8 @@ class CountsStage(Stage):
 
     if workdir.is_refit:
       chosen = self.chosen(workdir)["settings"]
-      for m, x_IV in features.items():
-        chosen = chosen | {f"{m}.width": min(chosen[f"{m}.width"], x_IV.shape[1])}
+      widths = {f"{m}.width": min(chosen[f"{m}.width"], x.shape[1]) for m, x in features.items()}
+      chosen = {**chosen, **widths}
       kept = count(chosen["window"], chosen["distance_decay"]).kept
       self.write(workdir, tensors(chosen), None, settings=chosen, kept=kept)
       return
