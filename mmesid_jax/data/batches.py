@@ -100,7 +100,10 @@ class PackedBatchIterator(grain.DatasetIterator):
 def item_batches(num_items: int, batch: int, *, seed: int) -> grain.IterDataset:
   """Endless int64 [batch] arrays of item ids 1..num_items, shuffled again every epoch."""
   items = grain.MapDataset.range(1, num_items + 1).seed(seed).shuffle().repeat()
-  return items.batch(batch).to_iter_dataset()
+  # The training loop reads ahead in one thread. Sixteen more, grain's default for remote files,
+  # would only wait for Python's lock, and make the main thread wait for it.
+  read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+  return items.batch(batch).to_iter_dataset(read_options)
 
 
 def batch_pieces(dataset: Dataset, pieces: Pieces, layout: Layout) -> Iterator[Batch]:
