@@ -18,6 +18,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files import artifact
 from mmesid_jax.hf.safetensors_dir import SINGLE, Checkpoint
 from mmesid_jax.reports import export_backbone
+from mmesid_jax.reports.test_ranks import evaluate_models
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.stages.workdir import reopen_workdir
@@ -106,11 +107,25 @@ def test_the_checkpoint_may_move_but_not_change(workdir, base, tmp_path, capsys)
   moved = shutil.copytree(base, tmp_path / "moved")
   pipeline.run_pipeline(llama3(moved), workdir)
   assert "recommender: up to date" in capsys.readouterr().out
-  tensors = safetensors.numpy.load_file(moved / SINGLE)
-  tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
-  safetensors.numpy.save_file(tensors, moved / SINGLE)
+
+
+@pytest.mark.parametrize("changed", ["model.layers.1.mlp.up_proj.weight", "tokenizer.json"])
+def test_a_checkpoint_that_has_changed_is_refused(workdir, base, tmp_path, changed):
+  """A single number, or a byte of the tokenizer's, by every command that reads the model."""
+  other = shutil.copytree(base, tmp_path / "other")
+  if changed.endswith(".json"):
+    (other / changed).write_text((other / changed).read_text() + "\n")
+  else:
+    tensors = safetensors.numpy.load_file(other / SINGLE)
+    tensors[changed][-1, -1] += 1
+    safetensors.numpy.save_file(tensors, other / SINGLE)
   with pytest.raises(UserError, match="recommender was made from other data.*--overwrite"):
-    pipeline.run_pipeline(llama3(moved), workdir)
+    pipeline.run_pipeline(llama3(other), workdir)
+  saved = workdir / "config.json"
+  saved.write_text(saved.read_text().replace(str(base), str(other)))
+  for use in (Recommender.load, lambda path: evaluate_models(reopen_workdir(path), "test")):
+    with pytest.raises(UserError, match=f"{other}: its files are not those that .* trained on"):
+      use(workdir)
 
 
 @pytest.mark.parametrize("weights", ["int8", pytest.param("nf4", marks=pytest.mark.slow)])

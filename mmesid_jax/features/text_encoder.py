@@ -95,7 +95,8 @@ class TextEncoder:
         chunk = list(texts[at : at + CHUNK_TEXTS])
         if self._model.modules.lower_case:
           chunk = [text.lower() for text in chunk]
-        ids = self._tokenizer(chunk, truncation=True, max_length=self.max_tokens)["input_ids"]
+        with explain_load_errors(self._model.directory, "tokenizer"):
+          ids = self._tokenizer(chunk, truncation=True, max_length=self.max_tokens)["input_ids"]
         tokens += [np.array(text_ids, np.int32) for text_ids in ids]
         bar.update(len(chunk))
     return tokens

@@ -165,7 +165,7 @@ FORMS = {
       ),
       Group(WHITENINGS, optional=True),
     ),
-    OF_TRAINING,
+    {**OF_TRAINING, "backbone": TEXT_BY_NAME},
   ),
   "blend": Form(
     {**OF_A_STAGE, "upstream.recommender": TEXT, **CHOSEN},

@@ -27,16 +27,17 @@ def import_extra(name: str, *, extra: str = "encode", use: str = "encoding") -> 
 
 @contextlib.contextmanager
 def explain_load_errors(directory: Path, part: str) -> Iterator[None]:
-  """Raises UserError for any error of transformers while it loads a `part` of the directory."""
+  """Raises UserError for any error of transformers while it loads or uses a `part` of the
+  directory."""
   from transformers.utils import logging  # heavy
 
   logging.set_verbosity_error()
   logging.disable_progress_bar()
   try:
     yield
-  except UserError:
+  except (UserError, KeyboardInterrupt, SystemExit):
     raise
-  except Exception as error:  # many types, for damaged files and those of another model
+  except BaseException as error:  # many types; those of the library in Rust are no Exceptions
     if "trust_remote_code" in str(error):
       raise UserError(
         f"{directory}: its {part} needs code of its own, which is not run here; use a checkpoint "

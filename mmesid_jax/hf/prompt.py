@@ -41,6 +41,8 @@ def tokenize_prompt(directory: pathlib.Path, template: str) -> Prompt:
     before, after = (
       tuple(tokenizer.encode(part, add_special_tokens=False)) for part in template.split(ITEMS)
     )
+  if not before:
+    raise UserError(f"{directory}: its tokenizer makes no tokens of the prompt before {ITEMS}")
   return Prompt(before, after)
 
 

@@ -20,14 +20,14 @@ SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 FLOATS = ("F32", "F16", "BF16")  # dtypes of weights that are read
 SHARD_BYTES = 4 << 30
-# What goes along with a model's weights. Nothing else does: an adapter_config.json, for example,
-# makes transformers look for the adapter.
-COPIED = (
-  *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
-  *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+# COPIED is what goes along with a model's weights. Nothing else does: an adapter_config.json, for
+# example, makes transformers look for the adapter.
+TOKENIZER = (
+  *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+  *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
   *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
-  *("LICENSE*", "NOTICE*", "USE_POLICY*"),
 )
+COPIED = ("generation_config.json", *TOKENIZER, "LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 class Checkpoint:
@@ -51,6 +51,13 @@ class Checkpoint:
     file_of = {key: name for name in keys for key in keys[name]} | index
     self._file_of = {key: self._files[name] for key, name in file_of.items()}
 
+  def files(self) -> list[pathlib.Path]:
+    """The files that the model and its tokenizer are read from."""
+    others = [self.directory / "config.json"]
+    for pattern in TOKENIZER:
+      others += filter(pathlib.Path.is_file, self.directory.glob(pattern))
+    return [*others, *(self.directory / name for name in self._files)]
+
   def keys(self) -> list[str]:
     """The names of all tensors."""
     return list(self._file_of)
@@ -67,9 +74,16 @@ class Checkpoint:
       )
 
   def read(self, key: str, *index: slice) -> np.ndarray:
-    """The slice of the tensor, or all of it, in the file's dtype."""
-    array = self._file_of[key].read(key, *index)
+    """The slice of the tensor, or all of it, in the file's dtype. Raises UserError for numbers that
+    are not finite."""
+    file = self._file_of[key]
+    array = file.read(key, *index)
     self.bytes_read += array.nbytes
+    if not np.isfinite(array).all():
+      raise UserError(
+        f"{file.path}: {key} holds values that are not finite; the file is damaged, download it "
+        "again"
+      )
     return array
 
   def _index(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from mmesid_jax.data.dataset import popularity
 from mmesid_jax.data.repeats import count_repeats
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.evaluator import Evaluator, summarize_ranking
+from mmesid_jax.evaluation.evaluator import NEVER, Evaluator, summarize_ranking
 from mmesid_jax.evaluation.ranking import PROTOCOLS
 from mmesid_jax.files.artifact import write_bytes, write_text
 from mmesid_jax.files.readers import read_npy
@@ -32,7 +32,7 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   Writes evaluation.json (test) or evaluation_valid.json: means and 95 % bootstrap intervals over
   users, and the number of targets that repeat; and the rank of every user's target. Returns the
   content of the JSON file. Names of a refit's models end in REFITTED. Raises UserError when no user
-  has a target.
+  has a target, and for a model that gives no item a score.
   """
   config, dataset = workdir.config, workdir.dataset
   cutoffs = config.evaluation.cutoffs
@@ -49,8 +49,13 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   counts_I = popularity(dataset).astype("float32")
   rankings = {"popularity": evaluators[first].fixed_ranking(counts_I, max(cutoffs))}
   for name, stage in made.items():
-    model = stage.load_model(workdir)
-    rankings[stage.model_name] = evaluators[name].model_ranking(model, max(cutoffs))
+    ranking = evaluators[name].model_ranking(stage.load_model(workdir), max(cutoffs))
+    if all((place_E == NEVER).all() for place_E in ranking.place_E.values()):
+      raise UserError(
+        f"{workdir.artifact(name)}: the model's scores are not numbers: it has diverged, or they "
+        "grow too large on this device; nothing is evaluated"
+      )
+    rankings[stage.model_name] = ranking
   if workdir.is_refit:
     rankings = {name + REFITTED: ranking for name, ranking in rankings.items()}
   options = {"resamples": config.evaluation.resamples, "seed": config.seed}

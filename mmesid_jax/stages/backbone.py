@@ -1,18 +1,17 @@
 """The backbone of the recommender: its sizes, pretrained weights and adapters."""
 
 import dataclasses
-import hashlib
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.digest import file_sha256
+from mmesid_jax.files.digest import file_sha256, files_sha256
 from mmesid_jax.hf import adapter, llama_weights, prompt
 from mmesid_jax.hf.architecture import read_architecture
 from mmesid_jax.hf.safetensors_dir import Checkpoint
@@ -196,20 +195,24 @@ def _mib(state: nnx.State, times: int = 1) -> str:
 def backbone_fingerprint(c: ConfigDict) -> dict[str, str]:
   """Digests of the files that the artifact depends on; {} without a checkpoint.
 
-  "checkpoint": sha256 of config.json, tokenizer.json, names, shapes and a row of every tensor,
-  which tells checkpoints apart without reading all of them. "adapter": sha256 of its weights.
+  "checkpoint": of config.json, tokenizer and all weights. "adapter": of the adapter's weights.
   """
   if not c.backbone.checkpoint:
     return {}
-  checkpoint = Checkpoint(c.backbone.checkpoint)
-  digest = hashlib.sha256()
-  for name in ("config.json", "tokenizer.json"):
-    file = checkpoint.directory / name
-    digest.update(file.read_bytes() if file.is_file() else b"")
-  for key in sorted(checkpoint.keys()):
-    digest.update(f"{key} {checkpoint.shape(key)}".encode())
-    digest.update(np.ascontiguousarray(checkpoint.read(key, slice(0, 1))).tobytes())
-  found = {"checkpoint": digest.hexdigest()}
+  found = {"checkpoint": files_sha256(Checkpoint(c.backbone.checkpoint).files())}
   if c.lora.start:
     found["adapter"] = file_sha256(pathlib.Path(c.lora.start) / adapter.WEIGHTS)
   return found
+
+
+def check_backbone(c: ConfigDict, trained_on: Mapping[str, str], artifact: pathlib.Path) -> None:
+  """Raises UserError where the checkpoint is not the one that an artifact was trained on.
+
+  trained_on: `backbone_fingerprint` at that time, as the artifact's header holds it.
+  """
+  found = backbone_fingerprint(c)
+  if found.get("checkpoint") != trained_on.get("checkpoint"):
+    raise UserError(
+      f"{c.backbone.checkpoint}: its files are not those that {artifact} was trained on; put these "
+      "back, or train again with --overwrite"
+    )

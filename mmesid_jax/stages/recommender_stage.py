@@ -214,7 +214,9 @@ def load_recommender(
   pretrained: False leaves the checkpoint's weights as shapes, which is enough for the items.
   """
   path = workdir_path / f"{RECOMMENDER.name}.safetensors"
-  found, _ = RECOMMENDER.read(workdir_path, config)
+  found, header = RECOMMENDER.read(workdir_path, config)
+  if pretrained and "backbone" in header:  # not in artifacts of earlier versions
+    backbone.check_backbone(config.recommender, header["backbone"], path)
   named = artifact.strip_prefix(found, "model.")
 
   def tables(part: str) -> dict[str, np.ndarray]:
@@ -305,6 +307,7 @@ class RecommenderStage(Stage):
       tensors,
       result.model,
       cut_users=counts.cut_users,
+      backbone=backbone.backbone_fingerprint(c),
       **result.summary(config.evaluation.select),
     )
 

@@ -262,6 +262,22 @@ def test_a_damaged_tokenizer_is_one_line(tmp_path):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "its tokenizer does not load"),
+    ({"normalizer": {"type": "Replace", "pattern": {"Regex": ".+"}, "content": ""}}, "no tokens"),
+  ],
+)
+def test_a_hostile_tokenizer_is_one_line(base, tmp_path, change, message):
+  """The first ends in a panic of the library in Rust, which is no Exception of Python."""
+  directory = shutil.copytree(base, tmp_path / "base")
+  content = json.loads((directory / "tokenizer.json").read_text())
+  (directory / "tokenizer.json").write_text(json.dumps(content | change))
+  with pytest.raises(UserError, match=message):
+    tokenize_prompt(directory, "hello items: {items} next:")
+
+
 def test_only_the_rows_of_the_prompt_are_read(base):
   checkpoint = Checkpoint(base)
   table = safetensors.numpy.load_file(base / SINGLE)[EMBEDDING]

@@ -313,6 +313,18 @@ def test_a_link_out_of_the_checkpoint_is_not_copied(base, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, dtype, value):
+  tensors = {"a": np.ones((4, 4), dtype), "b": np.ones((4, 4), dtype)}
+  tensors["b"][2, 3] = value
+  safetensors.numpy.save_file(tensors, tmp_path / SINGLE)
+  checkpoint = Checkpoint(tmp_path)
+  checkpoint.read("a"), checkpoint.read("b", slice(0, 2))
+  with pytest.raises(UserError, match=f"{SINGLE}: b holds values that are not finite; .*damaged"):
+    checkpoint.read("b", slice(1, 3))
+
+
 def test_a_window_is_on_or_off(base):
   change = {"model_type": "qwen2", "use_sliding_window": "false"}
   (base / "config.json").write_text(

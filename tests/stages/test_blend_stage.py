@@ -31,7 +31,7 @@ from mmesid_jax.stages.blend_stage import (
   load_blend,
 )
 from mmesid_jax.stages.evidence_stages import CONTENT
-from mmesid_jax.stages.recommender_stage import RECOMMENDER
+from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
 from mmesid_jax.stages.registry import STAGES
 from mmesid_jax.stages.reranker_fit import fit_reranker
 from mmesid_jax.stages.sequence_task import evaluation_layout
@@ -219,6 +219,21 @@ def test_a_blend_of_another_recommender_is_neither_served_nor_evaluated(blended,
   models = evaluate_models(reopen_workdir(path), "test")["models"]
   assert "MME-SID" in models and "MME-SID + evidence" not in models
   assert "blend: left out" in capsys.readouterr().err
+
+
+def test_a_model_whose_scores_are_no_numbers_is_not_evaluated(blended, monkeypatch):
+  def broken(workdir):
+    model = load_recommender(workdir.path, workdir.config)
+    model.state_scale = np.nan
+    return model
+
+  monkeypatch.setattr(RECOMMENDER, "load_model", broken)
+  before = (blended / "evaluation.json").read_bytes()
+  with pytest.raises(
+    UserError, match="recommender.safetensors: the model's scores are not numbers"
+  ):
+    evaluate_models(reopen_workdir(blended), "test")
+  assert (blended / "evaluation.json").read_bytes() == before
 
 
 def test_without_a_blend_the_network_is_served(blended, tmp_path):
