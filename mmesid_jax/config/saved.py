@@ -61,9 +61,9 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
 def _make_floats(config: ConfigDict) -> None:
   """Turns whole numbers in the place of floats into floats: int32 does not hold 10**10."""
-  for key, value in flatten(config).items():
-    default = key_row(key).default
-    with config.ignore_type():
+  with config.ignore_type():  # it goes through all sections, so not once a key
+    for key, value in flatten(config).items():
+      default = key_row(key).default
       if isinstance(default, float):
         _set(config, key, float(value))
       elif isinstance(default, tuple) and isinstance(default[0], float):
