@@ -42,7 +42,7 @@ from mmesid_jax.stages.workdir import (
   CHOSEN,
   OWN_VECTORS,
   Workdir,
-  check_own_files,
+  check_workdir,
   count_data,
   open_workdir,
 )
@@ -70,6 +70,7 @@ def run_pipeline(
   """
   start = time.monotonic()
   check_config(config)
+  check_workdir(path)
   stages = [s for name, s in STAGES.items() if name in config.stages and s.applies(config)]
   with contextlib.ExitStack() as context:
     context.enter_context(use_mesh(mesh_from_config(config.mesh)))
@@ -105,6 +106,7 @@ def _check_refit(workdir: Workdir, stages: Sequence[Stage], overwrite: bool) -> 
   refit = workdir.refit()
   if refit.path.is_file():
     raise UserError(f"{refit.path}: is a file, where a refit has its folder; move it away")
+  check_workdir(refit.path)
   _check_identity(workdir.config, refit.path, overwrite)
   _check_upstream(refit, stages)
   for stage in STAGES.values():
@@ -243,7 +245,6 @@ def report_semantic_ids(workdir: Workdir) -> None:
 
 
 def _check_identity(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> None:
-  check_own_files(path)
   file = path / "config.json"
   if not file.is_file():
     return

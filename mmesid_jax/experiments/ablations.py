@@ -29,7 +29,7 @@ from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
 from mmesid_jax.stages.registry import MODELS
 from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS
-from mmesid_jax.stages.workdir import Workdir, open_workdir, set_compilation_cache
+from mmesid_jax.stages.workdir import Workdir, check_workdir, open_workdir, set_compilation_cache
 
 BASE = "base"  # the variant that all are compared with
 MODEL = RECOMMENDER.model_name  # that is ranked where config.model does not name another
@@ -209,6 +209,8 @@ class AblationPlan:
         if part.removeprefix(NEXT) not in SUMMABLE:
           raise UserError(f"--config.sums.{name}: {part!r} is none of {', '.join(SUMMABLE)}")
     for seed in seeds:
+      for name in models:
+        check_workdir(self.folder(name, seed))
       for name in (*models, *sums):
         self.is_finished(name, seed)
 

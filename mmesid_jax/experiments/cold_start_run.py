@@ -30,6 +30,7 @@ from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import (
   FOLDERS,
   Workdir,
+  check_workdir,
   feature_dir,
   open_workdir,
   plain_data_dir,
@@ -50,6 +51,7 @@ def run_cold_start(
   config = ConfigDict(config)
   pipeline.check_config(config)
   content = _content_modalities(config)
+  check_workdir(path)
   refuse_linked_folders(path, FOLDERS)
   source = plain_data_dir(config, path)
   dataset = prepare_dataset(source, path / WHOLE, split_at(config))

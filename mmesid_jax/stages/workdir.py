@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,8 +46,21 @@ MARKS = ("config.json", CHOSEN, "dataset/dataset.json")
 OWN_VECTORS = "stage"  # a modality's source: the collaborative stage, not a file
 
 
-def check_own_files(path: pathlib.Path) -> None:
-  """Raises UserError for one of FILES in a folder in which no run began: it would be replaced."""
+# What Orbax takes for a pattern of names, for a separator, or for a store, in the full path of a
+# checkpoint: it would read or write in other folders.
+NO_CHECKPOINTS = re.compile(r"[*?\[\\]|^/(az|gs|hf|s3)/")
+
+
+def check_workdir(path: pathlib.Path) -> None:
+  """Raises UserError for a path under which a run cannot keep checkpoints, and for one of FILES in
+  a folder in which no run began: it would be replaced."""
+  full = path.absolute()
+  if found := NO_CHECKPOINTS.search(str(full)):
+    where = "" if full == path else f", in full {full}"
+    raise UserError(
+      f"--workdir={path}{where}: no checkpoint can be kept in a path with {found[0]}; choose "
+      "another, or a link to it without"
+    )
   if not any((path / mark).is_file() for mark in MARKS):
     for file in filter(pathlib.Path.exists, (path / name for name in FILES)):
       raise UserError(
