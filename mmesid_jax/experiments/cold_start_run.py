@@ -17,7 +17,6 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation import cold_start_ranks, ranking
 from mmesid_jax.evaluation.evaluator import RankingModel
 from mmesid_jax.files.artifact import write_text
-from mmesid_jax.files.atomic import refuse_linked_folders
 from mmesid_jax.files.lock import LOCK, lock_folder
 from mmesid_jax.files.provenance import check_own_folder, check_same_settings
 from mmesid_jax.files.readers import read_json_object
@@ -28,7 +27,6 @@ from mmesid_jax.stages.recommender_stage import RECOMMENDER
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import (
-  FOLDERS,
   Workdir,
   check_workdir,
   feature_dir,
@@ -52,7 +50,6 @@ def run_cold_start(
   pipeline.check_config(config)
   content = _content_modalities(config)
   check_workdir(path)
-  refuse_linked_folders(path, FOLDERS)
   source = plain_data_dir(config, path)
   dataset = prepare_dataset(source, path / WHOLE, split_at(config))
   tables = feature_dir(config, source)

@@ -31,9 +31,11 @@ from mmesid_jax.parallel.mesh import parse_mesh
 REFIT = "refit"  # the folder of the refit, in the workdir
 REFRESHED = "refreshed_counts"  # an artifact of the command refresh
 CHOSEN = "chosen.json"  # makes a workdir a refit: stage -> what the first run chose for it
-# Every folder that runs make in a workdir.
+# Folders that runs make in a workdir after its MARKS; and all that they make: the others are
+# checked one by one, a refit as a workdir of its own.
+LATER_FOLDERS = (*STAGES, *BASELINES, "adapter", "ranks")
 FOLDERS = (
-  *(*STAGES, *BASELINES, REFIT, "adapter", "ranks", "dataset", "synthetic", "plain"),
+  *(*LATER_FOLDERS, REFIT, "dataset", "synthetic", "plain"),
   *("whole_dataset", "warm"),  # of the cold-start experiment
 )
 # Files that commands write at the top of a workdir, beside artifacts and config.json; and those of
@@ -44,16 +46,15 @@ FILES = (
 )
 MARKS = ("config.json", CHOSEN, "dataset/dataset.json")
 OWN_VECTORS = "stage"  # a modality's source: the collaborative stage, not a file
-
-
 # What Orbax takes for a pattern of names, for a separator, or for a store, in the full path of a
 # checkpoint: it would read or write in other folders.
 NO_CHECKPOINTS = re.compile(r"[*?\[\\]|^/(az|gs|hf|s3)/")
 
 
 def check_workdir(path: pathlib.Path) -> None:
-  """Raises UserError for a path under which a run cannot keep checkpoints, and for one of FILES in
-  a folder in which no run began: it would be replaced."""
+  """Raises UserError for a path under which a run cannot keep checkpoints, for a link among its
+  FOLDERS, and for one of FILES or anything in LATER_FOLDERS where no run began: it would be
+  replaced."""
   full = path.absolute()
   if found := NO_CHECKPOINTS.search(str(full)):
     where = "" if full == path else f", in full {full}"
@@ -61,8 +62,11 @@ def check_workdir(path: pathlib.Path) -> None:
       f"--workdir={path}{where}: no checkpoint can be kept in a path with {found[0]}; choose "
       "another, or a link to it without"
     )
+  refuse_linked_folders(path, FOLDERS)
   if not any((path / mark).is_file() for mark in MARKS):
-    for file in filter(pathlib.Path.exists, (path / name for name in FILES)):
+    top = [path / name for name in FILES]
+    inside = [file for name in LATER_FOLDERS for file in sorted((path / name).rglob("*"))]
+    for file in [*filter(pathlib.Path.exists, top), *filter(pathlib.Path.is_file, inside)]:
       raise UserError(
         f"{file}: was not written by a run; move it away, or choose another --workdir"
       )

@@ -173,8 +173,14 @@ def test_a_workdir_may_be_a_link_and_so_may_files_in_it(tmp_path, tiny):
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("folder", [".", "refit"])
-@pytest.mark.parametrize("name", FILES)
-def test_files_of_these_names_at_the_top_of_a_workdir_stay(
+@pytest.mark.parametrize(
+  "name",
+  [
+    *(*FILES, "ranks/test-counts.npy", "collaborative/metrics.jsonl", "counts/fingerprint"),
+    *("recommender/best/3/notes", "adapter/adapter_config.json"),
+  ],
+)
+def test_files_of_these_names_where_no_run_began_stay(
   tmp_path, tiny, monkeypatch, name, folder, overwrite
 ):
   monkeypatch.setattr(pipeline, "_run_stages", lambda *_: pytest.fail("it trains"))
