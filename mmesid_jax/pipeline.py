@@ -42,6 +42,7 @@ from mmesid_jax.stages.workdir import (
   CHOSEN,
   OWN_VECTORS,
   Workdir,
+  check_stage_folders,
   check_workdir,
   count_data,
   open_workdir,
@@ -245,6 +246,8 @@ def report_semantic_ids(workdir: Workdir) -> None:
 
 
 def _check_identity(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> None:
+  if overwrite:
+    check_stage_folders(path)
   file = path / "config.json"
   if not file.is_file():
     return

@@ -45,6 +45,12 @@ FILES = (
   *("semantic_ids.json", "semantic_ids.html"),
 )
 MARKS = ("config.json", CHOSEN, "dataset/dataset.json")
+# What training writes in the folder of a stage, also when it is killed as it writes.
+OF_TRAINING = re.compile(
+  r"fingerprint|metrics\.jsonl|\.(fingerprint|metrics\.jsonl)\.[0-9a-f]{8}\.tmp|"
+  r"(tensorboard/events|trace/plugins/profile/|(steps|best|damaged)/\d+[./]).*",
+  re.DOTALL,
+)
 OWN_VECTORS = "stage"  # a modality's source: the collaborative stage, not a file
 # What Orbax takes for a pattern of names, for a separator, or for a store, in the full path of a
 # checkpoint: it would read or write in other folders.
@@ -70,6 +76,17 @@ def check_workdir(path: pathlib.Path) -> None:
       raise UserError(
         f"{file}: was not written by a run; move it away, or choose another --workdir"
       )
+
+
+def check_stage_folders(path: pathlib.Path) -> None:
+  """Raises UserError for a file in a stage's folder that no training wrote: redoing the stage would
+  remove it."""
+  for folder in (path / name for name in (*STAGES, *BASELINES)):
+    for file in sorted(folder.rglob("*")):
+      if not file.is_dir() and not OF_TRAINING.fullmatch(str(file.relative_to(folder))):
+        raise UserError(
+          f"{file}: was not written by a run, and --overwrite removes {folder}; move it away"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -190,6 +190,27 @@ def test_files_of_these_names_where_no_run_began_stay(
   assert contents(tmp_path / folder).items() >= before.items()
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "steps/notes", "best/mine/1", "trace/a", ".a.tmp"])
+def test_overwrite_removes_what_training_wrote_and_nothing_else(tmp_path, tiny, monkeypatch, name):
+  monkeypatch.setattr(pipeline, "_run_stages", lambda *_: None)
+  monkeypatch.setattr(pipeline, "report_ranks", lambda *_: None)
+  pipeline.run_pipeline(tiny(), tmp_path)
+  own = ("metrics.jsonl", "steps/3/params/d/a", "best/4.orbax-checkpoint-tmp/x", "damaged/2/y")
+  own += ("tensorboard/events.out.1", ".metrics.jsonl.0123abcd.tmp")
+  stage, of_refit = tmp_path / "recommender", tmp_path / "refit" / "recommender"
+  before = write(stage, dict.fromkeys((*own, name), "mine") | {"fingerprint": "another's"})
+  with pytest.raises(UserError, match=f"{stage / name}: was not written by a run, and --overwrite"):
+    pipeline.run_pipeline(tiny(), tmp_path, overwrite=True)
+  assert contents(stage) == before
+  (stage / name).unlink()
+  write(tmp_path / "refit", {"config.json": (tmp_path / "config.json").read_text()})
+  write(of_refit, {name: "mine"})
+  with pytest.raises(UserError, match=f"{of_refit / name}: was not written by a run, and"):
+    pipeline.run_pipeline(tiny(), tmp_path, overwrite=True, refit=True)
+  pipeline.run_pipeline(tiny(), tmp_path, overwrite=True)
+  assert not stage.exists() and (of_refit / name).exists()
+
+
 def test_a_run_whose_config_was_deleted_as_told_goes_on(tmp_path, tiny, monkeypatch):
   begun = []
   monkeypatch.setattr(pipeline, "_run_stages", lambda *_: begun.append(True))
