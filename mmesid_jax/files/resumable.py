@@ -5,6 +5,7 @@ Both keep the settings that they were made from and refuse others.
 """
 
 import contextlib
+import filecmp
 import json
 import os
 import re
@@ -131,7 +132,7 @@ class PartFiles:
     count: the number of parts.
     settings: everything that decides what the parts hold, as JSON gives it back.
     overwrite: whether an output that exists may be replaced. That of a run which was killed as it
-      ended, whose parts are all there, always may.
+      ended, and so holds what all the parts hold, always may.
 
   Raises UserError for a folder of other settings, for one that this class did not make, and for a
   link to one.
@@ -145,7 +146,7 @@ class PartFiles:
     mark = self.folder / SETTINGS
     if mark.is_file():
       self._check_settings(mark, settings)
-      check_new_file(output, overwrite=overwrite or not self.missing())
+      check_new_file(output, overwrite=overwrite or self._is_joined())
       return
     check_new_file(output, overwrite=overwrite)
     if foreign := sorted(f.name for f in self._foreign_files()):
@@ -165,9 +166,7 @@ class PartFiles:
 
   def finish(self) -> None:
     """Joins all parts to the output, and removes them and their folder."""
-    joined = self.folder / f"joined{self.output.suffix}"
-    rows.join_row_files([self._part(n) for n in range(self._count)], joined)
-    os.replace(joined, self.output)
+    os.replace(self._join(), self.output)
     for n in range(self._count):
       self._part(n).unlink()
     for name in (LOCK, SETTINGS):  # the settings go last, so that a killed run can be resumed
@@ -177,6 +176,21 @@ class PartFiles:
         file.unlink()
     with contextlib.suppress(OSError):  # somebody has put another file there
       self.folder.rmdir()
+
+  def _join(self) -> Path:
+    """Writes what the output is to hold."""
+    joined = self.folder / f"joined{self.output.suffix}"
+    rows.join_row_files([self._part(n) for n in range(self._count)], joined)
+    return joined
+
+  def _is_joined(self) -> bool:
+    """Whether the output is a file that holds what all the parts hold."""
+    if self.missing() or not self.output.is_file():
+      return False
+    joined = self._join()
+    same = filecmp.cmp(joined, self.output, shallow=False)
+    joined.unlink()
+    return same
 
   def _part(self, n: int) -> Path:
     return self.folder / f"{n:06}{self.output.suffix}"

@@ -1,5 +1,7 @@
 """A file made part by part: begun, left, gone on with, or refused."""
 
+import pathlib
+
 import pytest
 
 from mmesid_jax.errors import UserError
@@ -52,6 +54,29 @@ def test_a_folder_that_somebody_else_made_is_never_removed(tmp_path):
     begun(tmp_path)
   (folder / "thesis.tex").unlink()
   assert begun(tmp_path).missing() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_after_a_kill_at_the_very_end_only_its_own_output_is_replaced(
+  tmp_path, monkeypatch, suffix
+):
+  def begin() -> PartFiles:
+    return PartFiles(tmp_path / f"out{suffix}", 3, SETTINGS)
+
+  output, parts = tmp_path / f"out{suffix}", begin()
+  for n in parts.missing():
+    write(parts, n)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(pathlib.Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    parts.finish()
+  own = output.read_bytes()
+  output.write_text("mine")
+  with pytest.raises(UserError, match="^--output=.*: exists already; .* or pass --overwrite"):
+    begin()
+  assert output.read_text() == "mine" and not parts.missing()
+  output.write_bytes(own)
+  begin().finish()
+  assert output.read_bytes() == own and list(tmp_path.iterdir()) == [output]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
