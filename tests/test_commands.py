@@ -210,7 +210,9 @@ def test_ablate_names_what_is_wrong_and_makes_a_table_without_a_workdir(tmp_path
     assert f"{flag.split('=')[0]}: not with --table" in refused("ablate", *plan, "--table", flag)
   line = refused("ablate", *plan, f"--workdir={tmp_path}")
   assert "--config.base.data.dir is not set" in line and "variant" not in line
+  assert f"--results={tmp_path}: holds no result of" in refused("ablate", *plan, "--table")
   assert not list(tmp_path.iterdir())
+  shutil.copy("results/ablations/popularity-seed0.json", tmp_path)
   status, out, err = run("ablate", *plan, "--table")
   assert status == 0, err
   assert (

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmesid_jax.config.rules import Rule
 from mmesid_jax.display.table import format_markdown_table
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.metrics import PRINTED, user_values
@@ -17,15 +18,55 @@ from mmesid_jax.evaluation.ranking import (
   summarize_ranks,
 )
 from mmesid_jax.files.artifact import write_text
-from mmesid_jax.files.readers import read_json_object
+from mmesid_jax.files.artifact_form import COUNT, MAPPING, NUMBER, NUMBERS, TEXT
+from mmesid_jax.files.readers import read_bytes, read_json_object
 
 CUTOFFS = (5, 10)
 COMPARED = ("nDCG@5", "HR@10")
 GROUPS = 32  # of users: few enough for a small file, enough for an interval
-KEYS = {"variant", "seed", "changes", "config", "dataset", "git", "test", "valid", "to_base"}
+TABLE = "table.md"
+START = f"Test, history {PROTOCOLS[0]}:\n"  # of the file TABLE
 
 Ranks = Mapping[str, np.ndarray]  # protocol -> int32 [U]
 Result = Mapping[str, Any]
+
+
+def _is_metrics(found: Any) -> bool:
+  values = [_entry(found, protocol, metric) for protocol in PROTOCOLS for metric in COMPARED]
+  return all(NUMBERS.accepts(x) and len(x) == 3 for x in values)
+
+
+def _is_gains(found: Any) -> bool:
+  gains = [_entry(found, f"{protocol} {metric}") for protocol in PROTOCOLS for metric in COMPARED]
+  return not found or all(
+    NUMBER.accepts(_entry(gain, "mean"))
+    and all(NUMBERS.accepts(_entry(gain, name)) for name in ("interval", "groups"))
+    and len(gain["interval"]) == 2
+    and 0 < len(gain["groups"]) <= GROUPS
+    for gain in gains
+  )
+
+
+def _entry(value: Any, *keys: str) -> Any:
+  """The value under these keys, of mappings in a mapping; None where there is none."""
+  for key in keys:
+    value = value.get(key) if isinstance(value, dict) else None
+  return value
+
+
+METRICS = Rule(_is_metrics, "metrics with their intervals, by protocol")
+FIELDS = {  # of a result: those that are read
+  "variant": TEXT,
+  "seed": Rule(lambda x: type(x) is int, "a whole number"),
+  "changes": MAPPING,
+  "config": MAPPING,
+  "dataset": TEXT,
+  "users": COUNT,
+  "git": Rule(lambda x: x is None or TEXT.accepts(x), "a revision, or null"),
+  "test": METRICS,
+  "valid": METRICS,
+  "to_base": Rule(_is_gains, "the gains over base, {} or null"),
+}
 
 
 def summarize_metrics(
@@ -82,10 +123,13 @@ def write_result(path: pathlib.Path, result: Result) -> None:
 
 
 def read_result(path: pathlib.Path) -> Result:
-  """The result in a file. Raises UserError for a file of another kind."""
+  """The result in a file. Raises UserError for a file of another kind, or a damaged one."""
   result = read_json_object(path, remedy="delete it")
-  if KEYS - result.keys():
+  if FIELDS.keys() - result.keys():
     raise UserError(f"{path}: no result of mmesid_jax.ablate; move it elsewhere")
+  for name, rule in FIELDS.items():
+    if not rule.accepts(result[name]):
+      raise UserError(f"{path}: {name}: not as it was written, expected {rule.text}; delete it")
   return result
 
 
@@ -93,14 +137,30 @@ def read_results(folder: pathlib.Path) -> dict[str, dict[int, Result]]:
   """variant -> seed -> result, from every JSON file in the folder. Raises UserError for a file of
   another kind, or results of different data sets."""
   found: dict[str, dict[int, Result]] = {}
-  first: tuple[pathlib.Path, str] | None = None
+  first: tuple[pathlib.Path, tuple[str, int]] | None = None
   for path in sorted(folder.glob("*.json")):
     result = read_result(path)
-    first = first or (path, result["dataset"])
-    if result["dataset"] != first[1]:
+    data = (result["dataset"], result["users"])
+    first = first or (path, data)
+    if data != first[1]:
       raise UserError(f"{path}: of another data set than {first[0]}; keep them in two folders")
     found.setdefault(result["variant"], {})[result["seed"]] = result
   return {variant: dict(sorted(seeds.items())) for variant, seeds in found.items()}
+
+
+def check_table(folder: pathlib.Path) -> None:
+  """Raises UserError for a file TABLE in the folder that `write_table` did not write."""
+  path = folder / TABLE
+  if path.exists() and not read_bytes(path).startswith(START.encode()):
+    raise UserError(
+      f"{path}: mmesid_jax.ablate did not write it; move it away, or name another --results"
+    )
+
+
+def write_table(folder: pathlib.Path, text: str) -> None:
+  """Writes the file TABLE, which begins with `ablation_tables`. Raises as `check_table` does."""
+  check_table(folder)
+  write_text(folder / TABLE, text + "\n")
 
 
 def ablation_tables(results: Mapping[str, Mapping[int, Result]], order: Iterable[str]) -> str:

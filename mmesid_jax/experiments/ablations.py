@@ -60,6 +60,7 @@ def run_ablations(
   sums = [name for name in config.sums if name in chosen]
   numbers = [int(s) for s in _choose(seeds, [*map(str, config.seeds)], "--seeds")]
   plan.check(models, sums, numbers)
+  ablation_table.check_table(results)
   set_compilation_cache(config.base)
   failed: dict[str, str] = {}
 
@@ -75,7 +76,7 @@ def run_ablations(
         traceback.print_exc()
       failed[label] = " ".join(str(error).split()) or type(error).__name__
       reporter.warn(f"{label} failed: {failed[label]}")
-    print_table(config, results)
+    _print_table(config, results)
 
   for seed in numbers:
     for name in models:
@@ -85,7 +86,7 @@ def run_ablations(
       for name in sums:
         if plan.can_add_up(name, other) and not plan.is_finished(name, other):
           attempt(plan.add_up, name, other)
-  print_table(config, results)
+  _print_table(config, results)
   if failed:
     labels = "; ".join(f"{label} ({message})" for label, message in failed.items())
     raise Stop(f"{len(failed)} of the runs failed; the same command tries them again: {labels}")
@@ -93,8 +94,14 @@ def run_ablations(
 
 def print_table(config: ConfigDict, results: pathlib.Path) -> None:
   """Prints the table of a folder of results, with the runs that it still lacks, and writes it to
-  table.md there."""
+  table.md there. Raises UserError for a folder without results."""
   _check_kinds(config)
+  if not any(results.glob("*.json")):
+    raise UserError(f"--results={results}: holds no result of mmesid_jax.ablate")
+  _print_table(config, results)
+
+
+def _print_table(config: ConfigDict, results: pathlib.Path) -> None:
   found = ablation_table.read_results(results)
   names = _names(config)
   owed = [
@@ -105,7 +112,7 @@ def print_table(config: ConfigDict, results: pathlib.Path) -> None:
   text = "\n\n".join(
     [ablation_table.ablation_tables(found, [*BESIDE_BASE, *names]), _legend(found, owed)]
   )
-  artifact.write_text(results / "table.md", text + "\n")
+  ablation_table.write_table(results, text)
   reporter.info(f"\n{text}")
 
 

@@ -1,5 +1,9 @@
 """Differences between two runs: what is kept of them in a small file, and intervals from that."""
 
+import json
+import pathlib
+import shutil
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,6 +11,8 @@ from scipy import stats
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.ranking import difference_over_seeds
 from mmesid_jax.experiments import ablation_table
+
+RESULTS = pathlib.Path(__file__).parents[2] / "results" / "ablations"
 
 
 def drawn(seed, users=3000, shift=0.0):
@@ -72,9 +78,52 @@ def test_a_file_that_is_no_result_is_named(tmp_path, text, says):
     ablation_table.read_results(tmp_path)
 
 
+def written(folder: pathlib.Path, name="no_codes-seed0.json", **changes) -> pathlib.Path:
+  """A result of this repository with changes, in a folder."""
+  result = json.loads((RESULTS / "no_codes-seed0.json").read_text())
+  ablation_table.write_result(folder / name, result | changes)
+  return folder / name
+
+
 def test_two_data_sets_do_not_share_a_table(tmp_path):
-  for name in "ab":
-    result = dict.fromkeys(ablation_table.KEYS) | {"variant": name, "seed": 0, "dataset": name}
-    ablation_table.write_result(tmp_path / f"{name}.json", result)
-  with pytest.raises(UserError, match="b.json: of another data set than .*a.json"):
+  written(tmp_path, "a.json")
+  for changes in ({"dataset": "other"}, {"users": 9}):
+    written(tmp_path, "b.json", variant="b", **changes)
+    with pytest.raises(UserError, match="b.json: of another data set than .*a.json"):
+      ablation_table.read_results(tmp_path)
+
+
+GAINS = json.loads((RESULTS / "no_codes-seed0.json").read_text())["to_base"]
+GAIN = GAINS["masked nDCG@5"]
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    *(("variant", x) for x in (["x"], None, 3)),
+    *(("seed", x) for x in ([1], "1", 1.0, True)),
+    *((name, x) for name in ("changes", "config") for x in (None, [1], "x")),
+    *(("dataset", x) for x in (None, {})),
+    *(("users", x) for x in (None, "9", 0)),
+    ("git", 3),
+    *((name, x) for name in ("test", "valid") for x in (None, {}, [1], {"masked": {}})),
+    ("test", dict.fromkeys(("masked", "unmasked"), {"nDCG@5": [0.1, "a", 0.2], "HR@10": [0] * 3})),
+    *(("to_base", x) for x in ([1], {"x": 1}, 3, {"masked nDCG@5": GAIN})),
+    *(("to_base", GAINS | {"masked HR@10": GAIN | {name: x}}) for name in GAIN for x in ("", [])),
+    ("to_base", GAINS | {"masked HR@10": GAIN | {"groups": [0] * 33}}),
+  ],
+)
+def test_a_damaged_result_is_named_with_its_field(tmp_path, field, value):
+  path = written(tmp_path, **{field: value})
+  with pytest.raises(UserError, match=f"^{path}: {field}: not as it was written, expected .*"):
     ablation_table.read_results(tmp_path)
+
+
+def test_a_table_of_another_program_stays_and_those_of_earlier_runs_are_written_again(tmp_path):
+  for folder in ("ablations", "options"):
+    shutil.copy(RESULTS.parent / folder / "table.md", tmp_path)
+    ablation_table.write_table(tmp_path, ablation_table.ablation_tables({}, []))
+  (tmp_path / "table.md").write_text("# My notes\n")
+  with pytest.raises(UserError, match="table.md: mmesid_jax.ablate did not write it; move it away"):
+    ablation_table.write_table(tmp_path, "x")
+  assert (tmp_path / "table.md").read_text() == "# My notes\n"

@@ -231,6 +231,20 @@ def test_values_of_another_kind_are_refused(tmp_path, changes, told):
     ablations.run_ablations(ConfigDict(parts), tmp_path, tmp_path, **options)
 
 
+def test_a_table_that_would_be_written_over_is_refused_before_the_first_run(
+  config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(ablations.AblationPlan, "train", lambda *_: pytest.fail("it trains"))
+  (tmp_path / "results").mkdir()
+  (tmp_path / "results" / "table.md").write_text("mine")
+  with pytest.raises(UserError, match="table.md: mmesid_jax.ablate did not write it"):
+    ablate(config, tmp_path)
+  with pytest.raises(UserError, match="--results=.*nowhere: holds no result of mmesid_jax.ablate"):
+    ablations.print_table(config, tmp_path / "nowhere")
+  assert not (tmp_path / "nowhere").exists()
+  assert (tmp_path / "results" / "table.md").read_text() == "mine"
+
+
 def test_the_table_needs_nothing_but_the_results(done, config, tmp_path, capsys):
   results = pathlib.Path(shutil.copytree(done.results, tmp_path / "results"))
   (results / "no_codes-seed1.json").unlink()
