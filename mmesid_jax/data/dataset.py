@@ -29,6 +29,7 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import open_atomic
 from mmesid_jax.files.digest import bytes_sha256, json_sha256
+from mmesid_jax.files.feature_table import write_array
 from mmesid_jax.files.readers import read_bytes, read_json_object, read_npy
 
 SCHEMA = 1  # version of the cache; raise it when the meaning of its files changes
@@ -341,8 +342,7 @@ def _store(cache: Path, key: dict, arrays: Mapping[str, np.ndarray], num_items: 
     cache.mkdir(parents=True, exist_ok=True)
     (cache / "dataset.json").unlink(missing_ok=True)  # the cache is invalid until the end
     for name, array in arrays.items():
-      with open_atomic(cache / f"{name}.npy") as file:
-        np.save(file, array)
+      write_array(cache / f"{name}.npy", array)
     text = json.dumps(_describe(key, arrays, num_items), indent=2).encode() + b"\n"
     with open_atomic(cache / "dataset.json") as file:
       file.write(text)

@@ -11,7 +11,7 @@ from mmesid_jax.data.dataset import Dataset, evaluated_users
 from mmesid_jax.data.folder.items import read_item_objects
 from mmesid_jax.data.folder.writer import write_item_records, write_sequences, write_times
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.files.feature_table import write_array
 
 
 class ItemSplit(NamedTuple):
@@ -65,8 +65,7 @@ def write_warm_dataset(
   warm_records = (records[item - 1] | {"item_id": ids[item].item()} for item in split.warm)
   write_item_records(folder, warm_records)
   for modality, x_IV in features.items():
-    with open_atomic(folder / f"{modality}.npy") as file:
-      np.save(file, x_IV[np.concatenate([[0], split.warm])])
+    write_array(folder / f"{modality}.npy", x_IV[np.concatenate([[0], split.warm])])
   if dataset.temporal_cuts is not None:
     write_times(folder, dataset.temporal_cuts.times[ids[dataset.items] <= len(split.warm)])
 

@@ -14,7 +14,7 @@ import numpy as np
 from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES
 from mmesid_jax.data.folder.writer import write_item_records, write_sequences
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.files.feature_table import write_array
 
 LATENT = 16  # width of the latent vectors
 SPREAD = 0.7  # deviation of items from the center of their cluster; that of the centers is 1
@@ -62,8 +62,7 @@ def write_synthetic(
   try:
     path.mkdir(parents=True, exist_ok=True)
     for name, x_IV in views.items():
-      with open_atomic(path / f"{name}.npy") as file:
-        np.save(file, x_IV)
+      write_array(path / f"{name}.npy", x_IV)
     write_item_records(path, catalogue)
     write_sequences(path, enumerate(sequences, start=1))
   except OSError as error:

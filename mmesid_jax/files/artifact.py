@@ -51,13 +51,6 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary.write_bytes(text.encode())
 
 
-@main_only
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Writes a whole file, in the main process only. Raises UserError."""
-  with atomic_file(path) as temporary:
-    temporary.write_bytes(content)
-
-
 def strip_prefix(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
   """The entries whose names begin with the prefix, under the rest of their names."""
   return {k.removeprefix(prefix): x for k, x in named.items() if k.startswith(prefix)}

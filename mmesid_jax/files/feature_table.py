@@ -1,4 +1,5 @@
-"""Writes feature tables, .npy or .safetensors, through a memory map, so they may exceed memory."""
+"""Writes arrays, .npy or .safetensors: tables through a memory map, so they may exceed memory, and
+arrays that are there as a whole."""
 
 import contextlib
 import io
@@ -11,7 +12,7 @@ import numpy as np
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import atomic_file
+from mmesid_jax.files.atomic import atomic_file, open_atomic
 
 CHUNK_BYTES = 32 * 2**20
 SAFETENSORS = {  # numpy's names of types -> those of safetensors
@@ -66,6 +67,18 @@ def write_feature_table(path: Path, table: np.ndarray) -> None:
   with create_table(path, table.shape, table.dtype.newbyteorder("=")) as out:
     for start in reporter.progress(range(0, len(table), rows), "writing"):
       out[start : start + rows] = table[start : start + rows]
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+  """Writes an array, without a copy if it is in C order.
+
+  Raises UserError for what the disk refuses, which np.save does not always notice: it lets C write,
+  whose errors have no number, and which keeps the end of the file in a buffer of its own.
+  """
+  array = np.asarray(array, order="C")
+  with open_atomic(path) as file:
+    file.write(_header(path, array.shape, array.dtype))
+    file.write(array.reshape(-1).view(np.uint8))
 
 
 def _header(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> bytes:

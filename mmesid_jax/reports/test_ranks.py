@@ -1,6 +1,5 @@
 """Evaluates popularity and the models of all stages: metrics, and the rank of every target."""
 
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,10 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import NEVER, Evaluator, summarize_ranking
 from mmesid_jax.evaluation.ranking import PROTOCOLS
-from mmesid_jax.files.artifact import write_bytes, write_text
+from mmesid_jax.files.artifact import write_text
+from mmesid_jax.files.feature_table import write_array
 from mmesid_jax.files.readers import read_npy
+from mmesid_jax.parallel.processes import main_only
 from mmesid_jax.stages.registry import MODELS
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.stage import Stage
@@ -98,12 +99,11 @@ def evaluation_file(split: str) -> pathlib.Path:
   return pathlib.Path("evaluation.json" if split == "test" else f"evaluation_{split}.json")
 
 
+@main_only
 def write_ranks(path: pathlib.Path, split: str, model: str, ranks: Ranks) -> None:
   """Writes path/ranks/<split>-<model>.npy: int32 [2, U], masked before unmasked; users in the data
   set's order."""
-  file = io.BytesIO()
-  np.save(file, np.stack([ranks[p] for p in PROTOCOLS]), allow_pickle=False)
-  write_bytes(_ranks_file(path, split, model), file.getvalue())
+  write_array(_ranks_file(path, split, model), np.stack([ranks[p] for p in PROTOCOLS]))
 
 
 def read_ranks(path: pathlib.Path, split: str, model: str) -> Ranks:

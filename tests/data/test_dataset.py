@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mmesid_jax.data import dataset as datasets
 from mmesid_jax.data.dataset import evaluated_users, popularity, prepare_dataset, read_sequences
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.atomic import open_atomic
 
 PLAIN = "7 3 1 2\n9 1\n4 2 2 3 1\n"
 
@@ -354,14 +355,15 @@ def test_an_interrupted_write_leaves_no_valid_cache_and_no_litter(tmp_path, monk
   source = write(tmp_path / "source")
   saved = []
 
-  def full_disk(file, array):
+  def full_disk(path, array):
     saved.append(len(array))
-    if len(saved) == 2:
-      raise OSError(28, "No space left on device")
-    np.lib.format.write_array(file, array)
+    with open_atomic(path) as file:
+      np.save(file, array)
+      if len(saved) == 2:
+        raise OSError(28, "No space left on device")
 
   with monkeypatch.context() as patch:
-    patch.setattr(np, "save", full_disk)
+    patch.setattr(datasets, "write_array", full_disk)
     with pytest.raises(UserError, match="cache/items.npy: no space left on device"):
       prepare_dataset(source, tmp_path / "cache")
   assert [p.name for p in (tmp_path / "cache").iterdir()] == ["users.npy"]
@@ -372,13 +374,13 @@ def test_an_interrupted_rewrite_is_not_taken_for_the_old_cache(tmp_path, monkeyp
   source = write(tmp_path / "source", "1 1 2\n")
   prepare_dataset(source, tmp_path / "cache")
 
-  def only_users(file, array):
-    if array.dtype != np.int64 or array[0] == 0:
-      raise OSError(28, "No space left on device")
-    np.lib.format.write_array(file, array)
+  def only_users(path, array):
+    if path.name != "users.npy":
+      raise UserError(f"{path}: no space left on device")
+    np.save(path, array)
 
   with monkeypatch.context() as patch, pytest.raises(UserError):
-    patch.setattr(np, "save", only_users)
+    patch.setattr(datasets, "write_array", only_users)
     prepare_dataset(write(source, "5 2 1\n"), tmp_path / "cache")
   assert prepare_dataset(write(source, "1 1 2\n"), tmp_path / "cache").users.tolist() == [1]
 

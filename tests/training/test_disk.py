@@ -19,6 +19,7 @@ from training.test_loop import task
 from mmesid_jax.errors import Diverged, UserError, disk_fault
 from mmesid_jax.files import artifact
 from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.files.feature_table import write_array
 from mmesid_jax.training import checkpoint
 from mmesid_jax.training.checkpoint import Checkpoints
 from mmesid_jax.training.loop import fit
@@ -162,8 +163,8 @@ def write_artifact(path: pathlib.Path, size: int) -> None:
   artifact.write_artifact(path, {"x": np.zeros(size)}, {"stage": "collaborative"})
 
 
-def write_bytes(path: pathlib.Path, size: int) -> None:
-  artifact.write_bytes(path, bytes(size))
+def write_numbers(path: pathlib.Path, size: int) -> None:
+  write_array(path, np.zeros(size, np.uint8))
 
 
 def write_by(path: pathlib.Path, size: int) -> None:
@@ -171,7 +172,7 @@ def write_by(path: pathlib.Path, size: int) -> None:
     file.write(bytes(size))
 
 
-@pytest.mark.parametrize("write", [write_artifact, write_bytes, write_by])
+@pytest.mark.parametrize("write", [write_artifact, write_numbers, write_by])
 def test_an_artifact_is_whole_or_as_it_was(tmp_path, write):
   path = tmp_path / "x.safetensors"
   for before in (None, 5):

@@ -10,6 +10,7 @@ import numpy as np
 from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES, USERS
 from mmesid_jax.data.folder.keys import KEY
 from mmesid_jax.files.atomic import open_atomic
+from mmesid_jax.files.feature_table import write_array
 
 FIELDS = ("title", "brand", "categories", "description", "images")  # null where unknown
 
@@ -42,8 +43,7 @@ def write_sequences(folder: Path, sequences: Iterable[tuple[int, Iterable[int]]]
 
 def write_times(folder: Path, times: np.ndarray) -> None:
   """Writes times.npy, int64 [interactions]. Raises UserError when the disk refuses it."""
-  with open_atomic(folder / TIMES) as file:
-    np.save(file, times)
+  write_array(folder / TIMES, times)
 
 
 def write_item_records(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
