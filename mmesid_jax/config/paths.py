@@ -38,12 +38,18 @@ def define_paths(name: str, default: str | None, help: str) -> flags.FlagHolder:
 
 
 def local_path(text: str) -> str:
-  """The path with `~` replaced. Raises ValueError for gs://, s3:// and the like."""
+  """The path with `~` replaced.
+
+  Raises ValueError for gs://, s3:// and the like, and for bytes that are not UTF-8: neither JSON
+  nor Parquet, nor a library that takes a path as text, can hold them.
+  """
   if re.match(r"[A-Za-z][\w+.-]+:/", text):
     raise ValueError("only local paths are read and written; mount the bucket, or copy the files")
   expanded = os.path.expanduser(text)
   if expanded.startswith("~"):
     raise ValueError(f"no user {expanded.split('/')[0][1:]!r} has a home directory; write ./~...")
+  if not expanded.isascii() and re.search("[\ud800-\udfff]", expanded):  # as Python holds them
+    raise ValueError("the name is not UTF-8; rename the file or folder, or name a link to it")
   return expanded
 
 

@@ -1,5 +1,6 @@
 """Paths on the command line: the home folder is found, and buckets are refused by the flag."""
 
+import os
 import pathlib
 import re
 
@@ -40,6 +41,28 @@ def test_the_home_folder_is_found_and_other_paths_stay():
 def test_addresses_of_stores_are_refused(path):
   with pytest.raises(ValueError, match="only local paths"):
     local_path(path)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+  """Python holds such bytes as surrogates, which neither JSON nor a library in Rust takes."""
+  name = os.fsdecode(b"out\xff.parquet")
+  with pytest.raises(ValueError, match="the name is not UTF-8; rename the file or folder"):
+    local_path(name)
+  for text in ("ü.csv", "日本/x", "😀"):
+    assert local_path(text) == text
+  prepare = load_config(str(configs_dir() / "prepare.py"))
+  prepare.events = f"a.csv,{os.fsdecode(bytes([0xFF]))}.csv"
+  with pytest.raises(UserError, match="^--config.events=a.csv,.*: the name is not UTF-8"):
+    expand_paths(prepare)
+  for arguments in (
+    ("recommend", "--all_users", f"--output={name}", f"--workdir={tmp_path}"),
+    ("semantic_ids", "export", f"--workdir={tmp_path}", f"--output={name}"),
+    ("evaluate", f"--workdir={name}", "--stage=semantic_ids"),
+    ("prepare", "--config=prepare", f"--config.events={name}", f"--output={tmp_path}/x"),
+    ("prepare", "--config=prepare", "--config.events=a.csv", f"--output={name}"),
+  ):
+    assert ": the name is not UTF-8; rename" in commands.refused(*arguments)
+  assert not any(tmp_path.iterdir())
 
 
 def test_every_key_that_holds_a_path_is_expanded():
