@@ -4,7 +4,7 @@ import contextlib
 import io
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -48,16 +48,40 @@ def with_flagfiles(argv: Sequence[str]) -> list[str]:
 
 def config_given(argv: Sequence[str]) -> str | None:
   """The value of --config on the command line. Raises UserError where it is given twice."""
-  found = []
-  for argument, following in itertools.pairwise([*argv[1:], None]):
-    if argument == "--":
-      break
-    name, equals, value = argument.partition("=")
-    if name in (f"--{CONFIG}", f"-{CONFIG}"):
-      found.append(value if equals else following)
+  found = [value for name, value in _flags_given(argv) if name == CONFIG]
   if len(found) > 1:
     raise UserError(f"--{CONFIG} is given twice, {found[0]} and {found[1]}; give one")
   return found[0] if found else None
+
+
+def check_given_once(argv: Sequence[str]) -> None:
+  """Raises UserError for a flag with two values, of which absl would drop the first.
+
+  Args:
+    argv: The command line as it was typed: it may give other values than a --flagfile on it.
+  """
+  values = {}
+  for name, value in _flags_given(argv):
+    if name not in flags.FLAGS and name.startswith("no"):
+      name, value = name.removeprefix("no"), "false"
+    flag = flags.FLAGS[name] if name in flags.FLAGS else None
+    if flag is None or name == "flagfile" or isinstance(flag, flags.MultiFlag):
+      continue
+    if flag.boolean:
+      value = str(flag.parser.parse(value or "true")).lower()
+    if values.setdefault(flag.name, value) != value:
+      raise UserError(f"--{name} is given twice, {values[flag.name]} and {value}; give one")
+
+
+def _flags_given(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+  """Name and value of every flag. What follows --name is its value, if the flag takes one."""
+  for argument, following in itertools.pairwise([*argv[1:], None]):
+    if argument == "--":
+      return
+    if argument.startswith("-"):
+      name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")
+      boolean = name in flags.FLAGS and flags.FLAGS[name].boolean
+      yield name, value if equals else None if boolean else following
 
 
 def with_config(argv: Sequence[str], file: str) -> list[str]:

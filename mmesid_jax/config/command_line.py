@@ -19,7 +19,13 @@ from ml_collections import ConfigDict
 
 import mmesid_jax
 from mmesid_jax.config import process_end
-from mmesid_jax.config.arguments import CONFIG, config_given, with_config, with_flagfiles
+from mmesid_jax.config.arguments import (
+  CONFIG,
+  check_given_once,
+  config_given,
+  with_config,
+  with_flagfiles,
+)
 from mmesid_jax.config.help_page import Groups, help_page
 from mmesid_jax.config.modality_names import RULE, is_modality_name
 from mmesid_jax.config.named_configs import check_keys, config_file, load_config
@@ -191,7 +197,8 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   subcommand = [word for word in argv[1:2] if subcommands and not word.startswith("-")]
   if subcommand and subcommand[0] not in subcommands:
     raise UserError(f"{subcommand[0]}: no such subcommand; expected {' or '.join(subcommands)}")
-  argv = with_flagfiles([argv[0], *argv[1 + len(subcommand) :]])
+  typed = [argv[0], *argv[1 + len(subcommand) :]]
+  argv = with_flagfiles(typed)
   _check_values_given(argv)
   given = config_given(argv) if CONFIG in flags.FLAGS else None
   file = None if given is None else config_file(given)
@@ -214,6 +221,7 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
   if problem is not None:
     # the libraries say what broke inside them; with the config at hand, better can be said
     raise UserError(_explain(problem, argv, config)) from problem
+  check_given_once(typed)
   _check_not_empty()
   _check_finite()
   _check_tuples(argv)

@@ -76,6 +76,7 @@ def program(tmp_path):
     (tmp_path / f"{name}.py").write_text(text)
   for name, names in {"itself": "itself", "first": "second", "second": "first"}.items():
     (tmp_path / name).write_text(f"--flagfile={names}\n--share=1\n")
+  (tmp_path / "flags").write_text("--workdir=b\n")
   (tmp_path / "list.py").write_text("def get_config(): return [1]\n")
 
   def run(*arguments):
@@ -107,6 +108,13 @@ def test_a_good_command_line_reaches_main(program):
   assert (result.returncode, result.stdout) == (0, "1 -1 -3\n"), result.stderr
   result = program("--config=config.py", "--config.recommender.masked", "--workdir=a")
   assert (result.returncode, result.stdout) == (0, "1 a 10\n"), result.stderr
+
+
+def test_a_value_may_be_repeated_and_that_of_a_file_changed(program):
+  lists = ("--config.recommender.sizes=5", "--config.recommender.sizes=6")
+  for twice in (("--workdir=a", "--workdir", "a"), ("--flagfile=flags", "--workdir=a"), lists):
+    result = program("--workdir=a", "--config=config.py", *twice)
+    assert (result.returncode, result.stdout) == (0, "1 a 10\n"), result.stderr
 
 
 def test_a_tuple_of_words_is_split_at_commas(tmp_path):
@@ -164,6 +172,11 @@ BAD = [
   ),
   ([W, "--config"], "Missing value for flag --config"),
   ([W, C, "--config=quickstart"], "--config is given twice, config.py and quickstart; give one"),
+  ([W, C, "--workdir", "b"], "--workdir is given twice, a and b; give one"),
+  ([W, "-share=1", "--share=0.5"], "--share is given twice, 1 and 0.5; give one"),
+  ([W, "--list=a", "--list=b"], "--list is given twice, a and b; give one"),
+  ([W, C, f"{R}.steps=3", f"{R}.steps", "4"], f"{R}.steps is given twice, 3 and 4; give one"),
+  ([W, C, f"{R}.masked", f"--no{R[2:]}.masked"], f"{R}.masked is given twice, true and false;"),
   ([W, C, "--config.=1"], "--config.: names no key; expected --config.KEY=VALUE"),
   ([W, C, f"{R}=1"], f"{R}: is a section; set one of its keys, as --config.recommender.learning_"),
   ([W, "--config=quickstart", "--config.features=1"], "--config.features: is a section; set one"),
