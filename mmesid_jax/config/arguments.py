@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -52,6 +53,20 @@ def config_given(argv: Sequence[str]) -> str | None:
   if len(found) > 1:
     raise UserError(f"--{CONFIG} is given twice, {found[0]} and {found[1]}; give one")
   return found[0] if found else None
+
+
+def check_values_given(argv: Sequence[str]) -> None:
+  """Raises UserError for a flag without its value, where absl would take the next flag as one."""
+  for argument, following in itertools.pairwise(argv[1:]):
+    name = argument.lstrip("-")
+    if argument == "--":
+      return
+    if not argument.startswith("-") or name not in flags.FLAGS or flags.FLAGS[name].boolean:
+      continue
+    if re.match(r"-+[a-zA-Z?]|--$", following):  # negative numbers are values
+      raise UserError(
+        f"--{name} needs a value, but {following} follows; a value is written --{name}=VALUE"
+      )
 
 
 def check_given_once(argv: Sequence[str]) -> None:

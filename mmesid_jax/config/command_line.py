@@ -22,6 +22,7 @@ from mmesid_jax.config import process_end
 from mmesid_jax.config.arguments import (
   CONFIG,
   check_given_once,
+  check_values_given,
   config_given,
   with_config,
   with_flagfiles,
@@ -34,6 +35,7 @@ from mmesid_jax.config.schema import add_modalities, flat_keys, flatten
 from mmesid_jax.display import reporter
 from mmesid_jax.display.escape import escape_text
 from mmesid_jax.errors import Interrupted, Stop, UserError, disk_fault, place_fault
+from mmesid_jax.parallel.jax_variables import check_precision, variable_fault
 
 MAX_PROCESSES = 1_000_000
 
@@ -67,7 +69,9 @@ def run_command(
 
   def parse(argv: Sequence[str]) -> list[str]:
     if not _answer(argv, main.__globals__.get("__doc__"), groups or {}):
-      return _parse(argv, subcommands)
+      words = _parse(argv, subcommands)
+      check_precision()
+      return words
     sys.exit(0)
 
   try:
@@ -94,6 +98,9 @@ def run_command(
     elif reason := place_fault(error) or disk_fault(error):
       place = getattr(error, "filename", None) or "a file could not be written"
       print(f"error: {escape_text(str(place))}: {reason}", file=sys.stderr)
+      status = UserError.status
+    elif reason := variable_fault(error):
+      print(f"error: {escape_text(' '.join(reason.split()))}", file=sys.stderr)
       status = UserError.status
     else:
       traceback.print_exc()
@@ -199,7 +206,7 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
     raise UserError(f"{subcommand[0]}: no such subcommand; expected {' or '.join(subcommands)}")
   typed = [argv[0], *argv[1 + len(subcommand) :]]
   argv = with_flagfiles(typed)
-  _check_values_given(argv)
+  check_values_given(argv)
   given = config_given(argv) if CONFIG in flags.FLAGS else None
   file = None if given is None else config_file(given)
   if file is not None:
@@ -217,7 +224,7 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
     problem, config = None, flags.FLAGS[CONFIG].value if file is not None else None
   if file is not None and not isinstance(config, ConfigDict):
     raise UserError(f"--{CONFIG}={given}: get_config() returned no ConfigDict")
-  _check_values_given(argv)  # again: now the keys of the config are flags too
+  check_values_given(argv)  # again: now the keys of the config are flags too
   if problem is not None:
     # the libraries say what broke inside them; with the config at hand, better can be said
     raise UserError(_explain(problem, argv, config)) from problem
@@ -248,20 +255,6 @@ def _check_and_extend(argv: Sequence[str], given: str) -> None:
     return config
 
   parser.parse = parse
-
-
-def _check_values_given(argv: Sequence[str]) -> None:
-  """Raises UserError for a flag without its value, where absl would take the next flag as one."""
-  for argument, following in itertools.pairwise(argv[1:]):
-    name = argument.lstrip("-")
-    if argument == "--":
-      return
-    if not argument.startswith("-") or name not in flags.FLAGS or flags.FLAGS[name].boolean:
-      continue
-    if re.match(r"-+[a-zA-Z?]|--$", following):  # negative numbers are values
-      raise UserError(
-        f"--{name} needs a value, but {following} follows; a value is written --{name}=VALUE"
-      )
 
 
 def _explain(error: Exception, argv: Sequence[str], config: ConfigDict | None) -> str:

@@ -50,7 +50,10 @@ def start(environment: Mapping[str, str], *, heartbeat_seconds: int) -> None:
     "heartbeat_timeout_seconds": heartbeat_seconds,
   }
   if environment.get(PROCESSES) == "auto":
-    jax.distributed.initialize(**options)
+    try:
+      jax.distributed.initialize(**options)
+    except ValueError as error:
+      raise UserError(f"{PROCESSES}=auto: jax finds no others here ({error}); unset it") from error
   elif COORDINATOR in environment:
     count, index = (_number(environment, name) for name in (PROCESSES, PROCESS))
     if not 0 <= index < count:

@@ -12,6 +12,7 @@ import mmesid_jax
 from mmesid_jax.config import command_line, named_configs
 from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.errors import UserError
+from mmesid_jax.parallel import processes
 
 CONFIG = """
 import ml_collections
@@ -259,6 +260,47 @@ def test_a_reader_that_has_enough_ends_it_without_a_word(tmp_path):
     process.stdout.readline()
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == (b"", 1)
+
+
+JAX_PROGRAM = """
+from mmesid_jax.config.command_line import run_command
+
+def main(argv):
+  import jax
+  jax.numpy.zeros(3)  # whose traceback does not show where devices start
+
+run_command(main)
+"""
+
+
+def test_jax_processes_that_nothing_announces_are_refused(monkeypatch):
+  def initialize(**options):  # as jax does; it would also refuse a process that has computed
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(processes.jax.distributed, "initialize", initialize)
+  with pytest.raises(UserError, match="JAX_NUM_PROCESSES=auto: jax finds no others here"):
+    processes.start({"JAX_NUM_PROCESSES": "auto"}, heartbeat_seconds=10)
+
+
+@pytest.mark.parametrize(
+  ("variable", "message"),
+  [
+    ("JAX_PLATFORMS=foo", "Unable to initialize backend 'foo': Backend 'foo' is not in the list"),
+    ("JAX_NUM_CPU_DEVICES=abc", 'Invalid value "abc" for JAX flag jax_num_cpu_devices; correct or'),
+    ("JAX_TRACER_ERROR_NUM_TRACEBACK_FRAMES=abc", "invalid literal for int() with base 10: 'abc'"),
+    ("JAX_ENABLE_X64=1", "numbers here have 32 bits at most; unset this variable"),
+  ],
+)
+def test_a_variable_that_jax_cannot_take_is_one_line(variable, message):
+  name, _, value = variable.partition("=")
+  result = subprocess.run(
+    [sys.executable, "-c", JAX_PROGRAM],
+    capture_output=True,
+    text=True,
+    env={"PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu", name: value},
+  )
+  assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+  assert result.stderr.startswith(f"error: {variable}: {message}")
 
 
 def test_a_bug_keeps_its_traceback(program):
