@@ -91,8 +91,7 @@ def run_command(
   except BaseException as error:
     status = 1
     if name := process_end.signal_in(error):
-      again = "what was finished is kept: run the same command again"
-      print(f"stopped: {name}; {again}", file=sys.stderr)
+      print(f"stopped: {name}; {process_end.AGAIN}", file=sys.stderr)
       _leave_others(128 + 2)  # they do not know of it
       status = Interrupted.status
     elif reason := place_fault(error) or disk_fault(error):

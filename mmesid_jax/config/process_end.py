@@ -7,8 +7,12 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import NoReturn
 
+from mmesid_jax.errors import Interrupted
+
+AGAIN = "what was finished is kept: run the same command again"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _status: int | None = None  # of the command that has ended in this process
@@ -28,18 +32,29 @@ def open_closed_streams() -> None:
 def raise_signals() -> None:
   """Makes SIGINT and SIGTERM raise KeyboardInterrupt with the signal's name.
 
-  A signal that is ignored, as SIGINT after nohup, stays so.
+  A signal that is ignored, as SIGINT after nohup, stays so. While a module is imported they end the
+  process at once: extension modules print what is raised in their import, and raise another error.
   """
   for number in _SIGNALS:
     if signal.getsignal(number) not in (signal.SIG_IGN, None):
       signal.signal(number, _raise)
 
 
-def _raise(number, frame) -> NoReturn:
-  global _received
+def _raise(number: int, frame: FrameType | None) -> NoReturn:
+  global _received, _status
   name = signal.Signals(number).name
+  if _is_importing(frame):
+    os.write(2, f"stopped: {name}; {AGAIN}\n".encode())
+    _status = Interrupted.status
+    _end_at_once()
   _received = _received or name
   raise KeyboardInterrupt(name)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+  while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
+    frame = frame.f_back
+  return frame is not None
 
 
 def send_again(interrupt: KeyboardInterrupt) -> None:

@@ -62,6 +62,7 @@ MAINS = {
   "wrapped": wrapped,
   "cleaned": cleaned,
   "swallowed": swallowed,
+  "imported": lambda: __import__("extension"),
   "deleted": deleted,
   "saved": saved,
   "done": lambda: print("done"),
@@ -73,6 +74,14 @@ def main(argv):
   MAINS[os.environ["MAIN"]]()
 
 run_command(main)
+"""
+EXTENSION = """
+import os, signal, traceback
+try:
+  os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+  traceback.print_exc()
+  raise ImportError("numpy._core.multiarray failed to import") from None
 """
 AGAIN = "what was finished is kept: run the same command again"
 
@@ -90,6 +99,7 @@ def hear_signals() -> None:
     ("SIGTERM", 75, f"stopped: SIGTERM; {AGAIN}\n"),
     ("wrapped", 75, f"stopped: SIGTERM; {AGAIN}\n"),
     ("swallowed", 75, f"stopped: SIGTERM; {AGAIN}\n"),
+    ("imported", 75, f"stopped: SIGTERM; {AGAIN}\n"),
     ("cleaned", 75, f"stopped: SIGTERM; {AGAIN}\n"),
     ("deleted", 75, f"stopped: SIGINT; {AGAIN}\n"),
     ("saved", 75, "stopped: SIGTERM at step 3\n"),
@@ -101,6 +111,7 @@ def hear_signals() -> None:
 def test_a_signal_is_one_line_and_the_process_ends_at_once(tmp_path, name, status, printed):
   """The interpreter is not taken down: what is left alive is not deleted."""
   (tmp_path / "ends.py").write_text(ENDS)
+  (tmp_path / "extension.py").write_text(EXTENSION)
   result = subprocess.run(
     [sys.executable, "ends.py"],
     cwd=tmp_path,
