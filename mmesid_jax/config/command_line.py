@@ -221,8 +221,6 @@ def _parse(argv: Sequence[str], subcommands: Sequence[str]) -> list[str]:
     add_modalities(config, _overrides(argv))
   else:
     problem, config = None, flags.FLAGS[CONFIG].value if file is not None else None
-  if file is not None and not isinstance(config, ConfigDict):
-    raise UserError(f"--{CONFIG}={given}: get_config() returned no ConfigDict")
   check_values_given(argv)  # again: now the keys of the config are flags too
   if problem is not None:
     # the libraries say what broke inside them; with the config at hand, better can be said
@@ -246,10 +244,9 @@ def _check_and_extend(argv: Sequence[str], given: str) -> None:
   names."""
   parser = flags.FLAGS[CONFIG].parser
 
-  def parse(file: str) -> object:
-    config = type(parser).parse(parser, file)
-    if isinstance(config, ConfigDict):
-      check_keys(given, config, parser.template())
+  def parse(file: str) -> ConfigDict:
+    config = load_config(file).lock()
+    check_keys(given, config, parser.template())
     add_modalities(config, _overrides(argv))
     return config
 
@@ -321,10 +318,9 @@ def _with_tuples_of_words(argv: Sequence[str], file: str) -> list[str]:
   a tuple of words: ml_collections splits only numbers at commas."""
   if not any(_WORDS_WITH_COMMAS.fullmatch(word) for word in argv):
     return [*argv]  # the config file need not be run once more
-  config = load_config(file)
   tuples = {
     key
-    for key, value in (flatten(config) if isinstance(config, ConfigDict) else {}).items()
+    for key, value in flatten(load_config(file)).items()
     if isinstance(value, list) and value and all(isinstance(x, str) for x in value)
   }
   expanded = []

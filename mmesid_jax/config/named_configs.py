@@ -7,7 +7,7 @@ import re
 import runpy
 import traceback
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from mmesid_jax.config.schema import flat_keys, flatten
 from mmesid_jax.errors import UserError
@@ -74,20 +74,23 @@ def check_keys(given: str, config: ConfigDict, template: ConfigDict) -> None:
       raise UserError(f"--config={given}: {key}={leaves[key]!r}: expected a section of keys")
 
 
-def load_config(file: str) -> object:
+def load_config(file: str) -> ConfigDict:
   """Calls get_config of FILE or FILE:PRESET. Raises UserError for a broken file."""
   path, *preset = file.split(":", 1)
   try:
-    get_config = runpy.run_path(path)["get_config"]
-    if preset and not inspect.signature(get_config).parameters:
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config and preset and not inspect.signature(get_config).parameters:
       raise UserError(f"--config={file}: this configuration has no presets")
-    return get_config(*preset)
-  except UserError:
+    config = get_config(*preset) if get_config else None
+  except (UserError, KeyboardInterrupt):
     raise
   except SyntaxError as error:
     raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-  except Exception as error:
+  except BaseException as error:  # sys.exit, too, would end without a word
     frame = traceback.extract_tb(error.__traceback__)[-1]
     raise UserError(
       f"--config={file}: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
     ) from error
+  if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
+    raise UserError(f"--config={file}: expected a function get_config() that returns a ConfigDict")
+  return config

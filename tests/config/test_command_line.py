@@ -77,6 +77,10 @@ def program(tmp_path):
     (tmp_path / f"{name}.py").write_text(text)
   for name, names in {"itself": "itself", "first": "second", "second": "first"}.items():
     (tmp_path / name).write_text(f"--flagfile={names}\n--share=1\n")
+  frozen = "import ml_collections\ndef get_config(): return ml_collections.FrozenConfigDict()\n"
+  (tmp_path / "frozen.py").write_text(frozen)
+  (tmp_path / "ends.py").write_text("import sys\ndef get_config(): sys.exit(0)\n")
+  (tmp_path / "base.py").write_text("raise BaseException('what')\n")
   (tmp_path / "flags").write_text("--workdir=b\n")
   (tmp_path / "list.py").write_text("def get_config(): return [1]\n")
 
@@ -129,6 +133,7 @@ def test_a_tuple_of_words_is_split_at_commas(tmp_path):
 
 
 W, C, R = "--workdir=a", "--config=config.py", "--config.recommender"
+EXPECTED = "expected a function get_config() that returns a ConfigDict"
 BAD = [
   ([W, C, f"{R}.lr=1"], f"{R}.lr: no such key; did you mean recommender.learning_rate?"),
   ([W, C, f"{R}.maskd"], f"{R}.maskd: no such key; did you mean recommender.masked?"),
@@ -165,12 +170,12 @@ BAD = [
     "--config=config.py:broken: ValueError: two lines (config.py:9)",
   ),
   ([W, "--config=syntax.py"], "syntax.py:2: invalid syntax"),
-  ([W, "--config=empty.py"], "--config=empty.py: KeyError: 'get_config'"),
-  ([W, "--config=list.py"], "--config=list.py: get_config() returned no ConfigDict"),
-  (
-    [W, "--config=list.py", "--config.a=1"],
-    "--config=list.py: get_config() returned no ConfigDict",
-  ),
+  ([W, "--config=empty.py"], f"--config=empty.py: {EXPECTED}"),
+  ([W, "--config=list.py"], f"--config=list.py: {EXPECTED}"),
+  ([W, "--config=list.py", "--config.a=1"], f"--config=list.py: {EXPECTED}"),
+  ([W, "--config=frozen.py"], f"--config=frozen.py: {EXPECTED}"),
+  ([W, "--config=ends.py"], "--config=ends.py: SystemExit: 0 (ends.py:2)"),
+  ([W, "--config=base.py"], "--config=base.py: BaseException: what (base.py:1)"),
   ([W, "--config"], "Missing value for flag --config"),
   ([W, C, "--config=quickstart"], "--config is given twice, config.py and quickstart; give one"),
   ([W, C, "--workdir", "b"], "--workdir is given twice, a and b; give one"),
