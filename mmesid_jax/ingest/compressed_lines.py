@@ -85,7 +85,8 @@ def read_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, bytes]]:
   gzip and Zstandard are recognized by their first bytes. A byte-order mark tells the encoding, then
   `encoding` does; without either, bytes stay as they are. Bytes that the encoding does not have
   stay too, so that their line is not UTF-8. Raises UserError for a file that cannot be read or ends
-  in the middle of its compressed data, and for a line of more than 16 MiB.
+  in the middle of its compressed data, for a line of more than 16 MiB, and for lines that end with
+  a carriage return alone.
   """
   number = 0
   try:
@@ -97,9 +98,11 @@ def read_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, bytes]]:
           if line and not line.isspace():
             yield number, line
         if len(partial) > LONGEST:
+          _check_line_ends(path, number, partial)
           raise UserError(
             f"{path}:{number + 1}: longer than {LONGEST >> 20} MiB; is this a text file?"
           )
+      _check_line_ends(path, number, partial)
       if partial and not partial.isspace():
         yield number + 1, partial
   except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
@@ -111,6 +114,15 @@ def read_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, bytes]]:
       f"{path}: after line {number}, not {encoding or 'UTF-16'} ({error}); name the encoding by "
       "--config.encoding"
     ) from None
+
+
+def _check_line_ends(path: Path, number: int, partial: bytes) -> None:
+  """Raises UserError for a file whose only line holds the line ends of old Macs."""
+  if number == 0 and b"\r" in partial.strip():
+    raise UserError(
+      f"{path}: its lines end with a carriage return alone; convert them, as by "
+      "tr '\\r' '\\n' <OLD >NEW"
+    )
 
 
 def _utf8_chunks(file: BinaryIO, encoding: str) -> Iterator[bytes]:

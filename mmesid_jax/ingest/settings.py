@@ -92,6 +92,13 @@ def check_settings(config: ConfigDict, *, described: bool) -> None:
   for name in ("user", "item"):
     if not config.columns[name]:
       raise UserError(f"--config.columns.{name}: expected the name of a column or field")
+  roles = {}
+  for name in ("user", "item", "time", "rating"):
+    column = config.columns[name]
+    if column and roles.setdefault(column, name) != name:
+      raise UserError(
+        f"--config.columns.{name}={column}: is the column of {roles[column]}, too; name another"
+      )
 
 
 def check_event_columns(config: ConfigDict) -> None:

@@ -246,7 +246,12 @@ def _csv_rows(
     raise UserError(f"{path}: is empty; expected a first line that names the columns")
   _check_columns(path, theirs, header)
   places = {ours: header.index(name) for ours, name in theirs.items()}
-  for row in _valid_rows(reader, lines):
+  for place, row in enumerate(_valid_rows(reader, lines)):
+    if place == 0 and [name.strip().lower() for name in row] == [n.lower() for n in layout.header]:
+      raise UserError(
+        f"{path}:{lines.number}: holds the names of the columns; leave --config.header out, with "
+        "--config.source=table"
+      )
     if len(row) != len(header):
       bad.add(path, lines.number, f"{len(row)} fields; expected {len(header)}")
       continue

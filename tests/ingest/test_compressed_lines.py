@@ -50,6 +50,20 @@ def test_blank_lines_are_counted_and_left_out(tmp_path):
   assert list(compressed_lines.read_lines(path)) == [(1, b"one"), (4, b"four\r"), (5, b"five")]
 
 
+def test_lines_that_end_with_a_carriage_return_alone_are_refused(tmp_path, monkeypatch):
+  path = tmp_path / "old.csv"
+  for lines in (b"user,item\ru,i\r", b"user,item\ru,i"):
+    path.write_bytes(lines)
+    with pytest.raises(UserError, match=r"old.csv: its lines end .*tr '\\r' '\\n' <OLD >NEW"):
+      list(compressed_lines.read_lines(path))
+  path.write_bytes(b"user,item\r")
+  assert list(compressed_lines.read_lines(path)) == [(1, b"user,item\r")]
+  path.write_bytes(b"user,item\ru,i\r" * compressed_lines.CHUNK)
+  monkeypatch.setattr(compressed_lines, "LONGEST", compressed_lines.CHUNK)
+  with pytest.raises(UserError, match="old.csv: its lines end"):
+    list(compressed_lines.read_lines(path))
+
+
 def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(compressed_lines, "LONGEST", 100_000)
   path = tmp_path / "binary"

@@ -332,6 +332,10 @@ PAGE = "configs/prepare.py"
     (["--config.events=a.csv", "--config.encoding=idna"], "encoding=idna: expected an encoding th"),
     (["--config.events=a.csv", "--config.encoding=punycode"], "encoding=punycode: expected an enc"),
     (["--config.events=a.csv", "--config.metadata_source=table"], "name one by --config.metadata"),
+    (
+      ["--config.events=a.csv", "--config.columns.item=user"],
+      "item=user: is the column of user, to",
+    ),
     (["--config.events=/dev/null"], "/dev/null: is not a regular file; write its contents"),
     (["--config.events=a.csv", "--config.core.user=-1"], "--config.core.user=-1: expected a numb"),
   ],

@@ -156,6 +156,9 @@ def test_columns_by_name_tabs_and_files_without_a_first_line_of_names(tmp_path):
   assert list(event_rows(path, layout, BadLines())) == [
     ("A3", "0205616461", 1_369_699_200 * NANO, 5.0)
   ]
+  path.write_text("User, item,rating,time\nA3,0205616461,5.0,1369699200\n")
+  with pytest.raises(UserError, match="Beauty.csv:1: holds the names of the columns; leave --conf"):
+    list(event_rows(path, layout, BadLines(9)))
   (tmp_path / "empty.csv").write_text("")
   with pytest.raises(UserError, match="empty.csv: is empty"):
     read(tmp_path / "empty.csv", TableLayout(EVENTS))
