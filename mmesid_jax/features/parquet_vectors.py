@@ -115,6 +115,8 @@ def _vector_columns(path: Path, schema, key: str, named: list[str] | None) -> li
         f"patterns; its columns are {_join_names(schema)}"
       )
     return columns
+  if twice := [name for place, name in enumerate(named) if name in named[:place]]:
+    raise UserError(f"--vector_columns={','.join(named)}: {twice[0]} is named twice; name it once")
   others = [name for name in schema if name != key]
   columns = []
   for pattern in named:

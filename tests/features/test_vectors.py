@@ -274,6 +274,7 @@ def test_mistakes_in_parquet(data):
   wrong("--key_column=z: not in", {"k": KEYS, "v": lists}, key_column="z")
   wrong("--key_column=v: holds List", {"k": KEYS, "v": lists}, key_column="v")
   wrong("--vector_columns=z*: not in", {"k": KEYS, "v": lists}, vector_columns=["z*"])
+  wrong("=v,v: v is named twice", {"k": KEYS, "v": lists}, vector_columns=["v", "v"])
   wrong("'k' holds String", {"i": range(5), "k": KEYS}, key_column="i", vector_columns=["k"])
   wrong("'v' holds List", {"k": KEYS, "v": lists, "w": lists}, vector_columns=["v", "w"])
   wrong(
