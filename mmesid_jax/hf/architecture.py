@@ -161,10 +161,12 @@ def _rope(c: dict[str, Any], refuse) -> tuple[float, RopeScaling | None]:
   for holder, name in ((c, "partial_rotary_factor"), (rope, field)):
     if holder.get("partial_rotary_factor", 1) != 1:
       refuse(name, "whole heads that rotate, a partial_rotary_factor of 1")
-  thetas = (holder["rope_theta"] for holder in (rope, c) if holder.get("rope_theta") is not None)
-  theta = next(thetas, 10_000.0)
+  thetas = [holder["rope_theta"] for holder in (rope, c) if holder.get("rope_theta") is not None]
+  theta = thetas[0] if thetas else 10_000.0
   if not _is_within(theta, 1, 1e15):
     refuse(field if "rope_theta" in rope else "rope_theta", "a rope_theta from 1 to 1e15")
+  if thetas and thetas[-1] != theta:
+    refuse("rope_theta", f"the same as in {field}")
   kind = rope.get("rope_type", rope.get("type"))
   if kind == "default" or not rope.keys() - {"rope_theta", "partial_rotary_factor"}:
     return float(theta), None

@@ -132,6 +132,10 @@ def test_heads_that_are_not_named(tmp_path, kind, heads):
       {"model_type": "qwen2", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
       "rope_scaling is .*'yarn'.*, expected rope_type 'default' or 'llama3'",
     ),
+    (
+      {"model_type": "llama", "rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e4},
+      "rope_theta is 10000.0, expected the same as in rope_parameters",
+    ),
   ],
 )
 def test_what_does_not_load_is_named(tmp_path, fields, message):

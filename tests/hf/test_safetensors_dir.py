@@ -251,7 +251,8 @@ def test_architectures_that_are_not_ours_are_refused(base, change, message):
 @pytest.mark.parametrize(
   "rope, theta",
   [
-    ({"rope_parameters": {"rope_theta": 7.0}}, 7.0),
+    ({"rope_parameters": {"rope_theta": 7.0}, "rope_theta": None}, 7.0),
+    ({"rope_parameters": {"rope_theta": 7.0}, "rope_theta": 7}, 7.0),
     ({"rope_parameters": None, "rope_theta": 8}, 8.0),
     ({"rope_parameters": None, "rope_theta": 8, "rope_scaling": {"type": "default"}}, 8.0),
     ({"rope_parameters": None, "rope_theta": None}, 10_000.0),
