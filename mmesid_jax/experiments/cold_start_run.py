@@ -50,6 +50,12 @@ def run_cold_start(
   pipeline.check_config(config)
   content = _content_modalities(config)
   check_workdir(path)
+  network = path / f"{RECOMMENDER.name}.safetensors"
+  if RECOMMENDER.name not in config.stages and not network.exists():
+    raise UserError(
+      f"{network}: no such file; new items are ranked by it: add {RECOMMENDER.name} to "
+      "--config.stages"
+    )
   source = plain_data_dir(config, path)
   dataset = prepare_dataset(source, path / WHOLE, split_at(config))
   tables = feature_dir(config, source)

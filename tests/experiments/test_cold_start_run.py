@@ -81,6 +81,10 @@ def test_held_out_items_are_ranked_by_a_model_that_never_saw_them(tiny, tmp_path
   [
     ({"features.text": ""}, "new items need content"),
     ({"features.collaborative": "own.npy"}, "vectors made elsewhere may know"),
+    (
+      {"stages": ("counts",)},
+      "recommender.safetensors: no such file; .*: add recommender to --conf",
+    ),
     ({"recommender.rows": -1}, "recommender.rows=-1"),
   ],
 )
