@@ -36,7 +36,7 @@ from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.parallel.mesh import mesh_from_config, use_mesh
 from mmesid_jax.reports import id_report, id_verdict, test_ranks, training_end
 from mmesid_jax.stages import backbone
-from mmesid_jax.stages.registry import STAGES
+from mmesid_jax.stages.registry import MODELS, STAGES
 from mmesid_jax.stages.stage import Stage
 from mmesid_jax.stages.workdir import (
   CHOSEN,
@@ -86,7 +86,9 @@ def run_pipeline(
       _refit(workdir, stages, overwrite)
   reporter.info(f"\nDone in {format_duration(time.monotonic() - start)}.")
   if workdir.artifact("recommender").exists():
-    reporter.info(f"Next: python -m mmesid_jax.recommend --workdir={path} --user=1,2,3")
+    models = [stage for name, stage in MODELS.items() if workdir.artifact(name).exists()]
+    alone = "" if all(stage.fits(workdir) for stage in models) else " --model=network"
+    reporter.info(f"Next: python -m mmesid_jax.recommend --workdir={path} --user=1,2,3{alone}")
   return workdir
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmesid_jax import pipeline
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, model_catalogue
@@ -234,6 +235,14 @@ def test_a_model_whose_scores_are_no_numbers_is_not_evaluated(blended, monkeypat
   ):
     evaluate_models(reopen_workdir(blended), "test")
   assert (blended / "evaluation.json").read_bytes() == before
+
+
+def test_a_run_that_leaves_an_old_blend_names_a_command_that_works(blended, tmp_path, tiny, capsys):
+  path = shutil.copytree(blended, tmp_path / "copy")
+  changes = {"stages": ("recommender",), "recommender.mlp_width": 24}
+  pipeline.run_pipeline(tiny(changes=changes), path, overwrite=True)
+  assert capsys.readouterr().out.endswith(f"--workdir={path} --user=1,2,3 --model=network\n")
+  assert Recommender.load(path, model="network").recommend([[1, 2, 3]], top_k=1)
 
 
 def test_without_a_blend_the_network_is_served(blended, tmp_path):
