@@ -112,9 +112,10 @@ def write_items(folder, images):
   (folder / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def command(data, *more):
-  quick = ("--per_second=100", "--retries=1", "--timeout=1", "--max_megabytes=0.05")
-  return (f"--data={data}", f"--output={data / 'images'}", "--allow_private", *quick, *more)
+def command(data, *, retries=1, timeout=1):
+  quick = ("--per_second=100", f"--retries={retries}", f"--timeout={timeout}")
+  places = (f"--data={data}", f"--output={data / 'images'}")
+  return (*places, "--allow_private", "--max_megabytes=0.05", *quick)
 
 
 def manifest(data):
@@ -291,7 +292,7 @@ def test_private_addresses_are_refused_in_one_line_with_the_flag(tmp_path):
 def test_a_signal_ends_it_soon_with_one_line(server, tmp_path, number):
   at = f"http://127.0.0.1:{server.server_port}"
   write_items(tmp_path, {"good": [f"{at}/good"], "silent": [f"{at}/continue"]})
-  process = start("fetch_images", *command(tmp_path, "--timeout=3600"))
+  process = start("fetch_images", *command(tmp_path, timeout=3600))
   while server.RequestHandlerClass.asked.keys() != {"good", "continue"}:
     time.sleep(0.05)
     assert process.poll() is None, process.communicate()
@@ -306,7 +307,7 @@ def test_a_signal_ends_it_soon_with_one_line(server, tmp_path, number):
 
 def test_it_gives_up_soon_without_a_network(tmp_path):
   write_items(tmp_path, {f"k{i}": ["http://127.0.0.1:9/k"] for i in range(200)})
-  line = refused("fetch_images", *command(tmp_path, "--retries=0"))
+  line = refused("fetch_images", *command(tmp_path, retries=0))
   assert "refused" in line and "no server answers for any of 20 images" in line
 
 
