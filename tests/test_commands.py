@@ -241,9 +241,10 @@ def test_evaluate_examines_the_semantic_ids_in_a_page(workdir):
 def test_ctrl_c_saves_says_where_and_the_same_command_goes_on(trained, tiny, tmp_path):
   data = shutil.copytree(trained / "synthetic", tmp_path / "data")
   sizes = {k: v for k, v in flatten(tiny()).items() if k.startswith("collaborative.")}
+  sizes["collaborative.epochs"] = 2000
   small = [f"--config.{key}={value}" for key, value in sizes.items()]
   only = ["--config.stages=('collaborative',)", "--config.run.save_every=5"]
-  command = train(tmp_path / "run", data, *small, *only, "--config.collaborative.epochs=2000")
+  command = train(tmp_path / "run", data, *small, *only)
   process = start("train", *command)
   steps = tmp_path / "run" / "collaborative" / "steps"
   deadline = time.monotonic() + 200
