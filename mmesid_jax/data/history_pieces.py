@@ -32,10 +32,10 @@ def training_pieces(
 ) -> tuple[Pieces, PieceCounts]:
   """Cuts the training sequences into pieces that fit a row; every target is in exactly one piece.
 
-  A target sees its whole history wherever a row holds that history and the target's own response
-  tokens. A user whose targets do not all fit one row has several pieces. A piece whose first target
-  has a longer history starts as early as its targets leave room, and up to half a row before the
-  first of them; positions restart there.
+  A target sees its whole history wherever a row holds that history and the target's own branch. A
+  user whose targets do not all fit one row has several pieces. A piece whose first target has a
+  longer history starts as early as its targets leave room, and up to half a row before the first of
+  them; positions restart there.
 
   Args:
     min_history: the minimum number of items before a target.
@@ -74,7 +74,7 @@ def _history_read(layout: Layout, history: int, targets: int) -> int:
   """Items before the first of a piece's targets, of the `history` that there are."""
   if history <= layout.longest_history:
     return history
-  room = layout.row_length + 1 - targets * (1 + layout.response)
+  room = layout.row_length + 1 - targets * (1 + layout.branch)
   return min(max(room, (layout.row_length + 1) // 2), layout.longest_history)
 
 
@@ -83,7 +83,7 @@ def _row_lengths(layout: Layout, longest_U: list[int]) -> tuple[int, int]:
   if not longest_U:
     return layout.row_length, layout.row_length
   most = int(np.quantile(longest_U, 1 - CUTS_MATTER, method="higher"))
-  needed = (history + layout.response for history in (most, max(longest_U)))
+  needed = (history + layout.branch for history in (most, max(longest_U)))
   return tuple(max(layout.row_length, n + -n % 32) for n in needed)
 
 

@@ -1,14 +1,15 @@
 """Shared-prefix rows: many users and all of their targets in rows of one fixed shape.
 
 Attention is causal, so a user's history is a trunk that all targets of the user share. A row
-holds several users, each as a trunk of item tokens and, where the prompt ends in response tokens,
+holds several users, each as a trunk of item tokens and, where there are response or code tokens,
 one short branch per target:
 
-  item item item ... | response(t1) | response(t2) | ...
+  item item item ... | response(t1) codes(t1) | response(t2) codes(t2) | ...
 
-A target with index t (t items before it) is read at the last token of its branch, or, without
-response tokens, at item token t - 1. A target with an empty history is then read at the end of the
-prompt. Everything here is numpy and integers; `models.packed_rows` makes a mask of them.
+A target with index t (t items before it) is read at the last of its response tokens, or, without
+any, at item token t - 1. A target with an empty history is then read at the end of the prompt.
+Code tokens spell the target's semantic ID for a model that generates it: each is read for the code
+that follows it. Everything here is numpy and integers; `models.packed_rows` makes a mask of them.
 """
 
 from typing import NamedTuple
@@ -27,9 +28,11 @@ class Batch(NamedTuple):
   position_RT: np.ndarray  # position after the prompt, as if the target were alone
   horizon_RT: np.ndarray  # how many trunk items of its own user the token sees
   branch_RT: np.ndarray  # which target's branch, from 1; 0 = trunk
-  response_RT: np.ndarray  # which response token of the prompt, from 0
+  response_RT: np.ndarray  # which token of the branch, from 0: response tokens, then codes
+  spelled_RT: np.ndarray  # the target that a code token belongs to; 0 = not a code token
   target_Q: np.ndarray  # the item to predict; 0 where weight is 0
   read_Q: np.ndarray  # 0 = end of the prompt, else 1 + flat index into [R, T]
+  code_read_Q: np.ndarray  # 1 + flat index of the target's first code token; 0 = it has none
   weight_Q: np.ndarray  # float32, 1 = a target, 0 = unused
   piece_Q: np.ndarray  # row of the piece table that the target came from; -1 = unused
   history_QX: np.ndarray  # all items before the target, newest first; [Q, 0] until `with_histories`
@@ -93,10 +96,11 @@ class Packer:
   def batch(self) -> Batch:
     """Builds the batch of everything placed so far, padded to the layout's shape."""
     R, T, S = self.layout.rows, self.layout.row_length, self.layout.response
-    item_RT, segment_RT, position_RT, horizon_RT, branch_RT, response_RT = np.zeros(
-      (6, R, T), np.int32
+    X = self.layout.branch
+    item_RT, segment_RT, position_RT, horizon_RT, branch_RT, response_RT, spelled_RT = np.zeros(
+      (7, R, T), np.int32
     )
-    target_Q, read_Q = np.zeros((2, self.layout.targets), np.int32)
+    target_Q, read_Q, code_read_Q = np.zeros((3, self.layout.targets), np.int32)
     weight_Q = np.zeros(self.layout.targets, np.float32)
     piece_Q = np.full(self.layout.targets, -1, np.int32)
 
@@ -108,25 +112,29 @@ class Packer:
       position_RT[row, trunk] = np.arange(inputs)
       horizon_RT[row, trunk] = np.arange(1, inputs + 1)
 
-      # A branch of S response tokens per target; without response tokens nothing is written.
+      # A branch of X tokens per target, of which the first S are response tokens; X may be 0.
       histories = np.arange(first_target, len(items))  # number of items before each target
       targets = len(histories)
-      branches = slice(trunk.stop, trunk.stop + targets * S)
-      history_of_token, step = np.repeat(histories, S), np.tile(np.arange(S), targets)
-      position_RT[row, branches] = history_of_token + step
+      branches = slice(trunk.stop, trunk.stop + targets * X)
+      history_of_token, place = np.repeat(histories, X), np.tile(np.arange(X), targets)
+      position_RT[row, branches] = history_of_token + place
       horizon_RT[row, branches] = history_of_token
-      branch_RT[row, branches] = first_branch + np.repeat(np.arange(targets), S)
-      response_RT[row, branches] = step
+      branch_RT[row, branches] = first_branch + np.repeat(np.arange(targets), X)
+      response_RT[row, branches] = place
+      spelled_RT[row, branches] = np.where(place < S, 0, items[history_of_token])
       segment_RT[row, start : branches.stop] = segment
 
-      # A target is read at the last token of its branch, or at the item before it.
+      # A target is read at its last response token, or at the item before it.
+      first_token = 1 + row * T + branches.start + X * np.arange(targets)
       if S:
-        reads = 1 + row * T + branches.start + np.arange(S - 1, targets * S, S)
+        reads = first_token + S - 1
       else:
         reads = np.where(histories == 0, 0, 1 + row * T + start + histories - 1)
       queries = slice(first_query, first_query + targets)
       target_Q[queries] = items[first_target:]
       read_Q[queries], weight_Q[queries], piece_Q[queries] = reads, 1, piece
+      if self.layout.codes:
+        code_read_Q[queries] = first_token + S
 
     unique, slot_RT = np.unique(item_RT, return_inverse=True)
     if unique[0] != 0:  # slot 0 is padding, even in a batch without padding
@@ -141,8 +149,10 @@ class Packer:
       horizon_RT,
       branch_RT,
       response_RT,
+      spelled_RT,
       target_Q,
       read_Q,
+      code_read_Q,
       weight_Q,
       piece_Q,
       np.zeros((self.layout.targets, 0), np.int32),

@@ -11,7 +11,8 @@ import numpy as np
 class Layout:
   """Static shape of a batch; a step is compiled once for each.
 
-  response: number of response tokens after every target, 0 = none.
+  response: number of response tokens after every target's history, 0 = none.
+  codes: number of code tokens after those, 0 = none: they spell the target's semantic ID.
   items: maximum number of distinct items, 0 = as many as tokens.
   """
 
@@ -20,10 +21,16 @@ class Layout:
   targets: int
   response: int = 0
   items: int = 0
+  codes: int = 0
+
+  @property
+  def branch(self) -> int:
+    """Number of tokens that only one target reads."""
+    return self.response + self.codes
 
   def tokens(self, items: int, targets: int) -> int:
     """Tokens of a piece with this number of items and targets; its last item is never an input."""
-    return items - 1 + self.response * targets
+    return items - 1 + self.branch * targets
 
   @property
   def item_places(self) -> int:
@@ -32,12 +39,12 @@ class Layout:
 
   def targets_after(self, history: int) -> int:
     """Number of consecutive targets that a row holds after a history of this number of items."""
-    return (self.row_length + 1 - history) // (1 + self.response)
+    return (self.row_length + 1 - history) // (1 + self.branch)
 
   @property
   def longest_history(self) -> int:
     """Maximum number of items that fit before a single target."""
-    return self.row_length - self.response
+    return self.row_length - self.branch
 
 
 class Pieces(NamedTuple):

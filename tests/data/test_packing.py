@@ -25,6 +25,7 @@ layouts = st.builds(
   row_length=st.integers(8, 70),
   targets=st.integers(4, 80),
   response=st.sampled_from([0, 1, 3]),
+  codes=st.sampled_from([0, 0, 2]),
 )
 
 
@@ -74,15 +75,15 @@ def test_a_history_that_a_row_holds_is_whole(lengths, layout, options):
   cut = set()
   for user, start, stop, first in zip(*pieces, strict=True):
     assert Packer(layout).add(0, data.sequence(user)[start:stop], first - start)
-    fits_alone = first + layout.response <= layout.row_length
+    fits_alone = first + layout.branch <= layout.row_length
     if fits_alone:
       assert start == 0
     else:
       cut.add(user)
-      half = min((layout.row_length + 1) // 2, layout.row_length - layout.response)
+      half = min((layout.row_length + 1) // 2, layout.row_length - layout.branch)
       assert first - start >= half
     for t in range(first, stop):
-      assert start == 0 or t + layout.response > layout.row_length
+      assert start == 0 or t + layout.branch > layout.row_length
   assert counts.cut_users == len(cut)
 
 
@@ -177,10 +178,15 @@ def test_a_packed_target_sees_its_own_history_and_nothing_else(lengths, layout):
     for q in np.flatnonzero(batch.weight_Q):
       target, piece = int(batch.target_Q[q]), int(batch.piece_Q[q])
       assert (piece, target) not in seen_by_target
-      if not batch.read_Q[q]:
+      first_code = int(batch.code_read_Q[q])
+      assert (first_code > 0) == (layout.codes > 0)
+      last = first_code + layout.codes - 1 if layout.codes else int(batch.read_Q[q])
+      if layout.codes and (layout.response or not batch.read_Q[q]):
+        assert batch.read_Q[q] == (first_code - 1 if layout.response else 0)
+      if not last:
         seen_by_target[piece, target] = ([], [])
         continue
-      r, t = divmod(int(batch.read_Q[q]) - 1, layout.row_length)
+      r, t = divmod(last - 1, layout.row_length)
       trunk, branch = [], []
       for k in np.flatnonzero(batch.segment_RT[r] == batch.segment_RT[r, t]):
         position = int(batch.position_RT[r, k])
@@ -188,14 +194,16 @@ def test_a_packed_target_sees_its_own_history_and_nothing_else(lengths, layout):
           trunk.append((position, int(item_RT[r, k])))
         elif batch.branch_RT[r, k] == batch.branch_RT[r, t] and batch.branch_RT[r, t]:
           assert item_RT[r, k] == 0
-          branch.append((position, int(batch.response_RT[r, k])))
+          place = int(batch.response_RT[r, k])
+          assert batch.spelled_RT[r, k] == (target if place >= layout.response else 0)
+          branch.append((position, place))
       seen_by_target[piece, target] = (sorted(trunk), branch)
   expected = {}
   for n, (user, start, stop, first) in enumerate(zip(*pieces, strict=True)):
     items = data.sequence(user).tolist()
     for t in range(first, stop):
       history = list(enumerate(items[start:t]))
-      branch = [(t - start + s, s) for s in range(layout.response)]
+      branch = [(t - start + s, s) for s in range(layout.branch)]
       expected[n, items[t]] = (history, branch)
   assert seen_by_target == expected
 
@@ -206,12 +214,13 @@ def test_what_is_not_used_is_padding(lengths, layout):
   pieces, _ = training_pieces(data, layout)
   for batch in batch_pieces(data, pieces, layout):
     padding_RT = batch.segment_RT == 0
-    for name in ("slot_RT", "position_RT", "horizon_RT", "branch_RT", "response_RT"):
+    for name in ("slot_RT", "position_RT", "horizon_RT", "branch_RT", "response_RT", "spelled_RT"):
       x_RT = getattr(batch, name)
       assert x_RT.dtype == np.int32 and not x_RT[padding_RT].any(), name
     unused_Q = batch.weight_Q == 0
     assert (batch.piece_Q[unused_Q] == -1).all() and (batch.piece_Q[~unused_Q] >= 0).all()
     assert not batch.target_Q[unused_Q].any() and batch.target_Q[~unused_Q].all()
+    assert not batch.read_Q[unused_Q].any() and not batch.code_read_Q[unused_Q].any()
     assert len(batch.item_E) == layout.rows * layout.row_length + 1 and batch.item_E[0] == 0
 
 
