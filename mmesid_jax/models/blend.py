@@ -15,6 +15,7 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.models.catalogue_scores import candidate_mask
 from mmesid_jax.models.evidence import EvidenceModel
 from mmesid_jax.models.extend_catalogue import mask_as_new
+from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
 from mmesid_jax.models.layers.reranker import Reranker, RerankerParams
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.sharding import constrain, gather_columns, lookup_rows, top_k
@@ -202,7 +203,7 @@ class BlendModel(nnx.Module):
 
 
 # What `recommend` serves: the blend where there is one, else the network alone.
-ServableModel = RecommenderModel | BlendModel
+ServableModel = RecommenderModel | BlendModel | GeneratedRanking
 
 
 def score_parts(

@@ -5,6 +5,7 @@ count.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,15 +62,24 @@ def llama_flops(c: LlamaConfig, work: Work) -> int:
   return c.layers * total
 
 
-def recommender_flops(model: RecommenderModel, work: Work) -> int:
-  """A training step of the recommender: item encoder, backbone, scores of all items."""
+def recommender_flops(model: RecommenderModel, work: Work, *, ranks: bool = True) -> int:
+  """A training step of the recommender: item encoder and backbone, the scores of all items where it
+  `ranks`, and where it generates those of all codes."""
   I, D = model.items.identity_ID.shape  # noqa: E741
   widths = [model.items.feature_IV[m].shape[1] for m in model.items.modalities]
   total = product_flops(work.items, D * sum(widths), reaches_input=False)
   if model.items.kind == "mlp":
     layers = (model.items.hidden, model.items.out)
     total += product_flops(work.items, sum(layer.weight.size for layer in layers))
-  total += llama_flops(model.backbone.config, work) + product_flops(work.targets, I * D)
+  total += llama_flops(model.backbone.config, work)
+  if model.generate is not None:
+    total += product_flops(work.targets, sum(D * (D + C) for C in model.generate.sizes))
+  return total + (_rank_flops(work, I, D, widths) if ranks else 0)
+
+
+def _rank_flops(work: Work, I: int, D: int, widths: Sequence[int]) -> int:  # noqa: E741
+  """Scores of all items, of which the learned rows and every modality are summands."""
+  total = product_flops(work.targets, I * D)
   for V in widths:
     if should_project_catalogue(work.targets, D):
       total += product_flops(I, D * V, reaches_input=False)

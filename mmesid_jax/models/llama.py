@@ -10,6 +10,7 @@ weights can be used.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +173,10 @@ class GatedMLP(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Grouped-query attention: the prompt to itself, causally; the rows by their mask."""
+  """Grouped-query attention: the prompt to itself, causally; the rows by their mask.
+
+  Returns its output, and what the rows' tokens may see: keys and values [R, P + T, K, H].
+  """
 
   def __init__(self, c: LlamaConfig, *, rngs: nnx.Rngs):
     self.q = c.projection("q", rngs)
@@ -183,14 +187,19 @@ class Attention(nnx.Module):
     self.norm_k = RMSNorm(c, c.H) if c.head_norms else None
     self.config = c
 
+  def heads(self, x: jax.Array, position: jax.Array, keys) -> tuple[jax.Array, ...]:
+    """q, k and v of tokens, [..., heads, H], rotated to their positions."""
+    q, k, v = self.q(x, keys[0]), self.k(x, keys[1]), self.v(x, keys[2])
+    if self.norm_q is not None:
+      q, k = self.norm_q(q), self.norm_k(k)
+    frequency = rope_frequencies(self.config)
+    return apply_rope(q, position, frequency), apply_rope(k, position, frequency), v
+
   def __call__(self, x_GJD: jax.Array, position_GJ: jax.Array, mask_RTY: jax.Array, key):
     R, T, Y = mask_RTY.shape
     (G, J, _), P = x_GJD.shape, Y - T
-    keys, frequency = split_key(key, 4), rope_frequencies(self.config)
-    q, k, v = self.q(x_GJD, keys[0]), self.k(x_GJD, keys[1]), self.v(x_GJD, keys[2])
-    if self.norm_q is not None:
-      q, k = self.norm_q(q), self.norm_k(k)
-    q, k = (apply_rope(x, position_GJ, frequency) for x in (q, k))
+    keys = split_key(key, 4)
+    q, k, v = self.heads(x_GJD, position_GJ, keys)
     prompt = (x[:, :P] for x in (q, k, v))
     mask_PP = causal_mask(P, self.config.window)
     prompt_GPNH = attention(*prompt, mask_PP[None])  # too short for a faster kernel
@@ -203,10 +212,36 @@ class Attention(nnx.Module):
       prompt = jnp.broadcast_to(x_GJKH[:, None, :P], (G, R // G, P, *heads)).reshape(R, P, *heads)
       return jnp.concatenate([prompt, rows(x_GJKH)], axis=1)
 
-    row_RTNH = attention(rows(q), with_prompt(k), with_prompt(v), mask_RTY, self.config.attention)
+    seen = with_prompt(k), with_prompt(v)
+    row_RTNH = attention(rows(q), *seen, mask_RTY, self.config.attention)
     width = self.config.N * self.config.H
     both = [prompt_GPNH.reshape(G, P, width), row_RTNH.reshape(G, J - P, width)]
-    return self.out(jnp.concatenate(both, axis=1), keys[3])
+    return self.out(jnp.concatenate(both, axis=1), keys[3]), seen
+
+  def extend(self, x_QBD, position_QB, prefix, mask_QY, branch):
+    """One more token for each of B branches: its output [Q, B, D], and the branch with it.
+
+    prefix: keys and values [Q, Y, K, H] that all branches of a query see where mask_QY says so.
+    branch: their own, [Q, B, X, K, H] each, seen as far as the window goes.
+    """
+    Q, B, _ = x_QBD.shape
+    c = self.config
+    q, k, v = self.heads(x_QBD, position_QB, (None,) * 3)
+    branch = tuple(
+      jnp.concatenate([old, new[:, :, None]], axis=2)
+      for old, new in zip(branch, (k, v), strict=True)
+    )
+    q_QBKnH = q.reshape(Q, B, c.K, c.N // c.K, c.H)
+    to_prefix = jnp.einsum("qbknh,qykh->qbkny", q_QBKnH, prefix[0])
+    near = tuple(x[:, :, -c.window :] for x in branch) if c.window else branch
+    to_branch = jnp.einsum("qbknh,qbxkh->qbknx", q_QBKnH, near[0])
+    to_prefix = jnp.where(mask_QY[:, None, None, None], to_prefix.astype(jnp.float32), -jnp.inf)
+    scores = jnp.concatenate([to_prefix, to_branch.astype(jnp.float32)], axis=-1)
+    weight = jax.nn.softmax(scores / math.sqrt(c.H), axis=-1).astype(v.dtype)
+    Y = mask_QY.shape[1]
+    seen = jnp.einsum("qbkny,qykh->qbknh", weight[..., :Y], prefix[1])
+    seen += jnp.einsum("qbknx,qbxkh->qbknh", weight[..., Y:], near[1])
+    return self.out(seen.reshape(Q, B, c.N * c.H), None), branch
 
 
 def causal_mask(P: int, window: int | None) -> jax.Array:
@@ -227,10 +262,19 @@ class Block(nnx.Module):
 
   def __call__(self, x_GJD, position_GJ, mask_RTY, key):
     keys = split_key(key, 4)
-    update_GJD = self.attention(self.norm_attention(x_GJD), position_GJ, mask_RTY, keys[0])
+    attended = self.attention(self.norm_attention(x_GJD), position_GJ, mask_RTY, keys[0])
+    update_GJD, seen = attended
     x_GJD = x_GJD + dropout(update_GJD, self.rate, keys[1])
     x_GJD = x_GJD + dropout(self.mlp(self.norm_mlp(x_GJD), keys[2]), self.rate, keys[3])
-    return constrain(x_GJD, "batch", None, None)
+    return constrain(x_GJD, "batch", None, None), seen
+
+  def extend(self, x_QBD, position_QB, prefix, mask_QY, branch):
+    """The same for one more token of each branch; arguments as of `Attention.extend`."""
+    attended = self.attention.extend(
+      self.norm_attention(x_QBD), position_QB, prefix, mask_QY, branch
+    )
+    x_QBD = x_QBD + attended[0]
+    return x_QBD + self.mlp(self.norm_mlp(x_QBD), None), attended[1]
 
 
 class Llama(nnx.Module):
@@ -271,6 +315,14 @@ class Llama(nnx.Module):
       mask_RTY: bool [R, T, P + T], a `visibility_mask`; the window, if there is one, is added here.
       key: for dropout; None = none.
     """
+    return self._read(prompt_PD, x_RTD, position_RT, mask_RTY, key)[0]
+
+  def prefill(self, prompt_PD, x_RTD, position_RT, mask_RTY):
+    """The states that a call without dropout returns, and what further tokens may see: keys and
+    values, each [layers, R, P + T, K, H], the prompt's first."""
+    return self._read(prompt_PD, x_RTD, position_RT, mask_RTY, None, keep=True)
+
+  def _read(self, prompt_PD, x_RTD, position_RT, mask_RTY, key, keep: bool = False):
     G, (P, D) = group_count(len(x_RTD)), prompt_PD.shape
     if self.config.window is not None:
       mask_RTY = mask_RTY & window_mask(position_RT, P, self.config.window)
@@ -284,11 +336,51 @@ class Llama(nnx.Module):
 
     def apply_layer(x_GJD, state_and_key):
       state, layer_key = state_and_key
-      return nnx.merge(graph, state)(x_GJD, position_GJ, mask_RTY, layer_key), None
+      x_GJD, seen = nnx.merge(graph, state)(x_GJD, position_GJ, mask_RTY, layer_key)
+      return x_GJD, seen if keep else None
 
     if self.config.remat != "none":
       # prevent_cse is not needed: a scan's forward and backward loops share no expressions.
       policy = REMAT_POLICIES[self.config.remat]()
       apply_layer = jax.checkpoint(apply_layer, policy=policy, prevent_cse=False)
-    x_GJD, _ = jax.lax.scan(apply_layer, x_GJD, (stacked, keys), unroll=self.config.unroll)
-    return self.norm(x_GJD).astype(jnp.float32)
+    x_GJD, seen = jax.lax.scan(apply_layer, x_GJD, (stacked, keys), unroll=self.config.unroll)
+    return self.norm(x_GJD).astype(jnp.float32), seen
+
+  def extend(
+    self, x_QBD: jax.Array, position_Q: jax.Array, prefix: "Prefix", branch: tuple
+  ) -> tuple[jax.Array, tuple]:
+    """One more token for each of B branches of every query; without dropout.
+
+    Args:
+      x_QBD: vectors of the tokens.
+      position_Q: their positions, counted from the end of the prompt.
+      prefix: what the branches of a query share.
+      branch: keys and values of the tokens before it in the branch, each [layers, Q, B, X, K, H].
+
+    Returns:
+      States, float32 [Q, B, D], and the branch with one more token.
+    """
+    position_QB = prefix.prompt + jnp.broadcast_to(position_Q[:, None], x_QBD.shape[:2])
+    mask_QY = prefix.mask_QY
+    if self.config.window is not None:
+      mask_QY = mask_QY & (position_Q[:, None] - prefix.position_QY < self.config.window)
+    graph, stacked = nnx.split(self.blocks)
+
+    def apply_layer(x_QBD, of_layer):
+      state, seen, branch = of_layer
+      of_query = tuple(x_RYKH[prefix.row_Q] for x_RYKH in seen)
+      return nnx.merge(graph, state).extend(x_QBD, position_QB, of_query, mask_QY, branch)
+
+    x_QBD = x_QBD.astype(self.config.compute)
+    x_QBD, branch = jax.lax.scan(apply_layer, x_QBD, (stacked, prefix.seen, branch))
+    return self.norm(x_QBD).astype(jnp.float32), branch
+
+
+class Prefix(NamedTuple):
+  """What the branches of a query see before their own tokens."""
+
+  seen: tuple[jax.Array, jax.Array]  # keys and values of all rows, as `Llama.prefill` returns them
+  row_Q: jax.Array  # the query's row
+  mask_QY: jax.Array  # bool, which of the prompt's and the row's tokens it sees
+  position_QY: jax.Array  # their positions, counted from the end of the prompt
+  prompt: int  # number of tokens of the prompt

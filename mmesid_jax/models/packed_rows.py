@@ -46,6 +46,22 @@ def window_mask(position_RT: jax.Array, prompt: int, window: int) -> jax.Array:
   return position_RT[:, :, None] - position_RY[:, None, :] < window
 
 
+def last_read(batch: Batch, prompt: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """What a target's next token would see: its row [Q], bool [Q, P + T], and the positions of these
+  tokens, int32 [Q, P + T].
+
+  They are the tokens that the one at `read_Q` sees, with itself; at the end of the prompt, the
+  prompt alone.
+  """
+  T = batch.slot_RT.shape[1]
+  row_Q, place_Q = jnp.divmod(jnp.maximum(batch.read_Q - 1, 0), T)
+  mask_QY = visibility_mask(batch, prompt)[row_Q, place_Q]
+  in_prompt_Y = jnp.arange(prompt + T) < prompt
+  mask_QY = jnp.where(batch.read_Q[:, None] > 0, mask_QY, in_prompt_Y)
+  prompt_QP = jnp.broadcast_to(jnp.arange(-prompt, 0), (len(row_Q), prompt))
+  return row_Q, mask_QY, jnp.concatenate([prompt_QP, batch.position_RT[row_Q]], axis=1)
+
+
 def group_count(rows: int) -> int:
   """Number of groups that the current mesh divides `rows` into; 1 without a mesh, or if uneven."""
   shards = shard_count("batch")

@@ -15,6 +15,7 @@ from mmesid_jax.losses.next_item import cross_entropy
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models import flops
 from mmesid_jax.models.fusion import FrequencyFusion
+from mmesid_jax.models.generate.head import GenerativeHead
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig, causal_mask
@@ -23,6 +24,7 @@ from mmesid_jax.models.packed_rows import visibility_mask, window_mask
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.models.sequence_recommender import RecommenderModel
+from mmesid_jax.quantize.item_ids import ItemIds
 
 LLAMA = LlamaConfig(layers=2, D=256, F=768, N=4, K=2, H=64, unroll=2)
 LORA = dataclasses.replace(LLAMA, weights="float32", lora=LoRAConfig(16, 32.0))
@@ -48,15 +50,15 @@ def padded(layout: Layout, prompt: int) -> flops.Work:
   return flops.Work(tokens, prompt, pairs, tokens + 1, layout.targets)
 
 
-def recommender(llama: LlamaConfig, kind: str) -> RecommenderModel:
+def recommender(llama: LlamaConfig, kind: str, C: int = 32, **parts) -> RecommenderModel:
   rngs = nnx.Rngs(0)
   features = {m: np.zeros((ITEMS + 1, V), np.float32) for m, V in WIDTHS.items()}
   codes = {m: np.zeros((ITEMS + 1, 4), np.int32) for m in WIDTHS}
-  books = {m: np.zeros((4, 32, llama.D), np.float32) for m in WIDTHS}
+  books = {m: np.zeros((4, C, llama.D), np.float32) for m in WIDTHS}
   items = ItemEncoder(features, codes, books, D=llama.D, kind=kind, rngs=rngs)
   counts_I = np.arange(ITEMS + 1)
   gates = FrequencyFusion(counts_I, len(WIDTHS), kind="sum", temperature=1.0, rngs=rngs)
-  return RecommenderModel(items, gates, llama, P=P, S=2, item_dropout=0.0, rngs=rngs)
+  return RecommenderModel(items, gates, llama, P=P, S=2, item_dropout=0.0, rngs=rngs, **parts)
 
 
 def catalogue_loss(model, batch: Batch) -> jax.Array:
@@ -72,6 +74,26 @@ def test_recommender(llama, kind, targets):
   layout = Layout(rows=4, row_length=256, targets=targets, response=2)
   counted = compiled_flops(lambda: recommender(llama, kind), catalogue_loss, Packer(layout).batch())
   ours = flops.recommender_flops(recommender(llama, kind), padded(layout, P))
+  assert ours == pytest.approx(counted, rel=0.05)
+
+
+def test_codes_of_a_generative_head():
+  """As many codes as items would be ranked, so that they count."""
+  K, C = 4, 1024
+  layout = Layout(rows=4, row_length=256, targets=128, response=2, codes=K - 1)
+
+  def make():
+    ids = ItemIds(jnp.zeros((ITEMS + 1, K), jnp.int32), (C,) * K, 0)
+    head = GenerativeHead(ids, "text", LLAMA.D, rngs=nnx.Rngs(0))
+    return recommender(LLAMA, "tied", C, generate=head)
+
+  def loss(model, batch):
+    table_KCD = model.generate.table(model.items)
+    h_QKD = model.code_states(batch)
+    return model.generate.item_log_probability(table_KCD, h_QKD, batch.target_Q).sum()
+
+  counted = compiled_flops(make, loss, Packer(layout).batch())
+  ours = flops.recommender_flops(nnx.eval_shape(make), padded(layout, P), ranks=False)
   assert ours == pytest.approx(counted, rel=0.05)
 
 

@@ -1,0 +1,98 @@
+"""The search against loops over prefixes, with a table of random scores in the place of a model."""
+
+import jax
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmesid_jax.models.generate.beam_search import beam_search, exact_scores
+from mmesid_jax.quantize.id_trie import build_trie
+from mmesid_jax.quantize.item_ids import NO_CODE, number_shared_codes
+
+C, Q = 3, 2
+
+
+def random_step(seed: int, levels: int, most: int):
+  """A step whose log-probabilities depend on the whole prefix, as those of a model do, by a number
+  that every prefix has; and the same as a function of a prefix."""
+  rng = np.random.default_rng(seed)
+  table = rng.normal(size=(Q, 997, most)).astype(np.float32)
+
+  def step(level, number_QB, parent_QB, code_QB):
+    if level:
+      number_QB = np.take_along_axis(number_QB, np.asarray(parent_QB), axis=1)
+      number_QB = (7 * number_QB + np.asarray(code_QB) + 2) % 997
+    log_p = np.take_along_axis(table, number_QB[..., None].astype(int), axis=1)
+    return jax.numpy.asarray(log_p), number_QB
+
+  def log_p(q, prefix):
+    number = 1
+    for code in prefix:
+      number = (7 * number + code + 2) % 997
+    return table[q, number]
+
+  return step, log_p
+
+
+def search_by_loops(code_IK, log_p, q, beams, left_out):
+  prefixes = [((), 0.0)]
+  for level in range(code_IK.shape[1]):
+    children = []
+    for prefix, score in prefixes:
+      for code in sorted({int(row[level]) for row in code_IK[1:] if tuple(row[:level]) == prefix}):
+        added = 0 if code == NO_CODE else log_p(q, prefix)[code]
+        children.append(((*prefix, code), np.float32(score + added)))
+    if level == code_IK.shape[1] - 1:
+      items = {tuple(row): item for item, row in enumerate(code_IK.tolist()) if item}
+      children = [(p, s) for p, s in children if items[p] not in left_out]
+    prefixes = sorted(children, key=lambda child: -child[1])[:beams]
+  return [(items[prefix], score) for prefix, score in prefixes]
+
+
+rows = st.integers(1, 3).flatmap(
+  lambda levels: st.lists(
+    st.lists(st.integers(0, C - 1), min_size=levels, max_size=levels), min_size=1, max_size=20
+  )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows, st.integers(1, 30), st.integers(0, 99), st.sets(st.integers(1, 20), max_size=3))
+def test_a_beam_finds_what_loops_find(rows, beams, seed, left_out):
+  """Items that share their codes, prefixes with one child, fewer items than beams."""
+  ids = number_shared_codes(np.array([[0] * len(rows[0]), *rows]), C)
+  step, log_p = random_step(seed, len(ids.sizes), max(ids.sizes))
+  left_out_QX = jax.numpy.asarray([[0, *left_out], [0, *([0] * len(left_out))]])
+  start = np.ones((Q, 1), int)
+  found = beam_search(build_trie(ids.code_IK), step, start, beams, left_out_QX)
+  for q, out in enumerate((left_out, set())):
+    expected = search_by_loops(ids.code_IK, log_p, q, beams, out)
+    items, scores = np.asarray(found.item_QB[q]), np.asarray(found.score_QB[q])
+    assert items[: len(expected)].tolist() == [item for item, _ in expected]
+    np.testing.assert_allclose(scores[: len(expected)], [s for _, s in expected], rtol=1e-5)
+    assert not items[len(expected) :].any() and np.isneginf(scores[len(expected) :]).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows, st.integers(0, 99))
+def test_exact_scores_are_sums_over_the_codes_of_an_item(rows, seed):
+  ids = number_shared_codes(np.array([[0] * len(rows[0]), *rows]), C)
+  step, log_p = random_step(seed, len(ids.sizes), max(ids.sizes))
+  found = exact_scores(build_trie(ids.code_IK), step, np.ones((Q, 1), int), len(rows) + 3)
+  assert np.isneginf(found[:, [0, -2, -1]]).all()
+  for q in range(Q):
+    for item, row in enumerate(ids.code_IK.tolist()):
+      steps = [(row[:level], code) for level, code in enumerate(row) if code != NO_CODE]
+      expected = sum(log_p(q, prefix)[code] for prefix, code in steps)
+      assert not item or abs(found[q, item] - expected) < 1e-4
+
+
+def test_of_equal_scores_the_lower_item_comes_first():
+  ids = number_shared_codes(np.array([[0], [2], [0], [2], [1]]), C)
+
+  def step(level, state, parent_QB, code_QB):
+    return jax.numpy.zeros((1, 1 if parent_QB is None else parent_QB.shape[1], C)), state
+
+  assert beam_search(build_trie(ids.code_IK), step, None, 9).item_QB.tolist() == [
+    [1, 2, 3, 4, 0, 0]
+  ]

@@ -1,0 +1,65 @@
+"""Generation reads what training wrote: the same states, token by token or all at once."""
+
+import numpy as np
+import pytest
+from flax import nnx
+from generative import ITEMS, histories, recommender
+
+from mmesid_jax.data.batches import batch_sequences
+from mmesid_jax.data.row_layout import Layout
+from mmesid_jax.models.generate.decoder import generate_items, score_all_items
+from mmesid_jax.quantize.id_trie import build_trie
+
+
+def spelled_scores(model, sequences, S) -> np.ndarray:
+  """log p [users, items] by training's path: every item is once every user's target."""
+  layout = Layout(2, 64, 40, S, codes=model.generate.levels - 1)
+
+  @nnx.jit
+  def log_p(model, batch):
+    table = model.generate.table(model.items)
+    return model.generate.item_log_probability(table, model.code_states(batch), batch.target_Q)
+
+  found = np.zeros((len(sequences), ITEMS + 1))
+  pairs = [(u, i) for u in range(len(sequences)) for i in range(1, ITEMS + 1)]
+  samples = [np.append(sequences[u], i) for u, i in pairs]
+  for batch in batch_sequences(samples, layout, [len(s) - 1 for s in samples]):
+    scores = log_p(model, batch)
+    for q in np.flatnonzero(batch.weight_Q):
+      found[pairs[batch.piece_Q[q]]] = scores[q]
+  return found
+
+
+def reading_batch(sequences, S):
+  (batch,) = batch_sequences(
+    [np.append(s, 1) for s in sequences], Layout(2, 64, 8, S), [len(s) for s in sequences]
+  )
+  return batch
+
+
+PARTS = [{}, {"window": 2}, {"window": 6}, {"qkv_bias": True, "head_norms": True}]
+
+
+@pytest.mark.parametrize("S", [0, 2])
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+def test_exact_scores_are_those_of_training(S, parts):
+  model, sequences = recommender(S, **parts), histories([5, 0, 1, 9])
+  trie = build_trie(np.asarray(model.generate.code_IK[...]))
+  batch = reading_batch(sequences, S)
+  scores = nnx.jit(score_all_items)(model, batch, trie)
+  used = batch.weight_Q > 0
+  expected = spelled_scores(model, sequences, S)[batch.piece_Q[used]]
+  np.testing.assert_allclose(scores[used, 1:], expected[:, 1:], atol=1e-4)
+  assert np.isneginf(scores[:, 0]).all()
+
+
+@pytest.mark.parametrize("S", [0, 2])
+def test_a_beam_as_wide_as_the_catalogue_is_exact(S):
+  model, sequences = recommender(S), histories([5, 0, 1, 9])
+  trie = build_trie(np.asarray(model.generate.code_IK[...]))
+  batch = reading_batch(sequences, S)
+  exact = np.asarray(nnx.jit(score_all_items)(model, batch, trie))
+  found = nnx.jit(generate_items, static_argnums=3)(model, batch, trie, ITEMS)
+  order = np.argsort(-exact[:, 1:], axis=1, kind="stable") + 1
+  np.testing.assert_array_equal(found.item_QB, order)
+  np.testing.assert_allclose(found.score_QB, np.take_along_axis(exact, order, axis=1), atol=1e-4)
