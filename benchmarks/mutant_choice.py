@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = ("models/test_packed_rows.py",)
 MODEL = (*ROWS, "models/test_extend_catalogue.py", "test_pretrained.py")
 CODES = ("models/test_residual_quantizer.py", "models/test_mm_rqvae.py")
+GENERATE = ("models/generate/test_decoder.py", "test_heads.py")
 # Below mmesid_jax/ -> below tests/, the fastest first.
 TESTS = {
   "data/split.py": ("data/test_split.py", "data/test_dataset.py", "test_temporal_split.py"),
@@ -35,6 +36,10 @@ TESTS = {
   "models/flops.py": ("models/test_flops.py",),
   "models/fsq.py": ("models/test_fsq.py",),
   "models/fusion.py": ("models/test_fusion.py", *MODEL),
+  "models/generate/beam_search.py": ("models/generate/test_beam_search.py", *GENERATE),
+  "models/generate/decoder.py": GENERATE,
+  "models/generate/generated_ranking.py": ("test_heads.py",),
+  "models/generate/head.py": ("models/generate/test_head.py", *GENERATE),
   "models/item_encoder.py": ("models/test_fusion.py", "test_code_tables.py", *MODEL),
   "models/layers/attention.py": ("models/layers/test_attention.py", *ROWS),
   "models/layers/linear.py": ("models/layers/test_linear.py", "models/test_fusion.py", *MODEL),
@@ -57,13 +62,16 @@ TESTS = {
     "models/test_dropout_keys.py",
     "hf/test_llama_weights.py",
     "models/test_memory.py",
+    *GENERATE,
     *MODEL,
   ),
   "models/mm_rqvae.py": CODES,
-  "models/packed_rows.py": ("models/layers/test_attention.py", *ROWS),
+  "models/packed_rows.py": ("models/layers/test_attention.py", *ROWS, *GENERATE),
   "models/residual_quantizer.py": CODES,
   "models/sasrec.py": MODEL,
   "models/sequence_recommender.py": MODEL,
+  "quantize/item_ids.py": ("quantize/test_item_ids.py", *GENERATE),
+  "quantize/id_trie.py": ("quantize/test_item_ids.py", "models/generate/test_beam_search.py"),
   "training/step.py": ("training/test_step.py", "training/test_loop.py", "test_mesh.py"),
   "training/optimizer.py": ("training/test_optimizer.py", "training/test_step.py"),
   "training/checkpoint.py": (

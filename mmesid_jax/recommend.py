@@ -15,7 +15,8 @@ that was stopped or killed.
 --split=test (or valid) gives each user the history before the held-out item of that part, and a
 column with this item: the lists that `evaluate` ranks by, for checking its metrics from outside.
 
-What is served is the blend where the workdir holds one; --model=network serves the network alone.
+What is served is the blend where the workdir holds one; --model=network serves the network alone,
+--model=generated the items whose semantic IDs it generates.
 
 --new_items=FILE adds items that training never saw, as `semantic_ids encode` writes them; their ids
 follow those of the catalogue.
@@ -52,7 +53,10 @@ NEW_ITEMS = paths.define_path(
 ONLY_NEW = flags.DEFINE_bool("only_new", False, "Recommend only the items of --new_items.")
 TOP_K = flags.DEFINE_integer("top_k", 10, "Number of items.", lower_bound=1, upper_bound=1_000_000)
 MODEL = flags.DEFINE_enum(
-  "model", None, ["network", "blend"], "The model that is served; if not given, the blend if any."
+  "model",
+  None,
+  ["network", "blend", "generated"],
+  "The model that is served; if not given, the blend if any.",
 )
 REPEAT = flags.DEFINE_bool("repeat", False, "Recommend items of the history too.")
 DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")

@@ -58,6 +58,7 @@ VARIANTS = {
   "chunked": {"recommender.softmax_chunk": 3},
   "sampled": {"recommender.negatives": 16},
   "as new": {"recommender.as_new": 0.3},
+  "both heads": {"recommender.head": "both", "recommender.codes": "codebooks"},
   "projected": {"recommender.width": 128, "recommender.targets": 136},
 }
 
@@ -70,10 +71,12 @@ def opened(tiny, tmp_path_factory):
   def open_variant(variant: str):
     if variant not in made:
       preset = variant if variant == "paper" else "best"
-      config = tiny(preset, {**SIZES, **VARIANTS[variant], "stages": ("collaborative",)})
+      codes = {"recommender.codes": "none", "stages": ("collaborative",)}
+      if variant == "both heads":
+        codes = {"stages": ("collaborative", "semantic_ids")}
+      config = tiny(preset, {**SIZES, **VARIANTS[variant], **codes})
       path = tmp_path_factory.mktemp(variant)
       config.collaborative.epochs = 1
-      config.recommender.codes = "none"
       pipeline.run_pipeline(config, path)
       made[variant] = open_workdir(config, path)
     return made[variant]

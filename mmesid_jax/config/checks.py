@@ -7,7 +7,14 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.command_line import nearest_name
 from mmesid_jax.config.modality_names import RULE
-from mmesid_jax.config.schema import FROM_EVENTS, KEYS, flatten, key_row, modalities
+from mmesid_jax.config.schema import (
+  FROM_EVENTS,
+  KEYS,
+  code_tokens,
+  flatten,
+  key_row,
+  modalities,
+)
 from mmesid_jax.errors import UserError
 
 MAX_TOKENS = 2**24  # of a batch: as many as the largest models are trained on
@@ -29,6 +36,7 @@ def check_values(config: ConfigDict) -> None:
       "table, such as --config.features.text"
     )
   _check_widths(config)
+  _check_head(config)
 
 
 def _check_ranges(config: ConfigDict, section: str = "") -> None:
@@ -106,8 +114,30 @@ def _check_widths(config: ConfigDict) -> None:
     raise UserError(
       f"--config.recommender.head_width={r.head_width}: rotary positions need it even"
     )
-  if r.row_length <= r.prompt.response:
+  if r.row_length <= r.prompt.response + code_tokens(config):
+    more = f" and the {code_tokens(config)} codes of an ID" if code_tokens(config) else ""
     raise UserError(
       f"--config.recommender.row_length={r.row_length}: must be above "
-      f"prompt.response={r.prompt.response}"
+      f"prompt.response={r.prompt.response}{more}"
+    )
+
+
+def _check_head(config: ConfigDict) -> None:
+  r = config.recommender
+  if r.head == "rank":
+    return
+  if r.codes == "none":
+    raise UserError(
+      f"--config.recommender.head={r.head}: generates codes, but recommender.codes=none; take "
+      "codebooks"
+    )
+  if r.generate.modality not in modalities(config):
+    raise UserError(
+      f"--config.recommender.generate.modality={r.generate.modality}: expected one of "
+      f"{', '.join(modalities(config))}, those with feature tables"
+    )
+  if r.head == "generate" and "blend" in config.stages:
+    raise UserError(
+      "--config.recommender.head=generate: gives no scores of all items, which the stage blend "
+      "adds up; take head=both, or leave blend out of --config.stages"
     )

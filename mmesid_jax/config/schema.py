@@ -206,6 +206,15 @@ KEYS: Mapping[str, Key] = {
     "Items are read by the projections that score them, by separate ones, or by the paper's MLP."),
   "recommender.codes": Key("codebooks", one_of("codebooks", "random", "frozen", "none"),
     "Code tables: the codebooks at first, random at first, the frozen codebooks, or no tables."),
+  "recommender.head": Key("rank", one_of("rank", "generate", "both"),
+    "What is trained: scores of all items, the codes of the next item's semantic ID, or both.",
+    added=True),
+  "recommender.generate.modality": Key("text", words("a modality"),
+    "Modality whose codes are generated.", added=True),
+  "recommender.generate.weight": Key(1.0, at_least(0),
+    "Weight of the codes' loss beside that of ranking, where both are trained.", added=True),
+  "recommender.generate.beams": Key(50, whole(1, 10**6),
+    "Semantic IDs that a search for the best ones keeps on each level.", added=True),
   "recommender.fusion": Key("sum", one_of("frequency", "sum"),
     "Weights of the sources of a score: by an item's popularity (the paper's), or 1 for each."),
   "recommender.gate_temperature": Key(1.0, above_zero(),
@@ -342,6 +351,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       flat[prefix + name] = list(value) if isinstance(value, tuple) else value
   return flat
+
+
+def code_tokens(config: ConfigDict) -> int:
+  """Tokens of a target's branch that spell its semantic ID: one a level, as a level of numbers may
+  follow for items that share all others; 0 where no codes are generated."""
+  return config.semantic_ids.quantizer.levels if config.recommender.head != "rank" else 0
 
 
 def modalities(config: ConfigDict) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import flat_name, place_model
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
 from mmesid_jax.planning.activations import Activations, activation_bytes
+from mmesid_jax.quantize.item_ids import ItemIds
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
 from mmesid_jax.training.step import initial_state_shapes
@@ -59,8 +61,11 @@ def model_shapes(
 
   def make(features, codes, codebooks):
     tables = {"features": features, "codes": codes, "codebooks": codebooks}
+    # a few items share their codes, and get a number
+    sizes = (quantizer.codes,) * quantizer.levels + (2,)
+    ids = ItemIds(jnp.zeros((rows, len(sizes)), jnp.int32), sizes, 0)
     return recommender_stage.init_recommender(
-      c, config.seed, **tables, counts_I=np.ones(rows, np.int64)
+      c, config.seed, **tables, counts_I=np.ones(rows, np.int64), ids=ids
     )
 
   return nnx.eval_shape(

@@ -180,7 +180,8 @@ class Planner:
       for packer in batches.first_epoch():
         window = model.backbone.config.window
         work = flops.useful_work(packer.batch(), c.prompt.length, window)
-        number, operations = number + 1, operations + flops.recommender_flops(model, work)
+        number += 1
+        operations += flops.recommender_flops(model, work, ranks=c.head != "generate")
       pieces, layout = batches.pieces, batches.layout
       tokens = layout.tokens(pieces.stop - pieces.start, pieces.stop - pieces.first_target).sum()
       self._epochs[c.rows] = Epoch(int(tokens), counts.targets, layout, number, operations)

@@ -50,13 +50,14 @@ def evaluate_models(workdir: Workdir, split: str) -> dict[str, Any]:
   counts_I = popularity(dataset).astype("float32")
   rankings = {"popularity": evaluators[first].fixed_ranking(counts_I, max(cutoffs))}
   for name, stage in made.items():
-    ranking = evaluators[name].model_ranking(stage.load_model(workdir), max(cutoffs))
-    if all((place_E == NEVER).all() for place_E in ranking.place_E.values()):
-      raise UserError(
-        f"{workdir.artifact(name)}: the model's scores are not numbers: it has diverged, or they "
-        "grow too large on this device; nothing is evaluated"
-      )
-    rankings[stage.model_name] = ranking
+    model = stage.load_model(workdir)
+    for row, of_row in {stage.model_name: model, **stage.further_models(workdir, model)}.items():
+      rankings[row] = evaluators[name].model_ranking(of_row, max(cutoffs))
+      if all((place_E == NEVER).all() for place_E in rankings[row].place_E.values()):
+        raise UserError(
+          f"{workdir.artifact(name)}: the model's scores are not numbers: it has diverged, or they "
+          "grow too large on this device; nothing is evaluated"
+        )
   if workdir.is_refit:
     rankings = {name + REFITTED: ranking for name, ranking in rankings.items()}
   options = {"resamples": config.evaluation.resamples, "seed": config.seed}

@@ -23,6 +23,7 @@ from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import model_catalogue
 from mmesid_jax.models.blend import ServableModel, score_parts
+from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.serving.refreshed_counts import read_refreshed
@@ -32,7 +33,7 @@ from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import REFRESHED
 
-MODELS = ("network", "blend")
+MODELS = ("network", "blend", "generated")
 LARGEST_BATCH = 64  # histories in one call to the device; more are answered batch after batch
 
 
@@ -133,18 +134,23 @@ class Recommender:
     """Reads config.json, recommender.safetensors and, for the blend, blend.safetensors and the
     counts of `mmesid_jax.refresh` in workdir.
 
-    model: "network" for the recommender alone, "blend" for its sum with counts and content; None =
-    the blend where there is one. Raises UserError.
+    model: "network" for the recommender alone, "blend" for its sum with counts and content,
+    "generated" for the items whose semantic IDs it generates; None = the blend where there is one,
+    else what was trained. Raises UserError.
     """
     path = pathlib.Path(workdir)
     config = read_config(path)
     if model is None:
-      model = "blend" if blend_file(path).exists() else "network"
+      own = "generated" if config.recommender.head == "generate" else "network"
+      model = "blend" if blend_file(path).exists() else own
     if model not in MODELS:
       raise UserError(f"model={model!r}: expected one of {', '.join(MODELS)}")
     names = [RECOMMENDER.name]
-    if model == "network":
+    _check_head(path, config.recommender.head, model)
+    if model != "blend":
       loaded = load_recommender(path, config)
+      if model == "generated":
+        loaded = GeneratedRanking(loaded, config.recommender.generate.beams)
     else:
       refreshed = read_refreshed(path)
       loaded = load_blend(path, config, refreshed)
@@ -304,6 +310,16 @@ class Recommender:
       for item, score, part_O in zip(item_A, score_A, part_AO, strict=True)
       if np.isfinite(score)
     ]
+
+
+def _check_head(path: pathlib.Path, head: str, model: str) -> None:
+  """Raises UserError for a model that was not trained."""
+  trained = {"rank": ("network", "blend"), "generate": ("generated",)}.get(head, MODELS)
+  if model not in trained:
+    raise UserError(
+      f"{path}: was trained with recommender.head={head}, without {model!r}; expected "
+      f"{' or '.join(trained)}, or train with head=both"
+    )
 
 
 def _one_ahead(answers: Iterator) -> Iterator:

@@ -23,6 +23,7 @@ from mmesid_jax.files import artifact
 from mmesid_jax.files.atomic import check_new_file
 from mmesid_jax.models.blend import BlendModel, ServableModel
 from mmesid_jax.models.extend_catalogue import with_new_items
+from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import blend_stage, item_batches, recommender_stage, semantic_id_stage
 from mmesid_jax.stages.evidence_stages import whitened_directions
@@ -99,6 +100,11 @@ def append_new_items(
   source: a file that `write` wrote, or their features by modality, files or arrays, as they were
   before whitening. Raises UserError for what does not fit, or codes of another quantizer.
   """
+  if isinstance(model, GeneratedRanking):
+    raise UserError(
+      f"{workdir_path}: new items have no place among the semantic IDs that are generated; take "
+      "model=network of a recommender that was trained with head=both"
+    )
   if not isinstance(model, BlendModel):
     return _append_to_network(model, workdir_path, config, source)[0]
   network, given = _append_to_network(model.network, workdir_path, config, source)

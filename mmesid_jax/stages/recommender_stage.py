@@ -4,6 +4,8 @@ Writes recommender.safetensors: the model without what its checkpoint holds, and
 its feature tables; and with LoRA a PEFT directory, adapter/, beside it.
 """
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mmesid_jax.config.schema import code_tokens
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import Dataset, popularity
 from mmesid_jax.data.history_pieces import PieceCounts, training_pieces
@@ -19,16 +22,19 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, with_capacity
 from mmesid_jax.data.whitening import Whitening, fit_whitening, whiten, whitenings_of
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.evaluation.evaluator import Evaluator, RankingModel
 from mmesid_jax.files import artifact
 from mmesid_jax.losses.next_item import catalogue_cross_entropy, sampled_cross_entropy
 from mmesid_jax.models import flops
 from mmesid_jax.models.extend_catalogue import mask_as_new
 from mmesid_jax.models.fusion import FrequencyFusion
+from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
+from mmesid_jax.models.generate.head import GenerativeHead
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import load_model
+from mmesid_jax.quantize.item_ids import ItemIds, number_shared_codes
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS, read_semantic_ids
 from mmesid_jax.stages.sequence_task import (
@@ -54,8 +60,12 @@ def init_recommender(
   codes: Mapping[str, np.ndarray],
   codebooks: Mapping[str, np.ndarray],
   counts_I: np.ndarray,
+  ids: ItemIds | None = None,
 ) -> RecommenderModel:
-  """The untrained model of `config` = config.recommender, around the given tables."""
+  """The untrained model of `config` = config.recommender, around the given tables.
+
+  ids: unique IDs of the items where the head generates, None = `unique_ids`.
+  """
   rngs = nnx.Rngs(RECOMMENDER.key(seed))
   items = ItemEncoder(
     features,
@@ -70,6 +80,10 @@ def init_recommender(
   gates = FrequencyFusion(
     counts_I, len(features), kind=config.fusion, temperature=config.gate_temperature, rngs=rngs
   )
+  generate = None
+  if config.head != "rank":
+    ids = ids or unique_ids(config, codes, codebooks)
+    generate = GenerativeHead(ids, config.generate.modality, config.width, rngs=rngs)
   from_checkpoint = ["backbone"] if config.backbone.checkpoint else []
   if config.prompt.text:
     from_checkpoint.append("prompt")
@@ -82,14 +96,24 @@ def init_recommender(
     item_dropout=config.item_dropout,
     token_scale=config.token_scale,
     state_scale=config.state_scale,
+    generate=generate,
     from_checkpoint=from_checkpoint,
     rngs=rngs,
   )
 
 
+def unique_ids(
+  config: ConfigDict, codes: Mapping[str, np.ndarray], codebooks: Mapping[str, np.ndarray]
+) -> ItemIds:
+  """The IDs that the head of `config` = config.recommender generates."""
+  modality = config.generate.modality
+  return number_shared_codes(np.asarray(codes[modality]), codebooks[modality].shape[1])
+
+
 def recommender_loss(config: ConfigDict, counts_I: np.ndarray) -> Loss:
   """The loss of `config` = config.recommender: cross-entropy over all items (MME-SID, section 4),
-  or over config.negatives sampled ones.
+  or over config.negatives sampled ones; for the head "generate", of the codes of the target's ID
+  (TIGER, section 3.2), and for "both" the sum of the two.
 
   With config.as_new every step samples that share of the catalogue and treats it as new items.
   counts_I: how often each item was met in training; row 0 is padding.
@@ -101,11 +125,30 @@ def recommender_loss(config: ConfigDict, counts_I: np.ndarray) -> Loss:
       key, item_key = jax.random.split(key)
       new_I = jax.random.bernoulli(item_key, config.as_new, (model.num_items + 1,))
       model = mask_as_new(model, new_I)
+    key, negative_key = jax.random.split(key) if negatives else (key, None)
+    if config.head == "rank":
+      return rank_loss(model, model.hidden(batch, key), batch, negative_key), {}
+    h_QKD = model.code_states(batch, key)
+    log_p_Q = model.generate.item_log_probability(
+      model.generate.table(model.items), h_QKD, batch.target_Q
+    )
+    code_loss = -jnp.where(batch.weight_Q > 0, batch.weight_Q * log_p_Q, 0).sum()
+    weight = batch.weight_Q.sum()
+    if config.head == "generate":
+      return (code_loss, weight), {}
+    total, _ = rank_loss(model, h_QKD[:, 0], batch, negative_key)
+    places = jnp.maximum(weight, 1)
+    scalars = {"rank_loss": total / places, "code_loss": code_loss / places}
+    return (total + config.generate.weight * code_loss, weight), scalars
+
+  def rank_loss(model: RecommenderModel, h_QD: jax.Array, batch: Batch, key):
     if negatives:
-      return _sampled_loss(model, batch, key, negatives), {}
-    scorer = model.scorer(model.hidden(batch, key))
+      item_E, log_expected_E = negatives.sample(key)
+      # Few rows of the catalogue are read, so only they are projected.
+      scorer = model.scorer(h_QD, project=False)
+      return sampled_cross_entropy(scorer, batch.target_Q, batch.weight_Q, item_E, log_expected_E)
     chunk = config.softmax_chunk
-    return catalogue_cross_entropy(scorer, batch.target_Q, batch.weight_Q, chunk), {}
+    return catalogue_cross_entropy(model.scorer(h_QD), batch.target_Q, batch.weight_Q, chunk)
 
   return loss
 
@@ -126,14 +169,6 @@ class Negatives:
     item_E = jnp.asarray(self._pool)[place_E]
     expected_E = self._number * (jnp.asarray(self._counts_I)[item_E] + 1) / len(self._pool)
     return item_E, jnp.log(expected_E)
-
-
-def _sampled_loss(model: RecommenderModel, batch: Batch, key: jax.Array, negatives: Negatives):
-  model_key, negative_key = jax.random.split(key)
-  item_E, log_expected_E = negatives.sample(negative_key)
-  # Few rows of the catalogue are read, so only they are projected.
-  scorer = model.scorer(model.hidden(batch, model_key), project=False)
-  return sampled_cross_entropy(scorer, batch.target_Q, batch.weight_Q, item_E, log_expected_E)
 
 
 def read_codes(workdir: Workdir) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -169,13 +204,14 @@ def rescale_codebooks(book_LCD: np.ndarray, code_EL: np.ndarray, std: float) -> 
 def make_batches(config: ConfigDict, dataset: Dataset) -> tuple[PackedBatches, PieceCounts]:
   """The stage's batches of the training part, and what cutting long histories did."""
   c = config.recommender
+  layout = dataclasses.replace(batch_layout(c), codes=code_tokens(config))
   pieces, counts = training_pieces(
     dataset,
-    batch_layout(c),
+    layout,
     targets_per_user=c.targets_per_user,
     targets_per_piece=c.targets_per_piece,
   )
-  room = with_capacity(batch_layout(c), pieces, sharding.shard_count("targets"))
+  room = with_capacity(layout, pieces, sharding.shard_count("targets"))
   return PackedBatches(dataset, pieces, room, seed=config.seed), counts
 
 
@@ -235,6 +271,13 @@ def load_recommender(
     )
 
   model = load_model(abstract, named, str(path))
+  if model.generate is not None:
+    ids = unique_ids(config.recommender, tables("code_IL"), tables("codebook_LCD"))
+    if not np.array_equal(jax.device_get(model.generate.code_IK[...]), ids.code_IK):
+      raise UserError(
+        f"{path}: model.generate.code_IK does not number the codes in model.items.code_IL; train "
+        "the stage recommender again (delete the file first)"
+      )
   if pretrained:
     backbone.load_backbone(model, config.recommender)
   return model
@@ -284,6 +327,7 @@ class RecommenderStage(Stage):
     model = init_model(workdir, maps)
     backbone.prepare_backbone(model, c)
     layout = evaluation_layout(self.layout(config), config.evaluation.targets)
+    generates = c.head == "generate"  # and gives no scores to validate
     task = next_item_task(
       self.name,
       config,
@@ -293,7 +337,8 @@ class RecommenderStage(Stage):
       batches=batches,
       counts=counts,
       evaluator=Evaluator(dataset, layout, "valid"),
-      flops=flops.recommender_flops,
+      ranking=(lambda model: GeneratedRanking(model, c.generate.beams)) if generates else None,
+      flops=functools.partial(flops.recommender_flops, ranks=not generates),
       prompt=c.prompt.length,
       window=model.backbone.config.window,
     )
@@ -311,8 +356,16 @@ class RecommenderStage(Stage):
       **result.summary(config.evaluation.select),
     )
 
-  def load_model(self, workdir: Workdir) -> RecommenderModel:
-    return load_recommender(workdir.path, workdir.config)
+  def load_model(self, workdir: Workdir) -> RankingModel:
+    """The model whose scores rank items: those of generated IDs where nothing else is trained."""
+    model, c = load_recommender(workdir.path, workdir.config), workdir.config.recommender
+    return GeneratedRanking(model, c.generate.beams) if c.head == "generate" else model
+
+  def further_models(self, workdir: Workdir, model: RankingModel) -> dict[str, RankingModel]:
+    c = workdir.config.recommender
+    if c.head != "both":
+      return {}
+    return {f"{self.model_name}, generated": GeneratedRanking(model, c.generate.beams)}
 
 
 RECOMMENDER = RecommenderStage()

@@ -12,7 +12,7 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.evaluator import Evaluator
+from mmesid_jax.evaluation.evaluator import Evaluator, RankingModel
 from mmesid_jax.models.flops import Work, useful_work
 from mmesid_jax.parallel import sharding
 from mmesid_jax.training import optimizer
@@ -44,12 +44,14 @@ def next_item_task(
   flops: Callable[[nnx.Module, Work], float],
   prompt: int,
   window: int | None = None,
+  ranking: Callable[[nnx.Module], RankingModel] | None = None,
 ) -> Task:
   """The Task of a stage: validates once an epoch, selects by config.evaluation.select.
 
   Prints how the users pack into rows, and whether many are cut. flops(model, work) counts the
   operations of a step; `prompt` is the number of prompt tokens before each row, `window` the number
-  of positions that a token sees, None = all.
+  of positions that a token sees, None = all; `ranking` gives the model that ranks items, None = the
+  trained one.
   """
   epoch, microbatches = batches.epoch(), stage_config.get("microbatches", 1)
   if not epoch.batches:
@@ -77,7 +79,9 @@ def next_item_task(
     validate_every=steps_per_epoch,
     optimizer=optimizer.make_optimizer(stage_config.optimizer, steps),
     schedule=optimizer.learning_rate_schedule(stage_config.optimizer, steps),
-    validate=lambda trained: evaluator.metrics(trained, config.evaluation.cutoffs),
+    validate=lambda trained: evaluator.metrics(
+      ranking(trained) if ranking else trained, config.evaluation.cutoffs
+    ),
     select=config.evaluation.select,
     unit="targets",
     amounts=amounts,

@@ -68,6 +68,10 @@ class Stage:
     """The trained model, from the artifact, for a stage with a `model_name`."""
     raise NotImplementedError
 
+  def further_models(self, workdir: Workdir, model: RankingModel) -> dict[str, RankingModel]:
+    """Name -> other models that rank items, made of what `load_model` returned."""
+    return {}
+
   def fits(self, workdir: Workdir) -> bool:
     """Whether the artifact was made for the others in the workdir that `load_model` reads."""
     return True
