@@ -46,9 +46,9 @@ def test_rate_and_memory_of_our_step_on_given_features(tmp_path):
 
 
 def test_mistakes_are_one_line(tmp_path):
-  for flag, told in (
-    ("--contestants=our", "'our'"),
-    (f"--data={tmp_path}", "collaborative.npy: no such file"),
+  for flags, told in (
+    (["--contestants=our"], "'our'"),
+    (["--contestants=ours", f"--data={tmp_path}"], "collaborative.npy: no such file"),
   ):
-    done = run(tmp_path, "--contestants=ours", flag)
+    done = run(tmp_path, *flags)
     assert done.returncode == 2 and told in done.stderr, done.stderr

