@@ -12,8 +12,9 @@ from mmesid_jax.config.checks import check_values
 from mmesid_jax.config.schema import TRAINED
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact, write_artifact
+from mmesid_jax.quantize.item_ids import number_shared_codes
 from mmesid_jax.serving.recommender import Recommender
-from mmesid_jax.stages.recommender_stage import RECOMMENDER
+from mmesid_jax.stages.recommender_stage import RECOMMENDER, describe_ids
 from mmesid_jax.stages.workdir import reopen_workdir
 
 RANKED, GENERATED = "MME-SID", "MME-SID, generated"
@@ -98,6 +99,22 @@ def test_ids_of_other_codes_are_refused(run, tmp_path):
   write_artifact(path / "recommender.safetensors", tensors, header)
   with pytest.raises(UserError, match="code_IK does not number the codes in model.items.code_IL"):
     RECOMMENDER.load_model(reopen_workdir(path))
+
+
+@pytest.mark.parametrize(
+  "codes, line",
+  [
+    ([[0, 0], [0, 1], [1, 0]], "semantic IDs of text, 2 codes each, none of them shared"),
+    (
+      [[0, 0], [0, 1], [0, 0], [1, 1], [0, 0]],
+      "semantic IDs of text, 3 codes each, the last a number for the 3 of 5 items (60.0%) that "
+      "share the others, at most 3 of them",
+    ),
+  ],
+)
+def test_the_share_of_items_that_need_a_number_is_told(codes, line):
+  ids = number_shared_codes(np.array([[0, 0], *codes]), 2)
+  assert describe_ids(ids, "text") == line
 
 
 @pytest.mark.parametrize(

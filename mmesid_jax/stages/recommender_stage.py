@@ -21,6 +21,7 @@ from mmesid_jax.data.history_pieces import PieceCounts, training_pieces
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, with_capacity
 from mmesid_jax.data.whitening import Whitening, fit_whitening, whiten, whitenings_of
+from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import Evaluator, RankingModel
 from mmesid_jax.files import artifact
@@ -108,6 +109,18 @@ def unique_ids(
   """The IDs that the head of `config` = config.recommender generates."""
   modality = config.generate.modality
   return number_shared_codes(np.asarray(codes[modality]), codebooks[modality].shape[1])
+
+
+def describe_ids(ids: ItemIds, modality: str) -> str:
+  """The IDs that are generated, in words: their levels, and how many items need a number."""
+  levels, items = len(ids.sizes), len(ids.code_IK) - 1
+  line = f"semantic IDs of {modality}, {levels} codes each, "
+  if not ids.shared:
+    return line + "none of them shared"
+  return line + (
+    f"the last a number for the {ids.shared:,} of {items:,} items ({ids.shared / items:.1%}) that "
+    f"share the others, at most {ids.sizes[-1]} of them"
+  )
 
 
 def recommender_loss(config: ConfigDict, counts_I: np.ndarray) -> Loss:
@@ -325,6 +338,9 @@ class RecommenderStage(Stage):
     batches, counts = make_batches(config, dataset)
     maps = fit_whitenings(workdir)
     model = init_model(workdir, maps)
+    if model.generate is not None:
+      ids = unique_ids(c, *read_codes(workdir))
+      reporter.info(f"{self.name}: {describe_ids(ids, c.generate.modality)}")
     backbone.prepare_backbone(model, c)
     layout = evaluation_layout(self.layout(config), config.evaluation.targets)
     generates = c.head == "generate"  # and gives no scores to validate
