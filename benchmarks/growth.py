@@ -8,6 +8,8 @@
            one shared-prefix row, and with one sample per target (samples of similar length share a
            batch). Width 64, 2 layers, 1,000 items, a prompt of one vector.
   width    64 to 1,024: the gradient of the packed recommender's loss; 2 layers, 8 rows of 128.
+  ids      10^4 to 10^7 items with IDs of 4 random codes of 256: building their trie, and one user's
+           search in it; its memory is that of the trie, the search's that of the compiled function.
 
 Memory is XLA's own account of the compiled function: arguments, outputs and temporaries. What takes
 more than --limit_gib (0: what the accelerator has; 8 on a CPU) is compiled and not run. On
@@ -31,7 +33,7 @@ from mmesid_jax.config import command_line
 from mmesid_jax.errors import UserError
 
 OUTPUT = flags.DEFINE_string("output", None, "A folder for figures and pictures.")
-ONLY = flags.DEFINE_list("only", ["items", "history", "width"], "Series that are measured.")
+ONLY = flags.DEFINE_list("only", ["items", "history", "width", "ids"], "Series that are measured.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds, after one that compiles.", lower_bound=1)
 ITEMS = flags.DEFINE_integer("most_items", 10_000_000, "Largest catalogue.", lower_bound=1)
 HISTORY = flags.DEFINE_integer("most_history", 1000, "Longest history.", lower_bound=1)
@@ -51,7 +53,10 @@ Series = dict[str, list[dict[str, Any]]]  # variant -> points
 
 def main(argv: list[str]) -> None:
   del argv
-  measured = {"items": items_series, "history": history_series, "width": width_series}
+  measured = {
+    **{"items": items_series, "history": history_series, "width": width_series},
+    "ids": ids_series,
+  }
   if unknown := set(ONLY.value) - set(measured):
     raise UserError(f"--only: no {unknown.pop()}; expected some of {', '.join(measured)}")
   output = pathlib.Path(OUTPUT.value)
@@ -258,6 +263,21 @@ def width_series() -> Series:
   return found
 
 
+def ids_series() -> Series:
+  import growth_ids
+
+  beams = {f"beam of {number}": number for number in (20, 50)}
+  found: Series = {"build": [], **{name: [] for name in beams}}
+  for items in points(1e4, ITEMS.value, 10):
+    case = growth_ids.make_case(items)
+    search = {name: case.search(number) for name, number in beams.items()}
+    steps = {name: functools.partial(step, *case.arguments) for name, step in search.items()}
+    held = {"build": case.trie.nbytes, **{name: held_by(step) for name, step in search.items()}}
+    for name, seconds in timed({"build": case.build, **steps}).items():
+      found[name].append({"x": items, "seconds": seconds, "bytes": held[name]})
+  return found
+
+
 def exponent(series: Sequence[Mapping[str, Any]]) -> float | None:
   """Of x in the seconds of the last three points, fitted to their logarithms."""
   import numpy as np
@@ -299,6 +319,7 @@ def number(x: float) -> str:
 AXES = {  # of a series: what x is; key, unit and label of its panels
   "items": ("items in the catalogue", [("seconds", 1, "seconds"), ("bytes", 2**30, "memory, GiB")]),
   "history": ("items in the history", [("seconds", 1, "seconds of one user's gradient")]),
+  "ids": ("items in the catalogue", [("seconds", 1, "seconds"), ("bytes", 2**30, "memory, GiB")]),
   "width": ("width of the model", [("seconds", 1, "seconds"), ("flops", 1e12, "TFLOP/s")]),
 }
 COLOURS = ("#1b5e9e", "#c4501b", "#3a7d44")
@@ -349,7 +370,7 @@ def panel(axis, name: str, found: Series, key: str, unit: float) -> None:
     return
   axis.set(xscale="log", yscale="log")
   ticks = [p["x"] for p in next(iter(found.values()))]
-  axis.set_xticks(ticks, [power_of_ten(x) if name == "items" else f"{x:,}" for x in ticks])
+  axis.set_xticks(ticks, [power_of_ten(x) if name in ("items", "ids") else f"{x:,}" for x in ticks])
   subs = (1,) if max(values) > 100 * min(values) else (1, 2, 5)
   axis.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
   axis.yaxis.set_major_formatter("{x:g}")

@@ -87,7 +87,8 @@ def run_pipeline(
   reporter.info(f"\nDone in {format_duration(time.monotonic() - start)}.")
   if workdir.artifact("recommender").exists():
     models = [stage for name, stage in MODELS.items() if workdir.artifact(name).exists()]
-    alone = "" if all(stage.fits(workdir) for stage in models) else " --model=network"
+    fits = config.recommender.head == "generate" or all(stage.fits(workdir) for stage in models)
+    alone = "" if fits else " --model=network"
     reporter.info(f"Next: python -m mmesid_jax.recommend --workdir={path} --user=1,2,3{alone}")
   return workdir
 

@@ -16,7 +16,7 @@ that was stopped or killed.
 column with this item: the lists that `evaluate` ranks by, for checking its metrics from outside.
 
 What is served is the blend where the workdir holds one; --model=network serves the network alone,
---model=generated the items whose semantic IDs it generates.
+--model=generated the items whose semantic IDs it generates, --model=summed the sum of both.
 
 --new_items=FILE adds items that training never saw, as `semantic_ids encode` writes them; their ids
 follow those of the catalogue.
@@ -55,7 +55,7 @@ TOP_K = flags.DEFINE_integer("top_k", 10, "Number of items.", lower_bound=1, upp
 MODEL = flags.DEFINE_enum(
   "model",
   None,
-  ["network", "blend", "generated"],
+  ["network", "blend", "generated", "summed"],
   "The model that is served; if not given, the blend if any.",
 )
 REPEAT = flags.DEFINE_bool("repeat", False, "Recommend items of the history too.")

@@ -24,7 +24,7 @@ def recommender(S: int, *, levels=3, **parts) -> RecommenderModel:
   items = ItemEncoder(features, codes, books, D=D, kind="tied", rngs=rngs)
   gates = FrequencyFusion(np.arange(ITEMS + 1), 1, kind="sum", temperature=1.0, rngs=rngs)
   backbone = LlamaConfig(layers=2, D=D, F=24, N=4, K=2, H=6, **parts)
-  head = GenerativeHead(number_shared_codes(codes["a"], C), "a", D, rngs=rngs)
+  head = GenerativeHead(number_shared_codes(codes["a"], C), "a", levels, D, rngs=rngs)
   model = RecommenderModel(
     items, gates, backbone, P=3, S=S, item_dropout=0.0, token_scale=1.5, state_scale=0.7,
     generate=head, rngs=rngs,

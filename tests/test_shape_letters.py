@@ -1,10 +1,12 @@
 """Letters at the end of an array's name: all in one legend, and true of the arrays themselves."""
 
 import ast
+import dataclasses
 import pathlib
 import re
 import sys
 
+import generative
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,8 @@ from mmesid_jax.evaluation.geometry import principal_plane
 from mmesid_jax.losses.next_item import chunked_cross_entropy, sampled_cross_entropy
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models.fusion import FrequencyFusion, score_contributions
+from mmesid_jax.models.generate.decoder import generate_items, score_all_items
+from mmesid_jax.models.generate.generated_ranking import make_trie
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
@@ -119,6 +123,23 @@ def next_item(response: int) -> None:
   score_contributions(model.items, weight_IO, model.hidden(batch), jnp.ones((8, 5), jnp.int32))
 
 
+def generation() -> None:
+  model, sequences = generative.recommender(2), generative.histories([4, 2])
+  layout = Layout(rows=2, row_length=32, targets=8, response=2)
+  (batch,) = batch_sequences(sequences, layout, [3, 1])
+  (spelled,) = batch_sequences(sequences, dataclasses.replace(layout, codes=3))
+  graph, state = nnx.split(model)
+
+  def work(state, batch, spelled, trie):
+    model = nnx.merge(graph, state)
+    generate_items(model, batch, trie, 5, batch.history_QX)
+    score_all_items(model, batch, trie)
+    codebook, h_QLD = model.generate.codebook(model.items), model.code_states(spelled)
+    model.generate.item_log_probability(codebook, h_QLD, spelled.target_Q)
+
+  jax.eval_shape(work, state, batch, spelled, make_trie(model))
+
+
 def semantic_ids(grid: bool) -> None:
   config = QuantizerConfig(levels=3, codes=4, sinkhorn_epsilon=0.01)
   widths = {"collaborative": 5, "text": 6}
@@ -144,16 +165,21 @@ def points() -> None:
     ),
     (
       lambda: jax.eval_shape(lambda: next_item(2)),
-      {"RecommenderModel.hidden", "_sum_of_exponentials.<locals>.add_chunk"},
+      {"RecommenderModel._states", "_sum_of_exponentials.<locals>.add_chunk"},
     ),
     (
       lambda: jax.eval_shape(lambda: semantic_ids(False)),
       {"ResidualQuantizer.__call__", "mmd", "info_nce", "sinkhorn"},
     ),
     (lambda: jax.eval_shape(lambda: semantic_ids(True)), {"FiniteScalarQuantizer.__call__"}),
+    (
+      generation,
+      {"beam_search", "best_items", "exact_scores", "Attention.extend", "last_read"}
+      | {"GenerativeHead.log_probabilities", "GenerativeHead.item_log_probability"},
+    ),
     (points, {"balanced_assignment", "principal_plane", "squared_distances"}),
   ],
-  ids=["next_item", "response", "residual", "grid", "points"],
+  ids=["next_item", "response", "residual", "grid", "generation", "points"],
 )
 def test_arrays_have_the_axes_in_their_names(work, called):
   with Shapes() as shapes:

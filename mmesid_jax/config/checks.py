@@ -136,6 +136,11 @@ def _check_head(config: ConfigDict) -> None:
       f"--config.recommender.generate.modality={r.generate.modality}: expected one of "
       f"{', '.join(modalities(config))}, those with feature tables"
     )
+  if config.evaluation.beams < (most := max(config.evaluation.cutoffs)):
+    raise UserError(
+      f"--config.evaluation.beams={config.evaluation.beams}: too few items for metrics at {most} "
+      f"(evaluation.cutoffs); take {most} or more"
+    )
   if r.head == "generate" and "blend" in config.stages:
     raise UserError(
       "--config.recommender.head=generate: gives no scores of all items, which the stage blend "

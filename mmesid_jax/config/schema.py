@@ -213,8 +213,6 @@ KEYS: Mapping[str, Key] = {
     "Modality whose codes are generated.", added=True),
   "recommender.generate.weight": Key(1.0, at_least(0),
     "Weight of the codes' loss beside that of ranking, where both are trained.", added=True),
-  "recommender.generate.beams": Key(50, whole(1, 10**6),
-    "Semantic IDs that a search for the best ones keeps on each level.", added=True),
   "recommender.fusion": Key("sum", one_of("frequency", "sum"),
     "Weights of the sources of a score: by an item's popularity (the paper's), or 1 for each."),
   "recommender.gate_temperature": Key(1.0, above_zero(),
@@ -248,6 +246,8 @@ KEYS: Mapping[str, Key] = {
     "Metric that selects the best epoch on validation; history masked, or with unmasked/ before."),
   "evaluation.targets": Key(256, whole(1, 2**24),
     "Users that are ranked in one batch."),
+  "evaluation.beams": Key(50, whole(1, 10**6),
+    "Width of the beam search where IDs are generated: prefixes kept on each level.", added=True),
   "evaluation.resamples": Key(1000, whole(0, 10**6),
     "Bootstrap samples of the 95 % intervals; 0 = no intervals."),
 

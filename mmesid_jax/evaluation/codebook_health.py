@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmesid_jax.display.table import format_table
+from mmesid_jax.quantize.code_groups import prefix_groups
 
 ENOUGH_USED = 0.9  # share of a level's codes in use from which on it is as it should be
 
@@ -33,16 +34,6 @@ def collisions(code_EL: np.ndarray) -> dict[str, float]:
   """Collision rate = 1 - distinct IDs / items, and the number of items of the most shared ID."""
   _, count = np.unique(prefix_groups(code_EL)[:, -1], return_counts=True)
   return {"collision_rate": 1 - len(count) / len(code_EL), "largest_group": int(count.max())}
-
-
-def prefix_groups(code_EL: np.ndarray) -> np.ndarray:
-  """int64 [E, L]: column l numbers the items' first l + 1 codes from 0 without gaps; equal
-  numbers for equal codes."""
-  group_E, groups = np.zeros(len(code_EL), np.int64), []
-  for code_E in code_EL.astype(np.int64).T:
-    group_E = np.unique(group_E * (code_E.max() + 1) + code_E, return_inverse=True)[1]
-    groups.append(group_E)
-  return np.stack(groups, axis=1)
 
 
 def entropy(group_E: np.ndarray) -> float:

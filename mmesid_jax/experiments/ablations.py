@@ -215,6 +215,12 @@ class AblationPlan:
       for part in self.config.sums[name]:
         if part.removeprefix(NEXT) not in SUMMABLE:
           raise UserError(f"--config.sums.{name}: {part!r} is none of {', '.join(SUMMABLE)}")
+        generates = self.config_of(BASE, seeds[0]).recommender.head == "generate"
+        if generates and part.removeprefix(NEXT) == RECOMMENDER.name:
+          raise UserError(
+            f"--config.sums.{name}: with recommender.head=generate, {part!r} gives no scores of "
+            "all items; take head=both"
+          )
     for seed in seeds:
       for name in models:
         check_workdir(self.folder(name, seed))

@@ -164,7 +164,7 @@ FORMS = {
         optional=True,
       ),
       Group(WHITENINGS, optional=True),
-      Group({"model.generate.code_IK": Tensor("IK", "int32")}, optional=True),
+      Group({"model.generate.id_IL": Tensor("IE", "int32")}, optional=True),
     ),
     {**OF_TRAINING, "backbone": TEXT_BY_NAME},
   ),

@@ -28,4 +28,5 @@ digit is an axis of exactly that size. Every letter has one meaning in every mod
   W  reduced width: whitened features, coordinates of a grid code, principal components
   X  past items of a user, padded
   Y  keys that a row attends to: the prompt's tokens, then the row's, P + T
+  Z  beams of a search: prefixes that are continued side by side
 """

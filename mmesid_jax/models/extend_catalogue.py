@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 
 from mmesid_jax.config.schema import FROM_EVENTS
-from mmesid_jax.models.item_encoder import NO_CODE
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Frozen
+from mmesid_jax.quantize.item_ids import NO_CODE, append_ids
 
 
 def with_new_items(
@@ -21,6 +21,7 @@ def with_new_items(
   A new item has no learned row: the row is 0 and has weight 0 in the fusion. A modality that is not
   given has weight 0 and no codes, and its feature is the mean of the trained items' vectors. The
   fusion treats new items like the rarest trained item. Scores of the trained items do not change.
+  Where IDs are generated, an item that has codes of that modality gets one, as `append_ids` says.
 
   Args:
     model: a trained model.
@@ -62,6 +63,10 @@ def with_new_items(
       for m, x in items.code_IL.items()
     }
   )
+  if (head := model.generate) is not None:
+    levels = items.code_IL[head.modality][...].shape[1]
+    new_EL = np.asarray(new_codes(head.modality, levels))
+    new.generate.id_IL = Frozen(jnp.asarray(append_ids(np.asarray(head.id_IL[...]), new_EL)))
   new.gates.frequency_I = Frozen(_append_rows(gates.frequency_I[...], jnp.zeros(E)))
   known_EO = jnp.broadcast_to(_known_origins(model, features), (E, gates.sources))
   new.gates.known_IO = Frozen(_append_rows(jnp.asarray(known_IO), known_EO))

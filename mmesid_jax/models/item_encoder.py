@@ -13,8 +13,7 @@ from flax import nnx
 from mmesid_jax.models.layers.linear import Linear, gelu
 from mmesid_jax.parallel.sharding import constrain, lookup_rows
 from mmesid_jax.parallel.variables import Frozen
-
-NO_CODE = -1  # in a code table: adds nothing to the item's token
+from mmesid_jax.quantize.item_ids import NO_CODE
 
 
 class ItemEncoder(nnx.Module):

@@ -218,30 +218,32 @@ class Attention(nnx.Module):
     both = [prompt_GPNH.reshape(G, P, width), row_RTNH.reshape(G, J - P, width)]
     return self.out(jnp.concatenate(both, axis=1), keys[3]), seen
 
-  def extend(self, x_QBD, position_QB, prefix, mask_QY, branch):
-    """One more token for each of B branches: its output [Q, B, D], and the branch with it.
+  def extend(self, x_QZD, position_QZ, prefix, mask_QY, branch):
+    """One more token for each of Z branches: its output [Q, Z, D], and the branch with it.
 
     prefix: keys and values [Q, Y, K, H] that all branches of a query see where mask_QY says so.
-    branch: their own, [Q, B, X, K, H] each, seen as far as the window goes.
+    branch: their own, [Q, Z, tokens, K, H] each, seen as far as the window goes. As in `attention`,
+    products of q and k are added up in float32.
     """
-    Q, B, _ = x_QBD.shape
+    Q, Z, _ = x_QZD.shape
     c = self.config
-    q, k, v = self.heads(x_QBD, position_QB, (None,) * 3)
+    q, k, v = self.heads(x_QZD, position_QZ, (None,) * 3)
     branch = tuple(
       jnp.concatenate([old, new[:, :, None]], axis=2)
       for old, new in zip(branch, (k, v), strict=True)
     )
-    q_QBKnH = q.reshape(Q, B, c.K, c.N // c.K, c.H)
-    to_prefix = jnp.einsum("qbknh,qykh->qbkny", q_QBKnH, prefix[0])
+    q_QZKnH = q.reshape(Q, Z, c.K, c.N // c.K, c.H)
+    f32 = jnp.float32
+    to_prefix = jnp.einsum("qzknh,qykh->qzkny", q_QZKnH, prefix[0], preferred_element_type=f32)
     near = tuple(x[:, :, -c.window :] for x in branch) if c.window else branch
-    to_branch = jnp.einsum("qbknh,qbxkh->qbknx", q_QBKnH, near[0])
-    to_prefix = jnp.where(mask_QY[:, None, None, None], to_prefix.astype(jnp.float32), -jnp.inf)
-    scores = jnp.concatenate([to_prefix, to_branch.astype(jnp.float32)], axis=-1)
+    to_branch = jnp.einsum("qzknh,qztkh->qzknt", q_QZKnH, near[0], preferred_element_type=f32)
+    to_prefix = jnp.where(mask_QY[:, None, None, None], to_prefix, -jnp.inf)
+    scores = jnp.concatenate([to_prefix, to_branch], axis=-1)
     weight = jax.nn.softmax(scores / math.sqrt(c.H), axis=-1).astype(v.dtype)
     Y = mask_QY.shape[1]
-    seen = jnp.einsum("qbkny,qykh->qbknh", weight[..., :Y], prefix[1])
-    seen += jnp.einsum("qbknx,qbxkh->qbknh", weight[..., Y:], near[1])
-    return self.out(seen.reshape(Q, B, c.N * c.H), None), branch
+    seen = jnp.einsum("qzkny,qykh->qzknh", weight[..., :Y], prefix[1])
+    seen += jnp.einsum("qzknt,qztkh->qzknh", weight[..., Y:], near[1])
+    return self.out(seen.reshape(Q, Z, c.N * c.H), None), branch
 
 
 def causal_mask(P: int, window: int | None) -> jax.Array:
@@ -268,13 +270,13 @@ class Block(nnx.Module):
     x_GJD = x_GJD + dropout(self.mlp(self.norm_mlp(x_GJD), keys[2]), self.rate, keys[3])
     return constrain(x_GJD, "batch", None, None), seen
 
-  def extend(self, x_QBD, position_QB, prefix, mask_QY, branch):
+  def extend(self, x_QZD, position_QZ, prefix, mask_QY, branch):
     """The same for one more token of each branch; arguments as of `Attention.extend`."""
     attended = self.attention.extend(
-      self.norm_attention(x_QBD), position_QB, prefix, mask_QY, branch
+      self.norm_attention(x_QZD), position_QZ, prefix, mask_QY, branch
     )
-    x_QBD = x_QBD + attended[0]
-    return x_QBD + self.mlp(self.norm_mlp(x_QBD), None), attended[1]
+    x_QZD = x_QZD + attended[0]
+    return x_QZD + self.mlp(self.norm_mlp(x_QZD), None), attended[1]
 
 
 class Llama(nnx.Module):
@@ -347,37 +349,38 @@ class Llama(nnx.Module):
     return self.norm(x_GJD).astype(jnp.float32), seen
 
   def extend(
-    self, x_QBD: jax.Array, position_Q: jax.Array, prefix: "Prefix", branch: tuple
+    self, x_QZD: jax.Array, position_Q: jax.Array, prefix: "Prefix", branch: tuple
   ) -> tuple[jax.Array, tuple]:
-    """One more token for each of B branches of every query; without dropout.
+    """One more token for each of Z branches of every query; without dropout.
 
     Args:
-      x_QBD: vectors of the tokens.
+      x_QZD: vectors of the tokens.
       position_Q: their positions, counted from the end of the prompt.
       prefix: what the branches of a query share.
-      branch: keys and values of the tokens before it in the branch, each [layers, Q, B, X, K, H].
+      branch: keys and values of the tokens before it in the branch, [layers, Q, Z, tokens, K, H]
+        each.
 
     Returns:
-      States, float32 [Q, B, D], and the branch with one more token.
+      States, float32 [Q, Z, D], and the branch with one more token.
     """
-    position_QB = prefix.prompt + jnp.broadcast_to(position_Q[:, None], x_QBD.shape[:2])
+    position_QZ = prefix.prompt + jnp.broadcast_to(position_Q[:, None], x_QZD.shape[:2])
     mask_QY = prefix.mask_QY
     if self.config.window is not None:
       mask_QY = mask_QY & (position_Q[:, None] - prefix.position_QY < self.config.window)
     graph, stacked = nnx.split(self.blocks)
 
-    def apply_layer(x_QBD, of_layer):
+    def apply_layer(x_QZD, of_layer):
       state, seen, branch = of_layer
       of_query = tuple(x_RYKH[prefix.row_Q] for x_RYKH in seen)
-      return nnx.merge(graph, state).extend(x_QBD, position_QB, of_query, mask_QY, branch)
+      return nnx.merge(graph, state).extend(x_QZD, position_QZ, of_query, mask_QY, branch)
 
-    x_QBD = x_QBD.astype(self.config.compute)
-    x_QBD, branch = jax.lax.scan(apply_layer, x_QBD, (stacked, prefix.seen, branch))
-    return self.norm(x_QBD).astype(jnp.float32), branch
+    x_QZD = x_QZD.astype(self.config.compute)
+    x_QZD, branch = jax.lax.scan(apply_layer, x_QZD, (stacked, prefix.seen, branch))
+    return self.norm(x_QZD).astype(jnp.float32), branch
 
 
 class Prefix(NamedTuple):
-  """What the branches of a query see before their own tokens."""
+  """The tokens that the branches of a query see before their own."""
 
   seen: tuple[jax.Array, jax.Array]  # keys and values of all rows, as `Llama.prefill` returns them
   row_Q: jax.Array  # the query's row

@@ -47,8 +47,8 @@ def window_mask(position_RT: jax.Array, prompt: int, window: int) -> jax.Array:
 
 
 def last_read(batch: Batch, prompt: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """What a target's next token would see: its row [Q], bool [Q, P + T], and the positions of these
-  tokens, int32 [Q, P + T].
+  """The tokens that a target's next one would see: the row [Q], bool [Q, P + T], and the positions
+  of these tokens, int32 [Q, P + T].
 
   They are the tokens that the one at `read_Q` sees, with itself; at the end of the prompt, the
   prompt alone.

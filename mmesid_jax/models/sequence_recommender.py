@@ -74,8 +74,9 @@ class RecommenderModel(ProductScores, nnx.Module):
     )
 
   def code_states(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-    """Hidden states [Q, K, D], float32, from which the targets' codes are predicted, of which the
-    first are those of `hidden`. The batch spells the targets: it has K - 1 code tokens for each."""
+    """Hidden states [Q, L, D], float32, from which the targets' codes are predicted, of which the
+    first are those of `hidden`. The batch spells the targets: it has L - 1 code tokens for each, or
+    more, which are not read."""
     first_Q, later = batch.code_read_Q, self.generate.levels - 1
     reads = [batch.read_Q, *(jnp.where(first_Q > 0, first_Q + k, 0) for k in range(later))]
     x_GJD = self._states(batch, key)
@@ -96,7 +97,7 @@ class RecommenderModel(ProductScores, nnx.Module):
       x_RTD = jnp.where(batch.branch_RT[..., None] > 0, response_RTD, x_RTD)
     if self.generate is not None:
       S = 0 if self.response_SD is None else len(self.response_SD[...])
-      spelled_RTD = self.generate.spelled_tokens(self.generate.table(self.items), batch, S)
+      spelled_RTD = self.generate.spelled_tokens(self.generate.codebook(self.items), batch, S)
       x_RTD = jnp.where(batch.spelled_RT[..., None] > 0, spelled_RTD * self.token_scale, x_RTD)
     return dropout(x_RTD, self.item_dropout, key)
 

@@ -18,6 +18,7 @@ class IdTrie:
   first_child: tuple[jax.Array, ...]  # per level but the last, [nodes of the level + 1]
   code: tuple[jax.Array, ...]  # per level but the first, [nodes of the level]
   item: jax.Array  # of the nodes of the last level
+  leaf: jax.Array  # by item: its node on the last level; -1 for padding and items that have none
   most_children: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
   @property
@@ -36,28 +37,29 @@ class IdTrie:
     return sum(x.nbytes for x in jax.tree.leaves(self))
 
 
-def build_trie(code_IK: np.ndarray, item_E: np.ndarray | None = None) -> IdTrie:
+def build_trie(id_IL: np.ndarray, item_E: np.ndarray | None = None) -> IdTrie:
   """The trie of the items' IDs; row 0 is padding and not in it.
 
-  item_E: the items that are in it; None = all. Raises ValueError where two of them share an ID.
+  item_E: the items that are in it, one at least; None = all. Items that share an ID are leaves side
+  by side.
   """
-  item_E = np.arange(1, len(code_IK)) if item_E is None else np.asarray(item_E)
-  code_EK = code_IK[item_E]
-  order = np.lexsort(code_EK.T[::-1])
-  code_EK, item_E = code_EK[order], item_E[order]
-  items, levels = code_EK.shape
+  item_E = np.arange(1, len(id_IL)) if item_E is None else np.asarray(item_E)
+  id_EL = id_IL[item_E]
+  order = np.lexsort(id_EL.T[::-1])
+  id_EL, item_E = id_EL[order], item_E[order]
+  items, levels = id_EL.shape
   node_E = np.zeros(items, np.int64)  # of the level, by item
   starts_E = np.arange(items) == 0  # where a node of the level begins
   first_child, codes = [], []
   for level in range(levels):
-    column_E = code_EK[:, level]
-    starts_E = starts_E | np.append(True, column_E[1:] != column_E[:-1])[:items]
+    column_E = id_EL[:, level]
+    is_leaf = level == levels - 1
+    starts_E = starts_E | np.append(True, column_E[1:] != column_E[:-1]) | is_leaf
     parent = node_E[starts_E]
     first_child.append(np.searchsorted(parent, np.arange(node_E[-1] + 2)).astype(np.int32))
     codes.append(column_E[starts_E].astype(np.int32))
     node_E = np.cumsum(starts_E) - 1
-  if not starts_E.all():
-    same = int(np.flatnonzero(~starts_E)[0])
-    raise ValueError(f"items {item_E[same - 1]} and {item_E[same]} have the same ID")
   most = tuple(int(np.diff(first).max()) for first in first_child)
-  return IdTrie(tuple(first_child), tuple(codes), item_E.astype(np.int32), most)
+  leaf_I = np.full(len(id_IL), -1, np.int32)
+  leaf_I[item_E] = np.arange(items)
+  return IdTrie(tuple(first_child), tuple(codes), item_E.astype(np.int32), leaf_I, most)

@@ -4,13 +4,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-NO_CODE = -1  # on the last level of an item that shares its codes with no other
+from mmesid_jax.quantize.code_groups import prefix_groups
+
+# In a code table: adds nothing to an item's token. On the last level of an ID alone: no other item
+# has these codes.
+NO_CODE = -1
 
 
 class ItemIds(NamedTuple):
   """IDs that no two items share, the input of `id_trie.build_trie`."""
 
-  code_IK: np.ndarray  # int32; row 0 is padding
+  id_IL: np.ndarray  # int32; row 0 is padding
   sizes: tuple[int, ...]  # how many codes each level has
   shared: int  # number of items whose codes another item has, too
 
@@ -25,17 +29,32 @@ def number_shared_codes(code_IL: np.ndarray, codes: int) -> ItemIds:
   Args:
     code_IL: integers in [0, codes); row 0 is padding.
   """
-  items = len(code_IL) - 1
-  _, group_E, sizes = np.unique(code_IL[1:], axis=0, return_inverse=True, return_counts=True)
-  group_E = group_E.reshape(items)
-  code_IL = code_IL.astype(np.int32)
+  code_EL = code_IL[1:]
+  group_E = prefix_groups(code_EL)[:, -1]
+  sizes = np.bincount(group_E)
   levels = (codes,) * code_IL.shape[1]
   if sizes.max(initial=1) == 1:
-    return ItemIds(code_IL, levels, 0)
-  order = np.argsort(group_E, kind="stable")
-  first = np.cumsum(sizes) - sizes
-  number_I = np.full(items + 1, NO_CODE, np.int32)
-  number_I[1 + order] = np.arange(items) - np.repeat(first, sizes)
-  number_I[1:][sizes[group_E] == 1] = NO_CODE
-  code_IK = np.concatenate([code_IL, number_I[:, None]], axis=1)
-  return ItemIds(code_IK, (*levels, int(sizes.max())), int(sizes[sizes > 1].sum()))
+    return ItemIds(code_IL.astype(np.int32), levels, 0)
+  order_E = np.argsort(group_E, kind="stable")
+  number_E = np.empty(len(code_EL), np.int32)
+  number_E[order_E] = np.arange(len(code_EL)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+  number_E[sizes[group_E] == 1] = NO_CODE
+  ids = np.column_stack([code_IL, np.append(NO_CODE, number_E)]).astype(np.int32)
+  return ItemIds(ids, (*levels, int(sizes.max())), int(sizes[sizes > 1].sum()))
+
+
+def append_ids(id_IL: np.ndarray, new_codes: np.ndarray) -> np.ndarray:
+  """IDs of known items, and of more items with the codes [new items, levels that are codes], int32.
+
+  An item whose codes others have gets the ID of the last of them: nothing was learned that could
+  tell the two apart. Where the IDs have a number and nobody has the codes, there is none.
+  """
+  levels = new_codes.shape[1]
+  if levels == id_IL.shape[1]:
+    return np.concatenate([id_IL, new_codes]).astype(np.int32)
+  codes = np.concatenate([id_IL[1:, :levels], new_codes])
+  group_E = prefix_groups(codes - NO_CODE)[:, -1]  # an item may have no codes at all
+  known, new = np.split(group_E, [len(id_IL) - 1])
+  last = np.full(len(codes), NO_CODE)  # number, by group
+  np.maximum.at(last, known, id_IL[1:, levels])
+  return np.concatenate([id_IL, np.column_stack([new_codes, last[new]])]).astype(np.int32)

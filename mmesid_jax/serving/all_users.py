@@ -83,7 +83,7 @@ def write_all_users(
   folder = parts_folder(output)
   with without_empty_parts(folder), lock_folder(folder, doing="recommending", flag="--output"):
     parts = PartFiles(output, len(starts), settings, overwrite=overwrite)
-    missing = set(parts.missing())
+    missing, short = set(parts.missing()), 0
     with (
       StopRequest() as stop_request,
       reporter.progress(label="recommend", total=len(user_E), unit="users") as bar,
@@ -101,6 +101,7 @@ def write_all_users(
         histories = [dataset.sequence(user_E[row])[: length_E[row]] for row in rows]
         top = model.top_items(histories, options.top_k, repeat=options.repeat, shape=shape)
         users = user_E[start : rows.stop]
+        short += int(np.isneginf(top.score_EA[:, 0]).sum())
         columns = {
           "user_id": dataset.users[users].tolist(),
           "user_key": user_keys and [user_keys[user] for user in users],
@@ -114,7 +115,7 @@ def write_all_users(
         bar.update(len(rows))
     parts.finish()  # a signal ends it at once: the parts stay until the output is there
   reporter.info(f"{output}: {len(user_E):,} users, {', '.join(schema)}")
-  if not options.repeat and (empty := _count_empty(served, user_E, length_E)):
+  if not options.repeat and (empty := max(short, _count_empty(served, user_E, length_E))):
     reporter.warn(f"the lists of {empty:,} users are empty: {model.why_nothing()}")
 
 
@@ -148,6 +149,7 @@ def _settings(served: ServedModel, options: Options, user_keys: Keys | None) -> 
   return {
     "top_k": options.top_k,
     "repeat": options.repeat,
+    "served": served.model.kind,
     "model": " ".join(file_sha256(artifact)[:16] for artifact in served.model.files),
     "only new": options.only_new,
     "new items": new_items and file_sha256(pathlib.Path(new_items))[:16],

@@ -23,7 +23,7 @@ from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import model_catalogue
 from mmesid_jax.models.blend import ServableModel, score_parts
-from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
+from mmesid_jax.models.generate.generated_ranking import GENERATED, GeneratedRanking
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.serving.refreshed_counts import read_refreshed
@@ -33,7 +33,7 @@ from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import REFRESHED
 
-MODELS = ("network", "blend", "generated")
+MODELS = ("network", "blend", *GENERATED)
 LARGEST_BATCH = 64  # histories in one call to the device; more are answered batch after batch
 
 
@@ -97,9 +97,11 @@ class Recommender:
   """A trained model, ready to answer. Make one with `load`.
 
   `offered`: the ids of the items that may be recommended. `files`: the artifacts that `load` read.
+  `kind`: one of MODELS.
   """
 
   files: Sequence[pathlib.Path] = ()
+  kind = "network"
 
   def __init__(
     self,
@@ -118,6 +120,9 @@ class Recommender:
     self._model, self._titles = model, titles
     self.num_items = model.num_items
     self.offered = range(1, self.num_items + 1)
+    self._place(model)
+
+  def _place(self, model: ServableModel) -> None:
     placed = nnx.clone(model)  # shares the arrays; items are added to `model`
     place_model(placed)
     self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
@@ -135,27 +140,29 @@ class Recommender:
     counts of `mmesid_jax.refresh` in workdir.
 
     model: "network" for the recommender alone, "blend" for its sum with counts and content,
-    "generated" for the items whose semantic IDs it generates; None = the blend where there is one,
-    else what was trained. Raises UserError.
+    "generated" for the items whose semantic IDs it generates, "summed" for the sum of these two;
+    None = the blend where there is one, else what was trained. Raises UserError.
     """
     path = pathlib.Path(workdir)
     config = read_config(path)
     if model is None:
-      own = "generated" if config.recommender.head == "generate" else "network"
-      model = "blend" if blend_file(path).exists() else own
+      model = "blend" if blend_file(path).exists() else "network"
+      if config.recommender.head == "generate":
+        model = "generated"
     if model not in MODELS:
       raise UserError(f"model={model!r}: expected one of {', '.join(MODELS)}")
     names = [RECOMMENDER.name]
     _check_head(path, config.recommender.head, model)
     if model != "blend":
       loaded = load_recommender(path, config)
-      if model == "generated":
-        loaded = GeneratedRanking(loaded, config.recommender.generate.beams)
+      if model in GENERATED:
+        loaded = GENERATED[model](loaded, config.evaluation.beams)
     else:
       refreshed = read_refreshed(path)
       loaded = load_blend(path, config, refreshed)
       names += [BLEND.name, REFRESHED] if refreshed else [BLEND.name]
     recommender = cls(loaded, config, path, titles)
+    recommender.kind = model
     recommender.files = [path / f"{name}.safetensors" for name in names]
     return recommender
 
@@ -196,9 +203,16 @@ class Recommender:
     if items.step != 1 or not 1 <= items.start < items.stop <= self.num_items + 1:
       raise UserError(f"{items}: expected consecutive items from 1 to {self.num_items}")
     self.offered = items
+    if isinstance(self._model, GeneratedRanking):  # a search among these items alone
+      self._place(self._model.restrict_to(items))
 
   def why_nothing(self) -> str:
     """The reason of an empty answer."""
+    if self.kind == "generated":
+      return (
+        "the history holds all items that the search found; repeat takes them too, and a larger "
+        f"evaluation.beams in {self._workdir / 'config.json'} finds more"
+      )
     return f"the history holds all {len(self.offered):,} items that may be; repeat takes them too"
 
   def recommend(
@@ -264,6 +278,11 @@ class Recommender:
     """Raises UserError for more items than can be recommended."""
     if not 1 <= top_k <= len(self.offered):
       raise UserError(f"top_k={top_k}: expected a number from 1 to {len(self.offered)}")
+    if self.kind == "generated" and top_k > (beams := self._config.evaluation.beams):
+      raise UserError(
+        f"top_k={top_k}: the search keeps {beams} IDs; ask for at most as many, or write a larger "
+        f"evaluation.beams into {self._workdir / 'config.json'}"
+      )
 
   def _answers(self, arrays, newest, shape, options):
     """Yields the places of a batch's histories, and its answer, which may still be computed."""

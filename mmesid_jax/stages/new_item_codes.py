@@ -101,10 +101,13 @@ def append_new_items(
   before whitening. Raises UserError for what does not fit, or codes of another quantizer.
   """
   if isinstance(model, GeneratedRanking):
-    raise UserError(
-      f"{workdir_path}: new items have no place among the semantic IDs that are generated; take "
-      "model=network of a recommender that was trained with head=both"
-    )
+    network, given = _append_to_network(model.model, workdir_path, config, source)
+    if (modality := network.generate.modality) not in given:
+      raise UserError(
+        f"{workdir_path}: new items without {modality} have no codes of it, which are generated; "
+        f"give their vectors of {modality}"
+      )
+    return model.replace(network)
   if not isinstance(model, BlendModel):
     return _append_to_network(model, workdir_path, config, source)[0]
   network, given = _append_to_network(model.network, workdir_path, config, source)

@@ -29,7 +29,7 @@ from mmesid_jax.losses.next_item import catalogue_cross_entropy, sampled_cross_e
 from mmesid_jax.models import flops
 from mmesid_jax.models.extend_catalogue import mask_as_new
 from mmesid_jax.models.fusion import FrequencyFusion
-from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
+from mmesid_jax.models.generate.generated_ranking import GENERATED, GeneratedRanking, make_trie
 from mmesid_jax.models.generate.head import GenerativeHead
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.sequence_recommender import RecommenderModel
@@ -84,7 +84,9 @@ def init_recommender(
   generate = None
   if config.head != "rank":
     ids = ids or unique_ids(config, codes, codebooks)
-    generate = GenerativeHead(ids, config.generate.modality, config.width, rngs=rngs)
+    modality = config.generate.modality
+    levels = codes[modality].shape[1]
+    generate = GenerativeHead(ids, modality, levels, config.width, rngs=rngs)
   from_checkpoint = ["backbone"] if config.backbone.checkpoint else []
   if config.prompt.text:
     from_checkpoint.append("prompt")
@@ -111,15 +113,15 @@ def unique_ids(
   return number_shared_codes(np.asarray(codes[modality]), codebooks[modality].shape[1])
 
 
-def describe_ids(ids: ItemIds, modality: str) -> str:
-  """The IDs that are generated, in words: their levels, and how many items need a number."""
-  levels, items = len(ids.sizes), len(ids.code_IK) - 1
-  line = f"semantic IDs of {modality}, {levels} codes each, "
-  if not ids.shared:
-    return line + "none of them shared"
+def describe_ids(head: GenerativeHead) -> str:
+  """The IDs that are generated, in words: their levels, and how many items share their codes."""
+  levels, items = len(head.place_LD[...]), len(head.id_IL[...]) - 1
+  line = f"semantic IDs of {head.modality}, {levels} codes each; "
+  if not head.shared:
+    return line + "no two items share all"
   return line + (
-    f"the last a number for the {ids.shared:,} of {items:,} items ({ids.shared / items:.1%}) that "
-    f"share the others, at most {ids.sizes[-1]} of them"
+    f"{head.shared:,} of {items:,} items ({head.shared / items:.1%}) share theirs with others and "
+    f"get a number in addition (at most {head.sizes[-1]:,} items share one ID)"
   )
 
 
@@ -141,15 +143,15 @@ def recommender_loss(config: ConfigDict, counts_I: np.ndarray) -> Loss:
     key, negative_key = jax.random.split(key) if negatives else (key, None)
     if config.head == "rank":
       return rank_loss(model, model.hidden(batch, key), batch, negative_key), {}
-    h_QKD = model.code_states(batch, key)
+    h_QLD = model.code_states(batch, key)
     log_p_Q = model.generate.item_log_probability(
-      model.generate.table(model.items), h_QKD, batch.target_Q
+      model.generate.codebook(model.items), h_QLD, batch.target_Q
     )
     code_loss = -jnp.where(batch.weight_Q > 0, batch.weight_Q * log_p_Q, 0).sum()
     weight = batch.weight_Q.sum()
     if config.head == "generate":
       return (code_loss, weight), {}
-    total, _ = rank_loss(model, h_QKD[:, 0], batch, negative_key)
+    total, _ = rank_loss(model, h_QLD[:, 0], batch, negative_key)
     places = jnp.maximum(weight, 1)
     scalars = {"rank_loss": total / places, "code_loss": code_loss / places}
     return (total + config.generate.weight * code_loss, weight), scalars
@@ -271,26 +273,27 @@ def load_recommender(
   def tables(part: str) -> dict[str, np.ndarray]:
     return artifact.strip_prefix(named, f"items.{part}.")
 
-  features = tables("feature_IV")
+  features, codes, codebooks = map(tables, ("feature_IV", "code_IL", "codebook_LCD"))
+  generates = config.recommender.head != "rank"
+  ids = unique_ids(config.recommender, codes, codebooks) if generates else None
 
   def abstract() -> RecommenderModel:
     return init_recommender(
       config.recommender,
       config.seed,
       features=features,
-      codes=tables("code_IL"),
-      codebooks=tables("codebook_LCD"),
+      codes=codes,
+      codebooks=codebooks,
       counts_I=found["counts"],
+      ids=ids,
     )
 
   model = load_model(abstract, named, str(path))
-  if model.generate is not None:
-    ids = unique_ids(config.recommender, tables("code_IL"), tables("codebook_LCD"))
-    if not np.array_equal(jax.device_get(model.generate.code_IK[...]), ids.code_IK):
-      raise UserError(
-        f"{path}: model.generate.code_IK does not number the codes in model.items.code_IL; train "
-        "the stage recommender again (delete the file first)"
-      )
+  if ids and not np.array_equal(jax.device_get(model.generate.id_IL[...]), ids.id_IL):
+    raise UserError(
+      f"{path}: model.generate.id_IL does not number the codes in model.items.code_IL; train the "
+      "stage recommender again (delete the file first)"
+    )
   if pretrained:
     backbone.load_backbone(model, config.recommender)
   return model
@@ -334,16 +337,21 @@ class RecommenderStage(Stage):
 
   def train(self, workdir: Workdir) -> None:
     config, dataset = workdir.config, workdir.dataset
-    c, counts_I = config.recommender, popularity(dataset)
+    c, counts_I, beams = config.recommender, popularity(dataset), config.evaluation.beams
     batches, counts = make_batches(config, dataset)
     maps = fit_whitenings(workdir)
     model = init_model(workdir, maps)
-    if model.generate is not None:
-      ids = unique_ids(c, *read_codes(workdir))
-      reporter.info(f"{self.name}: {describe_ids(ids, c.generate.modality)}")
+    if (head := model.generate) is not None:
+      reporter.info(f"{self.name}: {describe_ids(head)}")
+      if head.shared and head.sizes[-1] > max(head.sizes[:-1]):
+        reporter.warn(
+          f"{self.name}: {head.sizes[-1]:,} items have the same codes of {head.modality}, and "
+          "nothing but a number tells them apart; are their vectors missing?"
+        )
     backbone.prepare_backbone(model, c)
     layout = evaluation_layout(self.layout(config), config.evaluation.targets)
     generates = c.head == "generate"  # and gives no scores to validate
+    trie = make_trie(model) if generates else None
     task = next_item_task(
       self.name,
       config,
@@ -353,7 +361,7 @@ class RecommenderStage(Stage):
       batches=batches,
       counts=counts,
       evaluator=Evaluator(dataset, layout, "valid"),
-      ranking=(lambda model: GeneratedRanking(model, c.generate.beams)) if generates else None,
+      ranking=(lambda model: GeneratedRanking(model, beams, trie)) if generates else None,
       flops=functools.partial(flops.recommender_flops, ranks=not generates),
       prompt=c.prompt.length,
       window=model.backbone.config.window,
@@ -374,14 +382,17 @@ class RecommenderStage(Stage):
 
   def load_model(self, workdir: Workdir) -> RankingModel:
     """The model whose scores rank items: those of generated IDs where nothing else is trained."""
-    model, c = load_recommender(workdir.path, workdir.config), workdir.config.recommender
-    return GeneratedRanking(model, c.generate.beams) if c.head == "generate" else model
+    config = workdir.config
+    model = load_recommender(workdir.path, config)
+    generates = config.recommender.head == "generate"
+    return GeneratedRanking(model, config.evaluation.beams) if generates else model
 
   def further_models(self, workdir: Workdir, model: RankingModel) -> dict[str, RankingModel]:
-    c = workdir.config.recommender
-    if c.head != "both":
+    config = workdir.config
+    if config.recommender.head != "both":
       return {}
-    return {f"{self.model_name}, generated": GeneratedRanking(model, c.generate.beams)}
+    beams, trie = config.evaluation.beams, make_trie(model)
+    return {f"{self.model_name}, {k}": kind(model, beams, trie) for k, kind in GENERATED.items()}
 
 
 RECOMMENDER = RecommenderStage()

@@ -33,6 +33,7 @@ VARIANTS = {
   "items": ["full", "chunked", "sampled"],
   "history": ["shared-prefix row", "one sample per target"],
   "width": ["packed"],
+  "ids": ["build", "beam of 20", "beam of 50"],
 }
 
 
@@ -68,4 +69,4 @@ def test_what_does_not_fit_is_not_run(tmp_path):
 def test_an_unknown_series_is_refused(tmp_path):
   done = run(tmp_path, "--only=users")
   assert done.returncode == 2
-  assert done.stderr == "error: --only: no users; expected some of items, history, width\n"
+  assert done.stderr == "error: --only: no users; expected some of items, history, width, ids\n"

@@ -55,6 +55,7 @@ FREE = {
   *("data.synthetic.seed", "recommender.lora.rslora", "recommender.prompt.text"),
   *("recommender.backbone.checkpoint", "recommender.lora.start"),
   *("run.compilation_cache", "semantic_ids.standardize", "blend.network"),
+  "recommender.generate.modality",  # a rule where codes are generated: tests/test_heads.py
 }
 
 

@@ -9,7 +9,6 @@ from mmesid_jax.evaluation.codebook_health import (
   describe_dead_codes,
   level_health,
   measure_health,
-  prefix_groups,
   residual_norms,
 )
 
@@ -84,20 +83,6 @@ def test_gini_is_the_mean_difference_of_the_counts():
   found = level_health(np.repeat(np.arange(5), count_C), 5)
   assert found["gini"] == pytest.approx(pairs / (2 * count_C.mean()))
   assert level_health(np.array([2, 0, 1]), 3)["gini"] == pytest.approx(0)
-
-
-def test_prefixes_are_told_apart_by_all_their_codes():
-  """(0, 1) and (1, 0) differ, as do (0, 11) and (1, 1) in any way of writing them in one number."""
-  code_NL = np.array([[0, 1], [1, 0], [0, 11], [1, 1], [0, 1]], np.int32)
-  group_NL = prefix_groups(code_NL)
-  assert group_NL[:, 0].tolist() == [0, 1, 0, 1, 0]
-  assert group_NL[:, 1].tolist() == [0, 2, 1, 3, 0]
-
-
-def test_prefixes_do_not_overflow():
-  rng = np.random.default_rng(0)
-  code_NL = rng.integers(60_000, size=(500, 12)).astype(np.int32)  # 60,000^12 is past 2^64
-  assert (prefix_groups(code_NL)[:, -1].max() + 1) == len(np.unique(code_NL, axis=0))
 
 
 def test_entropy_and_purity_counted_by_hand():

@@ -12,72 +12,98 @@ import jax.numpy as jnp
 from mmesid_jax.quantize.id_trie import IdTrie
 from mmesid_jax.quantize.item_ids import NO_CODE
 
-# step(level, state, parent, code) -> (log-probabilities [Q, B, C] of the codes of a level, state).
-# parent, code: int32 [Q, B], the place among the beams of the level before that a beam continues,
+# step(level, state, parent, code) -> (log-probabilities [Q, Z, C] of the codes of a level, state).
+# parent, code: int32 [Q, Z], the place among the beams of the level before that a beam continues,
 # and the code that it has added; None on level 0, where there is one beam.
 Step = Callable[[int, Any, jax.Array | None, jax.Array | None], tuple[jax.Array, Any]]
 
 
+class Leaves(NamedTuple):
+  """The items that the last beams of a search lead to, each at most once."""
+
+  node_QZE: jax.Array  # int32, nodes of the last level; of every beam its children, then others
+  score_QZE: jax.Array  # log p(ID); -inf for the others
+  first_QZ: jax.Array  # the first child
+
+
 class Decoded(NamedTuple):
-  """The items that a beam search ends with, best first."""
+  """The items that a search ends with, best first."""
 
-  item_QB: jax.Array  # int32; 0 where there are fewer items than beams
-  score_QB: jax.Array  # log p(ID); -inf there
+  item_QA: jax.Array  # int32; 0 where there are fewer items than asked for
+  score_QA: jax.Array  # log p(ID); -inf there
 
 
-def beam_search(
-  trie: IdTrie, step: Step, state: Any, beams: int, left_out_QX: jax.Array | None = None
-) -> Decoded:
-  """The items with the highest log p(ID), as far as a beam of this width finds them.
+def beam_search(trie: IdTrie, step: Step, state: Any, beams: int) -> Leaves:
+  """The items that follow the `beams` best prefixes; on every level but the last the best are kept.
 
-  Of equal scores the lower item comes first. With as many beams as items it is exact.
-
-  left_out_QX: items that are no answers; they are left out on the last level only.
+  With as many beams as items nothing is lost.
   """
-  node_QB = score_QB = parent_QB = code_QB = None
+  node_QZ = score_QZ = parent_QZ = code_QZ = None
   for level, (first_child, codes, most) in enumerate(
     zip(trie.first_child, trie.code, trie.most_children, strict=True)
   ):
-    log_p_QBC, state = step(level, state, parent_QB, code_QB)
-    Q, B, _ = log_p_QBC.shape
+    log_p_QZC, state = step(level, state, parent_QZ, code_QZ)
+    Q, Z, _ = log_p_QZC.shape
     if level == 0:
-      node_QB, score_QB = jnp.zeros((Q, 1), jnp.int32), jnp.zeros((Q, 1))
-    first_QB = first_child[node_QB]
-    child_QBN = first_QB[..., None] + jnp.arange(most, dtype=jnp.int32)
-    is_child_QBN = child_QBN < first_child[node_QB + 1][..., None]
-    child_QBN = jnp.where(is_child_QBN, child_QBN, 0)
-    code_QBN = codes[child_QBN]
-    added_QBN = jnp.take_along_axis(log_p_QBC, jnp.maximum(code_QBN, 0), axis=2)
-    total_QBN = score_QB[..., None] + jnp.where(code_QBN == NO_CODE, 0, added_QBN)
-    total_QBN = jnp.where(is_child_QBN, total_QBN, -jnp.inf)
-    if level == trie.levels - 1 and left_out_QX is not None:
-      item_QBN = trie.item[child_QBN]
-      left_out_QBN = (item_QBN[..., None] == left_out_QX[:, None, None]).any(-1)
-      total_QBN = jnp.where(left_out_QBN, -jnp.inf, total_QBN)
-    score_QB, place_QB = jax.lax.top_k(total_QBN.reshape(Q, -1), min(beams, B * most))
-    parent_QB = (place_QB // most).astype(jnp.int32)
-    node_QB, code_QB = (
-      jnp.take_along_axis(x.reshape(Q, -1), place_QB, axis=1) for x in (child_QBN, code_QBN)
+      node_QZ, score_QZ = jnp.zeros((Q, 1), jnp.int32), jnp.zeros((Q, 1))
+    first_QZ = first_child[node_QZ]
+    node_QZE = first_QZ[..., None] + jnp.arange(most, dtype=jnp.int32)
+    is_child_QZE = node_QZE < first_child[node_QZ + 1][..., None]
+    node_QZE = jnp.where(is_child_QZE, node_QZE, 0)
+    code_QZE = codes[node_QZE]
+    added_QZE = jnp.take_along_axis(log_p_QZC, jnp.maximum(code_QZE, 0), axis=2)
+    total_QZE = score_QZ[..., None] + jnp.where(code_QZE == NO_CODE, 0, added_QZE)
+    total_QZE = jnp.where(is_child_QZE, total_QZE, -jnp.inf)
+    if level == trie.levels - 1:
+      break
+    score_QZ, place_QZ = jax.lax.top_k(total_QZE.reshape(Q, -1), min(beams, Z * most))
+    parent_QZ = (place_QZ // most).astype(jnp.int32)
+    node_QZ, code_QZ = (
+      jnp.take_along_axis(x.reshape(Q, -1), place_QZ, axis=1) for x in (node_QZE, code_QZE)
     )
-  item_QB = jnp.where(jnp.isneginf(score_QB), 0, trie.item[node_QB])
-  order_QB = jnp.lexsort((item_QB, -score_QB), axis=1)
-  return Decoded(*(jnp.take_along_axis(x, order_QB, axis=1) for x in (item_QB, score_QB)))
+  return Leaves(node_QZE, total_QZE, first_QZ)
+
+
+def best_items(
+  trie: IdTrie, leaves: Leaves, most: int, excluded_QX: jax.Array | None = None
+) -> Decoded:
+  """The `most` best of the items that a search found; of equal scores the lower item first, if both
+  are among them.
+
+  excluded_QX: items that are left out; 0 is none.
+  """
+  score_QZE = leaves.score_QZE
+  Q, Z, E = score_QZE.shape
+  if excluded_QX is not None:
+    leaf_QX = trie.leaf[excluded_QX]
+    place_QZX = leaf_QX[:, None] - leaves.first_QZ[..., None]
+    is_there_QZX = (place_QZX >= 0) & (place_QZX < E) & (leaf_QX >= 0)[:, None]
+    place_QZX = jnp.where(is_there_QZX, place_QZX, E)  # outside, so dropped
+    beam = jnp.arange(Q)[:, None, None], jnp.arange(Z)[None, :, None]
+    # Where a beam has fewer than E children, the place may be past them: that is -inf already.
+    score_QZE = score_QZE.at[*beam, place_QZX].set(-jnp.inf, mode="drop")
+  score_QA, place_QA = jax.lax.top_k(score_QZE.reshape(Q, -1), min(most, Z * E))
+  node_QA = jnp.take_along_axis(leaves.node_QZE.reshape(Q, -1), place_QA, axis=1)
+  item_QA = jnp.where(jnp.isneginf(score_QA), 0, trie.item[node_QA])
+  order_QA = jnp.lexsort((item_QA, -score_QA), axis=1)
+  return Decoded(*(jnp.take_along_axis(x, order_QA, axis=1) for x in (item_QA, score_QA)))
 
 
 def exact_scores(trie: IdTrie, step: Step, state: Any, num_rows: int) -> jax.Array:
   """log p(ID) of every item, [Q, num_rows], column i = item i; -inf for those not in the trie.
 
-  Every prefix is computed once, however many items have it.
+  Every prefix is computed once, however many items have it, and all at once: this takes memory in
+  proportion to queries times items, and is meant for some hundred thousand of their pairs.
   """
-  score_QB = parent_QB = code_QB = None
+  score_QE = parent_QE = code_QE = None
   for level, (first_child, codes) in enumerate(zip(trie.first_child, trie.code, strict=True)):
-    log_p_QBC, state = step(level, state, parent_QB, code_QB)
-    Q = len(log_p_QBC)
+    log_p_QZC, state = step(level, state, parent_QE, code_QE)
+    Q = len(log_p_QZC)
     if level == 0:
-      score_QB = jnp.zeros((Q, 1))
+      score_QE = jnp.zeros((Q, 1))
     children = jnp.diff(first_child)
-    parent_B = jnp.repeat(jnp.arange(len(children)), children, total_repeat_length=len(codes))
-    added_QB = log_p_QBC[:, parent_B, jnp.maximum(codes, 0)]
-    score_QB = score_QB[:, parent_B] + jnp.where(codes == NO_CODE, 0, added_QB)
-    parent_QB, code_QB = (jnp.broadcast_to(x_B, (Q, len(codes))) for x_B in (parent_B, codes))
-  return jnp.full((Q, num_rows), -jnp.inf).at[:, trie.item].set(score_QB)
+    parent_E = jnp.repeat(jnp.arange(len(children)), children, total_repeat_length=len(codes))
+    added_QE = log_p_QZC[:, parent_E, jnp.maximum(codes, 0)]
+    score_QE = score_QE[:, parent_E] + jnp.where(codes == NO_CODE, 0, added_QE)
+    parent_QE, code_QE = (jnp.broadcast_to(x_E, (Q, len(codes))) for x_E in (parent_E, codes))
+  return jnp.full((Q, num_rows), -jnp.inf).at[:, trie.item].set(score_QE)

@@ -1,65 +1,128 @@
-"""Ranks items by the semantic IDs that a beam search generates."""
+"""Ranks items by the semantic IDs that a beam search generates, alone or beside their scores."""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmesid_jax.data.packing import Batch
-from mmesid_jax.models.generate.beam_search import Decoded, beam_search
+from mmesid_jax.models.generate.beam_search import beam_search, best_items
 from mmesid_jax.models.generate.decoder import read_histories
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.parallel.variables import Frozen
 from mmesid_jax.quantize.id_trie import IdTrie, build_trie
+from mmesid_jax.quantize.item_ids import NO_CODE
+
+
+class Read(NamedTuple):
+  """A batch that was read and searched."""
+
+  h_QD: jax.Array  # the states that score items
+  score_QI: jax.Array  # log p(ID) of the items that are generated, -inf for the others
+
+
+def make_trie(model: RecommenderModel, items: range | None = None) -> IdTrie:
+  """The trie of the items that have codes, of all or of some. Raises ValueError where none has."""
+  whole_IL = jax.jit(lambda x_IL: constrain(x_IL, None, None))(model.generate.id_IL[...])
+  id_IL = jax.device_get(whole_IL)
+  item_E = np.asarray(items or range(1, model.num_items + 1))
+  item_E = item_E[id_IL[item_E, 0] != NO_CODE]
+  if not len(item_E):
+    raise ValueError("none of the items has codes")
+  return build_trie(id_IL, item_E)
 
 
 class GeneratedRanking(nnx.Module):
   """The scores of a model are log p(ID) of the items that it generates, and -inf of all others.
 
-  Each user has two searches, of `beams` IDs each: with the items of the history, and without.
+  A search ends with two lists of `beams` items: with those of the history, and without.
+
+  trie: the items that may be generated; None = all that have codes.
   """
 
-  def __init__(self, model: RecommenderModel, beams: int):
+  sources: tuple[str, ...] = ("generated",)  # the summands of a score, as reasons show them
+
+  def __init__(self, model: RecommenderModel, beams: int, trie: IdTrie | None = None):
     self.model, self.beams = model, beams
     self.num_items = model.num_items
-    whole_IK = jax.jit(lambda x_IK: constrain(x_IK, None, None))(model.generate.code_IK[...])
-    trie = build_trie(jax.device_get(whole_IK)[: model.num_items + 1])
-    arrays, self._tree = jax.tree.flatten(trie)
+    arrays, self._tree = jax.tree.flatten(trie or make_trie(model))
     self.trie = nnx.Dict({f"array_{n}": Frozen(jnp.asarray(x)) for n, x in enumerate(arrays)})
 
-  def catalogue(self) -> IdTrie:
-    """The part of `score_batch` that is equal for all batches."""
+  def replace(self, model: RecommenderModel) -> "GeneratedRanking":
+    """The same around another model, with all of its items."""
+    return type(self)(model, self.beams)
+
+  def restrict_to(self, items: range) -> "GeneratedRanking":
+    """The same with a search among these items alone."""
+    return type(self)(self.model, self.beams, make_trie(self.model, items))
+
+  def catalogue(self) -> Any:
+    """The part of `score_batch` that is equal for all batches, here the trie."""
     return jax.tree.unflatten(self._tree, [x[...] for x in self.trie.values()])
 
-  sources = ("generated",)  # the one summand of a score, as reasons show it
+  def hidden(self, batch: Batch) -> Read:
+    """Reads the batch and searches, once for all that follows."""
+    return self._search(batch, GeneratedRanking.catalogue(self))
 
-  def hidden(self, batch: Batch) -> jax.Array:
-    """What is computed once for the batch, here the scores, [Q, I]."""
-    return self.score_batch(batch, self.catalogue())
+  def score_states(self, read: Read, batch: Batch, catalogue: Any) -> jax.Array:
+    """Scores [Q, I] of all items, from hidden(batch)."""
+    return read.score_QI
 
-  def score_states(self, score_QI: jax.Array, batch: Batch, catalogue: IdTrie) -> jax.Array:
-    """The scores that `hidden` returned."""
-    return score_QI
+  def contributions(self, read: Read, batch: Batch, item_QA: jax.Array) -> jax.Array:
+    """Summands [Q, A, O] of the scores of A items, in the order of `sources`."""
+    return jnp.take_along_axis(read.score_QI, item_QA, axis=1)[..., None]
 
-  def contributions(self, score_QI: jax.Array, batch: Batch, item_QA: jax.Array) -> jax.Array:
-    """Summands [Q, A, 1] of the scores of A items."""
-    return jnp.take_along_axis(score_QI, item_QA, axis=1)[..., None]
-
-  def score_batch(self, batch: Batch, catalogue: IdTrie) -> jax.Array:
+  def score_batch(self, batch: Batch, catalogue: Any) -> jax.Array:
     """Scores [Q, I] of all items for the batch's targets."""
-    step, state = read_histories(self.model, batch)
-    both = [
-      beam_search(catalogue, step, state, self.beams, left_out_QX)
-      for left_out_QX in (None, batch.history_QX)
-    ]
-    rows = len(self.model.generate.code_IK[...])
-    return _scores(both, rows)
+    return self.score_states(self.hidden(batch), batch, catalogue)
+
+  def _search(self, batch: Batch, trie: IdTrie) -> Read:
+    h_QD, step, state = read_histories(self.model, batch)
+    leaves = beam_search(trie, step, state, self.beams)
+    Q, rows = len(h_QD), len(self.model.generate.id_IL[...])
+    score_QI = jnp.full((Q, rows), -jnp.inf)
+    for excluded_QX in (None, batch.history_QX):
+      found = best_items(trie, leaves, self.beams, excluded_QX)
+      score_QI = score_QI.at[jnp.arange(Q)[:, None], found.item_QA].max(found.score_QA)
+    return Read(h_QD, score_QI)
 
 
-def _scores(decoded: list[Decoded], rows: int) -> jax.Array:
-  """Scores [Q, rows] of what several searches found, column i = item i; -inf for the rest."""
-  Q = len(decoded[0].item_QB)
-  score_QI = jnp.full((Q, rows), -jnp.inf)
-  for found in decoded:
-    score_QI = score_QI.at[jnp.arange(Q)[:, None], found.item_QB].max(found.score_QB)
-  return score_QI
+class SummedRanking(GeneratedRanking):
+  """The sum of both heads: the score of an item, and log p(ID).
+
+  A user's scores are log p(item) and a constant, so the order is that of the product of both
+  probabilities. An item that no search finds gets the lowest log p(ID) that the searches found,
+  above which it would have been found, too, as far as the beams are wide enough.
+  """
+
+  @property
+  def sources(self) -> tuple[str, ...]:
+    """Names of the summands of a score, as reasons show them."""
+    return (*self.model.sources, "generated")
+
+  def catalogue(self) -> jax.Array:
+    """The part of `score_batch` that is equal for all batches: vectors of all items, [I, D]."""
+    return self.model.item_vectors()
+
+  def hidden(self, batch: Batch) -> Read:
+    """The same; items that are not generated have the lowest score."""
+    read = super().hidden(batch)
+    is_found_QI = jnp.isfinite(read.score_QI)
+    lowest_Q = jnp.where(is_found_QI, read.score_QI, jnp.inf).min(1)
+    return read._replace(score_QI=jnp.where(is_found_QI, read.score_QI, lowest_Q[:, None]))
+
+  def score_states(self, read: Read, batch: Batch, catalogue: jax.Array) -> jax.Array:
+    """Scores [Q, I] of all items, from hidden(batch)."""
+    return self.model.score_states(read.h_QD, batch, catalogue) + read.score_QI
+
+  def contributions(self, read: Read, batch: Batch, item_QA: jax.Array) -> jax.Array:
+    """Summands [Q, A, O] of the scores of A items, in the order of `sources`."""
+    ranked_QAO = self.model.contributions(read.h_QD, batch, item_QA)
+    return jnp.concatenate([ranked_QAO, super().contributions(read, batch, item_QA)], axis=-1)
+
+
+# What a head "both" offers beside ranking, by the name that is served.
+GENERATED = {"generated": GeneratedRanking, "summed": SummedRanking}

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesid_jax.models.generate.beam_search import beam_search, exact_scores
+from mmesid_jax.models.generate.beam_search import beam_search, best_items, exact_scores
 from mmesid_jax.quantize.id_trie import build_trie
 from mmesid_jax.quantize.item_ids import NO_CODE, number_shared_codes
 
@@ -18,12 +18,12 @@ def random_step(seed: int, levels: int, most: int):
   rng = np.random.default_rng(seed)
   table = rng.normal(size=(Q, 997, most)).astype(np.float32)
 
-  def step(level, number_QB, parent_QB, code_QB):
+  def step(level, number_QZ, parent_QZ, code_QZ):
     if level:
-      number_QB = np.take_along_axis(number_QB, np.asarray(parent_QB), axis=1)
-      number_QB = (7 * number_QB + np.asarray(code_QB) + 2) % 997
-    log_p = np.take_along_axis(table, number_QB[..., None].astype(int), axis=1)
-    return jax.numpy.asarray(log_p), number_QB
+      number_QZ = np.take_along_axis(number_QZ, np.asarray(parent_QZ), axis=1)
+      number_QZ = (7 * number_QZ + np.asarray(code_QZ) + 2) % 997
+    log_p = np.take_along_axis(table, number_QZ[..., None].astype(int), axis=1)
+    return jax.numpy.asarray(log_p), number_QZ
 
   def log_p(q, prefix):
     number = 1
@@ -34,16 +34,16 @@ def random_step(seed: int, levels: int, most: int):
   return step, log_p
 
 
-def search_by_loops(code_IK, log_p, q, beams, left_out):
+def search_by_loops(id_IL, log_p, q, beams, left_out):
   prefixes = [((), 0.0)]
-  for level in range(code_IK.shape[1]):
+  for level in range(id_IL.shape[1]):
     children = []
     for prefix, score in prefixes:
-      for code in sorted({int(row[level]) for row in code_IK[1:] if tuple(row[:level]) == prefix}):
+      for code in sorted({int(row[level]) for row in id_IL[1:] if tuple(row[:level]) == prefix}):
         added = 0 if code == NO_CODE else log_p(q, prefix)[code]
         children.append(((*prefix, code), np.float32(score + added)))
-    if level == code_IK.shape[1] - 1:
-      items = {tuple(row): item for item, row in enumerate(code_IK.tolist()) if item}
+    if level == id_IL.shape[1] - 1:
+      items = {tuple(row): item for item, row in enumerate(id_IL.tolist()) if item}
       children = [(p, s) for p, s in children if items[p] not in left_out]
     prefixes = sorted(children, key=lambda child: -child[1])[:beams]
   return [(items[prefix], score) for prefix, score in prefixes]
@@ -60,14 +60,16 @@ rows = st.integers(1, 3).flatmap(
 @given(rows, st.integers(1, 30), st.integers(0, 99), st.sets(st.integers(1, 20), max_size=3))
 def test_a_beam_finds_what_loops_find(rows, beams, seed, left_out):
   """Items that share their codes, prefixes with one child, fewer items than beams."""
+  left_out = {item for item in left_out if item <= len(rows)}
   ids = number_shared_codes(np.array([[0] * len(rows[0]), *rows]), C)
   step, log_p = random_step(seed, len(ids.sizes), max(ids.sizes))
   left_out_QX = jax.numpy.asarray([[0, *left_out], [0, *([0] * len(left_out))]])
   start = np.ones((Q, 1), int)
-  found = beam_search(build_trie(ids.code_IK), step, start, beams, left_out_QX)
+  trie = build_trie(ids.id_IL)
+  found = best_items(trie, beam_search(trie, step, start, beams), beams, left_out_QX)
   for q, out in enumerate((left_out, set())):
-    expected = search_by_loops(ids.code_IK, log_p, q, beams, out)
-    items, scores = np.asarray(found.item_QB[q]), np.asarray(found.score_QB[q])
+    expected = search_by_loops(ids.id_IL, log_p, q, beams, out)
+    items, scores = np.asarray(found.item_QA[q]), np.asarray(found.score_QA[q])
     assert items[: len(expected)].tolist() == [item for item, _ in expected]
     np.testing.assert_allclose(scores[: len(expected)], [s for _, s in expected], rtol=1e-5)
     assert not items[len(expected) :].any() and np.isneginf(scores[len(expected) :]).all()
@@ -78,10 +80,10 @@ def test_a_beam_finds_what_loops_find(rows, beams, seed, left_out):
 def test_exact_scores_are_sums_over_the_codes_of_an_item(rows, seed):
   ids = number_shared_codes(np.array([[0] * len(rows[0]), *rows]), C)
   step, log_p = random_step(seed, len(ids.sizes), max(ids.sizes))
-  found = exact_scores(build_trie(ids.code_IK), step, np.ones((Q, 1), int), len(rows) + 3)
+  found = exact_scores(build_trie(ids.id_IL), step, np.ones((Q, 1), int), len(rows) + 3)
   assert np.isneginf(found[:, [0, -2, -1]]).all()
   for q in range(Q):
-    for item, row in enumerate(ids.code_IK.tolist()):
+    for item, row in enumerate(ids.id_IL.tolist()):
       steps = [(row[:level], code) for level, code in enumerate(row) if code != NO_CODE]
       expected = sum(log_p(q, prefix)[code] for prefix, code in steps)
       assert not item or abs(found[q, item] - expected) < 1e-4
@@ -90,9 +92,24 @@ def test_exact_scores_are_sums_over_the_codes_of_an_item(rows, seed):
 def test_of_equal_scores_the_lower_item_comes_first():
   ids = number_shared_codes(np.array([[0], [2], [0], [2], [1]]), C)
 
-  def step(level, state, parent_QB, code_QB):
-    return jax.numpy.zeros((1, 1 if parent_QB is None else parent_QB.shape[1], C)), state
+  def step(level, state, parent_QZ, code_QZ):
+    return jax.numpy.zeros((1, 1 if parent_QZ is None else parent_QZ.shape[1], C)), state
 
-  assert beam_search(build_trie(ids.code_IK), step, None, 9).item_QB.tolist() == [
-    [1, 2, 3, 4, 0, 0]
-  ]
+  trie = build_trie(ids.id_IL)
+  found = best_items(trie, beam_search(trie, step, None, 9), 9)
+  assert found.item_QA.tolist() == [[1, 2, 3, 4, 0, 0]]
+
+
+def test_items_that_share_an_id_are_leaves_side_by_side():
+  """New items are not told apart from the known ones that have their codes."""
+  step, log_p = random_step(0, 2, C)
+  trie = build_trie(np.array([[0, 0], [2, 1], [0, 0], [2, 1], [2, 1]]))
+  assert trie.nodes == (1, 2, 4)
+  start = np.ones((Q, 1), int)
+  scores = exact_scores(trie, step, start, 5)
+  np.testing.assert_array_equal(scores[:, 1], scores[:, 3])
+  np.testing.assert_array_equal(scores[:, 1], scores[:, 4])
+  found = best_items(trie, beam_search(trie, step, start, 4), 4)
+  for q in range(Q):
+    order = sorted([1, 2, 3, 4], key=lambda item: (-scores[q, item], item))
+    assert found.item_QA[q].tolist() == order

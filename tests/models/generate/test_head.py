@@ -7,19 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from generative import histories, recommender
+from generative import ITEMS, histories, recommender
 
+from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.quantize.item_ids import NO_CODE
+from mmesid_jax.stages.recommender_stage import recommender_loss
+from mmesid_jax.training.optimizer import decay_mask
 
 
 @nnx.jit
 def loss_and_gradient_of(model, batch):
   def loss(model):
-    table_KCD = model.generate.table(model.items)
-    h_QKD = model.code_states(batch)
-    log_p_Q = model.generate.item_log_probability(table_KCD, h_QKD, batch.target_Q)
+    book_LCD = model.generate.codebook(model.items)
+    h_QLD = model.code_states(batch)
+    log_p_Q = model.generate.item_log_probability(book_LCD, h_QLD, batch.target_Q)
     return -jnp.where(batch.weight_Q > 0, log_p_Q, 0).sum()
 
   return nnx.value_and_grad(loss)(model)
@@ -64,18 +67,70 @@ def test_ranking_reads_the_same_states_with_codes_in_the_rows_and_without():
 def test_log_probabilities_are_a_softmax_over_the_codes_of_a_level():
   model = recommender(0)
   head, rng = model.generate, np.random.default_rng(0)
-  h_QKD = rng.normal(size=(5, head.levels, 16)).astype(np.float32)
+  h_QLD = rng.normal(size=(5, head.levels, 16)).astype(np.float32)
   item_Q = np.array([3, 40, 7, 7, 1])
-  table_KCD = np.asarray(head.table(model.items), np.float64)
-  code_IK = np.asarray(head.code_IK[...])
-  assert (code_IK[1:, -1] == NO_CODE).any() and (code_IK[1:, -1] != NO_CODE).any()
+  book_LCD, number_CD, project_LDD = (
+    np.asarray(x, np.float64)
+    for x in (head.codebook(model.items), head.number_CD[...], head.project_LDD[...])
+  )
+  id_IL = np.asarray(head.id_IL[...])
+  assert (id_IL[1:, -1] == NO_CODE).any() and (id_IL[1:, -1] != NO_CODE).any()
   expected = np.zeros(5)
   for q, item in enumerate(item_Q):
-    for k, code in enumerate(code_IK[item]):
+    for level, code in enumerate(id_IL[item]):
       if code != NO_CODE:
-        state = h_QKD[q, k] @ np.asarray(head.project_KDD[k], np.float64)
-        score = table_KCD[k] @ state + np.asarray(head.bias_KC[k])
-        score = score[: head.sizes[k]]
+        state = h_QLD[q, level] + h_QLD[q, level] @ project_LDD[level]
+        table_CD = [*book_LCD, number_CD][level]
+        score = table_CD @ state + np.asarray(head.bias[str(level)][...])
+        assert len(score) == head.sizes[level]
         expected[q] += score[code] - np.log(np.exp(score - score.max()).sum()) - score.max()
-  found = head.item_log_probability(head.table(model.items), h_QKD, item_Q)
+  found = head.item_log_probability(head.codebook(model.items), h_QLD, item_Q)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("S", [0, 2])
+def test_code_tokens_are_codebook_vectors_and_that_of_their_level(S):
+  """In the rows' own order: after the history and the response, one code token a level."""
+  model, (sequence,) = recommender(S), histories([4])
+  head = model.generate
+  codes = head.levels - 1
+  layout = Layout(1, 64, 1, S, codes=codes)
+  (batch,) = batch_sequences([sequence], layout, [3])
+  found = np.asarray(model.tokens(batch))[0]
+  places = np.flatnonzero(batch.spelled_RT[0])
+  id_L = np.asarray(head.id_IL[...])[sequence[3]]
+  book_LCD, place_LD = np.asarray(model.items.codebook_LCD["a"][...]), np.asarray(head.place_LD)
+  expected = [book_LCD[level, id_L[level]] + place_LD[level] for level in range(codes)]
+  assert len(places) == codes and (np.diff(places) == 1).all()
+  np.testing.assert_allclose(found[places], 1.5 * np.stack(expected), atol=1e-5)
+
+
+def test_biases_do_not_decay_and_matrices_do():
+  decays = decay_mask(nnx.state(recommender(0).generate, nnx.Param))
+  found = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(decays)}
+  kept = {name for name, decays in found.items() if not decays}
+  assert len(kept) == 4 and all("bias" in name for name in kept) and len(found) == 4 + 3
+
+
+def test_the_loss_of_both_heads_is_their_sum():
+  """Ranking reads the first state of each target; the codes' loss has its weight."""
+  model, sequences = recommender(0), histories([4, 2, 6])
+  config = default_config().recommender
+  config.update(head="both")
+  config.generate.weight = 0.3
+  layout = Layout(2, 64, 16, 0, codes=model.generate.levels - 1)
+  (batch,) = batch_sequences(sequences, layout)
+  counts_I, key = np.ones(ITEMS + 1, np.int64), jax.random.key(0)
+  losses = {}
+  for head in ("rank", "generate", "both"):
+    config.head = head
+    (total, weight), scalars = recommender_loss(config, counts_I)(model, batch, key)
+    losses[head] = float(total / weight)
+  assert losses["both"] == pytest.approx(losses["rank"] + 0.3 * losses["generate"], rel=1e-5)
+  assert float(scalars["rank_loss"]) == pytest.approx(losses["rank"], rel=1e-5)
+  assert float(scalars["code_loss"]) == pytest.approx(losses["generate"], rel=1e-5)
+  score_QI = np.asarray(model.scores(model.hidden(batch)), np.float64)[:, 1:]
+  log_p_QI = score_QI - np.log(np.exp(score_QI).sum(1, keepdims=True))
+  used = np.asarray(batch.weight_Q) > 0
+  expected = -log_p_QI[np.arange(len(used)), np.maximum(batch.target_Q, 1) - 1][used].mean()
+  assert losses["rank"] == pytest.approx(expected, rel=1e-4)
