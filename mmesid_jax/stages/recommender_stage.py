@@ -316,7 +316,7 @@ class RecommenderStage(Stage):
   """A Llama on the packed histories, around the feature tables and the semantic IDs."""
 
   name = "recommender"
-  summary = "a Llama on the histories, ranking all items"
+  summary = "a Llama on the histories"
   config_keys = ("evaluation.select",)
   model_name = "MME-SID"
   folders = ("adapter",)
