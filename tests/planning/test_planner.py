@@ -28,3 +28,28 @@ def test_a_catalogue_of_millions_is_scored_in_chunks(tiny, items, shape):
   scores = min(GIB, 4 * plan.epoch.layout.targets * items / devices)
   assert scores < plan.bytes["most beside them"] < 6 * GIB
   assert plan.fits
+
+
+def test_a_plan_counts_what_a_head_adds(tiny):
+  """Code tokens of each target, and the scores of all items where they are ranked."""
+  sequences = np.random.default_rng(0).integers(1, 41, (50, 20))
+  offsets = np.arange(0, sequences.size + 1, 20)
+  dataset = Dataset(sequences.ravel(), offsets, np.arange(50), 40, "", None)
+  epochs, bytes_ = {}, {}
+  for head in ("rank", "generate", "both"):
+    keys = {"head": head, "row_length": 128}  # no history is cut
+    changes = {f"recommender.{key}": value for key, value in keys.items()}
+    config = tiny(changes={**changes, "features.collaborative": ""})
+    planner = Planner(config, DEVICES["h200"], dataset, {"text": 8}, 0.4, None)
+    plan = planner.plan(dict(zip(MESH_AXES, (1, 1, 1), strict=True)))
+    epochs[head], bytes_[head] = plan.epoch, plan.bytes
+  targets, levels = epochs["rank"].targets, config.semantic_ids.quantizer.levels
+  assert epochs["both"].tokens == epochs["rank"].tokens + levels * targets
+  assert epochs["generate"].tokens == epochs["both"].tokens
+  ranking = epochs["both"].flops - epochs["generate"].flops
+  scores = 6 * targets * 41 * config.recommender.width
+  assert scores <= ranking <= 3 * scores
+  learned = {head: found["other trained parameters"] for head, found in bytes_.items()}
+  width = config.recommender.width
+  assert learned["both"] - learned["rank"] >= 4 * (levels + 1) * width**2
+  assert learned["both"] == learned["generate"]
