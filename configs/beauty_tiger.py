@@ -4,8 +4,8 @@ the next one, as in TIGER (Rajput et al. 2023).
   python -m mmesid_jax.train --config=configs/beauty_tiger.py --config.data.dir=DIR
     --workdir=runs/tiger
 
-It differs from TIGER in that a history has one token per item, the sum of its code vectors, its text
-and a learned row, and not one per code; and in that the model has no encoder.
+It differs from TIGER in that a history has one token per item, the sum of its code vectors, its
+text and a learned row, and not one per code; and in that the model has no encoder.
 
 `--config=configs/beauty_tiger.py:paper` takes the choices of MME-SID where they apply,
 `:released_code` those of its published code.
