@@ -33,7 +33,7 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.models.generate.decoder import generate_items, score_all_items
-from mmesid_jax.models.generate.generated_ranking import GeneratedRanking, make_trie
+from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages.recommender_stage import load_recommender
@@ -98,7 +98,7 @@ def search_speed(workdir: Workdir, model: RecommenderModel) -> dict[str, Any]:
   from torch_decoder import TorchDecoder
 
   histories = pick_histories(workdir, USERS.value)
-  ours, trie = nnx.jit(generate_items, static_argnums=3), make_trie(model)
+  ours = nnx.jit(generate_items, static_argnums=2)
   theirs = TorchDecoder(model)
   found = {}
   for beams in map(int, BEAMS.value):
@@ -106,7 +106,7 @@ def search_speed(workdir: Workdir, model: RecommenderModel) -> dict[str, Any]:
 
     def by_jax(beams=beams, answers=answers):
       batches = to_batches(workdir, histories)
-      items = [ours(model, batch, trie, beams).item_QA for batch in batches]
+      items = [ours(model, batch, beams).item_QA for batch in batches]
       answers["ours"] = by_history(batches, items)
       return len(histories)
 
@@ -143,15 +143,15 @@ def request_times(workdir: Workdir, model: RecommenderModel) -> dict[str, Any]:
 
 
 def beam_recall(workdir: Workdir, model: RecommenderModel) -> dict[str, Any]:
-  trie, histories = make_trie(model), pick_histories(workdir, COMPARED.value)
-  exact, search = nnx.jit(score_all_items), nnx.jit(generate_items, static_argnums=3)
+  histories = pick_histories(workdir, COMPARED.value)
+  exact, search = nnx.jit(score_all_items), nnx.jit(generate_items, static_argnums=2)
   shares: dict[int, list[float]] = {beams: [] for beams in WIDTHS}
   for start in range(0, len(histories), AT_ONCE):
     batches = to_batches(workdir, histories[start : start + AT_ONCE])
-    score_EI = by_history(batches, [exact(model, batch, trie) for batch in batches])
+    score_EI = by_history(batches, [exact(model, batch) for batch in batches])
     best_EA = np.argsort(-score_EI, axis=1, kind="stable")[:, :TOP]
     for beams in WIDTHS:
-      item_EA = by_history(batches, [search(model, b, trie, beams).item_QA for b in batches])
+      item_EA = by_history(batches, [search(model, b, beams).item_QA for b in batches])
       shares[beams] += [len({*a} & {*b}) / TOP for a, b in zip(best_EA, item_EA, strict=True)]
   found = {beams: float(np.mean(x)) for beams, x in shares.items()}
   print(f"\n{len(histories)} users: the share of the ten best items that a beam finds")

@@ -26,7 +26,7 @@ class Case(NamedTuple):
   """Contestants for a catalogue."""
 
   build: Callable[[], Any]
-  search: Callable[[int], jax.stages.Compiled]  # beams -> program(model, batch, trie)
+  search: Callable[[int], jax.stages.Compiled]  # beams -> program(model, batch)
   arguments: tuple
   trie: IdTrie
 
@@ -35,21 +35,22 @@ def make_case(items: int) -> Case:
   """Random codes, one history of 10 items, a recommender of width 64 and 2 layers."""
   rng = np.random.default_rng(items)
   ids = number_shared_codes(rng.integers(0, CODES, (items + 1, LEVELS), np.int32), CODES)
-  model, trie = recommender(ids, rng), build_trie(ids.id_IL)
+  trie = build_trie(ids.id_IL)
+  model = recommender(ids, trie, rng)
   (batch,) = batch_sequences([rng.integers(1, READ, HISTORY + 1)], Layout(1, HISTORY, 1), [HISTORY])
-  arguments = jax.device_put((nnx.split(model)[1], batch, trie))
+  arguments = jax.device_put((nnx.split(model)[1], batch))
   graph = nnx.graphdef(model)
 
   def search(beams: int) -> jax.stages.Compiled:
-    def found(state, batch, trie):
-      return generate_items(nnx.merge(graph, state), batch, trie, beams)
+    def found(state, batch):
+      return generate_items(nnx.merge(graph, state), batch, beams)
 
     return jax.jit(found).lower(*arguments).compile()
 
   return Case(lambda: build_trie(ids.id_IL), search, arguments, trie)
 
 
-def recommender(ids: ItemIds, rng: np.random.Generator) -> RecommenderModel:
+def recommender(ids: ItemIds, trie: IdTrie, rng: np.random.Generator) -> RecommenderModel:
   """It reads the first items of the catalogue alone, and may write all of them."""
   rngs, read = nnx.Rngs(0), ids.id_IL[: READ + 1]
   features = {"text": np.zeros((len(read), 1), np.float32)}
@@ -58,5 +59,5 @@ def recommender(ids: ItemIds, rng: np.random.Generator) -> RecommenderModel:
   gates = FrequencyFusion(np.ones(len(read)), 1, kind="sum", temperature=1.0, rngs=rngs)
   heads = D // HEAD
   llama = LlamaConfig(layers=LAYERS, D=D, F=4 * D, N=heads, K=heads, H=HEAD)
-  head = GenerativeHead(ids._replace(id_IL=read), "text", LEVELS, D, rngs=rngs)
+  head = GenerativeHead(ids, trie, "text", LEVELS, D, rngs=rngs)
   return RecommenderModel(items, gates, llama, P=1, S=0, item_dropout=0.0, generate=head, rngs=rngs)

@@ -20,20 +20,15 @@ from mmesid_jax.quantize.item_ids import NO_CODE
 
 
 class Levels(nn.Module):
-  """Logits [..., V]: log-probabilities within every level, and 0 for "no number".
-
-  The softmax over the vocabulary that `generate` adds subtracts log(levels + 1) from all of them.
-  """
+  """Logits [..., V]: the scores of every level's codes, and 0 for "no number"."""
 
   def __init__(self, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray]):
     super().__init__()
     self.weights, self.biases = ([*map(torch.tensor, x)] for x in (weights, biases))
 
   def forward(self, h: torch.Tensor) -> torch.Tensor:
-    levels = [
-      F.log_softmax(F.linear(h, weight_CD, bias_C), -1)
-      for weight_CD, bias_C in zip(self.weights, self.biases, strict=True)
-    ]
+    pairs = zip(self.weights, self.biases, strict=True)
+    levels = [F.linear(h, weight_CD, bias_C) for weight_CD, bias_C in pairs]
     return torch.cat([*levels, torch.zeros_like(h[..., :1])], -1)
 
 
@@ -107,10 +102,11 @@ class TorchDecoder:
       length_penalty=0.0,  # the sum of log-probabilities, not their mean
       do_sample=False,
       prefix_allowed_tokens_fn=self._allowed,
+      renormalize_logits=True,  # the softmax is over what may follow
       return_dict_in_generate=True,
       output_scores=True,
     )
     items = [self.item_of.get(tuple(row), 0) for row in found.sequences.tolist()]
-    scores = found.sequences_scores.numpy() + self.levels * np.log(self.levels + 1)
+    scores = found.sequences_scores.numpy()
     shape = (len(histories), beams)
     return np.reshape(items, shape), scores.reshape(shape)

@@ -9,6 +9,7 @@ from mmesid_jax.models.generate.head import GenerativeHead
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
+from mmesid_jax.quantize.id_trie import build_trie
 from mmesid_jax.quantize.item_ids import number_shared_codes
 
 ITEMS, D, C = 40, 16, 4
@@ -24,7 +25,8 @@ def recommender(S: int, *, levels=3, **parts) -> RecommenderModel:
   items = ItemEncoder(features, codes, books, D=D, kind="tied", rngs=rngs)
   gates = FrequencyFusion(np.arange(ITEMS + 1), 1, kind="sum", temperature=1.0, rngs=rngs)
   backbone = LlamaConfig(layers=2, D=D, F=24, N=4, K=2, H=6, **parts)
-  head = GenerativeHead(number_shared_codes(codes["a"], C), "a", levels, D, rngs=rngs)
+  ids = number_shared_codes(codes["a"], C)
+  head = GenerativeHead(ids, build_trie(ids.id_IL), "a", levels, D, rngs=rngs)
   model = RecommenderModel(
     items, gates, backbone, P=3, S=S, item_dropout=0.0, token_scale=1.5, state_scale=0.7,
     generate=head, rngs=rngs,

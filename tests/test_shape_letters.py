@@ -21,7 +21,6 @@ from mmesid_jax.losses.next_item import chunked_cross_entropy, sampled_cross_ent
 from mmesid_jax.losses.semantic_id_loss import semantic_id_loss
 from mmesid_jax.models.fusion import FrequencyFusion, score_contributions
 from mmesid_jax.models.generate.decoder import generate_items, score_all_items
-from mmesid_jax.models.generate.generated_ranking import make_trie
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import LlamaConfig
@@ -130,14 +129,14 @@ def generation() -> None:
   (spelled,) = batch_sequences(sequences, dataclasses.replace(layout, codes=3))
   graph, state = nnx.split(model)
 
-  def work(state, batch, spelled, trie):
+  def work(state, batch, spelled):
     model = nnx.merge(graph, state)
-    generate_items(model, batch, trie, 5, batch.history_QX)
-    score_all_items(model, batch, trie)
+    generate_items(model, batch, 5, batch.history_QX)
+    score_all_items(model, batch)
     codebook, h_QLD = model.generate.codebook(model.items), model.code_states(spelled)
     model.generate.item_log_probability(codebook, h_QLD, spelled.target_Q)
 
-  jax.eval_shape(work, state, batch, spelled, make_trie(model))
+  jax.eval_shape(work, state, batch, spelled)
 
 
 def semantic_ids(grid: bool) -> None:
@@ -175,7 +174,7 @@ def points() -> None:
     (
       generation,
       {"beam_search", "best_items", "exact_scores", "Attention.extend", "last_read"}
-      | {"GenerativeHead.log_probabilities", "GenerativeHead.item_log_probability"},
+      | {"GenerativeHead.scores", "GenerativeHead.item_log_probability"},
     ),
     (points, {"balanced_assignment", "principal_plane", "squared_distances"}),
   ],

@@ -164,7 +164,6 @@ FORMS = {
         optional=True,
       ),
       Group(WHITENINGS, optional=True),
-      Group({"model.generate.id_IL": Tensor("IE", "int32")}, optional=True),
     ),
     {**OF_TRAINING, "backbone": TEXT_BY_NAME},
   ),

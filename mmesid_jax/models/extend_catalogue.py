@@ -10,6 +10,7 @@ from flax import nnx
 from mmesid_jax.config.schema import FROM_EVENTS
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Frozen
+from mmesid_jax.quantize.id_trie import build_trie
 from mmesid_jax.quantize.item_ids import NO_CODE, append_ids
 
 
@@ -66,7 +67,9 @@ def with_new_items(
   if (head := model.generate) is not None:
     levels = items.code_IL[head.modality][...].shape[1]
     new_EL = np.asarray(new_codes(head.modality, levels))
-    new.generate.id_IL = Frozen(jnp.asarray(append_ids(np.asarray(head.id_IL[...]), new_EL)))
+    id_IL = append_ids(np.asarray(head.id_IL[...]), new_EL)
+    has_codes_I = (id_IL[:, 0] != NO_CODE) & (np.arange(len(id_IL)) > 0)
+    new.generate.set_ids(id_IL, build_trie(id_IL, np.flatnonzero(has_codes_I)))
   new.gates.frequency_I = Frozen(_append_rows(gates.frequency_I[...], jnp.zeros(E)))
   known_EO = jnp.broadcast_to(_known_origins(model, features), (E, gates.sources))
   new.gates.known_IO = Frozen(_append_rows(jnp.asarray(known_IO), known_EO))

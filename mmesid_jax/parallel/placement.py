@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from mmesid_jax.errors import UserError
 from mmesid_jax.parallel import processes, sharding
 from mmesid_jax.parallel.mesh import is_partitioned
-from mmesid_jax.parallel.variables import Pretrained
+from mmesid_jax.parallel.variables import Derived, Pretrained
 
 ROWS = "rows"  # metadata of a padded Variable: the number of its own rows
 
@@ -79,7 +79,8 @@ def check_shape_divides(name: str, shape: tuple[int, ...], axes: sharding.Axes) 
 
 
 def model_tensors(model: nnx.Module) -> dict[str, np.ndarray]:
-  """{"a.b.c": array} of the model's Variables except Pretrained ones, as before `place_model`.
+  """{"a.b.c": array} of the model's Variables except Pretrained and Derived ones, as before
+  `place_model`.
 
   Arrays are whole and without padding. With several processes all must call.
   """
@@ -94,12 +95,12 @@ def _whole_array(variable: nnx.Variable) -> np.ndarray:
 
 
 def named_variables(model: nnx.Module) -> list[tuple[str, nnx.Variable]]:
-  """("a.b.c", Variable) of the model's Variables except Pretrained ones."""
+  """("a.b.c", Variable) of the model's Variables except Pretrained and Derived ones."""
   return [(flat_name(path), variable) for path, variable in _trainable_and_tables(model)]
 
 
 def _trainable_and_tables(model: nnx.Module):
-  return nnx.to_flat_state(nnx.state(model, nnx.Not(Pretrained)))
+  return nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Any(Pretrained, Derived))))
 
 
 def load_model(
@@ -112,7 +113,8 @@ def load_model(
     named: "a.b.c" -> array, as `model_tensors` returns.
     source: where the arrays come from, for messages.
 
-  Returns the model; Pretrained weights stay shapes, to be filled from their checkpoint.
+  Returns the model; Pretrained weights stay shapes, to be filled from their checkpoint, and so do
+  Derived tables.
   Raises UserError where names or shapes differ.
   """
   model = nnx.eval_shape(build)

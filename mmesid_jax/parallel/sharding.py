@@ -35,7 +35,7 @@ Axes = tuple[str | None, ...]
 # Pattern of a variable's name, perhaps after that of a part of the model -> its logical axes.
 # Variables that match nothing are small, and every device holds them.
 VARIABLES: tuple[tuple[str, Axes], ...] = (
-  (r"(identity_ID|item_ID|feature_IV\.\w+|code_IL\.\w+|id_IL|known_IO)", ("items", None)),
+  (r"(identity_ID|item_ID|feature_IV\.\w+|code_IL\.\w+|id_IL|path_IL|known_IO)", ("items", None)),
   (r"(follower_IK|count_IK|unit_IW\.\w+)", ("items", None)),
   (r"(frequency_I|log_share_I|trend_I|is_new_I)", ("items",)),
   (r"items\.(hidden|out)\.weight", ("embed", None)),  # at 8B most of the trained parameters

@@ -14,5 +14,9 @@ class Pretrained(Frozen):
   """Backbone weights that stay as in a checkpoint; read from there, never put in an artifact."""
 
 
+class Derived(Frozen):
+  """Tables that are computed from others of the model; never put in an artifact."""
+
+
 class LoRAParam(nnx.Param):
   """A factor of a low-rank update: trained, and exported as an adapter."""

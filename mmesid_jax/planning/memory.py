@@ -6,7 +6,7 @@ allocated.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import flat_name, place_model
 from mmesid_jax.parallel.variables import Frozen, LoRAParam, Pretrained
 from mmesid_jax.planning.activations import Activations, activation_bytes
+from mmesid_jax.quantize.id_trie import IdTrie
 from mmesid_jax.quantize.item_ids import ItemIds
 from mmesid_jax.stages import recommender_stage
 from mmesid_jax.training import optimizer
@@ -64,8 +65,9 @@ def model_shapes(
     # a few items share their codes, and get a number
     sizes = (quantizer.codes,) * quantizer.levels + (2,)
     ids = ItemIds(jnp.zeros((rows, len(sizes)), jnp.int32), sizes, 0)
+    trie = _largest_trie(rows - 1, sizes)
     return recommender_stage.init_recommender(
-      c, config.seed, **tables, counts_I=np.ones(rows, np.int64), ids=ids
+      c, config.seed, **tables, counts_I=np.ones(rows, np.int64), ids=(ids, trie)
     )
 
   return nnx.eval_shape(
@@ -74,6 +76,18 @@ def model_shapes(
     table_shapes(coded, lambda m: (rows, quantizer.levels), "int32"),
     table_shapes(coded, lambda m: (quantizer.levels, quantizer.codes, c.width)),
   )
+
+
+def _largest_trie(items: int, sizes: Sequence[int]) -> IdTrie:
+  """The arrays of the largest trie of this many items."""
+  nodes = [1]
+  for size in sizes[:-1]:
+    nodes.append(min(nodes[-1] * size, items))
+  nodes.append(items)
+  first_child = tuple(jnp.zeros(n + 1, jnp.int32) for n in nodes[:-1])
+  codes = tuple(jnp.zeros(n, jnp.int32) for n in nodes[1:])
+  path = jnp.zeros((items + 1, len(nodes)), jnp.int32)
+  return IdTrie(first_child, codes, jnp.zeros(items, jnp.int32), path, tuple(sizes))
 
 
 def bytes_per_device(model: RecommenderModel, c: ConfigDict) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -11,14 +12,14 @@ import numpy as np
 class IdTrie:
   """Nodes are numbered from 0 on every level, in the order of their codes; level 0 is the root.
 
-  Node n of level k has the children first_child[k][n] .. first_child[k][n + 1] - 1 of level k + 1,
-  and code[k][c] leads to child c. The nodes of the last level are items. All int32.
+  Node n of level l has the children first_child[l][n] .. first_child[l][n + 1] - 1 of level l + 1,
+  and code[l][c] leads to child c. The nodes of the last level are items. All int32.
   """
 
   first_child: tuple[jax.Array, ...]  # per level but the last, [nodes of the level + 1]
   code: tuple[jax.Array, ...]  # per level but the first, [nodes of the level]
   item: jax.Array  # of the nodes of the last level
-  leaf: jax.Array  # by item: its node on the last level; -1 for padding and items that have none
+  path: jax.Array  # [I, levels + 1] nodes from the root to the item; -1 for rows that have none
   most_children: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
   @property
@@ -36,6 +37,15 @@ class IdTrie:
     """Bytes of the arrays."""
     return sum(x.nbytes for x in jax.tree.leaves(self))
 
+  def children(self, level: int, node: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The children of nodes [...] of a level, as many places as the most have: the first [...], all
+    [..., E], and bool [..., E] which of them are real; the others are 0."""
+    first_child = self.first_child[level]
+    first = first_child[node]
+    child = first[..., None] + jnp.arange(self.most_children[level], dtype=jnp.int32)
+    is_child = child < first_child[node + 1][..., None]
+    return first, jnp.where(is_child, child, 0), is_child
+
 
 def build_trie(id_IL: np.ndarray, item_E: np.ndarray | None = None) -> IdTrie:
   """The trie of the items' IDs; row 0 is padding and not in it.
@@ -50,6 +60,8 @@ def build_trie(id_IL: np.ndarray, item_E: np.ndarray | None = None) -> IdTrie:
   items, levels = id_EL.shape
   node_E = np.zeros(items, np.int64)  # of the level, by item
   starts_E = np.arange(items) == 0  # where a node of the level begins
+  path = np.full((len(id_IL), levels + 1), -1, np.int32)
+  path[item_E, 0] = 0
   first_child, codes = [], []
   for level in range(levels):
     column_E = id_EL[:, level]
@@ -59,7 +71,6 @@ def build_trie(id_IL: np.ndarray, item_E: np.ndarray | None = None) -> IdTrie:
     first_child.append(np.searchsorted(parent, np.arange(node_E[-1] + 2)).astype(np.int32))
     codes.append(column_E[starts_E].astype(np.int32))
     node_E = np.cumsum(starts_E) - 1
+    path[item_E, level + 1] = node_E
   most = tuple(int(np.diff(first).max()) for first in first_child)
-  leaf_I = np.full(len(id_IL), -1, np.int32)
-  leaf_I[item_E] = np.arange(items)
-  return IdTrie(tuple(first_child), tuple(codes), item_E.astype(np.int32), leaf_I, most)
+  return IdTrie(tuple(first_child), tuple(codes), item_E.astype(np.int32), path, most)

@@ -6,8 +6,8 @@ import numpy as np
 
 from mmesid_jax.quantize.code_groups import prefix_groups
 
-# In a code table: adds nothing to an item's token. On the last level of an ID alone: no other item
-# has these codes.
+# In a code table: adds nothing to an item's token. On the last level of an ID: no number, as no
+# other item has these codes.
 NO_CODE = -1
 
 

@@ -29,12 +29,13 @@ from mmesid_jax.losses.next_item import catalogue_cross_entropy, sampled_cross_e
 from mmesid_jax.models import flops
 from mmesid_jax.models.extend_catalogue import mask_as_new
 from mmesid_jax.models.fusion import FrequencyFusion
-from mmesid_jax.models.generate.generated_ranking import GENERATED, GeneratedRanking, make_trie
+from mmesid_jax.models.generate.generated_ranking import GENERATED, GeneratedRanking
 from mmesid_jax.models.generate.head import GenerativeHead
 from mmesid_jax.models.item_encoder import ItemEncoder
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import load_model
+from mmesid_jax.quantize.id_trie import IdTrie, build_trie
 from mmesid_jax.quantize.item_ids import ItemIds, number_shared_codes
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS, read_semantic_ids
@@ -61,11 +62,11 @@ def init_recommender(
   codes: Mapping[str, np.ndarray],
   codebooks: Mapping[str, np.ndarray],
   counts_I: np.ndarray,
-  ids: ItemIds | None = None,
+  ids: tuple[ItemIds, IdTrie] | None = None,
 ) -> RecommenderModel:
   """The untrained model of `config` = config.recommender, around the given tables.
 
-  ids: unique IDs of the items where the head generates, None = `unique_ids`.
+  ids: `unique_ids` where the head generates; None = computed here.
   """
   rngs = nnx.Rngs(RECOMMENDER.key(seed))
   items = ItemEncoder(
@@ -83,10 +84,10 @@ def init_recommender(
   )
   generate = None
   if config.head != "rank":
-    ids = ids or unique_ids(config, codes, codebooks)
+    ids, trie = ids or unique_ids(config, codes, codebooks)
     modality = config.generate.modality
     levels = codes[modality].shape[1]
-    generate = GenerativeHead(ids, modality, levels, config.width, rngs=rngs)
+    generate = GenerativeHead(ids, trie, modality, levels, config.width, rngs=rngs)
   from_checkpoint = ["backbone"] if config.backbone.checkpoint else []
   if config.prompt.text:
     from_checkpoint.append("prompt")
@@ -107,10 +108,11 @@ def init_recommender(
 
 def unique_ids(
   config: ConfigDict, codes: Mapping[str, np.ndarray], codebooks: Mapping[str, np.ndarray]
-) -> ItemIds:
+) -> tuple[ItemIds, IdTrie]:
   """The IDs that the head of `config` = config.recommender generates."""
   modality = config.generate.modality
-  return number_shared_codes(np.asarray(codes[modality]), codebooks[modality].shape[1])
+  ids = number_shared_codes(np.asarray(codes[modality]), codebooks[modality].shape[1])
+  return ids, build_trie(ids.id_IL)
 
 
 def describe_ids(head: GenerativeHead) -> str:
@@ -289,11 +291,8 @@ def load_recommender(
     )
 
   model = load_model(abstract, named, str(path))
-  if ids and not np.array_equal(jax.device_get(model.generate.id_IL[...]), ids.id_IL):
-    raise UserError(
-      f"{path}: model.generate.id_IL does not number the codes in model.items.code_IL; train the "
-      "stage recommender again (delete the file first)"
-    )
+  if ids:
+    model.generate.set_ids(ids[0].id_IL, ids[1])
   if pretrained:
     backbone.load_backbone(model, config.recommender)
   return model
@@ -351,7 +350,6 @@ class RecommenderStage(Stage):
     backbone.prepare_backbone(model, c)
     layout = evaluation_layout(self.layout(config), config.evaluation.targets)
     generates = c.head == "generate"  # and gives no scores to validate
-    trie = make_trie(model) if generates else None
     task = next_item_task(
       self.name,
       config,
@@ -361,7 +359,7 @@ class RecommenderStage(Stage):
       batches=batches,
       counts=counts,
       evaluator=Evaluator(dataset, layout, "valid"),
-      ranking=(lambda model: GeneratedRanking(model, beams, trie)) if generates else None,
+      ranking=(lambda model: GeneratedRanking(model, beams)) if generates else None,
       flops=functools.partial(flops.recommender_flops, ranks=not generates),
       prompt=c.prompt.length,
       window=model.backbone.config.window,
@@ -391,8 +389,8 @@ class RecommenderStage(Stage):
     config = workdir.config
     if config.recommender.head != "both":
       return {}
-    beams, trie = config.evaluation.beams, make_trie(model)
-    return {f"{self.model_name}, {k}": kind(model, beams, trie) for k, kind in GENERATED.items()}
+    beams = config.evaluation.beams
+    return {f"{self.model_name}, {k}": kind(model, beams) for k, kind in GENERATED.items()}
 
 
 RECOMMENDER = RecommenderStage()

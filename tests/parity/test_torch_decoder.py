@@ -8,7 +8,6 @@ from generative import ITEMS, histories, recommender
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.models.generate.decoder import generate_items
-from mmesid_jax.quantize.id_trie import build_trie
 
 pytestmark = pytest.mark.parity
 pytest.importorskip("torch")
@@ -23,8 +22,7 @@ def test_both_find_the_same_items_and_scores(S, beams):
   layout = Layout(2, 64, 4, S)
   samples = [np.append(h, 0) for h in sequences]
   (batch,) = batch_sequences(samples, layout, [len(h) for h in sequences])
-  trie = build_trie(np.asarray(model.generate.id_IL[...]))
-  found = nnx.jit(generate_items, static_argnums=3)(model, batch, trie, beams)
+  found = nnx.jit(generate_items, static_argnums=2)(model, batch, beams)
   items, scores = torch_decoder.TorchDecoder(model).generate(sequences, beams)
   np.testing.assert_array_equal(found.item_QA, items[batch.piece_Q])
   np.testing.assert_allclose(found.score_QA, scores[batch.piece_Q], atol=1e-4)

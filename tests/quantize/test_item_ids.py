@@ -66,6 +66,7 @@ def test_a_trie_of_some_items_holds_no_others():
 def test_items_that_share_an_id_are_leaves_side_by_side():
   trie = build_trie(np.array([[0, 0], [2, 1], [0, 1], [2, 1], [2, 0]]))
   assert trie.nodes == (1, 2, 4) and trie.item.tolist() == [2, 4, 1, 3]
+  assert trie.path[1:].tolist() == [[0, 1, 2], [0, 0, 0], [0, 1, 3], [0, 1, 1]]
   assert trie.first_child[1].tolist() == [0, 1, 4] and trie.code[1].tolist() == [1, 0, 1, 1]
   assert trie.most_children == (2, 3)
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmesid_jax.parallel.sharding import lookup_rows
 from mmesid_jax.quantize.id_trie import IdTrie
-from mmesid_jax.quantize.item_ids import NO_CODE
 
-# step(level, state, parent, code) -> (log-probabilities [Q, Z, C] of the codes of a level, state).
+# step(level, state, parent, code) -> (scores [Q, Z, C] of the codes of a level, state).
 # parent, code: int32 [Q, Z], the place among the beams of the level before that a beam continues,
 # and the code that it has added; None on level 0, where there is one beam.
 Step = Callable[[int, Any, jax.Array | None, jax.Array | None], tuple[jax.Array, Any]]
@@ -39,25 +39,21 @@ def beam_search(trie: IdTrie, step: Step, state: Any, beams: int) -> Leaves:
   With as many beams as items nothing is lost.
   """
   node_QZ = score_QZ = parent_QZ = code_QZ = None
-  for level, (first_child, codes, most) in enumerate(
-    zip(trie.first_child, trie.code, trie.most_children, strict=True)
-  ):
-    log_p_QZC, state = step(level, state, parent_QZ, code_QZ)
-    Q, Z, _ = log_p_QZC.shape
+  for level, codes in enumerate(trie.code):
+    score_QZC, state = step(level, state, parent_QZ, code_QZ)
+    Q, Z, _ = score_QZC.shape
     if level == 0:
       node_QZ, score_QZ = jnp.zeros((Q, 1), jnp.int32), jnp.zeros((Q, 1))
-    first_QZ = first_child[node_QZ]
-    node_QZE = first_QZ[..., None] + jnp.arange(most, dtype=jnp.int32)
-    is_child_QZE = node_QZE < first_child[node_QZ + 1][..., None]
-    node_QZE = jnp.where(is_child_QZE, node_QZE, 0)
-    code_QZE = codes[node_QZE]
-    added_QZE = jnp.take_along_axis(log_p_QZC, jnp.maximum(code_QZE, 0), axis=2)
-    total_QZE = score_QZ[..., None] + jnp.where(code_QZE == NO_CODE, 0, added_QZE)
-    total_QZE = jnp.where(is_child_QZE, total_QZE, -jnp.inf)
+    first_QZ, node_QZE, is_child_QZE = trie.children(level, node_QZ)
+    code_QZE = jnp.maximum(codes[node_QZE], 0)  # no number: the only child, so its score is nothing
+    added_QZE = jnp.take_along_axis(score_QZC, code_QZE, axis=2)
+    log_p_QZE = jax.nn.log_softmax(added_QZE, where=is_child_QZE)
+    total_QZE = jnp.where(is_child_QZE, score_QZ[..., None] + log_p_QZE, -jnp.inf)
     if level == trie.levels - 1:
       break
-    score_QZ, place_QZ = jax.lax.top_k(total_QZE.reshape(Q, -1), min(beams, Z * most))
-    parent_QZ = (place_QZ // most).astype(jnp.int32)
+    E = total_QZE.shape[2]
+    score_QZ, place_QZ = jax.lax.top_k(total_QZE.reshape(Q, -1), min(beams, Z * E))
+    parent_QZ = (place_QZ // E).astype(jnp.int32)
     node_QZ, code_QZ = (
       jnp.take_along_axis(x.reshape(Q, -1), place_QZ, axis=1) for x in (node_QZE, code_QZE)
     )
@@ -75,7 +71,7 @@ def best_items(
   score_QZE = leaves.score_QZE
   Q, Z, E = score_QZE.shape
   if excluded_QX is not None:
-    leaf_QX = trie.leaf[excluded_QX]
+    leaf_QX = lookup_rows(trie.path, excluded_QX)[..., -1]
     place_QZX = leaf_QX[:, None] - leaves.first_QZ[..., None]
     is_there_QZX = (place_QZX >= 0) & (place_QZX < E) & (leaf_QX >= 0)[:, None]
     place_QZX = jnp.where(is_there_QZX, place_QZX, E)  # outside, so dropped
@@ -97,13 +93,23 @@ def exact_scores(trie: IdTrie, step: Step, state: Any, num_rows: int) -> jax.Arr
   """
   score_QE = parent_QE = code_QE = None
   for level, (first_child, codes) in enumerate(zip(trie.first_child, trie.code, strict=True)):
-    log_p_QZC, state = step(level, state, parent_QE, code_QE)
-    Q = len(log_p_QZC)
+    score_QZC, state = step(level, state, parent_QE, code_QE)
+    Q, parents = len(score_QZC), len(first_child) - 1
     if level == 0:
       score_QE = jnp.zeros((Q, 1))
-    children = jnp.diff(first_child)
-    parent_E = jnp.repeat(jnp.arange(len(children)), children, total_repeat_length=len(codes))
-    added_QE = log_p_QZC[:, parent_E, jnp.maximum(codes, 0)]
-    score_QE = score_QE[:, parent_E] + jnp.where(codes == NO_CODE, 0, added_QE)
+    parent_E = jnp.repeat(
+      jnp.arange(parents), jnp.diff(first_child), total_repeat_length=len(codes)
+    )
+    added_QE = score_QZC[:, parent_E, jnp.maximum(codes, 0)]
+    log_p_QE = added_QE - _log_sums(added_QE, parent_E, parents)[:, parent_E]
+    score_QE = score_QE[:, parent_E] + log_p_QE
     parent_QE, code_QE = (jnp.broadcast_to(x_E, (Q, len(codes))) for x_E in (parent_E, codes))
   return jnp.full((Q, num_rows), -jnp.inf).at[:, trie.item].set(score_QE)
+
+
+def _log_sums(score_QE: jax.Array, parent_E: jax.Array, parents: int) -> jax.Array:
+  """log sum exp of the scores of every parent's children, [Q, parents]; parent_E increases."""
+  options = {"num_segments": parents, "indices_are_sorted": True}
+  most = jax.ops.segment_max(score_QE.T, parent_E, **options)
+  sums = jax.ops.segment_sum(jnp.exp(score_QE.T - most[parent_E]), parent_E, **options)
+  return (most + jnp.log(sums)).T

@@ -17,7 +17,6 @@ from mmesid_jax.models.llama import Prefix
 from mmesid_jax.models.packed_rows import last_read, read_targets, visibility_mask
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.sharding import constrain, shard_count
-from mmesid_jax.quantize.id_trie import IdTrie
 
 
 class Reading(NamedTuple):
@@ -49,11 +48,11 @@ def read_histories(model: RecommenderModel, batch: Batch) -> Reading:
 
   def step(level: int, branch, parent_QZ, code_QZ):
     if level == 0:
-      return head.log_probabilities(codebook, 0, h_QD)[:, None], branch
+      return head.scores(codebook, 0, h_QD)[:, None], branch
     branch = tuple(_of_parents(x, parent_QZ) for x in branch)
     x_QZD = head.tokens(codebook, level - 1, jnp.maximum(code_QZ, 0)) * model.token_scale
     h_QZD, branch = model.backbone.extend(_divide(x_QZD), next_Q + level - 1, prefix, branch)
-    return head.log_probabilities(codebook, level, h_QZD * model.state_scale), branch
+    return head.scores(codebook, level, h_QZD * model.state_scale), branch
 
   return Reading(h_QD, step, (none, none))
 
@@ -70,18 +69,14 @@ def _of_parents(x: jax.Array, parent_QZ: jax.Array) -> jax.Array:
 
 
 def generate_items(
-  model: RecommenderModel,
-  batch: Batch,
-  trie: IdTrie,
-  beams: int,
-  excluded_QX: jax.Array | None = None,
+  model: RecommenderModel, batch: Batch, beams: int, excluded_QX: jax.Array | None = None
 ) -> Decoded:
   """As many of the best items for the batch's targets as there are beams."""
-  _, step, state = read_histories(model, batch)
+  trie, (_, step, state) = model.generate.trie, read_histories(model, batch)
   return best_items(trie, beam_search(trie, step, state, beams), beams, excluded_QX)
 
 
-def score_all_items(model: RecommenderModel, batch: Batch, trie: IdTrie) -> jax.Array:
+def score_all_items(model: RecommenderModel, batch: Batch) -> jax.Array:
   """`exact_scores` for the batch's targets, [Q, I]."""
-  _, step, state = read_histories(model, batch)
+  trie, (_, step, state) = model.generate.trie, read_histories(model, batch)
   return exact_scores(trie, step, state, model.num_items + 1)

@@ -12,8 +12,7 @@ from mmesid_jax.models.generate.beam_search import beam_search, best_items
 from mmesid_jax.models.generate.decoder import read_histories
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.sharding import constrain
-from mmesid_jax.parallel.variables import Frozen
-from mmesid_jax.quantize.id_trie import IdTrie, build_trie
+from mmesid_jax.quantize.id_trie import build_trie
 from mmesid_jax.quantize.item_ids import NO_CODE
 
 
@@ -24,48 +23,54 @@ class Read(NamedTuple):
   score_QI: jax.Array  # log p(ID) of the items that are generated, -inf for the others
 
 
-def make_trie(model: RecommenderModel, items: range | None = None) -> IdTrie:
-  """The trie of the items that have codes, of all or of some. Raises ValueError where none has."""
+def restrict_ids(model: RecommenderModel, items: range) -> RecommenderModel:
+  """A model that generates these items alone, and shares its arrays with `model`. Raises ValueError
+  where none of them has codes."""
   whole_IL = jax.jit(lambda x_IL: constrain(x_IL, None, None))(model.generate.id_IL[...])
-  id_IL = jax.device_get(whole_IL)
-  item_E = np.asarray(items or range(1, model.num_items + 1))
+  id_IL, item_E = jax.device_get(whole_IL), np.asarray(items)
   item_E = item_E[id_IL[item_E, 0] != NO_CODE]
   if not len(item_E):
     raise ValueError("none of the items has codes")
-  return build_trie(id_IL, item_E)
+  restricted = nnx.merge(*nnx.split(model))
+  restricted.generate.set_ids(id_IL, build_trie(id_IL, item_E))
+  return restricted
 
 
 class GeneratedRanking(nnx.Module):
   """The scores of a model are log p(ID) of the items that it generates, and -inf of all others.
 
   A search ends with two lists of `beams` items: with those of the history, and without.
-
-  trie: the items that may be generated; None = all that have codes.
   """
 
   sources: tuple[str, ...] = ("generated",)  # the summands of a score, as reasons show them
 
-  def __init__(self, model: RecommenderModel, beams: int, trie: IdTrie | None = None):
+  def __init__(self, model: RecommenderModel, beams: int):
     self.model, self.beams = model, beams
     self.num_items = model.num_items
-    arrays, self._tree = jax.tree.flatten(trie or make_trie(model))
-    self.trie = nnx.Dict({f"array_{n}": Frozen(jnp.asarray(x)) for n, x in enumerate(arrays)})
 
   def replace(self, model: RecommenderModel) -> "GeneratedRanking":
-    """The same around another model, with all of its items."""
+    """The same around another model."""
     return type(self)(model, self.beams)
 
   def restrict_to(self, items: range) -> "GeneratedRanking":
-    """The same with a search among these items alone."""
-    return type(self)(self.model, self.beams, make_trie(self.model, items))
+    """The same with a search among these items alone. Raises ValueError as `restrict_ids` does."""
+    return self.replace(restrict_ids(self.model, items))
 
   def catalogue(self) -> Any:
-    """The part of `score_batch` that is equal for all batches, here the trie."""
-    return jax.tree.unflatten(self._tree, [x[...] for x in self.trie.values()])
+    """The part of `score_batch` that is equal for all batches: nothing here."""
+    return ()
 
   def hidden(self, batch: Batch) -> Read:
     """Reads the batch and searches, once for all that follows."""
-    return self._search(batch, GeneratedRanking.catalogue(self))
+    h_QD, step, state = read_histories(self.model, batch)
+    trie = self.model.generate.trie
+    leaves = beam_search(trie, step, state, self.beams)
+    Q, rows = len(h_QD), len(trie.path)
+    score_QI = jnp.full((Q, rows), -jnp.inf)
+    for excluded_QX in (None, batch.history_QX):
+      found = best_items(trie, leaves, self.beams, excluded_QX)
+      score_QI = score_QI.at[jnp.arange(Q)[:, None], found.item_QA].max(found.score_QA)
+    return Read(h_QD, score_QI)
 
   def score_states(self, read: Read, batch: Batch, catalogue: Any) -> jax.Array:
     """Scores [Q, I] of all items, from hidden(batch)."""
@@ -78,16 +83,6 @@ class GeneratedRanking(nnx.Module):
   def score_batch(self, batch: Batch, catalogue: Any) -> jax.Array:
     """Scores [Q, I] of all items for the batch's targets."""
     return self.score_states(self.hidden(batch), batch, catalogue)
-
-  def _search(self, batch: Batch, trie: IdTrie) -> Read:
-    h_QD, step, state = read_histories(self.model, batch)
-    leaves = beam_search(trie, step, state, self.beams)
-    Q, rows = len(h_QD), len(self.model.generate.id_IL[...])
-    score_QI = jnp.full((Q, rows), -jnp.inf)
-    for excluded_QX in (None, batch.history_QX):
-      found = best_items(trie, leaves, self.beams, excluded_QX)
-      score_QI = score_QI.at[jnp.arange(Q)[:, None], found.item_QA].max(found.score_QA)
-    return Read(h_QD, score_QI)
 
 
 class SummedRanking(GeneratedRanking):

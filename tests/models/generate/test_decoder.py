@@ -9,7 +9,6 @@ from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.models.generate.decoder import generate_items, score_all_items
 from mmesid_jax.models.layers.lora import LoRAConfig
-from mmesid_jax.quantize.id_trie import build_trie
 
 
 def spelled_scores(model, sequences, S) -> np.ndarray:
@@ -52,9 +51,8 @@ PARTS = [
 @pytest.mark.parametrize("parts", PARTS, ids=str)
 def test_exact_scores_are_those_of_training(S, parts):
   model, sequences = recommender(S, **parts), histories([5, 0, 1, 9])
-  trie = build_trie(np.asarray(model.generate.id_IL[...]))
   batch = reading_batch(sequences, S)
-  scores = nnx.jit(score_all_items)(model, batch, trie)
+  scores = nnx.jit(score_all_items)(model, batch)
   used = batch.weight_Q > 0
   expected = spelled_scores(model, sequences, S)[batch.piece_Q[used]]
   np.testing.assert_allclose(scores[used, 1:], expected[:, 1:], atol=1e-4)
@@ -67,8 +65,7 @@ def test_in_bfloat16_scores_differ_from_those_of_training_by_its_rounding():
   batch, scores = reading_batch(sequences, 0), {}
   for compute in ("bfloat16", "float32"):
     model = recommender(0, compute=compute)
-    trie = build_trie(np.asarray(model.generate.id_IL[...]))
-    scores[compute] = np.asarray(nnx.jit(score_all_items)(model, batch, trie))[:, 1:]
+    scores[compute] = np.asarray(nnx.jit(score_all_items)(model, batch))[:, 1:]
   spread = scores["float32"].std()
   assert np.abs(scores["bfloat16"] - scores["float32"]).mean() < 0.03 * spread
 
@@ -76,10 +73,9 @@ def test_in_bfloat16_scores_differ_from_those_of_training_by_its_rounding():
 @pytest.mark.parametrize("S", [0, 2])
 def test_a_beam_as_wide_as_the_catalogue_is_exact(S):
   model, sequences = recommender(S), histories([5, 0, 1, 9])
-  trie = build_trie(np.asarray(model.generate.id_IL[...]))
   batch = reading_batch(sequences, S)
-  exact = np.asarray(nnx.jit(score_all_items)(model, batch, trie))
-  found = nnx.jit(generate_items, static_argnums=3)(model, batch, trie, ITEMS)
+  exact = np.asarray(nnx.jit(score_all_items)(model, batch))
+  found = nnx.jit(generate_items, static_argnums=2)(model, batch, ITEMS)
   order = np.argsort(-exact[:, 1:], axis=1, kind="stable") + 1
   np.testing.assert_array_equal(found.item_QA, order)
   np.testing.assert_allclose(found.score_QA, np.take_along_axis(exact, order, axis=1), atol=1e-4)

@@ -12,6 +12,7 @@ from generative import ITEMS, histories, recommender
 from mmesid_jax.config.schema import default_config
 from mmesid_jax.data.batches import batch_sequences
 from mmesid_jax.data.row_layout import Layout
+from mmesid_jax.models.generate.decoder import score_all_items
 from mmesid_jax.quantize.item_ids import NO_CODE
 from mmesid_jax.stages.recommender_stage import recommender_loss
 from mmesid_jax.training.optimizer import decay_mask
@@ -20,9 +21,9 @@ from mmesid_jax.training.optimizer import decay_mask
 @nnx.jit
 def loss_and_gradient_of(model, batch):
   def loss(model):
-    book_LCD = model.generate.codebook(model.items)
+    codebook = model.generate.codebook(model.items)
     h_QLD = model.code_states(batch)
-    log_p_Q = model.generate.item_log_probability(book_LCD, h_QLD, batch.target_Q)
+    log_p_Q = model.generate.item_log_probability(codebook, h_QLD, batch.target_Q)
     return -jnp.where(batch.weight_Q > 0, log_p_Q, 0).sum()
 
   return nnx.value_and_grad(loss)(model)
@@ -64,28 +65,38 @@ def test_ranking_reads_the_same_states_with_codes_in_the_rows_and_without():
     np.testing.assert_allclose(found[:9], expected[:9], atol=2e-5)
 
 
-def test_log_probabilities_are_a_softmax_over_the_codes_of_a_level():
+def test_log_probabilities_are_softmaxes_over_the_codes_that_may_follow():
+  """By loops over the items that begin alike; an item that needs no number gets none."""
   model = recommender(0)
   head, rng = model.generate, np.random.default_rng(0)
-  h_QLD = rng.normal(size=(5, head.levels, 16)).astype(np.float32)
-  item_Q = np.array([3, 40, 7, 7, 1])
-  book_LCD, number_CD, project_LDD = (
+  item_Q = np.array([3, 40, 7, 7, 1, 2, 9, 11])
+  h_QLD = rng.normal(size=(len(item_Q), head.levels, 16)).astype(np.float32)
+  codebook, number_CD, project_LDD = (
     np.asarray(x, np.float64)
     for x in (head.codebook(model.items), head.number_CD[...], head.project_LDD[...])
   )
-  id_IL = np.asarray(head.id_IL[...])
-  assert (id_IL[1:, -1] == NO_CODE).any() and (id_IL[1:, -1] != NO_CODE).any()
-  expected = np.zeros(5)
+  ids = np.asarray(head.id_IL[...])[1:].tolist()
+  assert {ids[item - 1][-1] == NO_CODE for item in item_Q} == {True, False}
+  expected = np.zeros(len(item_Q))
   for q, item in enumerate(item_Q):
-    for level, code in enumerate(id_IL[item]):
-      if code != NO_CODE:
-        state = h_QLD[q, level] + h_QLD[q, level] @ project_LDD[level]
-        table_CD = [*book_LCD, number_CD][level]
-        score = table_CD @ state + np.asarray(head.bias[str(level)][...])
-        assert len(score) == head.sizes[level]
-        expected[q] += score[code] - np.log(np.exp(score - score.max()).sum()) - score.max()
+    for level, code in enumerate(ids[item - 1]):
+      follow = sorted({other[level] for other in ids if other[:level] == ids[item - 1][:level]})
+      if follow == [NO_CODE]:
+        continue
+      state = h_QLD[q, level] + h_QLD[q, level] @ project_LDD[level]
+      table_CD = [*codebook, number_CD][level]
+      score = table_CD @ state + np.asarray(head.bias[str(level)][...])
+      expected[q] += score[code] - np.log(np.exp(score[follow]).sum())
   found = head.item_log_probability(head.codebook(model.items), h_QLD, item_Q)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_probabilities_of_all_items_add_up_to_one():
+  model = recommender(2)
+  layout = Layout(2, 64, 4, 2)
+  (batch,) = batch_sequences(histories([5, 2]), layout, [4, 1])
+  log_p_QI = np.asarray(nnx.jit(score_all_items)(model, batch), np.float64)
+  np.testing.assert_allclose(np.exp(log_p_QI).sum(1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("S", [0, 2])
@@ -99,8 +110,8 @@ def test_code_tokens_are_codebook_vectors_and_that_of_their_level(S):
   found = np.asarray(model.tokens(batch))[0]
   places = np.flatnonzero(batch.spelled_RT[0])
   id_L = np.asarray(head.id_IL[...])[sequence[3]]
-  book_LCD, place_LD = np.asarray(model.items.codebook_LCD["a"][...]), np.asarray(head.place_LD)
-  expected = [book_LCD[level, id_L[level]] + place_LD[level] for level in range(codes)]
+  codebook, place_LD = np.asarray(model.items.codebook_LCD["a"][...]), np.asarray(head.place_LD)
+  expected = [codebook[level, id_L[level]] + place_LD[level] for level in range(codes)]
   assert len(places) == codes and (np.diff(places) == 1).all()
   np.testing.assert_allclose(found[places], 1.5 * np.stack(expected), atol=1e-5)
 
