@@ -65,7 +65,7 @@ def model_shapes(
     # a few items share their codes, and get a number
     sizes = (quantizer.codes,) * quantizer.levels + (2,)
     ids = ItemIds(jnp.zeros((rows, len(sizes)), jnp.int32), sizes, 0)
-    trie = _largest_trie(rows - 1, sizes)
+    trie = largest_trie(rows - 1, sizes)
     return recommender_stage.init_recommender(
       c, config.seed, **tables, counts_I=np.ones(rows, np.int64), ids=(ids, trie)
     )
@@ -78,7 +78,7 @@ def model_shapes(
   )
 
 
-def _largest_trie(items: int, sizes: Sequence[int]) -> IdTrie:
+def largest_trie(items: int, sizes: Sequence[int]) -> IdTrie:
   """The arrays of the largest trie of this many items."""
   nodes = [1]
   for size in sizes[:-1]:

@@ -24,6 +24,7 @@ from mmesid_jax.models.packed_rows import visibility_mask, window_mask
 from mmesid_jax.models.residual_quantizer import QuantizerConfig
 from mmesid_jax.models.sasrec import SASRec
 from mmesid_jax.models.sequence_recommender import RecommenderModel
+from mmesid_jax.planning.memory import largest_trie
 from mmesid_jax.quantize.item_ids import ItemIds
 
 LLAMA = LlamaConfig(layers=2, D=256, F=768, N=4, K=2, H=64, unroll=2)
@@ -84,13 +85,13 @@ def test_codes_of_a_generative_head():
 
   def make():
     ids = ItemIds(jnp.zeros((ITEMS + 1, K), jnp.int32), (C,) * K, 0)
-    head = GenerativeHead(ids, "text", LLAMA.D, rngs=nnx.Rngs(0))
+    trie = largest_trie(ITEMS, ids.sizes)
+    head = GenerativeHead(ids, trie, "text", K, LLAMA.D, rngs=nnx.Rngs(0))
     return recommender(LLAMA, "tied", C, generate=head)
 
   def loss(model, batch):
-    table_KCD = model.generate.table(model.items)
-    h_QKD = model.code_states(batch)
-    return model.generate.item_log_probability(table_KCD, h_QKD, batch.target_Q).sum()
+    codebook, h_QLD = model.generate.codebook(model.items), model.code_states(batch)
+    return model.generate.item_log_probability(codebook, h_QLD, batch.target_Q).sum()
 
   counted = compiled_flops(make, loss, Packer(layout).batch())
   ours = flops.recommender_flops(nnx.eval_shape(make), padded(layout, P), ranks=False)
