@@ -34,7 +34,7 @@ from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import REFRESHED
 
 MODELS = ("network", "blend", *GENERATED)
-LARGEST_BATCH = 64  # histories in one call to the device; more are answered batch after batch
+BATCHES = (1, 8, 64)  # histories in one call to the device; more are answered batch after batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Recommender:
   ):
     """workdir: the folder of the model. titles: by item id, row 0 unused; None = no titles."""
     self._config, self._workdir = config, workdir
-    self._layout = evaluation_layout(RECOMMENDER.layout(config), LARGEST_BATCH)
+    self._layout = RECOMMENDER.layout(config)
     self._sources = model.sources
     self._set_model(model, titles)
 
@@ -254,7 +254,7 @@ class Recommender:
     arrays = [self._checked(i, history) for i, history in enumerate(histories)]
     if shape is None:
       longest = max(map(len, arrays), default=0)
-      shape = Shape(self._layout, 1 << max(longest, 1).bit_length())
+      shape = Shape(self._small_layout(len(arrays)), 1 << max(longest, 1).bit_length())
     newest = [a[-shape.layout.longest_history :] for a in arrays]
     E, sources = len(arrays), len(self._sources)
     top = TopItems(
@@ -273,6 +273,17 @@ class Recommender:
         "diverged, train it again with a lower learning rate"
       )
     return top
+
+  def _small_layout(self, histories: int) -> Layout:
+    """The layout of the smallest of BATCHES that holds these histories: each may fill a row."""
+    most = next((size for size in BATCHES if size >= histories), BATCHES[-1])
+
+    def places(number: int, axis: str) -> int:
+      return number + -number % sharding.shard_count(axis)
+
+    rows = min(places(most, "batch"), self._layout.rows)
+    layout = dataclasses.replace(self._layout, rows=rows)
+    return evaluation_layout(layout, places(most, "targets"))
 
   def check_top_k(self, top_k: int) -> None:
     """Raises UserError for more items than can be recommended."""
