@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
 
 
 def pick_histories(workdir: Workdir, number: int) -> list[np.ndarray]:
-  """Of users evenly spread over the data set, the newest items that fit into a row."""
+  """The newest items that fit into a row, of users that are evenly spread over the data set."""
   c = workdir.config.recommender
   users = np.linspace(0, len(workdir.dataset) - 1, number).astype(int)
   longest = c.row_length - c.prompt.response

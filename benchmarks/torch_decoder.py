@@ -1,7 +1,8 @@
 """Constrained beam search as transformers offers it: what decoding.py runs ours against.
 
-`generate` with `prefix_allowed_tokens_fn`, a dictionary of prefixes behind it, on the weights of
-one of our models. Codes of a level follow those of the level before; the last token is "no number".
+This is `generate` with `prefix_allowed_tokens_fn`, which looks prefixes up in a dictionary. The
+weights are those of one of our models. Codes of a level follow those of the level before; the last
+token is "no number".
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ import warnings
 
 
 def import_packages() -> None:
-  """Of which none uses a device or starts a thread that a fork would lack."""
+  """Imports the packages. None of them uses a device, or starts a thread that a fork would lack."""
   import flax.nnx  # noqa: F401
   import grain  # noqa: F401
   import jax  # noqa: F401

@@ -211,11 +211,11 @@ class AblationPlan:
       except UserError as error:
         where = "" if name == BASE else f"variant {name}: "
         raise UserError(where + str(error).replace("--config.", "--config.base.")) from error
+    generates = self.config_of(BASE, seeds[0]).recommender.head == "generate"
     for name in sums:
       for part in self.config.sums[name]:
         if part.removeprefix(NEXT) not in SUMMABLE:
           raise UserError(f"--config.sums.{name}: {part!r} is none of {', '.join(SUMMABLE)}")
-        generates = self.config_of(BASE, seeds[0]).recommender.head == "generate"
         if generates and part.removeprefix(NEXT) == RECOMMENDER.name:
           raise UserError(
             f"--config.sums.{name}: with recommender.head=generate, {part!r} gives no scores of "

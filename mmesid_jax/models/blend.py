@@ -202,7 +202,7 @@ class BlendModel(nnx.Module):
     return jnp.concatenate([of_network_QAO, jnp.where(known_Q11, of_evidence_QAO, 0)], axis=-1)
 
 
-# What `recommend` serves: the blend where there is one, else the network alone.
+# The models that `recommend` serves.
 ServableModel = RecommenderModel | BlendModel | GeneratedRanking
 
 

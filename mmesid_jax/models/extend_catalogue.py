@@ -68,8 +68,7 @@ def with_new_items(
     levels = items.code_IL[head.modality][...].shape[1]
     new_EL = np.asarray(new_codes(head.modality, levels))
     id_IL = append_ids(np.asarray(head.id_IL[...]), new_EL)
-    has_codes_I = (id_IL[:, 0] != NO_CODE) & (np.arange(len(id_IL)) > 0)
-    new.generate.set_ids(id_IL, build_trie(id_IL, np.flatnonzero(has_codes_I)))
+    new.generate.set_ids(id_IL, build_trie(id_IL))
   new.gates.frequency_I = Frozen(_append_rows(gates.frequency_I[...], jnp.zeros(E)))
   known_EO = jnp.broadcast_to(_known_origins(model, features), (E, gates.sources))
   new.gates.known_IO = Frozen(_append_rows(jnp.asarray(known_IO), known_EO))

@@ -271,7 +271,7 @@ class Block(nnx.Module):
     return constrain(x_GJD, "batch", None, None), seen
 
   def extend(self, x_QZD, position_QZ, prefix, mask_QY, branch):
-    """The same for one more token of each branch; arguments as of `Attention.extend`."""
+    """Adds one more token to each branch. The arguments are those of `Attention.extend`."""
     attended = self.attention.extend(
       self.norm_attention(x_QZD), position_QZ, prefix, mask_QY, branch
     )

@@ -1,10 +1,13 @@
 """A trie of the catalogue's semantic IDs as flat arrays: which codes may follow which."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mmesid_jax.quantize.item_ids import NO_CODE
 
 
 @jax.tree_util.register_dataclass
@@ -37,23 +40,37 @@ class IdTrie:
     """Bytes of the arrays."""
     return sum(x.nbytes for x in jax.tree.leaves(self))
 
-  def children(self, level: int, node: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The children of nodes [...] of a level, as many places as the most have: the first [...], all
-    [..., E], and bool [..., E] which of them are real; the others are 0."""
+  def children(self, level: int, node: jax.Array, score: jax.Array) -> "Children":
+    """The children of nodes [...] of a level, from the scores [..., C] of all codes there."""
     first_child = self.first_child[level]
     first = first_child[node]
     child = first[..., None] + jnp.arange(self.most_children[level], dtype=jnp.int32)
     is_child = child < first_child[node + 1][..., None]
-    return first, jnp.where(is_child, child, 0), is_child
+    child = jnp.where(is_child, child, 0)
+    code = jnp.maximum(self.code[level][child], 0)  # no number: an only child, so any score will do
+    log_p = jax.nn.log_softmax(jnp.take_along_axis(score, code, axis=-1), where=is_child)
+    return Children(first, child, code, jnp.where(is_child, log_p, -jnp.inf))
+
+
+class Children(NamedTuple):
+  """The children of nodes [...], in as many places E as the most have."""
+
+  first: jax.Array  # [...], the first child
+  node: jax.Array  # [..., E]; 0 in places that are not used
+  code: jax.Array  # [..., E], that leads to it; 0 where an item has no number
+  log_p: jax.Array  # [..., E], by a softmax over the node's children; -inf in places not used
 
 
 def build_trie(id_IL: np.ndarray, item_E: np.ndarray | None = None) -> IdTrie:
-  """The trie of the items' IDs; row 0 is padding and not in it.
+  """The trie of the items' IDs, without padding, row 0, and without items that have no codes.
 
-  item_E: the items that are in it, one at least; None = all. Items that share an ID are leaves side
-  by side.
+  item_E: the items that are in it; None = all. Items that share an ID are leaves side by side.
+  Raises ValueError where none of the items has codes.
   """
   item_E = np.arange(1, len(id_IL)) if item_E is None else np.asarray(item_E)
+  item_E = item_E[id_IL[item_E, 0] != NO_CODE]
+  if not len(item_E):
+    raise ValueError("none of the items has codes")
   id_EL = id_IL[item_E]
   order = np.lexsort(id_EL.T[::-1])
   id_EL, item_E = id_EL[order], item_E[order]

@@ -22,8 +22,9 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import model_catalogue
-from mmesid_jax.models.blend import ServableModel, score_parts
+from mmesid_jax.models.blend import BlendModel, ServableModel, score_parts
 from mmesid_jax.models.generate.generated_ranking import GENERATED, GeneratedRanking
+from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.serving.refreshed_counts import read_refreshed
@@ -33,7 +34,8 @@ from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
 from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import REFRESHED
 
-MODELS = ("network", "blend", *GENERATED)
+KINDS = {"network": RecommenderModel, "blend": BlendModel, **GENERATED}
+MODELS = tuple(KINDS)
 BATCHES = (1, 8, 64)  # histories in one call to the device; more are answered batch after batch
 
 
@@ -97,11 +99,9 @@ class Recommender:
   """A trained model, ready to answer. Make one with `load`.
 
   `offered`: the ids of the items that may be recommended. `files`: the artifacts that `load` read.
-  `kind`: one of MODELS.
   """
 
   files: Sequence[pathlib.Path] = ()
-  kind = "network"
 
   def __init__(
     self,
@@ -115,6 +115,11 @@ class Recommender:
     self._layout = RECOMMENDER.layout(config)
     self._sources = model.sources
     self._set_model(model, titles)
+
+  @property
+  def kind(self) -> str:
+    """Which of MODELS it serves."""
+    return next(name for name, kind in KINDS.items() if type(self._model) is kind)
 
   def _set_model(self, model: ServableModel, titles: Sequence[str | None] | None) -> None:
     self._model, self._titles = model, titles
@@ -162,7 +167,6 @@ class Recommender:
       loaded = load_blend(path, config, refreshed)
       names += [BLEND.name, REFRESHED] if refreshed else [BLEND.name]
     recommender = cls(loaded, config, path, titles)
-    recommender.kind = model
     recommender.files = [path / f"{name}.safetensors" for name in names]
     return recommender
 
@@ -289,7 +293,7 @@ class Recommender:
     """Raises UserError for more items than can be recommended."""
     if not 1 <= top_k <= len(self.offered):
       raise UserError(f"top_k={top_k}: expected a number from 1 to {len(self.offered)}")
-    if self.kind == "generated" and top_k > (beams := self._config.evaluation.beams):
+    if self.kind == "generated" and top_k > (beams := self._model.beams):
       raise UserError(
         f"top_k={top_k}: the search keeps {beams} IDs; ask for at most as many, or write a larger "
         f"evaluation.beams into {self._workdir / 'config.json'}"

@@ -39,25 +39,23 @@ def beam_search(trie: IdTrie, step: Step, state: Any, beams: int) -> Leaves:
   With as many beams as items nothing is lost.
   """
   node_QZ = score_QZ = parent_QZ = code_QZ = None
-  for level, codes in enumerate(trie.code):
+  for level in range(trie.levels):
     score_QZC, state = step(level, state, parent_QZ, code_QZ)
     Q, Z, _ = score_QZC.shape
     if level == 0:
       node_QZ, score_QZ = jnp.zeros((Q, 1), jnp.int32), jnp.zeros((Q, 1))
-    first_QZ, node_QZE, is_child_QZE = trie.children(level, node_QZ)
-    code_QZE = jnp.maximum(codes[node_QZE], 0)  # no number: the only child, so its score is nothing
-    added_QZE = jnp.take_along_axis(score_QZC, code_QZE, axis=2)
-    log_p_QZE = jax.nn.log_softmax(added_QZE, where=is_child_QZE)
-    total_QZE = jnp.where(is_child_QZE, score_QZ[..., None] + log_p_QZE, -jnp.inf)
+    children = trie.children(level, node_QZ, score_QZC)
+    total_QZE = score_QZ[..., None] + children.log_p
     if level == trie.levels - 1:
       break
     E = total_QZE.shape[2]
     score_QZ, place_QZ = jax.lax.top_k(total_QZE.reshape(Q, -1), min(beams, Z * E))
     parent_QZ = (place_QZ // E).astype(jnp.int32)
     node_QZ, code_QZ = (
-      jnp.take_along_axis(x.reshape(Q, -1), place_QZ, axis=1) for x in (node_QZE, code_QZE)
+      jnp.take_along_axis(x.reshape(Q, -1), place_QZ, axis=1)
+      for x in (children.node, children.code)
     )
-  return Leaves(node_QZE, total_QZE, first_QZ)
+  return Leaves(children.node, total_QZE, children.first)
 
 
 def best_items(

@@ -50,7 +50,7 @@ def read_histories(model: RecommenderModel, batch: Batch) -> Reading:
     if level == 0:
       return head.scores(codebook, 0, h_QD)[:, None], branch
     branch = tuple(_of_parents(x, parent_QZ) for x in branch)
-    x_QZD = head.tokens(codebook, level - 1, jnp.maximum(code_QZ, 0)) * model.token_scale
+    x_QZD = head.tokens(codebook, level - 1, code_QZ) * model.token_scale
     h_QZD, branch = model.backbone.extend(_divide(x_QZD), next_Q + level - 1, prefix, branch)
     return head.scores(codebook, level, h_QZD * model.state_scale), branch
 

@@ -11,9 +11,7 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.models.generate.beam_search import beam_search, best_items
 from mmesid_jax.models.generate.decoder import read_histories
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.parallel.sharding import constrain
 from mmesid_jax.quantize.id_trie import build_trie
-from mmesid_jax.quantize.item_ids import NO_CODE
 
 
 class Read(NamedTuple):
@@ -21,19 +19,6 @@ class Read(NamedTuple):
 
   h_QD: jax.Array  # the states that score items
   score_QI: jax.Array  # log p(ID) of the items that are generated, -inf for the others
-
-
-def restrict_ids(model: RecommenderModel, items: range) -> RecommenderModel:
-  """A model that generates these items alone, and shares its arrays with `model`. Raises ValueError
-  where none of them has codes."""
-  whole_IL = jax.jit(lambda x_IL: constrain(x_IL, None, None))(model.generate.id_IL[...])
-  id_IL, item_E = jax.device_get(whole_IL), np.asarray(items)
-  item_E = item_E[id_IL[item_E, 0] != NO_CODE]
-  if not len(item_E):
-    raise ValueError("none of the items has codes")
-  restricted = nnx.merge(*nnx.split(model))
-  restricted.generate.set_ids(id_IL, build_trie(id_IL, item_E))
-  return restricted
 
 
 class GeneratedRanking(nnx.Module):
@@ -49,12 +34,16 @@ class GeneratedRanking(nnx.Module):
     self.num_items = model.num_items
 
   def replace(self, model: RecommenderModel) -> "GeneratedRanking":
-    """The same around another model."""
+    """The ranking of another model, with as many beams."""
     return type(self)(model, self.beams)
 
   def restrict_to(self, items: range) -> "GeneratedRanking":
-    """The same with a search among these items alone. Raises ValueError as `restrict_ids` does."""
-    return self.replace(restrict_ids(self.model, items))
+    """The ranking with a search among these items alone. Raises ValueError where none of them has
+    codes."""
+    restricted = nnx.merge(*nnx.split(self.model))  # shares the arrays
+    id_IL = np.asarray(restricted.generate.id_IL[...])
+    restricted.generate.set_ids(id_IL, build_trie(id_IL, np.asarray(items)))
+    return self.replace(restricted)
 
   def catalogue(self) -> Any:
     """The part of `score_batch` that is equal for all batches: nothing here."""
@@ -103,7 +92,7 @@ class SummedRanking(GeneratedRanking):
     return self.model.item_vectors()
 
   def hidden(self, batch: Batch) -> Read:
-    """The same; items that are not generated have the lowest score."""
+    """Reads the batch and searches; items that are not generated get the lowest score found."""
     read = super().hidden(batch)
     is_found_QI = jnp.isfinite(read.score_QI)
     lowest_Q = jnp.where(is_found_QI, read.score_QI, jnp.inf).min(1)

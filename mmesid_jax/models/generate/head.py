@@ -100,11 +100,8 @@ class GenerativeHead(nnx.Module):
     trie, total_Q = self.trie, jnp.zeros(len(item_Q))
     path = jnp.maximum(lookup_rows(self.path_IL[...], item_Q), 0)
     for level in range(self.levels):
-      first_Q, child_QE, is_child_QE = trie.children(level, path[:, level])
       score_QC = self.scores(codebook, level, h_QLD[:, level])
-      code_QE = jnp.maximum(trie.code[level][child_QE], 0)
-      score_QE = jnp.take_along_axis(score_QC, code_QE, axis=1)
-      log_p_QE = jax.nn.log_softmax(score_QE, where=is_child_QE)
-      own_Q1 = (path[:, level + 1] - first_Q)[:, None]
-      total_Q += jnp.take_along_axis(log_p_QE, own_Q1, axis=1)[:, 0]
+      children = trie.children(level, path[:, level], score_QC)
+      own_Q1 = (path[:, level + 1] - children.first)[:, None]
+      total_Q += jnp.take_along_axis(children.log_p, own_Q1, axis=1)[:, 0]
     return total_Q
