@@ -3,7 +3,7 @@
   python benchmarks/decoding.py --workdir=runs/tiger --output=runs/decoding
 
 The workdir holds a recommender with head=generate or both; histories are those of its data set's
-users. Three tables, and OUTPUT/decoding.json:
+users. Four tables, and OUTPUT/decoding.json:
 
   search   users a second at several beams, by our search and by transformers' `generate` with
            `prefix_allowed_tokens_fn` on the same weights, in turns; and how many of their items
@@ -11,6 +11,8 @@ users. Three tables, and OUTPUT/decoding.json:
   request  milliseconds of one served request for one user, the items of the history left out.
   beams    the share of the ten items with the highest log p(ID), by scoring every item, that a beam
            of each width finds.
+  legal    all users, 50 beams: how many items were decoded, and how many of them are none of the
+           catalogue, come twice in a list, or are in the history.
 
 --parts names some of them. The first needs PyTorch and transformers (`pip install .[parity]`).
 """
@@ -42,7 +44,7 @@ from mmesid_jax.stages.workdir import Workdir, reopen_workdir
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder with a trained recommender.")
 OUTPUT = flags.DEFINE_string("output", None, "A folder for the figures.")
 DATA = flags.DEFINE_string("data", None, "Where the data set is now, if it moved.")
-PARTS = flags.DEFINE_list("parts", ["search", "request", "beams"], "Tables that are made.")
+PARTS = flags.DEFINE_list("parts", ["search", "request", "beams", "legal"], "Tables that are made.")
 BEAMS = flags.DEFINE_list("beams", ["20", "50"], "Beams of the first two tables.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds that count.", lower_bound=1)
 USERS = flags.DEFINE_integer("users", 64, "Users of a batch of the first table.", lower_bound=1)
@@ -51,11 +53,17 @@ COMPARED = flags.DEFINE_integer("compared", 256, "Users of the third table.", lo
 flags.mark_flags_as_required(["workdir", "output"])
 
 TOP, WIDTHS, AT_ONCE = 10, (10, 20, 50, 100), 4  # of the third table
+MOST_BEAMS, AT_A_TIME = 50, 4096  # of the fourth
 
 
 def main(argv: list[str]) -> None:
   del argv
-  made = {"search": search_speed, "request": request_times, "beams": beam_recall}
+  made = {
+    "search": search_speed,
+    "request": request_times,
+    "beams": beam_recall,
+    "legal": illegal_items,
+  }
   if unknown := set(PARTS.value) - set(made):
     raise UserError(f"--parts: no {unknown.pop()}; expected some of {', '.join(made)}")
   workdir = reopen_workdir(pathlib.Path(WORKDIR.value), DATA.value)
@@ -157,6 +165,28 @@ def beam_recall(workdir: Workdir, model: RecommenderModel) -> dict[str, Any]:
   print(f"\n{len(histories)} users: the share of the ten best items that a beam finds")
   print("\n".join(f"beams of {beams:<5} {share:8.2%}" for beams, share in found.items()))
   return {"users": len(histories), "recall": found}
+
+
+def illegal_items(workdir: Workdir, model: RecommenderModel) -> dict[str, int]:
+  served = Recommender.load(workdir.path, model="generated")
+  served._set_model(GeneratedRanking(model, MOST_BEAMS), None)
+  histories = pick_histories(workdir, len(workdir.dataset))
+  shape = served.shape_for(np.array([len(h) for h in histories]))
+  counts = dict.fromkeys(("decoded", "outside", "twice", "in_history"), 0)
+  for start in range(0, len(histories), AT_A_TIME):
+    some = histories[start : start + AT_A_TIME]
+    top = served.top_items(some, MOST_BEAMS, shape=shape)
+    for history, item_A, score_A in zip(some, top.item_EA, top.score_EA, strict=True):
+      items = item_A[np.isfinite(score_A)]
+      counts["decoded"] += len(items)
+      counts["outside"] += int(((items < 1) | (items > model.num_items)).sum())
+      counts["twice"] += len(items) - len({*items})
+      counts["in_history"] += int(np.isin(items, history).sum())
+  print(
+    f"\n{len(histories):,} users, {MOST_BEAMS} beams: "
+    + ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
+  )
+  return counts
 
 
 if __name__ == "__main__":

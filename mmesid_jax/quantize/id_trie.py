@@ -51,6 +51,13 @@ class IdTrie:
     log_p = jax.nn.log_softmax(jnp.take_along_axis(score, code, axis=-1), where=is_child)
     return Children(first, child, code, jnp.where(is_child, log_p, -jnp.inf))
 
+  def leads_to_one_item(self, level: int, node: jax.Array) -> jax.Array:
+    """Bool [...], whether one item alone has the codes that lead to the nodes [...] of a level."""
+    first, stop = node, node + 1
+    for first_child in self.first_child[level:]:
+      first, stop = first_child[first], first_child[stop]
+    return stop - first == 1
+
 
 class Children(NamedTuple):
   """The children of nodes [...], in as many places E as the most have."""

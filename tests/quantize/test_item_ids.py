@@ -43,13 +43,17 @@ def test_the_children_of_a_node_are_the_codes_that_follow_it(rows):
   def walk(level, node, path):
     if level == trie.levels:
       found[int(trie.item[node])] = path
-      return
+      return 1
     first, stop = trie.first_child[level][node : node + 2]
     assert first < stop and stop - first <= trie.most_children[level]
     children = trie.code[level][first:stop].tolist()
     assert children == sorted(set(children))
-    for child, code in zip(range(first, stop), children, strict=True):
+    items = sum(
       walk(level + 1, child, (*path, code))
+      for child, code in zip(range(first, stop), children, strict=True)
+    )
+    assert trie.leads_to_one_item(level, node) == (items == 1)
+    return items
 
   walk(0, 0, ())
   assert found == {item: tuple(id_IL[item].tolist()) for item in range(1, len(id_IL))}

@@ -12,10 +12,18 @@ import jax.numpy as jnp
 from mmesid_jax.parallel.sharding import lookup_rows
 from mmesid_jax.quantize.id_trie import IdTrie
 
-# step(level, state, parent, code) -> (scores [Q, Z, C] of the codes of a level, state).
-# parent, code: int32 [Q, Z], the place among the beams of the level before that a beam continues,
-# and the code that it has added; None on level 0, where there is one beam.
-Step = Callable[[int, Any, jax.Array | None, jax.Array | None], tuple[jax.Array, Any]]
+
+class Beams(NamedTuple):
+  """The prefixes that a level of a search goes on from, as a step needs them."""
+
+  parent_QZ: jax.Array  # int32, the place of the prefix that it continues, on the level before
+  code_QZ: jax.Array  # int32, the code that was added
+  open: jax.Array | None  # int32, at most this many, the first, have more than one item; None = all
+
+
+# step(level, state, beams) -> (scores [Q, Z, C] of the codes of a level, state); beams is None on
+# level 0, where there is one prefix. Scores after the `open` first prefixes may be anything.
+Step = Callable[[int, Any, Beams | None], tuple[jax.Array, Any]]
 
 
 class Leaves(NamedTuple):
@@ -36,11 +44,12 @@ class Decoded(NamedTuple):
 def beam_search(trie: IdTrie, step: Step, state: Any, beams: int) -> Leaves:
   """The items that follow the `beams` best prefixes; on every level but the last the best are kept.
 
-  With as many beams as items nothing is lost.
+  With as many beams as items nothing is lost. Where a prefix has one item, the codes that follow
+  have the probability 1, and no scores are needed; such prefixes come last.
   """
-  node_QZ = score_QZ = parent_QZ = code_QZ = None
+  node_QZ = score_QZ = kept = None
   for level in range(trie.levels):
-    score_QZC, state = step(level, state, parent_QZ, code_QZ)
+    score_QZC, state = step(level, state, kept)
     Q, Z, _ = score_QZC.shape
     if level == 0:
       node_QZ, score_QZ = jnp.zeros((Q, 1), jnp.int32), jnp.zeros((Q, 1))
@@ -49,13 +58,19 @@ def beam_search(trie: IdTrie, step: Step, state: Any, beams: int) -> Leaves:
     if level == trie.levels - 1:
       break
     E = total_QZE.shape[2]
-    score_QZ, place_QZ = jax.lax.top_k(total_QZE.reshape(Q, -1), min(beams, Z * E))
+    _, place_QZ = jax.lax.top_k(total_QZE.reshape(Q, -1), min(beams, Z * E))
+    node_QZ, score_QZ = _take(children.node, place_QZ), _take(total_QZE, place_QZ)
+    is_open_QZ = ~trie.leads_to_one_item(level + 1, node_QZ) & jnp.isfinite(score_QZ)
+    order_QZ = jnp.argsort(~is_open_QZ, axis=1, stable=True)
+    place_QZ, node_QZ, score_QZ = (_take(x, order_QZ) for x in (place_QZ, node_QZ, score_QZ))
     parent_QZ = (place_QZ // E).astype(jnp.int32)
-    node_QZ, code_QZ = (
-      jnp.take_along_axis(x.reshape(Q, -1), place_QZ, axis=1)
-      for x in (children.node, children.code)
-    )
+    kept = Beams(parent_QZ, _take(children.code, place_QZ), is_open_QZ.sum(1).max())
   return Leaves(children.node, total_QZE, children.first)
+
+
+def _take(x: jax.Array, place_QZ: jax.Array) -> jax.Array:
+  """The values of x [Q, ...] at places of its flattened rows."""
+  return jnp.take_along_axis(x.reshape(len(x), -1), place_QZ, axis=1)
 
 
 def best_items(
@@ -77,7 +92,7 @@ def best_items(
     # Where a beam has fewer than E children, the place may be past them: that is -inf already.
     score_QZE = score_QZE.at[*beam, place_QZX].set(-jnp.inf, mode="drop")
   score_QA, place_QA = jax.lax.top_k(score_QZE.reshape(Q, -1), min(most, Z * E))
-  node_QA = jnp.take_along_axis(leaves.node_QZE.reshape(Q, -1), place_QA, axis=1)
+  node_QA = _take(leaves.node_QZE, place_QA)
   item_QA = jnp.where(jnp.isneginf(score_QA), 0, trie.item[node_QA])
   order_QA = jnp.lexsort((item_QA, -score_QA), axis=1)
   return Decoded(*(jnp.take_along_axis(x, order_QA, axis=1) for x in (item_QA, score_QA)))
@@ -89,9 +104,9 @@ def exact_scores(trie: IdTrie, step: Step, state: Any, num_rows: int) -> jax.Arr
   Every prefix is computed once, however many items have it, and all at once: this takes memory in
   proportion to queries times items, and is meant for some hundred thousand of their pairs.
   """
-  score_QE = parent_QE = code_QE = None
+  score_QE = every = None
   for level, (first_child, codes) in enumerate(zip(trie.first_child, trie.code, strict=True)):
-    score_QZC, state = step(level, state, parent_QE, code_QE)
+    score_QZC, state = step(level, state, every)
     Q, parents = len(score_QZC), len(first_child) - 1
     if level == 0:
       score_QE = jnp.zeros((Q, 1))
@@ -102,6 +117,7 @@ def exact_scores(trie: IdTrie, step: Step, state: Any, num_rows: int) -> jax.Arr
     log_p_QE = added_QE - _log_sums(added_QE, parent_E, parents)[:, parent_E]
     score_QE = score_QE[:, parent_E] + log_p_QE
     parent_QE, code_QE = (jnp.broadcast_to(x_E, (Q, len(codes))) for x_E in (parent_E, codes))
+    every = Beams(parent_QE, code_QE, None)
   return jnp.full((Q, num_rows), -jnp.inf).at[:, trie.item].set(score_QE)
 
 

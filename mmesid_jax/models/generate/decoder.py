@@ -1,5 +1,7 @@
 """The recommender as the step of a beam search: one token a beam, after a history read once."""
 
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.models.generate.beam_search import (
+  Beams,
   Decoded,
   Step,
   beam_search,
@@ -17,6 +20,10 @@ from mmesid_jax.models.llama import Prefix
 from mmesid_jax.models.packed_rows import last_read, read_targets, visibility_mask
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.sharding import constrain, shard_count
+
+# Beams that lead to one item need no model. Of fewer than FEW all are computed, else the smallest of
+# these shares that holds the others; each is a program of its own.
+PARTS, FEW = (0.25, 0.5, 0.75, 1.0), 16
 
 
 class Reading(NamedTuple):
@@ -46,13 +53,25 @@ def read_histories(model: RecommenderModel, batch: Batch) -> Reading:
   c = model.backbone.config
   none = jnp.zeros((c.layers, len(next_Q), 1, 0, c.K, c.H), seen[0].dtype)
 
-  def step(level: int, branch, parent_QZ, code_QZ):
-    if level == 0:
+  def step(level: int, branch, beams: Beams | None):
+    if beams is None:
       return head.scores(codebook, 0, h_QD)[:, None], branch
-    branch = tuple(_of_parents(x, parent_QZ) for x in branch)
-    x_QZD = head.tokens(codebook, level - 1, code_QZ) * model.token_scale
-    h_QZD, branch = model.backbone.extend(_divide(x_QZD), next_Q + level - 1, prefix, branch)
-    return head.scores(codebook, level, h_QZD * model.state_scale), branch
+    Z = beams.parent_QZ.shape[1]
+
+    def scores_of_first(number: int, branch):
+      parent_QZ, code_QZ = beams.parent_QZ[:, :number], beams.code_QZ[:, :number]
+      branch = tuple(_of_parents(x, parent_QZ) for x in branch)
+      x_QZD = head.tokens(codebook, level - 1, code_QZ) * model.token_scale
+      h_QZD, branch = model.backbone.extend(_divide(x_QZD), next_Q + level - 1, prefix, branch)
+      score_QZC = head.scores(codebook, level, h_QZD * model.state_scale)
+      more = Z - number
+      return _pad(score_QZC, 1, more), tuple(_pad(x, 2, more) for x in branch)
+
+    if beams.open is None or Z < FEW:
+      return scores_of_first(Z, branch)
+    sizes = [math.ceil(Z * part) for part in PARTS]
+    smallest = jnp.searchsorted(jnp.array(sizes), beams.open)
+    return jax.lax.switch(smallest, [partial(scores_of_first, z) for z in sizes], branch)
 
   return Reading(h_QD, step, (none, none))
 
@@ -61,6 +80,11 @@ def _divide(x: jax.Array) -> jax.Array:
   """The array [Q, ...] divided over the devices by targets, where they are evenly many."""
   even = len(x) % shard_count("targets") == 0
   return constrain(x, "targets", *(None,) * (x.ndim - 1)) if even else x
+
+
+def _pad(x: jax.Array, axis: int, more: int) -> jax.Array:
+  """x with zeros at the end of an axis."""
+  return jnp.pad(x, [(0, more if n == axis else 0) for n in range(x.ndim)])
 
 
 def _of_parents(x: jax.Array, parent_QZ: jax.Array) -> jax.Array:

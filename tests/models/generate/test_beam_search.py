@@ -18,11 +18,13 @@ def random_step(seed: int, levels: int, most: int):
   rng = np.random.default_rng(seed)
   table = rng.normal(size=(Q, 997, most)).astype(np.float32)
 
-  def step(level, number_QZ, parent_QZ, code_QZ):
-    if level:
-      number_QZ = np.take_along_axis(number_QZ, np.asarray(parent_QZ), axis=1)
-      number_QZ = (7 * number_QZ + np.asarray(code_QZ) + 2) % 997
+  def step(level, number_QZ, beams):
+    if beams is not None:
+      number_QZ = np.take_along_axis(number_QZ, np.asarray(beams.parent_QZ), axis=1)
+      number_QZ = (7 * number_QZ + np.asarray(beams.code_QZ) + 2) % 997
     log_p = np.take_along_axis(table, number_QZ[..., None].astype(int), axis=1)
+    if beams is not None:  # further scores are not asked for
+      log_p[:, beams.open :], number_QZ[:, beams.open :] = 1e9, 0
     return jax.numpy.asarray(log_p), number_QZ
 
   def log_p(q, prefix):
@@ -104,8 +106,8 @@ def test_of_equal_scores_the_lower_item_comes_first():
   """Items 1 and 3 share a code, so each has half of its probability."""
   ids = number_shared_codes(np.array([[0], [2], [0], [2], [1]]), C)
 
-  def step(level, state, parent_QZ, code_QZ):
-    return jax.numpy.zeros((1, 1 if parent_QZ is None else parent_QZ.shape[1], C)), state
+  def step(level, state, beams):
+    return jax.numpy.zeros((1, 1 if beams is None else beams.parent_QZ.shape[1], C)), state
 
   trie = build_trie(ids.id_IL)
   found = best_items(trie, beam_search(trie, step, None, 9), 9)
