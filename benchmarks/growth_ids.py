@@ -59,5 +59,5 @@ def recommender(ids: ItemIds, trie: IdTrie, rng: np.random.Generator) -> Recomme
   gates = FrequencyFusion(np.ones(len(read)), 1, kind="sum", temperature=1.0, rngs=rngs)
   heads = D // HEAD
   llama = LlamaConfig(layers=LAYERS, D=D, F=4 * D, N=heads, K=heads, H=HEAD)
-  head = GenerativeHead(ids, trie, "text", LEVELS, D, rngs=rngs)
+  head = GenerativeHead(ids, trie, ["text"], LEVELS, D, rngs=rngs)
   return RecommenderModel(items, gates, llama, P=1, S=0, item_dropout=0.0, generate=head, rngs=rngs)

@@ -20,6 +20,7 @@ from mmesid_jax.experiments import ablations
 from mmesid_jax.experiments.cold_start_run import run_cold_start
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.models.generate.decoder import score_all_items
+from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
 from mmesid_jax.models.generate.head import GenerativeHead
 from mmesid_jax.quantize.id_trie import build_trie
 from mmesid_jax.quantize.item_ids import number_shared_codes
@@ -43,6 +44,8 @@ def run(tiny, trained, tmp_path_factory):
       path = shutil.copytree(trained, tmp_path_factory.mktemp("runs") / head)
       (path / "recommender.safetensors").unlink()
       keys = {"stages": TRAINED, "recommender.head": head, "recommender.epochs": 6}
+      if head == "generate":
+        keys["recommender.generate.modality"] = "all"
       pipeline.run_pipeline(tiny(changes=keys), path, overwrite=True)
       made[head] = path
     return made[head]
@@ -133,7 +136,7 @@ def test_the_sum_is_that_of_both_heads(run, tmp_path):
     )  # the history's may be found, too
 
 
-@pytest.mark.parametrize("head, model", [("generate", "generated"), ("both", "summed")])
+@pytest.mark.parametrize("head, model", [("both", "generated"), ("both", "summed")])
 def test_a_new_item_scores_as_the_last_known_one_of_its_codes(run, head, model):
   """Here with the text of a known item; every item is searched for alone, so no beam is in between.
   A known item's score does not change."""
@@ -170,9 +173,8 @@ def test_new_items_without_the_modality_of_the_ids_are_refused(run):
 def test_a_narrow_beam_finds_what_loops_find(run):
   """Three beams for 40 items: levels lose some. A prefix is as likely as its items together; a
   search ends with the three best items, and the three best that the history lacks."""
-  workdir, history = reopen_workdir(run("generate")), list(range(1, 31, 2))
-  workdir.config.evaluation.beams = 3
-  model = RECOMMENDER.load_model(workdir)
+  workdir, history = reopen_workdir(run("both")), list(range(1, 31, 2))
+  model = GeneratedRanking(RECOMMENDER.load_model(workdir), 3)
   (batch,) = batch_sequences([np.array([*history, 0])], Layout(1, 16, 1), [len(history)])
   batch = with_histories(batch, [np.array(history)], len(history))
   exact_I = np.asarray(nnx.jit(score_all_items)(model.model, batch))[0]
@@ -273,7 +275,7 @@ def test_scores_that_are_not_given_are_not_summed(tiny, tmp_path):
 )
 def test_the_share_of_items_that_need_a_number_is_told(codes, line):
   ids = number_shared_codes(np.array([[0, 0], *codes]), 2)
-  head = GenerativeHead(ids, build_trie(ids.id_IL), "text", 2, 4, rngs=nnx.Rngs(0))
+  head = GenerativeHead(ids, build_trie(ids.id_IL), ["text"], 2, 4, rngs=nnx.Rngs(0))
   assert describe_ids(head) == line
 
 
@@ -281,7 +283,10 @@ def test_the_share_of_items_that_need_a_number_is_told(codes, line):
   "changes, message",
   [
     ({"codes": "none"}, "head=both: generates codes, but recommender.codes=none"),
-    ({"generate.modality": "visual"}, "modality=visual: expected one of collaborative, text"),
+    (
+      {"generate.modality": "visual"},
+      "modality=visual: expected one of coll.*, text, .* or all",
+    ),
     ({"row_length": 2}, "must be above prompt.response=0 and the 2 codes of an ID"),
     ({"evaluation.beams": 19}, "beams=19: too few items for metrics at 20 .*; take 20 or more"),
     ({"head": "generate"}, "head=generate: gives no scores of all items, which the stage blend"),

@@ -131,10 +131,10 @@ def _check_head(config: ConfigDict) -> None:
       f"--config.recommender.head={r.head}: generates codes, but recommender.codes=none; take "
       "codebooks"
     )
-  if r.generate.modality not in modalities(config):
+  if r.generate.modality not in (*modalities(config), "all"):
     raise UserError(
       f"--config.recommender.generate.modality={r.generate.modality}: expected one of "
-      f"{', '.join(modalities(config))}, those with feature tables"
+      f"{', '.join(modalities(config))}, those with feature tables, or all"
     )
   if config.evaluation.beams < (most := max(config.evaluation.cutoffs)):
     raise UserError(

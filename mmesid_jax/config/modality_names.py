@@ -4,10 +4,11 @@ import re
 
 from ml_collections import ConfigDict
 
-# Attributes of the modules of Flax that hold a part for each modality, and the score's other part.
+# Attributes of the modules of Flax that hold a part for each modality, the score's other part,
+# and a value of recommender.generate.modality.
 TAKEN = frozenset(
   "clear eval iter_children iter_modules perturb pop popitem set_attributes setdefault sow train "
-  "identity".split()
+  "identity all".split()
 )
 RULE = "a name of lower-case letters, digits and _, a letter first, and no word with a meaning here"
 

@@ -4,7 +4,7 @@ To add a key, add a row to KEYS. Defaults, checks, `train --explain` and the doc
 keys follow from it. Keys are read as config.section.name, and set by --config.section.name=value.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -209,8 +209,8 @@ KEYS: Mapping[str, Key] = {
   "recommender.head": Key("rank", one_of("rank", "generate", "both"),
     "What is trained: scores of all items, the codes of the next item's semantic ID, or both.",
     added=True),
-  "recommender.generate.modality": Key("text", words("a modality"),
-    "Modality whose codes are generated.", added=True),
+  "recommender.generate.modality": Key("text", words("a modality, or all"),
+    "Modality whose codes are generated; all = the codes of all, level after level.", added=True),
   "recommender.generate.weight": Key(1.0, at_least(0),
     "Weight of the codes' loss beside that of ranking, where both are trained.", added=True),
   "recommender.fusion": Key("sum", one_of("frequency", "sum"),
@@ -356,7 +356,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def code_tokens(config: ConfigDict) -> int:
   """Tokens of a target's branch that spell its semantic ID: one a level, as a level of numbers may
   follow for items that share all others; 0 where no codes are generated."""
-  return config.semantic_ids.quantizer.levels if config.recommender.head != "rank" else 0
+  if config.recommender.head == "rank":
+    return 0
+  spelled = coded_modalities(config.recommender.generate.modality, modalities(config))
+  return config.semantic_ids.quantizer.levels * len(spelled)
+
+
+def coded_modalities(choice: str, known: Iterable[str]) -> tuple[str, ...]:
+  """The modalities whose codes make up an ID, for recommender.generate.modality = `choice`.
+
+  known: those that have codes.
+  """
+  return tuple(sorted(known)) if choice == "all" else (choice,)
 
 
 def modalities(config: ConfigDict) -> tuple[str, ...]:

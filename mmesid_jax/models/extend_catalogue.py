@@ -11,7 +11,7 @@ from mmesid_jax.config.schema import FROM_EVENTS
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.variables import Frozen
 from mmesid_jax.quantize.id_trie import build_trie
-from mmesid_jax.quantize.item_ids import NO_CODE, append_ids
+from mmesid_jax.quantize.item_ids import NO_CODE, append_ids, join_codes
 
 
 def with_new_items(
@@ -22,7 +22,7 @@ def with_new_items(
   A new item has no learned row: the row is 0 and has weight 0 in the fusion. A modality that is not
   given has weight 0 and no codes, and its feature is the mean of the trained items' vectors. The
   fusion treats new items like the rarest trained item. Scores of the trained items do not change.
-  Where IDs are generated, an item that has codes of that modality gets one, as `append_ids` says.
+  Where IDs are generated, an item with all codes gets one, as `append_ids` says.
 
   Args:
     model: a trained model.
@@ -65,8 +65,9 @@ def with_new_items(
     }
   )
   if (head := model.generate) is not None:
-    levels = items.code_IL[head.modality][...].shape[1]
-    new_EL = np.asarray(new_codes(head.modality, levels))
+    added = [new_codes(m, items.code_IL[m][...].shape[1]) for m in head.modalities]
+    new_EL = join_codes(added)
+    new_EL[(new_EL == NO_CODE).any(1)] = NO_CODE  # no ID
     id_IL = append_ids(np.asarray(head.id_IL[...]), new_EL)
     new.generate.set_ids(id_IL, build_trie(id_IL))
   new.gates.frequency_I = Frozen(_append_rows(gates.frequency_I[...], jnp.zeros(E)))

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mmesid_jax.config.schema import code_tokens
 from mmesid_jax.data.packing import Packer
 from mmesid_jax.data.row_layout import Layout
 from mmesid_jax.losses.next_item import chunk_size
@@ -63,7 +64,7 @@ def model_shapes(
   def make(features, codes, codebooks):
     tables = {"features": features, "codes": codes, "codebooks": codebooks}
     # a few items share their codes, and get a number
-    sizes = (quantizer.codes,) * quantizer.levels + (2,)
+    sizes = (quantizer.codes,) * code_tokens(config) + (2,)
     ids = ItemIds(jnp.zeros((rows, len(sizes)), jnp.int32), sizes, 0)
     trie = largest_trie(rows - 1, sizes)
     return recommender_stage.init_recommender(

@@ -1,5 +1,6 @@
 """One semantic ID per item: the quantizer's codes and, where items share theirs, a number."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,11 @@ def number_shared_codes(code_IL: np.ndarray, codes: int) -> ItemIds:
   number_E[sizes[group_E] == 1] = NO_CODE
   ids = np.column_stack([code_IL, np.append(NO_CODE, number_E)]).astype(np.int32)
   return ItemIds(ids, (*levels, int(sizes.max())), int(sizes[sizes > 1].sum()))
+
+
+def join_codes(codes: Sequence[np.ndarray]) -> np.ndarray:
+  """[I, modalities x L] of codes [I, L] by modality: the first of all, then the second, ..."""
+  return np.stack(codes, axis=2).reshape(len(codes[0]), -1)
 
 
 def append_ids(id_IL: np.ndarray, new_codes: np.ndarray) -> np.ndarray:

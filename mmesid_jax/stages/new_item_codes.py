@@ -102,11 +102,12 @@ def append_new_items(
   """
   if isinstance(model, GeneratedRanking):
     network, given = _append_to_network(model.model, workdir_path, config, source)
-    if (modality := network.generate.modality) not in given:
-      raise UserError(
-        f"{workdir_path}: new items without {modality} have no codes of it, which are generated; "
-        f"give their vectors of {modality}"
-      )
+    for modality in network.generate.modalities:
+      if modality not in given:
+        raise UserError(
+          f"{workdir_path}: new items without {modality} have no codes of it, which are generated; "
+          f"give their vectors of {modality}"
+        )
     return model.replace(network)
   if not isinstance(model, BlendModel):
     return _append_to_network(model, workdir_path, config, source)[0]

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmesid_jax.config.schema import code_tokens
+from mmesid_jax.config.schema import code_tokens, coded_modalities
 from mmesid_jax.data.batches import PackedBatches
 from mmesid_jax.data.dataset import Dataset, popularity
 from mmesid_jax.data.history_pieces import PieceCounts, training_pieces
@@ -36,7 +36,7 @@ from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import load_model
 from mmesid_jax.quantize.id_trie import IdTrie, build_trie
-from mmesid_jax.quantize.item_ids import ItemIds, number_shared_codes
+from mmesid_jax.quantize.item_ids import ItemIds, join_codes, number_shared_codes
 from mmesid_jax.stages import backbone
 from mmesid_jax.stages.semantic_id_stage import SEMANTIC_IDS, read_semantic_ids
 from mmesid_jax.stages.sequence_task import (
@@ -85,9 +85,9 @@ def init_recommender(
   generate = None
   if config.head != "rank":
     ids, trie = ids or unique_ids(config, codes, codebooks)
-    modality = config.generate.modality
-    levels = codes[modality].shape[1]
-    generate = GenerativeHead(ids, trie, modality, levels, config.width, rngs=rngs)
+    spelled = coded_modalities(config.generate.modality, codes)
+    levels = sum(codes[m].shape[1] for m in spelled)
+    generate = GenerativeHead(ids, trie, spelled, levels, config.width, rngs=rngs)
   from_checkpoint = ["backbone"] if config.backbone.checkpoint else []
   if config.prompt.text:
     from_checkpoint.append("prompt")
@@ -110,15 +110,16 @@ def unique_ids(
   config: ConfigDict, codes: Mapping[str, np.ndarray], codebooks: Mapping[str, np.ndarray]
 ) -> tuple[ItemIds, IdTrie]:
   """The IDs that the head of `config` = config.recommender generates."""
-  modality = config.generate.modality
-  ids = number_shared_codes(np.asarray(codes[modality]), codebooks[modality].shape[1])
+  spelled = coded_modalities(config.generate.modality, codes)
+  joined = join_codes([np.asarray(codes[m]) for m in spelled])
+  ids = number_shared_codes(joined, codebooks[spelled[0]].shape[1])
   return ids, build_trie(ids.id_IL)
 
 
 def describe_ids(head: GenerativeHead) -> str:
   """The IDs that are generated, in words: their levels, and how many items share their codes."""
   levels, items = len(head.place_LD[...]), len(head.id_IL[...]) - 1
-  line = f"semantic IDs of {head.modality}, {levels} codes each; "
+  line = f"semantic IDs of {' and '.join(head.modalities)}, {levels} codes each; "
   if not head.shared:
     return line + "no two items share all"
   return line + (
@@ -344,8 +345,8 @@ class RecommenderStage(Stage):
       reporter.info(f"{self.name}: {describe_ids(head)}")
       if head.shared and head.sizes[-1] > max(head.sizes[:-1]):
         reporter.warn(
-          f"{self.name}: {head.sizes[-1]:,} items have the same codes of {head.modality}, and "
-          "nothing but a number tells them apart; are their vectors missing?"
+          f"{self.name}: {head.sizes[-1]:,} items have equal codes, and nothing but a number tells "
+          "them apart; are their vectors missing?"
         )
     backbone.prepare_backbone(model, c)
     layout = evaluation_layout(self.layout(config), config.evaluation.targets)

@@ -86,7 +86,7 @@ def test_codes_of_a_generative_head():
   def make():
     ids = ItemIds(jnp.zeros((ITEMS + 1, K), jnp.int32), (C,) * K, 0)
     trie = largest_trie(ITEMS, ids.sizes)
-    head = GenerativeHead(ids, trie, "text", K, LLAMA.D, rngs=nnx.Rngs(0))
+    head = GenerativeHead(ids, trie, ["text"], K, LLAMA.D, rngs=nnx.Rngs(0))
     return recommender(LLAMA, "tied", C, generate=head)
 
   def loss(model, batch):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesid_jax.quantize.id_trie import build_trie
-from mmesid_jax.quantize.item_ids import NO_CODE, append_ids, number_shared_codes
+from mmesid_jax.quantize.item_ids import NO_CODE, append_ids, join_codes, number_shared_codes
 
 C = 3
 codes = st.integers(1, 4).flatmap(
@@ -88,3 +88,8 @@ def test_a_new_item_has_the_id_of_the_last_item_of_its_codes(rows, data):
     same = [item for item, known in enumerate(rows, 1) if known == row]
     alone = [*row, NO_CODE][: len(of_new)]
     assert of_new == (ids.id_IL[same[-1]].tolist() if same else alone)
+
+
+def test_codes_of_several_modalities_take_turns():
+  joined = join_codes([np.array([[0, 0], [1, 2]]), np.array([[9, 9], [3, 4]])])
+  assert joined.tolist() == [[0, 9, 0, 9], [1, 3, 2, 4]]

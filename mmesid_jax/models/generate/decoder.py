@@ -21,8 +21,8 @@ from mmesid_jax.models.packed_rows import last_read, read_targets, visibility_ma
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.parallel.sharding import constrain, shard_count
 
-# Beams that lead to one item need no model. Of fewer than FEW all are computed, else the smallest of
-# these shares that holds the others; each is a program of its own.
+# Beams that lead to one item need no model. The smallest of these shares that holds the others is
+# computed, each by a program of its own; where there are fewer beams than FEW, all are.
 PARTS, FEW = (0.25, 0.5, 0.75, 1.0), 16
 
 

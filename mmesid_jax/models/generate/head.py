@@ -1,5 +1,7 @@
 """The codes of the next item's semantic ID, one after the other: what is read, and their scores."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,15 +26,23 @@ class GenerativeHead(nnx.Module):
 
   Args:
     ids: unique IDs of the items; trie: all of them.
-    modality: whose codes they are.
+    modalities: whose codes they are, in the order of `join_codes`.
     codes: number of levels that are codes; one more is a number.
     D: width of the model.
   """
 
   def __init__(
-    self, ids: ItemIds, trie: IdTrie, modality: str, codes: int, D: int, *, rngs: nnx.Rngs
+    self,
+    ids: ItemIds,
+    trie: IdTrie,
+    modalities: Sequence[str],
+    codes: int,
+    D: int,
+    *,
+    rngs: nnx.Rngs,
   ):
-    self.modality, self.sizes, self.shared = modality, ids.sizes, ids.shared
+    self.modalities = tuple(modalities)
+    self.sizes, self.shared = ids.sizes, ids.shared
     self.set_ids(ids.id_IL, trie)
 
     def random(*shape):
@@ -75,7 +85,8 @@ class GenerativeHead(nnx.Module):
 
   def codebook(self, items: ItemEncoder) -> jax.Array:
     """The vectors of all codes, [L, C, D]."""
-    return items.codebook_LCD[self.modality][...]
+    books = [items.codebook_LCD[m][...] for m in self.modalities]
+    return jnp.stack(books, axis=1).reshape(-1, *books[0].shape[1:])
 
   def tokens(self, codebook: jax.Array, level: jax.Array | int, code: jax.Array) -> jax.Array:
     """Vectors [..., D] of codes [...] on a level, or on levels [...]."""

@@ -23,7 +23,7 @@ def random_step(seed: int, levels: int, most: int):
       number_QZ = np.take_along_axis(number_QZ, np.asarray(beams.parent_QZ), axis=1)
       number_QZ = (7 * number_QZ + np.asarray(beams.code_QZ) + 2) % 997
     log_p = np.take_along_axis(table, number_QZ[..., None].astype(int), axis=1)
-    if beams is not None:  # further scores are not asked for
+    if beams is not None and beams.open is not None:  # further scores are not asked for
       log_p[:, beams.open :], number_QZ[:, beams.open :] = 1e9, 0
     return jax.numpy.asarray(log_p), number_QZ
 

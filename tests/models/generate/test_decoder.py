@@ -44,6 +44,7 @@ PARTS = [
   {"window": 6},
   {"qkv_bias": True, "head_norms": True},
   {"weights": "float32", "lora": LORA},
+  {"modalities": ("a", "b"), "levels": 2},
 ]
 
 
