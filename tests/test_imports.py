@@ -12,13 +12,14 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 # From top to bottom. A module imports from its own folder and from lines further down.
 COMMANDS = (
   *("prepare", "encode", "fetch_images", "vectors", "train", "evaluate", "recommend", "export"),
-  *("plan", "ablate", "semantic_ids", "cold_start", "refresh", "convert_gguf"),
+  *("plan", "ablate", "semantic_ids", "cold_start", "refresh", "convert_gguf", "serve"),
 )
 LAYERS = (
   ("__main__",),
   COMMANDS,
   ("experiments",),
   ("pipeline",),
+  ("service",),
   ("reports", "serving", "planning"),
   ("stages",),
   ("training",),

@@ -139,7 +139,10 @@ class BlendModel(nnx.Module):
     sums = score_QI, *_ = self._sums(o_QD, batch, catalogue)
     if self.reranker is None:
       return score_QI
-    item_QK, old_QK, feature_QKF = self._candidates(batch, *sums)
+    # Without the barrier XLA for CPUs computes the candidates again for each of their uses: all in
+    # all 3.8 times as long, for 64 histories and 12,086 items.
+    candidates = jax.lax.optimization_barrier(self._candidates(batch, *sums))
+    item_QK, old_QK, feature_QKF = candidates
     new_QK = self.reranker(old_QK, feature_QKF)
     new_QK += (old_QK - new_QK).mean(1, keepdims=True)
     excess_Q1 = jnp.maximum(old_QK[:, -1:] - new_QK.min(1, keepdims=True), 0)

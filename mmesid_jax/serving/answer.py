@@ -34,7 +34,7 @@ def print_recommendations(
     if not answer:
       reporter.warn(f"{name}: nothing is left to recommend; {served.model.why_nothing()}")
     if source == "histories":
-      items = [_as_json(r, served.item_keys) for r in answer]
+      items = [recommendation_json(r, served.item_keys) for r in answer]
       reporter.info(json.dumps({"history": history, "items": items}))
     else:
       reporter.info(_as_text(name, history, answer, served))
@@ -121,7 +121,8 @@ def _parse_id(text: str, where: str) -> int:
   return int(text)
 
 
-def _as_json(r: Recommendation, item_keys: Sequence[str | None] | None) -> dict:
+def recommendation_json(r: Recommendation, item_keys: Sequence[str | None] | None) -> dict:
+  """A recommended item as commands and the service write it, with its key if there is one."""
   key = {"key": item_keys[r.item]} if item_keys and item_keys[r.item] is not None else {}
   title = {} if r.title is None else {"title": r.title}
   parts = {source: round(part, 3) for source, part in r.parts.items()}

@@ -6,6 +6,7 @@ On several devices, where the catalogue is large: load and recommend within `jax
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -37,6 +38,7 @@ from mmesid_jax.stages.workdir import REFRESHED
 KINDS = {"network": RecommenderModel, "blend": BlendModel, **GENERATED}
 MODELS = tuple(KINDS)
 BATCHES = (1, 8, 64)  # histories in one call to the device; more are answered batch after batch
+HISTORIES_PER_ROW, ROW_USED = 8, 0.9  # of short histories; the share of a row that they fill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +71,16 @@ class Shape:
   history: int  # items of the longest history, at least
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "top_k", "repeat", "reasons"))
+@functools.partial(jax.jit, static_argnames=("graph", "top_k", "reasons"))
 def _top_items(
   graph: nnx.GraphDef,
   state: nnx.State,
   item_ID: jax.Array,
   batch: Batch,
   offered_2: jax.Array,  # first item that may be recommended, and the one after the last
+  repeat: jax.Array,  # bool, whether items of the history may be
   *,
   top_k: int,
-  repeat: bool,
   reasons: bool,
 ):
   model = nnx.merge(graph, state)
@@ -87,8 +89,8 @@ def _top_items(
   item_I, (first, stop) = jnp.arange(score_QI.shape[1]), offered_2
   offered_I = (item_I >= first) & (item_I < stop)
   score_QI = jnp.where(offered_I, score_QI, -jnp.inf)
-  if not repeat:
-    score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], batch.history_QX].set(-jnp.inf)
+  excluded_QX = jnp.where(repeat, 0, batch.history_QX)
+  score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], excluded_QX].set(-jnp.inf)
   score_QA, item_QA = sharding.top_k(score_QI, top_k)
   if not reasons:
     return TopItems(item_QA, score_QA)
@@ -220,16 +222,24 @@ class Recommender:
     return f"the history holds all {len(self.offered):,} items that may be; repeat takes them too"
 
   def recommend(
-    self, histories: Sequence[Sequence[int]], top_k: int = 10, *, repeat: bool = False
+    self,
+    histories: Sequence[Sequence[int]],
+    top_k: int = 10,
+    *,
+    repeat: bool = False,
+    shape: Shape | None = None,
+    offered: range | None = None,
   ) -> list[list[Recommendation]]:
     """The top_k next items for each history (item ids, oldest first; may be empty), best first.
 
     Items of the history are left out unless `repeat`, so an answer may be shorter, or empty. Of a
     history longer than a row the newest items are read. Raises UserError for an item id that is not
-    in the catalogue, a top_k out of range, and scores that are not finite.
+    in the catalogue, a top_k out of range, and scores that are not finite. shape and
+    offered are those of `top_items`.
     """
-    top = self.top_items(histories, top_k, repeat=repeat, reasons=True)
-    return [self._recommendations(*of_history) for of_history in zip(*top, strict=True)]
+    options = {"repeat": repeat, "shape": shape, "offered": offered}
+    top = self.top_items(histories, top_k, reasons=True, **options)
+    return [self.recommendations(*of_history) for of_history in zip(*top, strict=True)]
 
   def shape_for(self, lengths: np.ndarray) -> Shape:
     """The fastest shape for `top_items` with very many histories of these lengths, int [E]: batches
@@ -248,17 +258,21 @@ class Recommender:
     repeat: bool = False,
     reasons: bool = False,
     shape: Shape | None = None,
+    offered: range | None = None,
   ) -> TopItems:
     """`recommend` as arrays, with the parts of the scores if `reasons`.
 
-    shape: from `shape_for`, for many calls with very many histories. Raises UserError as
-    `recommend` does.
+    Args:
+      shape: from `shape_for`, for many calls with very many histories, or from `small_shape`.
+      offered: the items that may be recommended, instead of those of `restrict_to`.
+
+    Raises UserError as `recommend` does.
     """
+    offered = self.offered if offered is None else offered
     self.check_top_k(top_k)
     arrays = [self._checked(i, history) for i, history in enumerate(histories)]
     if shape is None:
-      longest = max(map(len, arrays), default=0)
-      shape = Shape(self._small_layout(len(arrays)), 1 << max(longest, 1).bit_length())
+      shape = self.small_shape([len(a) for a in arrays])
     newest = [a[-shape.layout.longest_history :] for a in arrays]
     E, sources = len(arrays), len(self._sources)
     top = TopItems(
@@ -266,8 +280,9 @@ class Recommender:
       np.zeros((E, top_k), np.float32),
       np.zeros((E, top_k, sources), np.float32) if reasons else None,
     )
-    options = {"top_k": top_k, "repeat": repeat, "reasons": reasons}
-    for place_Q, of_batch in _one_ahead(self._answers(arrays, newest, shape, options)):
+    allowed = np.array([offered.start, offered.stop], np.int32), np.array(repeat)
+    options = {"top_k": top_k, "reasons": reasons}
+    for place_Q, of_batch in _one_ahead(self._answers(arrays, newest, shape, allowed, options)):
       for all_EA, some_QA in zip(top, jax.device_get(of_batch), strict=True):
         if all_EA is not None:
           all_EA[place_Q] = some_QA[: len(place_Q)]
@@ -278,19 +293,33 @@ class Recommender:
       )
     return top
 
-  def _small_layout(self, histories: int) -> Layout:
-    """The layout of the smallest of BATCHES that holds these histories: each may fill a row."""
-    most = next((size for size in BATCHES if size >= histories), BATCHES[-1])
+  def small_shape(self, lengths: Sequence[int]) -> Shape:
+    """A shape for histories of these lengths: the smallest of BATCHES that holds them, in few rows
+    if they are short."""
+    most = next((size for size in BATCHES if size >= len(lengths)), BATCHES[-1])
+    few = math.ceil(most / HISTORIES_PER_ROW)
+    read_E = np.minimum(np.asarray(lengths[:most], int), self._layout.longest_history)
+    tokens = self._layout.tokens(read_E + 1, np.ones_like(read_E)).sum()
+    in_few_rows = tokens <= ROW_USED * few * self._layout.row_length
 
     def places(number: int, axis: str) -> int:
       return number + -number % sharding.shard_count(axis)
 
-    rows = min(places(most, "batch"), self._layout.rows)
+    rows = min(places(few if in_few_rows else most, "batch"), self._layout.rows)
     layout = dataclasses.replace(self._layout, rows=rows)
-    return evaluation_layout(layout, places(most, "targets"))
+    longest = max(lengths, default=0)
+    return Shape(
+      evaluation_layout(layout, places(most, "targets")), 1 << max(longest, 1).bit_length()
+    )
+
+  @property
+  def largest_top_k(self) -> int:
+    """The most items of an answer."""
+    most = len(self.offered)
+    return min(most, self._model.beams) if self.kind == "generated" else most
 
   def check_top_k(self, top_k: int) -> None:
-    """Raises UserError for more items than can be recommended."""
+    """Raises UserError for more items than can be recommended, `largest_top_k`."""
     if not 1 <= top_k <= len(self.offered):
       raise UserError(f"top_k={top_k}: expected a number from 1 to {len(self.offered)}")
     if self.kind == "generated" and top_k > (beams := self._model.beams):
@@ -299,7 +328,7 @@ class Recommender:
         f"evaluation.beams into {self._workdir / 'config.json'}"
       )
 
-  def _answers(self, arrays, newest, shape, options):
+  def _answers(self, arrays, newest, shape, allowed, options):
     """Yields the places of a batch's histories, and its answer, which may still be computed."""
     sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
     first = [len(a) for a in newest]
@@ -313,7 +342,7 @@ class Recommender:
           self._state,
           self._item_ID,
           sharding.device_put_batch(batch),
-          np.array([self.offered.start, self.offered.stop], np.int32),
+          *allowed,
           **options,
         ),
       )
@@ -331,9 +360,10 @@ class Recommender:
       )
     return array.astype(np.int32)
 
-  def _recommendations(
+  def recommendations(
     self, item_A: np.ndarray, score_A: np.ndarray, part_AO: np.ndarray
   ) -> list[Recommendation]:
+    """The items of one history in `TopItems`, with their titles."""
     return [
       Recommendation(
         int(item),

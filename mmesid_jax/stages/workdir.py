@@ -42,7 +42,7 @@ FOLDERS = (
 # which one is written before them in every workdir or refit.
 FILES = (
   *("environment.json", "evaluation.json", "evaluation_valid.json", "cold_start.json"),
-  *("semantic_ids.json", "semantic_ids.html"),
+  *("semantic_ids.json", "semantic_ids.html", "served_events.jsonl"),
 )
 MARKS = ("config.json", CHOSEN, "dataset/dataset.json")
 # What training writes in the folder of a stage, also when it is killed as it writes.

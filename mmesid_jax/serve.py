@@ -1,0 +1,79 @@
+"""Serves recommendations over HTTP, with a page to look at.
+
+Examples:
+  python -m mmesid_jax.serve --workdir=runs/quickstart --port=8000
+  curl --json '{"users": [1], "top_k": 5}' http://127.0.0.1:8000/recommend
+
+The page is http://127.0.0.1:8000/, the interface http://127.0.0.1:8000/docs. Needs the extra
+`serve`: pip install "mmesid_jax[serve]".
+
+The environment variable MMESID_TOKEN holds a token that requests must send ("Authorization: Bearer
+TOKEN"). Without it the service only listens on the loopback interface, unless --no_token says that
+anybody who reaches --host may ask.
+
+Events that the service is told are kept in DIR/served_events.jsonl. Added items are kept until it
+ends. Newer artifacts in the workdir are served as soon as they are compiled.
+"""
+
+import os
+import pathlib
+
+from absl import flags
+
+from mmesid_jax.config import command_line, paths
+from mmesid_jax.errors import UserError
+
+WORKDIR = paths.define_path("workdir", None, "A folder that the command train wrote.")
+HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 = all.")
+PORT = flags.DEFINE_integer("port", 8000, "Port; 0 = any free one.", 0, 65535)
+NO_TOKEN = flags.DEFINE_bool("no_token", False, "Listen on other addresses without a token.")
+MODEL = flags.DEFINE_enum(
+  "model",
+  None,
+  ["network", "blend", "generated", "summed"],
+  "The model that is served; if not given, the blend if any.",
+)
+TOP_K = flags.DEFINE_integer("max_top_k", 100, "Most items that can be asked for.", 1, 10_000)
+QUEUE = flags.DEFINE_integer("queue", 1024, "Histories that may wait; more are refused.", 1, 10**6)
+SECONDS = flags.DEFINE_float("seconds", 10.0, "Longest time of a request.", 0.01, 3600.0)
+BODY = flags.DEFINE_integer("max_body", 2**20, "Bytes of the largest request.", 1024, 2**30)
+HISTORY = flags.DEFINE_integer("max_history", 1024, "Items of the longest history.", 1, 10**6)
+DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")
+KEY = flags.DEFINE_string("key", None, "Field of items.jsonl that holds the keys, if not `key`.")
+GROUPS = {
+  "Required": "workdir=DIR",
+  "Where": "host=ADDRESS port no_token",
+  "What": "model max_top_k data_dir=DIR key=FIELD",
+  "Limits": "queue seconds max_body max_history",
+}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TOKEN = "MMESID_TOKEN"
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  command_line.require_flags("workdir")
+  token = os.environ.get(TOKEN) or None
+  if token is not None and not token.isascii():
+    raise UserError(f"{TOKEN}: expected ASCII characters")
+  if HOST.value not in LOOPBACK and token is None and not NO_TOKEN.value:
+    raise UserError(
+      f"--host={HOST.value}: others can reach it, and no token is set; set {TOKEN}, or say "
+      "--no_token"
+    )
+  try:
+    from mmesid_jax.service.server import serve
+  except ModuleNotFoundError as error:
+    raise UserError(f'{error.name} is missing; pip install "mmesid_jax[serve]"') from None
+  from mmesid_jax.service.service import Limits
+  from mmesid_jax.serving.served_model import Options
+
+  options = Options(
+    top_k=TOP_K.value, model=MODEL.value, data_dir=DATA_DIR.value, key=KEY.value, repeat=True
+  )
+  limits = Limits(QUEUE.value, SECONDS.value, BODY.value, HISTORY.value)
+  serve(pathlib.Path(WORKDIR.value), options, limits, HOST.value, PORT.value, token)
+
+
+if __name__ == "__main__":
+  command_line.run_command(main, groups=GROUPS)

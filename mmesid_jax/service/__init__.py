@@ -1,0 +1,1 @@
+"""The HTTP service of a trained workdir; needs the extra `serve`."""

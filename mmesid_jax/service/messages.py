@@ -1,0 +1,108 @@
+"""What requests and answers of the service hold, as its OpenAPI page shows them."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[int | str, Field(description="An id, or a key as in items.jsonl or users.jsonl.")]
+
+
+class Message(BaseModel):
+  """A message of known fields; numbers are not read from texts."""
+
+  model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Recommend(Message):
+  """Whom to recommend to, by histories or as users, and how."""
+
+  histories: list[list[Name]] | None = Field(
+    None, description="Items by id or key, oldest first; an empty one is a new user."
+  )
+  users: list[Name] | None = Field(None, description="Users by id or key, with all their events.")
+  top_k: int = Field(10, ge=1, description="Number of items.")
+  repeat: bool = Field(False, description="Recommend items of the history, too.")
+  only_new: bool = Field(False, description="Recommend only items of POST /items.")
+  reasons: bool = Field(False, description="Give the summands of each score.")
+
+  model_config = ConfigDict(
+    json_schema_extra={
+      "examples": [
+        {"histories": [[12, 57, 401]], "top_k": 5, "reasons": True},
+        {"users": [1, 2, 3]},
+      ]
+    }
+  )
+
+
+class Item(Message):
+  """One recommended item."""
+
+  item: int
+  key: str | None = None
+  title: str | None = None
+  score: float
+  parts: dict[str, float] | None = Field(None, description="Summands of the score by source.")
+
+
+class Answer(Message):
+  """The items of one history, best first."""
+
+  items: list[Item]
+
+
+class Recommended(Message):
+  """An answer for each history or user, in their order."""
+
+  answers: list[Answer]
+
+
+class Events(Message):
+  """Items that a user took, oldest first, added to the end of their history."""
+
+  user: Name = Field(description="A user by id or key; a key that is not known is a new user.")
+  items: list[Name] = Field(min_length=1)
+
+  model_config = ConfigDict(json_schema_extra={"examples": [{"user": 1, "items": [57, 12]}]})
+
+
+class History(Message):
+  """The events of a user, oldest first: those of the data set and those of POST /events."""
+
+  user: int | str
+  items: list[int]
+  titles: list[str | None]
+
+
+class NewItem(Message):
+  """An item that training never saw."""
+
+  key: str | None = None
+  title: str | None = None
+  vectors: dict[str, list[float]] = Field(
+    description="By modality, as the feature table has them: text, visual, ..."
+  )
+
+
+class NewItems(Message):
+  """Items to add to the catalogue. All of them have vectors of the same modalities."""
+
+  items: list[NewItem] = Field(min_length=1)
+
+  model_config = ConfigDict(
+    json_schema_extra={
+      "examples": [{"items": [{"title": "Rose soap", "vectors": {"text": [0.1, -0.2]}}]}]
+    }
+  )
+
+
+class Added(Message):
+  """The ids of added items, in their order."""
+
+  items: list[int]
+
+
+class Fault(Message):
+  """Why a request was refused."""
+
+  error: str

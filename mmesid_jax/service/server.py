@@ -1,0 +1,61 @@
+"""Serves a workdir over HTTP until SIGINT or SIGTERM."""
+
+import pathlib
+import signal
+import socket
+
+import uvicorn
+
+from mmesid_jax.display import reporter
+from mmesid_jax.errors import UserError
+from mmesid_jax.service.app import create_app
+from mmesid_jax.service.limits import TimedProtocol
+from mmesid_jax.service.metrics import Metrics
+from mmesid_jax.service.service import Limits, Service
+from mmesid_jax.serving.served_model import Options
+
+STOP_SECONDS = 30  # for requests that were accepted, after a signal
+CONNECTIONS = 4096
+
+
+def serve(
+  path: pathlib.Path, options: Options, limits: Limits, host: str, port: int, token: str | None
+) -> None:
+  """Loads and warms the model, then answers requests. Returns after a signal, when all requests
+  that were accepted are answered. Raises UserError."""
+  listener = _listen(host, port)
+  metrics = Metrics()
+  reporter.info(f"{path}: the model is loaded and compiled ...")
+  service = Service(path, options, limits, metrics.add_batch)
+  metrics.watch("mmesid_waiting", "Histories that wait", lambda: service.batcher.waiting)
+  metrics.watch("mmesid_items", "Items that can be recommended", lambda: service.live.num_items)
+  metrics.watch("mmesid_reloads", "Newer artifacts that were read", lambda: service.reloads)
+  metrics.watch("mmesid_failed_reloads", "Those that were not", lambda: service.failed_reloads)
+  config = uvicorn.Config(
+    create_app(service, metrics, token),
+    http=TimedProtocol,
+    log_level="warning",
+    access_log=False,
+    server_header=False,
+    limit_concurrency=CONNECTIONS,
+    timeout_graceful_shutdown=STOP_SECONDS,
+  )
+  for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn sends itself the signal again at the end
+    signal.signal(number, lambda *_: None)
+  address, bound = listener.getsockname()[:2]
+  shown = f"[{address}]" if ":" in address else address
+  reporter.info(f"ready: http://{shown}:{bound}/ (requests: http://{shown}:{bound}/docs)")
+  uvicorn.Server(config).run(sockets=[listener])
+  reporter.info("stopped: all requests are answered")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+  """A socket that does not listen yet. Raises UserError where the port is in use, for example."""
+  try:
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+  except OSError as error:
+    raise UserError(f"--host={host} --port={port}: {error.strerror or error}") from None
+  return listener

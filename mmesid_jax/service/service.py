@@ -1,0 +1,166 @@
+"""Answers requests with the model of a workdir: the parts of the service without HTTP."""
+
+import asyncio
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mmesid_jax.data.folder import keys
+from mmesid_jax.display import reporter
+from mmesid_jax.errors import Stop, UserError
+from mmesid_jax.service.batcher import Batcher
+from mmesid_jax.service.live_model import Addition, Kind, LiveModel, file_versions
+from mmesid_jax.service.messages import Events, NewItems, Recommend
+from mmesid_jax.service.users import JOURNAL, User, Users
+from mmesid_jax.serving.recommender import BATCHES, TopItems
+from mmesid_jax.serving.served_model import Options
+
+CHECK_SECONDS = 2.0  # between looks at the artifacts
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a service takes."""
+
+  queue: int = 1024  # histories that may wait for the model
+  seconds: float = 10.0  # that a request may take
+  body_bytes: int = 2**20  # of a request
+  items: int = 1024  # of a history, where no user of the data set has more
+  histories: int = 256  # of a request
+
+
+class Service:
+  """Answers with the newest model of a workdir, and remembers events and added items.
+
+  Methods are for one event loop; the model runs in a thread of its own.
+
+  Args:
+    path: the workdir.
+    options: which model is served; its top_k is the most that a request can ask for.
+    watch: gets the size and the seconds of every batch.
+  """
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    options: Options,
+    limits: Limits,
+    watch: Callable[[int, float], None] = lambda size, seconds: None,
+  ):
+    self.path, self.options, self.limits = path, options, limits
+    self._additions: list[Addition] = []
+    self.live = self._load()
+    dataset = self.live.workdir.dataset
+    user_keys = keys.kept_user_keys(self.live.workdir.data_dir, len(dataset))
+    self.users = Users(dataset, user_keys, path / JOURNAL)
+    self.batcher = Batcher(self._answer, BATCHES[-1], limits.queue, watch)
+    self._changing = asyncio.Lock()
+    self.reloads = self.failed_reloads = 0
+
+  def _load(self) -> LiveModel:
+    live = LiveModel(self.path, self.options, self.limits.items, self._additions)
+    live.warm()
+    return live
+
+  def _answer(
+    self, kind: Kind, histories: Sequence[Sequence[int]]
+  ) -> list[tuple[LiveModel, TopItems, int]]:
+    live = self.live  # one model for the batch, whatever is put in its place
+    top = live.answer(kind, histories)
+    return [(live, top, place) for place in range(len(histories))]
+
+  async def recommend(self, request: Recommend) -> dict:
+    """The answer to POST /recommend. Raises UserError, QueueFull, TooLate."""
+    histories = self._histories(request)
+    if request.top_k > self.live.top_k:
+      raise UserError(f"top_k={request.top_k}: at most {self.live.top_k} can be asked for")
+    futures = []
+    by_kind: dict[Kind, list[int]] = {}
+    for place, history in enumerate(histories):
+      kind = self.live.kind(history, repeat=request.repeat, only_new=request.only_new)
+      by_kind.setdefault(kind, []).append(place)
+    found: dict[int, dict] = {}
+    for kind, places in by_kind.items():
+      wanted = [histories[place] for place in places]
+      submitted = self.batcher.submit(kind, wanted, self.limits.seconds)
+      futures += zip(places, map(asyncio.wrap_future, submitted), strict=True)
+    answers = await asyncio.gather(*(future for _, future in futures))
+    for (place, _), (live, top, row) in zip(futures, answers, strict=True):
+      found[place] = {"items": live.as_json(top, row, request.top_k, reasons=request.reasons)}
+    return {"answers": [found[place] for place in range(len(histories))]}
+
+  def _histories(self, request: Recommend) -> list[list[int]]:
+    if (request.histories is None) == (request.users is None):
+      raise UserError("expected one of histories and users")
+    asked = request.histories if request.users is None else request.users
+    if not 1 <= len(asked) <= self.limits.histories:
+      raise UserError(f"{len(asked):,} histories; expected 1 to {self.limits.histories}")
+    if request.users is not None:
+      return [self.users.history(user) for user in request.users]
+    return [[self.live.item_id(name) for name in history] for history in request.histories]
+
+  def add_events(self, request: Events) -> dict:
+    """The answer to POST /events: the user's history."""
+    items = [self.live.item_id(name) for name in request.items]
+    self.users.append(request.user, items)
+    return self.history(request.user)
+
+  def history(self, user: User) -> dict:
+    """The answer to GET /history."""
+    items = self.users.history(user)
+    return {"user": user, "items": items, "titles": [self.live.title(item) for item in items]}
+
+  async def add_items(self, request: NewItems) -> dict:
+    """The answer to POST /items: the ids of the new items, once they can be recommended."""
+    addition = _addition(request)
+    async with self._changing:
+      first = self.live.num_items + 1
+      self._additions.append(addition)
+      try:
+        self.live = await asyncio.to_thread(self._load)
+      except BaseException:
+        self._additions.pop()
+        raise
+      return {"items": list(range(first, self.live.num_items + 1))}
+
+  async def follow_artifacts(self) -> None:
+    """Serves newer artifacts of the workdir as they appear; ends when it is canceled."""
+    while True:
+      await asyncio.sleep(CHECK_SECONDS)
+      if file_versions(self.live.files) == self.live.versions:
+        continue
+      async with self._changing:
+        before = file_versions(self.live.files)
+        try:
+          live = await asyncio.to_thread(self._load)
+          if live.known_items != self.live.known_items:
+            raise UserError(f"{live.known_items:,} items instead of {self.live.known_items:,}")
+          self.live = live
+          self.reloads += 1
+          reporter.info(f"{self.path}: newer artifacts are served")
+        except (Stop, OSError) as error:
+          self.failed_reloads += 1
+          self.live.versions = before  # not again until they change
+          reporter.warn(f"{self.path}: newer artifacts are not served: {error}")
+
+  def close(self) -> None:
+    """Answers what waits, and ends."""
+    self.batcher.close()
+    self.users.close()
+
+
+def _addition(request: NewItems) -> Addition:
+  names = [set(item.vectors) for item in request.items]
+  if not names[0] or any(given != names[0] for given in names):
+    raise UserError("items: expected vectors of the same modalities, at least one, in all items")
+  vectors = {}
+  for modality in sorted(names[0]):
+    rows = [item.vectors[modality] for item in request.items]
+    if len({len(row) for row in rows}) > 1:
+      raise UserError(f"items: vectors of {modality} have different lengths")
+    vectors[modality] = np.asarray(rows, np.float32)
+    if not np.isfinite(vectors[modality]).all():
+      raise UserError(f"items: vectors of {modality} hold a number that is not finite")
+  return Addition([i.key for i in request.items], [i.title for i in request.items], vectors)

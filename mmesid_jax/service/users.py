@@ -1,0 +1,100 @@
+"""Users and their events: those of the data set, and those that the service was told."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import IO
+
+from mmesid_jax.data.dataset import Dataset
+from mmesid_jax.display import reporter
+from mmesid_jax.errors import UserError
+from mmesid_jax.files.append import append_bytes, open_to_append
+from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.files.readers import parse_json
+
+JOURNAL = "served_events.jsonl"  # in the workdir
+
+User = int | str
+
+
+class Users:
+  """Histories by user id, or by key where the data set has keys.
+
+  New events go to the end of the file JOURNAL before they count, so a service that starts again has
+  them. Not for several threads.
+  """
+
+  def __init__(self, dataset: Dataset, keys: Sequence[str] | None, journal: pathlib.Path):
+    self._dataset = dataset
+    self._row_of_key = None if keys is None else {key: row for row, key in enumerate(keys)}
+    self._added: dict[User, list[int]] = {}  # by row, or by the key of a new user
+    self._file: IO[bytes] = open_to_append(journal)
+    self._read_journal(journal)
+
+  def history(self, user: User) -> list[int]:
+    """All items of a user, oldest first. Raises UserError for an unknown one."""
+    place = self._place(user)
+    if place is None:
+      raise UserError(f"user {user!r} is not known")
+    known = self._dataset.sequence(place).tolist() if isinstance(place, int) else []
+    return known + self._added.get(place, [])
+
+  def append(self, user: User, items: Sequence[int]) -> None:
+    """Adds events at the end of a user's history. Raises UserError for an id that is not known."""
+    place = self._place(user)
+    if place is None:
+      if not isinstance(user, str) or self._row_of_key is None:
+        raise UserError(
+          f"user {user!r} is not known; new users need a key, in a data set with keys"
+        )
+      place = user
+    append_bytes(self._file, json.dumps({"user": user, "items": list(items)}).encode() + b"\n")
+    self._added.setdefault(place, []).extend(items)
+
+  def close(self) -> None:
+    """Closes the journal."""
+    self._file.close()
+
+  def _place(self, user: User) -> User | None:
+    """The row of a user of the data set, the key of one that was added, None for others."""
+    if isinstance(user, str):
+      row = None if self._row_of_key is None else self._row_of_key.get(user)
+      return row if row is not None else (user if user in self._added else None)
+    try:
+      return int(self._dataset.row(user))
+    except UserError:
+      return None
+
+  def _read_journal(self, path: pathlib.Path) -> None:
+    made_for = json_sha256([self._dataset.fingerprint])
+    self._file.seek(0)
+    lines = self._file.read().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):  # the service was killed before it had answered
+      self._file.truncate(sum(map(len, lines[:-1])))
+      lines.pop()
+    if not lines:
+      append_bytes(self._file, json.dumps({"dataset": made_for}).encode() + b"\n")
+      return
+    for number, line in enumerate(lines, 1):
+      try:
+        entry = parse_json(line)
+        if number == 1:
+          known = entry["dataset"]
+        else:
+          self._restore(entry["user"], entry["items"])
+      except (ValueError, KeyError, TypeError, UserError):
+        raise UserError(
+          f"{path}:{number}: is not an event of the service; delete the line, or the file"
+        ) from None
+      if number == 1 and known != made_for:
+        raise UserError(
+          f"{path}: holds events after another data set; delete it, or serve with that data set"
+        )
+    if len(lines) > 1:
+      reporter.info(
+        f"{path}: {len(lines) - 1:,} requests with new events of {len(self._added):,} users"
+      )
+
+  def _restore(self, user: User, items: Sequence[int]) -> None:
+    place = self._place(user)
+    self._added.setdefault(user if place is None else place, []).extend(map(int, items))
