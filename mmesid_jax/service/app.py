@@ -17,7 +17,7 @@ from mmesid_jax.errors import Stop
 from mmesid_jax.service import messages
 from mmesid_jax.service.batcher import QueueFull, TooLate
 from mmesid_jax.service.limits import Limited
-from mmesid_jax.service.metrics import CONTENT_TYPE, Measured, Metrics
+from mmesid_jax.service.prometheus import CONTENT_TYPE, Measured, Metrics
 from mmesid_jax.service.service import Service
 
 PAGE = pkgutil.get_data(__package__, "page.html")

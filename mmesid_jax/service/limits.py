@@ -9,6 +9,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 OPEN = {"/", "/health", "/ready"}  # paths that need no token
 HEADER_SECONDS = 10.0
+LAST_SECONDS = 1.0  # for the first request of a connection that was made before the service stopped
 
 
 class Limited:
@@ -94,10 +95,12 @@ async def _refuse(send, status: int, error: str) -> None:
 class TimedProtocol(HttpToolsProtocol):
   """Closes a connection whose request line and headers do not arrive in time.
 
-  uvicorn bounds the time between requests, and nothing before the first or within one.
+  uvicorn bounds the time between requests, and nothing before the first or within one. When the
+  service stops, a connection whose first request is on its way is answered, too.
   """
 
   _timer: asyncio.TimerHandle | None = None
+  _is_last = False  # whether the connection ends with its next answer
 
   def connection_made(self, transport) -> None:
     super().connection_made(transport)
@@ -111,6 +114,16 @@ class TimedProtocol(HttpToolsProtocol):
   def on_headers_complete(self) -> None:
     self._stop()
     super().on_headers_complete()
+    if self._is_last:
+      self.cycle.keep_alive = False
+
+  def shutdown(self) -> None:
+    if self.cycle is not None:
+      super().shutdown()
+      return
+    self._stop()
+    self._is_last = True
+    self._timer = self.loop.call_later(LAST_SECONDS, self._close)
 
   def connection_lost(self, exc: Exception | None) -> None:
     self._stop()

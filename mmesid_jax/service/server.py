@@ -10,7 +10,7 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.service.app import create_app
 from mmesid_jax.service.limits import TimedProtocol
-from mmesid_jax.service.metrics import Metrics
+from mmesid_jax.service.prometheus import Metrics
 from mmesid_jax.service.service import Limits, Service
 from mmesid_jax.serving.served_model import Options
 
