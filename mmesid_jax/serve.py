@@ -5,7 +5,7 @@ Examples:
   curl --json '{"users": [1], "top_k": 5}' http://127.0.0.1:8000/recommend
 
 The page is http://127.0.0.1:8000/, the interface http://127.0.0.1:8000/docs. Needs the extra
-`serve`: pip install "mmesid_jax[serve]".
+`serve`: pip install ".[serve]".
 
 The environment variable MMESID_TOKEN holds a token that requests must send ("Authorization: Bearer
 TOKEN"). Without it the service only listens on the loopback interface, unless --no_token says that
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
   try:
     from mmesid_jax.service.server import serve
   except ModuleNotFoundError as error:
-    raise UserError(f'{error.name} is missing; pip install "mmesid_jax[serve]"') from None
+    raise UserError(f'{error.name} is missing; pip install ".[serve]"') from None
   from mmesid_jax.service.service import Limits
   from mmesid_jax.serving.served_model import Options
 

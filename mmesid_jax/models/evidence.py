@@ -216,9 +216,14 @@ class EvidenceModel(nnx.Module):
     are known."""
     if transition_QI is None:
       transition_QI = self.transition_scores(history_QX)
-    queries, tables = zip(*self._products(history_QX).values(), strict=True)
-    score_QI = Scorer(queries, tables, (None,) * len(queries)).score_all()
-    return constrain(score_QI + transition_QI + self.repeat_scores(history_QX), "targets", "items")
+    score_QI = transition_QI + self.repeat_scores(history_QX)
+    for query_QV, table_IV in self._products(history_QX).values():
+      # With a barrier the product is a call of the library, also for one history; without, XLA for
+      # CPUs makes it a part of the loop over the sum, which takes three times as long.
+      score_QI += jax.lax.optimization_barrier(
+        Scorer((query_QV,), (table_IV,), (None,)).score_all()
+      )
+    return constrain(score_QI, "targets", "items")
 
   def contributions(
     self, history_QX: jax.Array, item_QA: jax.Array, transition_QI: jax.Array | None = None

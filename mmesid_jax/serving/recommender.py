@@ -37,7 +37,7 @@ from mmesid_jax.stages.workdir import REFRESHED
 
 KINDS = {"network": RecommenderModel, "blend": BlendModel, **GENERATED}
 MODELS = tuple(KINDS)
-BATCHES = (1, 8, 64)  # histories in one call to the device; more are answered batch after batch
+BATCHES = (1, 8, 32)  # histories in one call to the device; more are answered batch after batch
 HISTORIES_PER_ROW, ROW_USED = 8, 0.9  # of short histories; the share of a row that they fill
 
 
