@@ -35,7 +35,9 @@ MODEL = flags.DEFINE_enum(
 )
 TOP_K = flags.DEFINE_integer("max_top_k", 100, "Most items that can be asked for.", 1, 10_000)
 QUEUE = flags.DEFINE_integer("queue", 1024, "Histories that may wait; more are refused.", 1, 10**6)
-SECONDS = flags.DEFINE_float("seconds", 10.0, "Longest time of a request.", 0.01, 3600.0)
+SECONDS = flags.DEFINE_float(
+  "seconds", 10.0, "Longest time for a body, and for a wait.", 0.01, 3600.0
+)
 BODY = flags.DEFINE_integer("max_body", 2**20, "Bytes of the largest request.", 1024, 2**30)
 HISTORY = flags.DEFINE_integer("max_history", 1024, "Items of the longest history.", 1, 10**6)
 DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")
@@ -54,8 +56,8 @@ def main(argv: list[str]) -> None:
   del argv
   command_line.require_flags("workdir")
   token = os.environ.get(TOKEN) or None
-  if token is not None and not token.isascii():
-    raise UserError(f"{TOKEN}: expected ASCII characters")
+  if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
+    raise UserError(f"{TOKEN}: expected printable ASCII characters, no space at its ends")
   if HOST.value not in LOOPBACK and token is None and not NO_TOKEN.value:
     raise UserError(
       f"--host={HOST.value}: others can reach it, and no token is set; set {TOKEN}, or say "
@@ -72,7 +74,9 @@ def main(argv: list[str]) -> None:
     top_k=TOP_K.value, model=MODEL.value, data_dir=DATA_DIR.value, key=KEY.value, repeat=True
   )
   limits = Limits(QUEUE.value, SECONDS.value, BODY.value, HISTORY.value)
-  serve(pathlib.Path(WORKDIR.value), options, limits, HOST.value, PORT.value, token)
+  local_only = token is None and HOST.value in LOOPBACK
+  path = pathlib.Path(WORKDIR.value)
+  serve(path, options, limits, HOST.value, PORT.value, token, local_only=local_only)
 
 
 if __name__ == "__main__":

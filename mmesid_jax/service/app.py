@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 
 import mmesid_jax
 from mmesid_jax.display import reporter
-from mmesid_jax.errors import Stop
 from mmesid_jax.service import messages
 from mmesid_jax.service.batcher import QueueFull, TooLate
 from mmesid_jax.service.limits import Limited
+from mmesid_jax.service.messages import RequestError
 from mmesid_jax.service.prometheus import CONTENT_TYPE, Measured, Metrics
 from mmesid_jax.service.service import Service
 
@@ -26,8 +26,10 @@ PATHS = frozenset(
 )
 
 
-def create_app(service: Service, metrics: Metrics, token: str | None) -> Measured:
-  """The app of a service whose model is warm. token: needed to ask; None = anybody may."""
+def create_app(
+  service: Service, metrics: Metrics, token: str | None = None, *, local_only: bool = False
+) -> Measured:
+  """The app of a service whose model is warm. token and local_only are those of `Limited`."""
 
   @contextlib.asynccontextmanager
   async def run(app: FastAPI) -> AsyncIterator[None]:
@@ -46,7 +48,8 @@ def create_app(service: Service, metrics: Metrics, token: str | None) -> Measure
   _add_handlers(app)
   _add_routes(app, service, metrics)
   limits = service.limits
-  return Measured(Limited(app, limits.body_bytes, limits.seconds, token), metrics, PATHS)
+  limited = Limited(app, limits.body_bytes, limits.seconds, token, local_only=local_only)
+  return Measured(limited, metrics, PATHS)
 
 
 def _json(content: dict, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -70,8 +73,8 @@ def _add_handlers(app: FastAPI) -> None:
   def refused(request: Request, error: HTTPException) -> Response:
     return _fault(error.status_code, str(error.detail), error.headers)
 
-  @app.exception_handler(Stop)
-  def mistake(request: Request, error: Stop) -> Response:
+  @app.exception_handler(RequestError)
+  def mistake(request: Request, error: RequestError) -> Response:
     return _fault(422, str(error))
 
   @app.exception_handler(QueueFull)
@@ -94,6 +97,7 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     for status, text in (
       (401, "No token, or a wrong one"),
       (413, "The body is too large"),
+      (421, "The service is asked by another name than its own"),
       (415, "The body is not said to be JSON"),
       (422, "A field is wrong; the text says which"),
       (429, "Too many requests wait"),
@@ -132,9 +136,11 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     return {"status": "ok"}
 
   @app.get("/ready")
-  async def ready() -> dict[str, int | str]:
-    """Whether requests are taken; a service that is not warm does not listen."""
-    return {"status": "ready", "items": service.live.num_items, "reloads": service.reloads}
+  async def ready() -> Response:
+    """Whether requests are answered; a service that is not warm does not listen."""
+    if not service.batcher.is_alive:
+      return _fault(503, "the service is stopping")
+    return _json({"status": "ready", "items": service.live.num_items, "reloads": service.reloads})
 
   @app.get("/metrics", response_class=Response)
   async def figures() -> Response:

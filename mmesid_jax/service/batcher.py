@@ -51,17 +51,22 @@ class Batcher:
     self._thread.start()
 
   @property
+  def is_alive(self) -> bool:
+    """Whether queries are taken and answered."""
+    return self._thread.is_alive() and not self._closed
+
+  @property
   def waiting(self) -> int:
     """Number of queries that wait."""
     return len(self._waiting)
 
-  def submit(self, kind: Hashable, queries: Sequence[Any], seconds: float) -> list[Future]:
-    """The futures of the answers, all of which are waited for or none.
+  def submit(self, queries: Sequence[tuple[Hashable, Any]], seconds: float) -> list[Future]:
+    """The futures of the answers to (kind, query); all queries wait, or none.
 
     A future raises TooLate where its query waited longer than `seconds`. Raises QueueFull.
     """
     deadline = time.monotonic() + seconds
-    entries = [_Waiting(kind, query, Future(), deadline) for query in queries]
+    entries = [_Waiting(kind, query, Future(), deadline) for kind, query in queries]
     with self._changed:
       if self._closed or len(self._waiting) + len(entries) > self._capacity:
         raise QueueFull
@@ -77,22 +82,31 @@ class Batcher:
     self._thread.join()
 
   def _run(self) -> None:
-    while batch := self._next_batch():
-      started = time.monotonic()
-      late = [entry for entry in batch if entry.deadline < started]
-      for entry in late:
+    try:
+      while batch := self._next_batch():
+        self._answer_batch(batch)
+    finally:  # after an error that no batch explains, nobody waits for ever
+      with self._changed:
+        self._closed = True
+        for entry in self._waiting:
+          _finish(entry.future, error=TooLate())
+        self._waiting.clear()
+
+  def _answer_batch(self, batch: list[_Waiting]) -> None:
+    started = time.monotonic()
+    for entry in batch:
+      if entry.deadline < started:
         _finish(entry.future, error=TooLate())
-      if not (batch := [entry for entry in batch if entry.deadline >= started]):
-        continue
-      try:
-        answers = self._answer(batch[0].kind, [entry.query for entry in batch])
-      except Exception as error:  # the next batch may do
-        for entry in batch:
-          _finish(entry.future, error=error)
-      else:
-        for entry, answer in zip(batch, answers, strict=True):
-          _finish(entry.future, answer)
+    if not (batch := [entry for entry in batch if entry.deadline >= started]):
+      return
+    try:
+      answers = self._answer(batch[0].kind, [entry.query for entry in batch])
+      for entry, answer in zip(batch, answers, strict=True):
+        _finish(entry.future, answer)
       self._watch(len(batch), time.monotonic() - started)
+    except Exception as error:  # the next batch may do
+      for entry in batch:
+        _finish(entry.future, error=error)
 
   def _next_batch(self) -> list[_Waiting]:
     """Waits for queries; empty at the end."""
@@ -108,7 +122,7 @@ class Batcher:
 
 
 def _finish(future: Future, answer: Any = None, error: BaseException | None = None) -> None:
-  if not future.set_running_or_notify_cancel():  # nobody waits for it any more
+  if future.done() or not future.set_running_or_notify_cancel():  # nobody waits for it any more
     return
   if error is None:
     future.set_result(answer)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.service.messages import RequestError
 from mmesid_jax.serving.answer import recommendation_json
 from mmesid_jax.serving.recommender import BATCHES, Recommender, Shape, TopItems
 from mmesid_jax.serving.served_model import Options, open_model
@@ -65,7 +66,11 @@ class LiveModel:
     self._id_of = {k: i for i, k in enumerate(self._keys or ()) if k is not None}
 
   def _add(self, addition: Addition) -> None:
-    self._model.add_items(addition.vectors, addition.titles)
+    try:
+      self._model.add_items(addition.vectors, addition.titles)
+    except UserError as error:
+      reason = str(error).removeprefix(f"{self.workdir.path}: ")
+      raise RequestError(f"items: {reason}") from None
     self._titles = [*self._titles, *addition.titles]
     if self._keys is not None:
       self._keys = [*self._keys, *addition.keys]
@@ -80,31 +85,44 @@ class LiveModel:
     return self._titles[item]
 
   def item_id(self, name: int | str) -> int:
-    """The id of an item by id or key. Raises UserError for others."""
+    """The id of an item by id or key. Raises RequestError for others."""
     if isinstance(name, str):
       item = self._id_of.get(name)
       if item is None:
         has_keys = f"one of {len(self._id_of):,} keys" if self._id_of else "ids; there are no keys"
-        raise UserError(f"item {name!r} is not known; expected {has_keys}")
+        raise RequestError(f"item {name!r} is not known; expected {has_keys}")
       return item
     if not 1 <= name <= self.num_items:
-      raise UserError(f"item {name} is not in the catalogue (1 to {self.num_items})")
+      raise RequestError(f"item {name} is not in the catalogue (1 to {self.num_items})")
     return name
 
+  def check_new_keys(self, keys: Sequence[str | None]) -> None:
+    """Raises RequestError for keys of new items that are taken, come twice, or cannot be kept."""
+    given = [key for key in keys if key is not None]
+    if given and self._keys is None:
+      raise RequestError("items: the data set has no keys, so new items can have none")
+    for n, key in enumerate(given):
+      if key in self._id_of or key in given[:n]:
+        raise RequestError(f"items: the key {key!r} is taken")
+
   def kind(self, history: Sequence[int], *, repeat: bool, only_new: bool) -> Kind:
-    """The kind of a query. Raises UserError for a history that is too long, and for `only_new`
+    """The kind of a query. Raises RequestError for a history that is too long, and for `only_new`
     where no item is new or the model searches."""
     if len(history) > self.longest:
-      raise UserError(f"a history of {len(history):,} items; at most {self.longest:,} are taken")
+      raise RequestError(f"a history of {len(history):,} items; at most {self.longest:,} are taken")
     if only_new and self.num_items == self.known_items:
-      raise UserError("only_new: no items were added to the catalogue")
+      raise RequestError("only_new: no items were added to the catalogue")
     if only_new and self._model.kind == "generated":
-      raise UserError("only_new: is not there for generated items")
+      raise RequestError("only_new: is not there for generated items")
     return Kind(repeat, only_new, len(history) > SHORT)
 
   def answer(self, kind: Kind, histories: Sequence[Sequence[int]]) -> TopItems:
     """The best `top_k` items for each history, with reasons."""
-    shape = self._model.small_shape([len(history) for history in histories])
+    return self._answer(kind, histories, [len(history) for history in histories])
+
+  def _answer(self, kind, histories, lengths: Sequence[int]) -> TopItems:
+    """lengths: of the histories, as far as they decide the shape."""
+    shape = self._model.small_shape(lengths)
     shape = Shape(shape.layout, self.longest if kind.long else SHORT)
     offered = range(self.known_items + 1, self.num_items + 1) if kind.only_new else None
     options = {"repeat": kind.repeat, "shape": shape, "offered": offered}
@@ -113,9 +131,9 @@ class LiveModel:
   def warm(self) -> None:
     """Compiles all programs that `answer` may need."""
     for size in BATCHES:
-      for history in ([1], [1] * SHORT):  # in few rows and in many
+      for length in (1, self.longest):  # in few rows and in many
         for long in (False, True):
-          self.answer(Kind(False, False, long), [history] * size)
+          self._answer(Kind(False, False, long), [[1]] * size, [length] * size)
 
   def as_json(self, top: TopItems, place: int, top_k: int, *, reasons: bool) -> list[dict]:
     """The best items of one history, with their keys and titles."""

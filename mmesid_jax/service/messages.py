@@ -1,10 +1,26 @@
-"""What requests and answers of the service hold, as its OpenAPI page shows them."""
+"""The fields of requests and answers, as the OpenAPI page of the service shows them."""
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Name = Annotated[int | str, Field(description="An id, or a key as in items.jsonl or users.jsonl.")]
+from mmesid_jax.errors import UserError
+
+
+class RequestError(UserError):
+  """A mistake in a request, whose text its sender may see."""
+
+
+def _check_text(text: str) -> str:
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise ValueError("holds half of a surrogate pair, which is no text") from None
+  return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+Name = Annotated[int | Text, Field(description="An id, or a key as in items.jsonl or users.jsonl.")]
 
 
 class Message(BaseModel):
@@ -14,7 +30,7 @@ class Message(BaseModel):
 
 
 class Recommend(Message):
-  """Whom to recommend to, by histories or as users, and how."""
+  """The histories or users that want recommendations, and the options."""
 
   histories: list[list[Name]] | None = Field(
     None, description="Items by id or key, oldest first; an empty one is a new user."
@@ -77,9 +93,9 @@ class History(Message):
 class NewItem(Message):
   """An item that training never saw."""
 
-  key: str | None = None
-  title: str | None = None
-  vectors: dict[str, list[float]] = Field(
+  key: Text | None = None
+  title: Text | None = None
+  vectors: dict[Text, list[float]] = Field(
     description="By modality, as the feature table has them: text, visual, ..."
   )
 

@@ -15,14 +15,22 @@ from mmesid_jax.service.service import Limits, Service
 from mmesid_jax.serving.served_model import Options
 
 STOP_SECONDS = 30  # for requests that were accepted, after a signal
-CONNECTIONS = 4096
+CONNECTIONS = 1024  # above it, requests are refused
+BACKLOG = 1024
 
 
 def serve(
-  path: pathlib.Path, options: Options, limits: Limits, host: str, port: int, token: str | None
+  path: pathlib.Path,
+  options: Options,
+  limits: Limits,
+  host: str,
+  port: int,
+  token: str | None,
+  *,
+  local_only: bool,
 ) -> None:
   """Loads and warms the model, then answers requests. Returns after a signal, when all requests
-  that were accepted are answered. Raises UserError."""
+  that were accepted are answered. token and local_only are those of `Limited`. Raises UserError."""
   listener = _listen(host, port)
   metrics = Metrics()
   reporter.info(f"{path}: the model is loaded and compiled ...")
@@ -32,21 +40,27 @@ def serve(
   metrics.watch("mmesid_reloads", "Newer artifacts that were read", lambda: service.reloads)
   metrics.watch("mmesid_failed_reloads", "Those that were not", lambda: service.failed_reloads)
   config = uvicorn.Config(
-    create_app(service, metrics, token),
+    create_app(service, metrics, token, local_only=local_only),
     http=TimedProtocol,
+    ws="none",
     log_level="warning",
     access_log=False,
     server_header=False,
     limit_concurrency=CONNECTIONS,
     timeout_graceful_shutdown=STOP_SECONDS,
   )
+  server = uvicorn.Server(config)
   for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn sends itself the signal again at the end
-    signal.signal(number, lambda *_: None)
+    signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+  try:
+    listener.listen(BACKLOG)
+  except OSError as error:  # another process listens by now
+    raise _cannot_listen(host, port, error) from None
   address, bound = listener.getsockname()[:2]
   shown = f"[{address}]" if ":" in address else address
   reporter.info(f"ready: http://{shown}:{bound}/ (requests: http://{shown}:{bound}/docs)")
-  uvicorn.Server(config).run(sockets=[listener])
-  reporter.info("stopped: all requests are answered")
+  server.run(sockets=[listener])
+  reporter.info("stopped")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -57,5 +71,9 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
   except OSError as error:
-    raise UserError(f"--host={host} --port={port}: {error.strerror or error}") from None
+    raise _cannot_listen(host, port, error) from None
   return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
+  return UserError(f"--host={host} --port={port}: {error.strerror or error}")

@@ -9,10 +9,10 @@ import numpy as np
 
 from mmesid_jax.data.folder import keys
 from mmesid_jax.display import reporter
-from mmesid_jax.errors import Stop, UserError
+from mmesid_jax.errors import UserError
 from mmesid_jax.service.batcher import Batcher
 from mmesid_jax.service.live_model import Addition, Kind, LiveModel, file_versions
-from mmesid_jax.service.messages import Events, NewItems, Recommend
+from mmesid_jax.service.messages import Events, NewItems, Recommend, RequestError
 from mmesid_jax.service.users import JOURNAL, User, Users
 from mmesid_jax.serving.recommender import BATCHES, TopItems
 from mmesid_jax.serving.served_model import Options
@@ -51,6 +51,7 @@ class Service:
   ):
     self.path, self.options, self.limits = path, options, limits
     self._additions: list[Addition] = []
+    self.live: LiveModel | None = None
     self.live = self._load()
     dataset = self.live.workdir.dataset
     user_keys = keys.kept_user_keys(self.live.workdir.data_dir, len(dataset))
@@ -61,6 +62,10 @@ class Service:
 
   def _load(self) -> LiveModel:
     live = LiveModel(self.path, self.options, self.limits.items, self._additions)
+    if self.live is not None and live.known_items != self.live.known_items:
+      raise UserError(
+        f"{self.path}: {live.known_items:,} items instead of {self.live.known_items:,}; start again"
+      )
     live.warm()
     return live
 
@@ -72,33 +77,29 @@ class Service:
     return [(live, top, place) for place in range(len(histories))]
 
   async def recommend(self, request: Recommend) -> dict:
-    """The answer to POST /recommend. Raises UserError, QueueFull, TooLate."""
+    """The answer to POST /recommend. Raises RequestError, QueueFull, TooLate."""
     histories = self._histories(request)
     if request.top_k > self.live.top_k:
-      raise UserError(f"top_k={request.top_k}: at most {self.live.top_k} can be asked for")
-    futures = []
-    by_kind: dict[Kind, list[int]] = {}
-    for place, history in enumerate(histories):
-      kind = self.live.kind(history, repeat=request.repeat, only_new=request.only_new)
-      by_kind.setdefault(kind, []).append(place)
-    found: dict[int, dict] = {}
-    for kind, places in by_kind.items():
-      wanted = [histories[place] for place in places]
-      submitted = self.batcher.submit(kind, wanted, self.limits.seconds)
-      futures += zip(places, map(asyncio.wrap_future, submitted), strict=True)
-    answers = await asyncio.gather(*(future for _, future in futures))
-    for (place, _), (live, top, row) in zip(futures, answers, strict=True):
-      found[place] = {"items": live.as_json(top, row, request.top_k, reasons=request.reasons)}
-    return {"answers": [found[place] for place in range(len(histories))]}
+      raise RequestError(f"top_k={request.top_k}: at most {self.live.top_k} can be asked for")
+    options = {"repeat": request.repeat, "only_new": request.only_new}
+    queries = [(self.live.kind(history, **options), history) for history in histories]
+    futures = self.batcher.submit(queries, self.limits.seconds)
+    answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
+    return {
+      "answers": [
+        {"items": live.as_json(top, place, request.top_k, reasons=request.reasons)}
+        for live, top, place in answers
+      ]
+    }
 
   def _histories(self, request: Recommend) -> list[list[int]]:
     if (request.histories is None) == (request.users is None):
-      raise UserError("expected one of histories and users")
+      raise RequestError("expected one of histories and users")
     asked = request.histories if request.users is None else request.users
     if not 1 <= len(asked) <= self.limits.histories:
-      raise UserError(f"{len(asked):,} histories; expected 1 to {self.limits.histories}")
+      raise RequestError(f"{len(asked):,} histories; expected 1 to {self.limits.histories}")
     if request.users is not None:
-      return [self.users.history(user) for user in request.users]
+      return [self.users.history(user)[-self.live.longest :] for user in request.users]
     return [[self.live.item_id(name) for name in history] for history in request.histories]
 
   def add_events(self, request: Events) -> dict:
@@ -116,6 +117,7 @@ class Service:
     """The answer to POST /items: the ids of the new items, once they can be recommended."""
     addition = _addition(request)
     async with self._changing:
+      self.live.check_new_keys(addition.keys)
       first = self.live.num_items + 1
       self._additions.append(addition)
       try:
@@ -134,16 +136,15 @@ class Service:
       async with self._changing:
         before = file_versions(self.live.files)
         try:
-          live = await asyncio.to_thread(self._load)
-          if live.known_items != self.live.known_items:
-            raise UserError(f"{live.known_items:,} items instead of {self.live.known_items:,}")
-          self.live = live
+          self.live = await asyncio.to_thread(self._load)
           self.reloads += 1
           reporter.info(f"{self.path}: newer artifacts are served")
-        except (Stop, OSError) as error:
+        except Exception as error:  # whatever it is, the model that answers goes on
           self.failed_reloads += 1
           self.live.versions = before  # not again until they change
-          reporter.warn(f"{self.path}: newer artifacts are not served: {error}")
+          reporter.warn(
+            f"{self.path}: newer artifacts are not served: {type(error).__name__}: {error}"
+          )
 
   def close(self) -> None:
     """Answers what waits, and ends."""
@@ -154,13 +155,13 @@ class Service:
 def _addition(request: NewItems) -> Addition:
   names = [set(item.vectors) for item in request.items]
   if not names[0] or any(given != names[0] for given in names):
-    raise UserError("items: expected vectors of the same modalities, at least one, in all items")
+    raise RequestError("items: expected vectors of the same modalities, at least one, in all items")
   vectors = {}
   for modality in sorted(names[0]):
     rows = [item.vectors[modality] for item in request.items]
     if len({len(row) for row in rows}) > 1:
-      raise UserError(f"items: vectors of {modality} have different lengths")
+      raise RequestError(f"items: vectors of {modality} have different lengths")
     vectors[modality] = np.asarray(rows, np.float32)
     if not np.isfinite(vectors[modality]).all():
-      raise UserError(f"items: vectors of {modality} hold a number that is not finite")
+      raise RequestError(f"items: vectors of {modality} hold a number that is not finite")
   return Addition([i.key for i in request.items], [i.title for i in request.items], vectors)

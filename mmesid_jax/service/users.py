@@ -1,6 +1,7 @@
 """Users and their events: those of the data set, and those that the service was told."""
 
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import IO
@@ -10,7 +11,9 @@ from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.append import append_bytes, open_to_append
 from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.files.lock import try_lock
 from mmesid_jax.files.readers import parse_json
+from mmesid_jax.service.messages import RequestError
 
 JOURNAL = "served_events.jsonl"  # in the workdir
 
@@ -28,28 +31,42 @@ class Users:
     self._dataset = dataset
     self._row_of_key = None if keys is None else {key: row for row, key in enumerate(keys)}
     self._added: dict[User, list[int]] = {}  # by row, or by the key of a new user
+    self._unknown = 0  # events of items that were added, and are not there after a new start
     self._file: IO[bytes] = open_to_append(journal)
+    if not try_lock(self._file, journal, "no other service writes to it"):
+      self._file.close()
+      raise UserError(f"{journal}: another service of this workdir is running; stop it first")
     self._read_journal(journal)
 
   def history(self, user: User) -> list[int]:
-    """All items of a user, oldest first. Raises UserError for an unknown one."""
+    """All items of a user, oldest first. Raises RequestError for an unknown one."""
     place = self._place(user)
     if place is None:
-      raise UserError(f"user {user!r} is not known")
+      raise RequestError(f"user {user!r} is not known")
     known = self._dataset.sequence(place).tolist() if isinstance(place, int) else []
     return known + self._added.get(place, [])
 
   def append(self, user: User, items: Sequence[int]) -> None:
-    """Adds events at the end of a user's history. Raises UserError for an id that is not known."""
+    """Adds events at the end of a user's history. Raises RequestError for an id that is not
+    known, and OSError where the journal cannot be written."""
     place = self._place(user)
     if place is None:
       if not isinstance(user, str) or self._row_of_key is None:
-        raise UserError(
+        raise RequestError(
           f"user {user!r} is not known; new users need a key, in a data set with keys"
         )
       place = user
-    append_bytes(self._file, json.dumps({"user": user, "items": list(items)}).encode() + b"\n")
+    self._write({"user": user, "items": list(items)})
     self._added.setdefault(place, []).extend(items)
+
+  def _write(self, entry: dict) -> None:
+    """Adds a line to the journal, the whole line or nothing. Raises OSError."""
+    size = self._file.seek(0, os.SEEK_END)
+    try:
+      append_bytes(self._file, json.dumps(entry).encode() + b"\n")
+    except OSError:  # a full disk; else the next line would be joined to a part of this one
+      self._file.truncate(size)
+      raise
 
   def close(self) -> None:
     """Closes the journal."""
@@ -73,7 +90,7 @@ class Users:
       self._file.truncate(sum(map(len, lines[:-1])))
       lines.pop()
     if not lines:
-      append_bytes(self._file, json.dumps({"dataset": made_for}).encode() + b"\n")
+      self._write({"dataset": made_for})
       return
     for number, line in enumerate(lines, 1):
       try:
@@ -94,7 +111,14 @@ class Users:
       reporter.info(
         f"{path}: {len(lines) - 1:,} requests with new events of {len(self._added):,} users"
       )
+    if self._unknown:
+      reporter.warn(
+        f"{path}: {self._unknown:,} events are left out; their items were added to an earlier "
+        "service, and are no longer known"
+      )
 
   def _restore(self, user: User, items: Sequence[int]) -> None:
     place = self._place(user)
-    self._added.setdefault(user if place is None else place, []).extend(map(int, items))
+    known = [item for item in map(int, items) if 1 <= item <= self._dataset.num_items]
+    self._unknown += len(items) - len(known)
+    self._added.setdefault(user if place is None else place, []).extend(known)

@@ -26,28 +26,28 @@ def held_batcher(most=3, capacity=10):
   """A batcher whose first batch, ["first"], is held until `go`."""
   answer = Held()
   batcher = Batcher(answer, most, capacity)
-  (first,) = batcher.submit("a", ["first"], 30)
+  (first,) = batcher.submit([("a", "first")], 30)
   assert answer.began.wait(20)
   return batcher, answer, first
 
 
 def test_what_gathers_while_a_batch_is_computed_is_the_next_batch():
   batcher, answer, first = held_batcher()
-  waiting = batcher.submit("a", [1, 2], 30) + batcher.submit("b", [3], 30)
-  waiting += batcher.submit("a", [4, 5], 30)
+  waiting = batcher.submit([("a", 1), ("b", 2), ("b", 3)], 30)
+  waiting += batcher.submit([("a", 4), ("a", 5)], 30)
   assert batcher.waiting == 5
   answer.go.set()
   assert [future.result(20) for future in waiting] == [1, 2, 3, 4, 5] and first.result(20)
   batcher.close()
-  assert answer.batches == [("a", ["first"]), ("a", [1, 2, 4]), ("b", [3]), ("a", [5])]
+  assert answer.batches == [("a", ["first"]), ("a", [1, 4, 5]), ("b", [2, 3])]
 
 
 def test_more_than_the_queue_holds_is_refused_as_a_whole():
   batcher, answer, _ = held_batcher(capacity=3)
-  waiting = batcher.submit("a", [1, 2], 30)
+  waiting = batcher.submit([("a", 1), ("a", 2)], 30)
   with pytest.raises(QueueFull):
-    batcher.submit("a", [3, 4], 30)
-  waiting += batcher.submit("a", [5], 30)
+    batcher.submit([("a", 3), ("a", 4)], 30)
+  waiting += batcher.submit([("a", 5)], 30)
   answer.go.set()
   assert [future.result(20) for future in waiting] == [1, 2, 5]
   batcher.close()
@@ -56,7 +56,7 @@ def test_more_than_the_queue_holds_is_refused_as_a_whole():
 
 def test_a_query_that_waited_too_long_is_not_computed():
   batcher, answer, _ = held_batcher()
-  (late,), (other,) = batcher.submit("a", [1], -1), batcher.submit("a", [2], 30)
+  (late,), (other,) = batcher.submit([("a", 1)], -1), batcher.submit([("a", 2)], 30)
   answer.go.set()
   with pytest.raises(TooLate):
     late.result(20)
@@ -67,30 +67,30 @@ def test_a_query_that_waited_too_long_is_not_computed():
 
 def test_an_error_is_that_of_its_batch_alone():
   batcher, answer, _ = held_batcher()
-  (bad,) = batcher.submit("a", ["bad"], 30)
+  (bad,) = batcher.submit([("a", "bad")], 30)
   answer.go.set()
   with pytest.raises(RuntimeError, match="bad"):
     bad.result(20)
-  (next_one,) = batcher.submit("a", [7], 30)
+  (next_one,) = batcher.submit([("a", 7)], 30)
   assert next_one.result(20) == 7
   batcher.close()
 
 
 def test_closing_answers_all_that_waits_and_takes_no_more():
   batcher, answer, _ = held_batcher()
-  waiting = batcher.submit("a", list(range(9)), 30)
+  waiting = batcher.submit([("a", n) for n in range(9)], 30)
   closing = threading.Thread(target=batcher.close)
   closing.start()
   answer.go.set()
   closing.join(20)
   assert [future.result(0) for future in waiting] == list(range(9))
   with pytest.raises(QueueFull):
-    batcher.submit("a", [1], 30)
+    batcher.submit([("a", 1)], 30)
 
 
 def test_a_query_that_nobody_waits_for_any_more_harms_nothing():
   batcher, answer, _ = held_batcher()
-  gone, other = batcher.submit("a", [1, 2], 30)
+  gone, other = batcher.submit([("a", 1), ("a", 2)], 30)
   assert gone.cancel()
   answer.go.set()
   assert other.result(20) == 2

@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
+from mmesid_jax.service import users
 from mmesid_jax.service.app import create_app
 from mmesid_jax.service.prometheus import Metrics
 from mmesid_jax.service.service import Limits, Service
@@ -148,6 +149,8 @@ def test_events_count_at_once_and_after_a_new_start(client, workdir, model):
   assert again("GET", "/history?user=4").json()["items"] == [*before, new, 7]
   assert again.post("/events", {"user": "Zoe", "items": [4]}).json()["items"] == [1, 2, 4]
   again.service.close()
+  with open(workdir / "served_events.jsonl", "ab") as journal:
+    journal.write(b'{"user": "Zoe", "items": [41]}\n')  # an item that was added
   once_more = Client(workdir)
   assert once_more("GET", "/history?key=Zoe").json()["items"] == [1, 2, 4]
   once_more.service.close()
@@ -196,9 +199,11 @@ WRONG = [
 
 
 @pytest.fixture(scope="module")
-def refusing(workdir):
-  (workdir / "served_events.jsonl").unlink(missing_ok=True)
-  client = Client(workdir)
+def refusing(workdir, tmp_path_factory):
+  path = tmp_path_factory.mktemp("refusing") / "run"
+  shutil.copytree(workdir, path)
+  (path / "served_events.jsonl").unlink(missing_ok=True)
+  client = Client(path)
   yield client
   client.service.close()
 
@@ -224,6 +229,14 @@ def test_a_wrong_request_gets_one_sentence(refusing, request_, status, text):
     ("/items", b'{"items": [{"vectors": {"text": [NaN]}}]}', 422, ""),
     ("/items", b'{"items": [{"vectors": {"text": [1, 2]}}]}', 422, ""),
     ("/items", b'{"items": [{"vectors": {"sound": [1, 2]}}]}', 422, ""),
+    ("/items", b'{"items": [{"key": "I3", "vectors": {"text": [1]}}]}', 422, "items: the key 'I3'"),
+    (
+      "/items",
+      b'{"items": [{"title": "\\ud83d", "vectors": {"text": [1]}}]}',
+      422,
+      "items.0.title: ",
+    ),
+    ("/events", b'{"user": "\\ud83d", "items": [1]}', 422, "user: "),
     ("/items", b'{"items": [{"vectors": {}}]}', 422, "items: expected vectors of the same"),
     ("/items", b'{"items": [{"vectors": {"text": [1]}}, {"vectors": {"text": [1, 2]}}]}', 422, ""),
   ],
@@ -258,11 +271,47 @@ def test_with_a_token_only_its_owner_may_ask(workdir):
   for headers in ({}, {"Authorization": "Bearer secret2"}, {"Authorization": "secret"}):
     answer = client("POST", "/recommend", headers=headers, **request)
     assert answer.status_code == 401 and "Bearer" in answer.json()["error"]
-    assert client("GET", "/metrics", headers=headers).status_code == 401
+    paths = set(client.app._app._app.openapi()["paths"]) - {"/health", "/ready"}
+    assert {client("POST", path, headers=headers).status_code for path in paths} == {401}
+    assert client("GET", "/docs", headers=headers).status_code == 401
   headers = {"Authorization": "Bearer secret"}
   assert client("POST", "/recommend", headers=headers, **request).status_code == 200
   assert all(client("GET", path).status_code == 200 for path in ("/health", "/ready", "/"))
   client.service.close()
+
+
+@pytest.mark.parametrize("host, status", [("localhost:80", 200), ("[::1]:80", 200), ("shop", 421)])
+def test_a_local_service_is_asked_by_its_own_name_alone(refusing, host, status):
+  app = create_app(refusing.service, refusing.metrics, local_only=True)
+  request = {"json": {"histories": [[1]]}, "headers": {"Host": host}}
+  transport = httpx.ASGITransport(app)
+
+  async def ask():
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+      return await client.post("/recommend", **request)
+
+  assert asyncio.run(ask()).status_code == status
+
+
+def test_a_full_disk_leaves_no_half_line(client, workdir, monkeypatch):
+  journal = workdir / "served_events.jsonl"
+  before = journal.read_bytes()
+
+  def write_a_part(file, content):
+    file.write(content[:5])
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as full:
+    full.setattr(users, "append_bytes", write_a_part)
+    answer = client.post("/events", {"user": 1, "items": [1]})
+  assert answer.status_code == 500 and "space" not in answer.text
+  assert journal.read_bytes() == before
+  assert client.post("/events", {"user": 1, "items": [2]}).json()["items"][-1] == 2
+
+
+def test_one_service_at_a_time_writes_events(client, workdir):
+  with pytest.raises(Exception, match="another service of this workdir is running"):
+    Client(workdir)
 
 
 def test_figures_and_descriptions_are_there(refusing):
