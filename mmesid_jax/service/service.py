@@ -51,18 +51,21 @@ class Service:
   ):
     self.path, self.options, self.limits = path, options, limits
     self._additions: list[Addition] = []
-    self.live: LiveModel | None = None
-    self.live = self._load()
+    self.live = self._read()
     dataset = self.live.workdir.dataset
     user_keys = keys.kept_user_keys(self.live.workdir.data_dir, len(dataset))
     self.users = Users(dataset, user_keys, path / JOURNAL)
+    self.live.warm()  # takes longest, so last
     self.batcher = Batcher(self._answer, BATCHES[-1], limits.queue, watch)
     self._changing = asyncio.Lock()
     self.reloads = self.failed_reloads = 0
 
+  def _read(self) -> LiveModel:
+    return LiveModel(self.path, self.options, self.limits.items, self._additions)
+
   def _load(self) -> LiveModel:
-    live = LiveModel(self.path, self.options, self.limits.items, self._additions)
-    if self.live is not None and live.known_items != self.live.known_items:
+    live = self._read()
+    if live.known_items != self.live.known_items:
       raise UserError(
         f"{self.path}: {live.known_items:,} items instead of {self.live.known_items:,}; start again"
       )
