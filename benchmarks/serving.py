@@ -86,7 +86,7 @@ async def ask_at_once(port: int, histories: list[list[int]], clients: int) -> li
     while (sent := time.perf_counter()) < end:
       body = json.dumps({"histories": [histories[place % len(histories)]], "top_k": 10}).encode()
       head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-      writer.write(f"POST /recommend HTTP/1.1\r\nHost: x\r\n{head}".encode() + body)
+      writer.write(f"POST /recommend HTTP/1.1\r\nHost: localhost\r\n{head}".encode() + body)
       answer = await reader.readuntil(b"\r\n\r\n")
       await reader.readexactly(int(re.search(rb"content-length: (\d+)", answer)[1]))
       if not answer.startswith(b"HTTP/1.1 200"):

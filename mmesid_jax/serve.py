@@ -2,7 +2,9 @@
 
 Examples:
   python -m mmesid_jax.serve --workdir=runs/quickstart --port=8000
-  curl --json '{"users": [1], "top_k": 5}' http://127.0.0.1:8000/recommend
+  python -m mmesid_jax.serve --workdir=runs/shop --host=0.0.0.0 --max_top_k=20
+
+Then ask: curl --json '{"users": [1], "top_k": 5}' http://127.0.0.1:8000/recommend
 
 The page is http://127.0.0.1:8000/, the interface http://127.0.0.1:8000/docs. Needs the extra
 `serve`: pip install ".[serve]".

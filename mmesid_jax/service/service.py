@@ -22,7 +22,7 @@ CHECK_SECONDS = 2.0  # between looks at the artifacts
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a service takes."""
+  """The most that a service takes."""
 
   queue: int = 1024  # histories that may wait for the model
   seconds: float = 10.0  # that a request may take
