@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from commands import benchmark
 
 
+@pytest.mark.slow  # the service itself is tested in tests/service
 def test_every_number_of_clients_is_answered(blended, tmp_path):
   flags = ("--clients=1,3", "--seconds=0.5")
   done = benchmark("serving", f"--workdir={blended}", f"--output={tmp_path}", *flags)

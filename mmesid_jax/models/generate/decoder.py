@@ -23,7 +23,7 @@ from mmesid_jax.parallel.sharding import constrain, shard_count
 
 # Beams that lead to one item need no model. The smallest of these shares that holds the others is
 # computed, each by a program of its own; where there are fewer beams than FEW, all are.
-PARTS, FEW = (0.25, 0.5, 0.75, 1.0), 16
+PARTS, FEW = (0.25, 0.5, 0.75, 1.0), 20
 
 
 class Reading(NamedTuple):
