@@ -27,6 +27,7 @@ import pathlib
 from absl import flags
 
 from mmesid_jax.config import command_line, paths
+from mmesid_jax.config.schema import SERVED
 from mmesid_jax.errors import UserError
 
 WORKDIR = paths.define_path("workdir", None, "A folder that the command train wrote.")
@@ -55,7 +56,7 @@ TOP_K = flags.DEFINE_integer("top_k", 10, "Number of items.", lower_bound=1, upp
 MODEL = flags.DEFINE_enum(
   "model",
   None,
-  ["network", "blend", "generated", "summed"],
+  SERVED,
   "The model that is served; if not given, the blend if any.",
 )
 REPEAT = flags.DEFINE_bool("repeat", False, "Recommend items of the history too.")

@@ -23,6 +23,7 @@ import pathlib
 from absl import flags
 
 from mmesid_jax.config import command_line, paths
+from mmesid_jax.config.schema import SERVED
 from mmesid_jax.errors import UserError
 
 WORKDIR = paths.define_path("workdir", None, "A folder that the command train wrote.")
@@ -32,7 +33,7 @@ NO_TOKEN = flags.DEFINE_bool("no_token", False, "Listen on other addresses witho
 MODEL = flags.DEFINE_enum(
   "model",
   None,
-  ["network", "blend", "generated", "summed"],
+  SERVED,
   "The model that is served; if not given, the blend if any.",
 )
 TOP_K = flags.DEFINE_integer("max_top_k", 100, "Most items that can be asked for.", 1, 10_000)

@@ -33,6 +33,7 @@ from mmesid_jax.parallel.mesh_axes import MESH_AXES
 TRAINED = ("collaborative", "semantic_ids", "recommender")  # stages with a training loop
 STAGES = ("counts", "content", *TRAINED, "blend")  # these run unless others are named
 BASELINES = ()  # stages that run only where config.stages names them
+SERVED = ("network", "blend", "generated", "summed")  # what a workdir can answer with
 FROM_EVENTS = "collaborative"  # the modality that an item has only once somebody has met it
 PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")

@@ -134,17 +134,16 @@ class Service:
     """Serves newer artifacts of the workdir as they appear; ends when it is canceled."""
     while True:
       await asyncio.sleep(CHECK_SECONDS)
-      if file_versions(self.live.files) == self.live.versions:
+      if (versions := file_versions(self.live.files)) == self.live.versions:
         continue
       async with self._changing:
-        before = file_versions(self.live.files)
         try:
           self.live = await asyncio.to_thread(self._load)
           self.reloads += 1
           reporter.info(f"{self.path}: newer artifacts are served")
         except Exception as error:  # whatever it is, the model that answers goes on
           self.failed_reloads += 1
-          self.live.versions = before  # not again until they change
+          self.live.versions = versions  # not again until they change
           reporter.warn(
             f"{self.path}: newer artifacts are not served: {type(error).__name__}: {error}"
           )

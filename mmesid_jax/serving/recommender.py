@@ -18,6 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import read_config
+from mmesid_jax.config.schema import SERVED
 from mmesid_jax.data.batches import batch_sequences, with_histories
 from mmesid_jax.data.packing import Batch
 from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
@@ -36,7 +37,6 @@ from mmesid_jax.stages.sequence_task import evaluation_layout
 from mmesid_jax.stages.workdir import REFRESHED
 
 KINDS = {"network": RecommenderModel, "blend": BlendModel, **GENERATED}
-MODELS = tuple(KINDS)
 BATCHES = (1, 8, 32)  # histories in one call to the device; more are answered batch after batch
 HISTORIES_PER_ROW, ROW_USED = 8, 0.9  # of short histories; the share of a row that they fill
 
@@ -120,7 +120,7 @@ class Recommender:
 
   @property
   def kind(self) -> str:
-    """Which of MODELS it serves."""
+    """Which of SERVED it serves."""
     return next(name for name, kind in KINDS.items() if type(self._model) is kind)
 
   def _set_model(self, model: ServableModel, titles: Sequence[str | None] | None) -> None:
@@ -156,8 +156,8 @@ class Recommender:
       model = "blend" if blend_file(path).exists() else "network"
       if config.recommender.head == "generate":
         model = "generated"
-    if model not in MODELS:
-      raise UserError(f"model={model!r}: expected one of {', '.join(MODELS)}")
+    if model not in SERVED:
+      raise UserError(f"model={model!r}: expected one of {', '.join(SERVED)}")
     names = [RECOMMENDER.name]
     _check_head(path, config.recommender.head, model)
     if model != "blend":
@@ -227,18 +227,14 @@ class Recommender:
     top_k: int = 10,
     *,
     repeat: bool = False,
-    shape: Shape | None = None,
-    offered: range | None = None,
   ) -> list[list[Recommendation]]:
     """The top_k next items for each history (item ids, oldest first; may be empty), best first.
 
     Items of the history are left out unless `repeat`, so an answer may be shorter, or empty. Of a
     history longer than a row the newest items are read. Raises UserError for an item id that is not
-    in the catalogue, a top_k out of range, and scores that are not finite. shape and
-    offered are those of `top_items`.
+    in the catalogue, a top_k out of range, and scores that are not finite.
     """
-    options = {"repeat": repeat, "shape": shape, "offered": offered}
-    top = self.top_items(histories, top_k, reasons=True, **options)
+    top = self.top_items(histories, top_k, repeat=repeat, reasons=True)
     return [self.recommendations(*of_history) for of_history in zip(*top, strict=True)]
 
   def shape_for(self, lengths: np.ndarray) -> Shape:
@@ -378,7 +374,7 @@ class Recommender:
 
 def _check_head(path: pathlib.Path, head: str, model: str) -> None:
   """Raises UserError for a model that was not trained."""
-  trained = {"rank": ("network", "blend"), "generate": ("generated",)}.get(head, MODELS)
+  trained = {"rank": ("network", "blend"), "generate": ("generated",)}.get(head, SERVED)
   if model not in trained:
     raise UserError(
       f"{path}: was trained with recommender.head={head}, without {model!r}; expected "
