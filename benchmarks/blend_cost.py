@@ -13,7 +13,7 @@ import timing
 from absl import flags
 
 from mmesid_jax.config import command_line
-from mmesid_jax.serving.recommender import Recommender
+from mmesid_jax.serving.ranker import Ranker
 from mmesid_jax.stages.recommender_stage import load_recommender
 from mmesid_jax.stages.workdir import reopen_workdir
 
@@ -31,8 +31,8 @@ def main(argv: list[str]) -> None:
   workdir = reopen_workdir(pathlib.Path(WORKDIR.value), DATA.value)
   network = load_recommender(workdir.path, workdir.config)
   served = {
-    "network": Recommender(network, workdir.config, workdir.path),
-    "blend": Recommender.load(workdir.path),
+    "network": Ranker(network, workdir.config, workdir.path),
+    "blend": Ranker.load(workdir.path),
   }
   figures = {}
   for size in SIZES:

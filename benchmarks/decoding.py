@@ -37,7 +37,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.models.generate.decoder import generate_items, score_all_items
 from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
 from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.serving.recommender import Recommender
+from mmesid_jax.serving.ranker import Ranker
 from mmesid_jax.stages.recommender_stage import load_recommender
 from mmesid_jax.stages.workdir import Workdir, reopen_workdir
 
@@ -132,11 +132,11 @@ def search_speed(workdir: Workdir, model: RecommenderModel) -> dict[str, Any]:
 
 
 def request_times(workdir: Workdir, model: RecommenderModel) -> dict[str, Any]:
-  served, found = Recommender.load(workdir.path, model="generated"), {}
+  found = {}
   histories = pick_histories(workdir, REQUESTS.value)
   print("\none user a request, milliseconds      p50        p99")
   for beams in map(int, BEAMS.value):
-    served._set_model(GeneratedRanking(model, beams), None)
+    served = Ranker(GeneratedRanking(model, beams), workdir.config, workdir.path)
     top_k = min(TOP, beams)
     for history in histories[:20]:  # compiles
       served.top_items([history], top_k)
@@ -168,8 +168,7 @@ def beam_recall(workdir: Workdir, model: RecommenderModel) -> dict[str, Any]:
 
 
 def illegal_items(workdir: Workdir, model: RecommenderModel) -> dict[str, int]:
-  served = Recommender.load(workdir.path, model="generated")
-  served._set_model(GeneratedRanking(model, MOST_BEAMS), None)
+  served = Ranker(GeneratedRanking(model, MOST_BEAMS), workdir.config, workdir.path)
   histories = pick_histories(workdir, len(workdir.dataset))
   shape = served.shape_for(np.array([len(h) for h in histories]))
   counts = dict.fromkeys(("decoded", "outside", "twice", "in_history"), 0)

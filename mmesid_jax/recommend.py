@@ -8,9 +8,9 @@ Examples:
 history of item ids from each line and writes one JSON line each to stdout. Where the data set keeps
 keys, --user_key and --history_keys take those.
 
---all_users --output=recs.parquet (or .jsonl) writes a row for every user of the data set. The file
-is made in parts, kept in recs.parquet.parts until all are done: the same command continues a run
-that was stopped or killed.
+--all_users --output=recs.parquet (or .jsonl) writes a row for every user of the data set, a name
+that ends in .csv a row for every recommended item. The file is made in parts, kept in
+recs.parquet.parts until all are done: the same command continues a run that was stopped or killed.
 
 --split=test (or valid) gives each user the history before the held-out item of that part, and a
 column with this item: the lists that `evaluate` ranks by, for checking its metrics from outside.
@@ -42,7 +42,7 @@ HISTORY_KEYS = flags.DEFINE_string(
 HISTORIES = paths.define_path("histories", None, "File with one history a line; JSON lines out.")
 ALL_USERS = flags.DEFINE_bool("all_users", False, "Every user of the data set, into --output.")
 OUTPUT = paths.define_path(
-  "output", None, "The .parquet or .jsonl file to write, with --all_users."
+  "output", None, "The .parquet, .jsonl or .csv file to write, with --all_users."
 )
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file --output that exists.")
 SPLIT = flags.DEFINE_enum(
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     raise UserError("--split: belongs to --all_users; other histories are read as they are")
   if OVERWRITE.value and not ALL_USERS.value:
     raise UserError("--overwrite: belongs to --all_users, which writes a file")
-  from mmesid_jax.serving.served_model import Options
+  from mmesid_jax.serving.options import Options
 
   path = pathlib.Path(WORKDIR.value)
   options = Options(

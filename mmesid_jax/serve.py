@@ -17,6 +17,7 @@ Events that the service is told are kept in DIR/served_events.jsonl. Added items
 ends. Newer artifacts in the workdir are served as soon as they are compiled.
 """
 
+import functools
 import os
 import pathlib
 
@@ -71,15 +72,15 @@ def main(argv: list[str]) -> None:
   except ModuleNotFoundError as error:
     raise UserError(f'{error.name} is missing; pip install ".[serve]"') from None
   from mmesid_jax.service.service import Limits
-  from mmesid_jax.serving.served_model import Options
+  from mmesid_jax.serving.recommender import Recommender
 
-  options = Options(
-    top_k=TOP_K.value, model=MODEL.value, data_dir=DATA_DIR.value, key=KEY.value, repeat=True
-  )
-  limits = Limits(QUEUE.value, SECONDS.value, BODY.value, HISTORY.value)
-  local_only = token is None and HOST.value in LOOPBACK
   path = pathlib.Path(WORKDIR.value)
-  serve(path, options, limits, HOST.value, PORT.value, token, local_only=local_only)
+  load = functools.partial(
+    Recommender.load, path, model=MODEL.value, data_dir=DATA_DIR.value, key=KEY.value
+  )
+  limits = Limits(QUEUE.value, SECONDS.value, BODY.value, HISTORY.value, TOP_K.value)
+  local_only = token is None and HOST.value in LOOPBACK
+  serve(path, load, limits, HOST.value, PORT.value, token, local_only=local_only)
 
 
 if __name__ == "__main__":

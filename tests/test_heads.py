@@ -26,8 +26,8 @@ from mmesid_jax.quantize.id_trie import build_trie
 from mmesid_jax.quantize.item_ids import number_shared_codes
 from mmesid_jax.reports.test_ranks import evaluate_models
 from mmesid_jax.serving import all_users
+from mmesid_jax.serving.options import Options
 from mmesid_jax.serving.recommender import Recommender
-from mmesid_jax.serving.served_model import Options
 from mmesid_jax.stages.recommender_stage import RECOMMENDER, describe_ids
 from mmesid_jax.stages.workdir import reopen_workdir
 
@@ -150,7 +150,7 @@ def test_a_new_item_scores_as_the_last_known_one_of_its_codes(run, head, model):
 
   before = [generated(item) for item in served.offered]
   added = served.add_items({"text": text})
-  code_IL = np.asarray(served._model.model.items.code_IL["text"][...])
+  code_IL = np.asarray(served.model.model.items.code_IL["text"][...])
   for new in added:
     same = [i for i in range(1, added.start) if (code_IL[i] == code_IL[new]).all()]
     assert same and generated(new) == pytest.approx(before[same[-1] - 1], abs=1e-5)
@@ -163,7 +163,7 @@ def test_a_new_item_scores_as_the_last_known_one_of_its_codes(run, head, model):
 def test_new_items_without_the_modality_of_the_ids_are_refused(run):
   """The collaborative one is known of no new item; here it is the only one that is given."""
   served = Recommender.load(run("both"), model="generated")
-  width = served._model.model.items.feature_IV["collaborative"][...].shape[1]
+  width = served.model.model.items.feature_IV["collaborative"][...].shape[1]
   rows = {"collaborative": np.ones((1, width), np.float32)}
   with pytest.raises(UserError, match="new items without text have no codes of it"):
     served.add_items(rows)

@@ -226,7 +226,7 @@ def test_ranks_and_recommendations_are_those_of_one_device(opened, mesh):
   def found(on):
     copy = nnx.clone(model)
     with jax.set_mesh(on):
-      answers = Recommender(copy, workdir.config, workdir.path).recommend(histories, top_k=80)
+      answers = Recommender(copy, workdir).recommend(histories, top_k=80)
       return Evaluator(workdir.dataset, layout, "test").model_ranks(copy), answers
 
   ranks, answers = found(make_mesh(*mesh))

@@ -15,8 +15,8 @@ from mmesid_jax.config.saved import read_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact
 from mmesid_jax.serving.answer import print_recommendations
+from mmesid_jax.serving.options import Options
 from mmesid_jax.serving.recommender import Recommender
-from mmesid_jax.serving.served_model import Options
 from mmesid_jax.stages import new_item_codes
 
 STAGE = "semantic_ids"
@@ -72,7 +72,7 @@ def test_new_items_are_recommended_and_read_and_the_others_stay(trained, tmp_pat
   new_item_codes.write_new_items(
     tmp_path / "new.safetensors", encoded(trained, {"text": text[[4, 6]]})
   )
-  model, plain = (Recommender.load(trained, ["", *map(str, range(1, 41))]) for _ in range(2))
+  model, plain = (Recommender.load(trained) for _ in range(2))
   assert model.add_items(tmp_path / "new.safetensors", titles=["a", "b"]) == range(41, 43)
   assert plain.add_items({"text": text[[4, 6]]}) == range(41, 43)  # the same from rows
   histories = [[1, 2, 3], [], [41, 7]]
@@ -91,7 +91,7 @@ def test_new_items_are_recommended_and_read_and_the_others_stay(trained, tmp_pat
       assert r.parts == pytest.approx(alone, rel=1e-5, abs=1e-6)
       assert r.title == "ab"[r.item - 41]
     else:
-      assert r.title == str(r.item) and r.parts["identity"] != 0
+      assert r.title == model.titles[r.item] and r.parts["identity"] != 0
   assert model.add_items({"text": text[:1]}) == range(43, 44)
 
 

@@ -1,9 +1,11 @@
-"""Writes tables for other programs, Parquet or JSON lines, by the name of the file.
+"""Writes tables for other programs, Parquet, JSON lines or CSV, by the name of the file.
 
 A table maps column names to lists with one value for each row. JSON lines hold one object for each
-row, Parquet the same names with their types. Parquet needs polars, JSON lines do not.
+row, Parquet the same names with their types. CSV begins with the names; it cannot hold lists, and
+an empty field is a text that is None. Parquet needs polars, the others do not.
 """
 
+import csv
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +17,13 @@ import msgspec
 from mmesid_jax.errors import UserError, disk_fault
 from mmesid_jax.files.atomic import atomic_file
 
-PARQUET, JSON_LINES = ".parquet", ".jsonl"
+PARQUET, JSON_LINES, CSV = ".parquet", ".jsonl", ".csv"
 ROW_GROUP = 65_536  # rows that Parquet keeps together, also across the parts of a joined file
 
 # Type of a column -> polars' name of it. Texts, and texts in a list, may be None.
 TYPES = {
   int: ("Int64", None),
+  float: ("Float32", None),
   str: ("String", None),
   list[int]: ("List", "Int32"),
   list[float]: ("List", "Float32"),
@@ -31,10 +34,10 @@ Schema = Mapping[str, Any]  # name -> one of TYPES
 Columns = Mapping[str, list]  # name -> a value for each row, of Python's own types
 
 
-def check_rows_file(path: Path) -> None:
-  """Raises UserError for a name of neither format, a folder, and Parquet without polars."""
-  if path.suffix not in (PARQUET, JSON_LINES):
-    raise UserError(f"--output={path}: expected a name that ends in {PARQUET} or {JSON_LINES}")
+def check_rows_file(path: Path, formats: Sequence[str] = (PARQUET, JSON_LINES)) -> None:
+  """Raises UserError for a name of none of the formats, a folder, and Parquet without polars."""
+  if path.suffix not in formats:
+    raise UserError(f"--output={path}: expected a name that ends in {' or '.join(formats)}")
   if path.is_dir():
     raise UserError(f"--output={path}: is a folder; expected the name of a file")
   if path.suffix == PARQUET:
@@ -53,6 +56,11 @@ def write_rows(path: Path, schema: Schema, columns: Columns) -> None:
         pl = _polars(path)
         types = {name: _polars_type(pl, kind) for name, kind in schema.items()}
         pl.DataFrame(columns, types).write_parquet(temporary, row_group_size=ROW_GROUP)
+      elif path.suffix == CSV:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+          writer = csv.writer(file, lineterminator="\n")
+          writer.writerow(columns)
+          writer.writerows(zip(*columns.values(), strict=True))
       else:
         with temporary.open("wb") as file:
           file.writelines(_lines(columns))
@@ -76,8 +84,10 @@ def join_row_files(parts: Sequence[Path], path: Path) -> None:
         raise UserError(f"{parts[0].parent}: a part is not as it was written ({error})") from error
     else:
       with temporary.open("wb") as joined:
-        for part in parts:
+        for n, part in enumerate(parts):
           with part.open("rb") as file:
+            if path.suffix == CSV and n:
+              file.readline()  # the names, once
             shutil.copyfileobj(file, joined, 1 << 20)
 
 

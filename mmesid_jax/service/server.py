@@ -3,6 +3,7 @@
 import pathlib
 import signal
 import socket
+from collections.abc import Callable
 
 import uvicorn
 
@@ -12,7 +13,7 @@ from mmesid_jax.service.app import create_app
 from mmesid_jax.service.limits import TimedProtocol
 from mmesid_jax.service.prometheus import Metrics
 from mmesid_jax.service.service import Limits, Service
-from mmesid_jax.serving.served_model import Options
+from mmesid_jax.serving.recommender import Recommender
 
 STOP_SECONDS = 30  # for requests that were accepted, after a signal
 CONNECTIONS = 1024  # above it, requests are refused
@@ -21,7 +22,7 @@ BACKLOG = 1024
 
 def serve(
   path: pathlib.Path,
-  options: Options,
+  load: Callable[[], Recommender],
   limits: Limits,
   host: str,
   port: int,
@@ -30,11 +31,12 @@ def serve(
   local_only: bool,
 ) -> None:
   """Loads and warms the model, then answers requests. Returns after a signal, when all requests
-  that were accepted are answered. token and local_only are those of `Limited`. Raises UserError."""
+  that were accepted are answered. load: reads the workdir `path`. token and local_only are those of
+  `Limited`. Raises UserError."""
   listener = _listen(host, port)
   metrics = Metrics()
   reporter.info(f"{path}: the model is loaded and compiled ...")
-  service = Service(path, options, limits, metrics.add_batch)
+  service = Service(path, load, limits, metrics.add_batch)
   metrics.watch("mmesid_waiting", "Histories that wait", lambda: service.batcher.waiting)
   metrics.watch("mmesid_items", "Items that can be recommended", lambda: service.live.num_items)
   metrics.watch("mmesid_reloads", "Newer artifacts that were read", lambda: service.reloads)

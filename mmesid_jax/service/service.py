@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mmesid_jax.data.folder import keys
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.service.batcher import Batcher
 from mmesid_jax.service.live_model import Addition, Kind, LiveModel, file_versions
 from mmesid_jax.service.messages import Events, NewItems, Recommend, RequestError
 from mmesid_jax.service.users import JOURNAL, User, Users
-from mmesid_jax.serving.recommender import BATCHES, TopItems
-from mmesid_jax.serving.served_model import Options
+from mmesid_jax.serving.ranker import BATCHES, TopItems
+from mmesid_jax.serving.recommender import Recommender
 
 CHECK_SECONDS = 2.0  # between looks at the artifacts
 
@@ -28,6 +27,7 @@ class Limits:
   seconds: float = 10.0  # that a request may take
   body_bytes: int = 2**20  # of a request
   items: int = 1024  # of a history, where no user of the data set has more
+  top_k: int = 100  # items of an answer
   histories: int = 256  # of a request
 
 
@@ -38,33 +38,33 @@ class Service:
 
   Args:
     path: the workdir.
-    options: which model is served; its top_k is the most that a request can ask for.
+    load: reads the workdir.
     watch: gets the size and the seconds of every batch.
   """
 
   def __init__(
     self,
     path: pathlib.Path,
-    options: Options,
+    load: Callable[[], Recommender],
     limits: Limits,
     watch: Callable[[int, float], None] = lambda size, seconds: None,
   ):
-    self.path, self.options, self.limits = path, options, limits
+    self.path, self.limits, self._read = path, limits, load
     self._additions: list[Addition] = []
-    self.live = self._read()
-    dataset = self.live.workdir.dataset
-    user_keys = keys.kept_user_keys(self.live.workdir.data_dir, len(dataset))
-    self.users = Users(dataset, user_keys, path / JOURNAL)
+    self.live = self._new_live()
+    known = self.live.recommender
+    self.users = Users(known.workdir.dataset, known.user_keys, path / JOURNAL)
     self.live.warm()  # takes longest, so last
     self.batcher = Batcher(self._answer, BATCHES[-1], limits.queue, watch)
     self._changing = asyncio.Lock()
     self.reloads = self.failed_reloads = 0
 
-  def _read(self) -> LiveModel:
-    return LiveModel(self.path, self.options, self.limits.items, self._additions)
+  def _new_live(self) -> LiveModel:
+    limits = self.limits
+    return LiveModel(self.path, self._read, limits.items, limits.top_k, self._additions)
 
   def _load(self) -> LiveModel:
-    live = self._read()
+    live = self._new_live()
     if live.known_items != self.live.known_items:
       raise UserError(
         f"{self.path}: {live.known_items:,} items instead of {self.live.known_items:,}; start again"
@@ -120,7 +120,6 @@ class Service:
     """The answer to POST /items: the ids of the new items, once they can be recommended."""
     addition = _addition(request)
     async with self._changing:
-      self.live.check_new_keys(addition.keys)
       first = self.live.num_items + 1
       self._additions.append(addition)
       try:

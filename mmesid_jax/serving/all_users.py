@@ -3,13 +3,13 @@
 For the whole histories, or for those before the held-out items, which the file then names.
 """
 
+import itertools
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from mmesid_jax.data.dataset import Dataset, evaluated_users
-from mmesid_jax.data.folder import keys
 from mmesid_jax.data.folder.file_names import refuse_data_file
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import Interrupted, UserError
@@ -17,9 +17,10 @@ from mmesid_jax.files.atomic import check_new_file
 from mmesid_jax.files.digest import file_sha256, json_sha256
 from mmesid_jax.files.lock import lock_folder
 from mmesid_jax.files.resumable import PartFiles, parts_folder, without_empty_parts
-from mmesid_jax.files.rows import Columns, check_rows_file
-from mmesid_jax.serving.recommender import TopItems
-from mmesid_jax.serving.served_model import Options, ServedModel, open_model
+from mmesid_jax.files.rows import CSV, JSON_LINES, PARQUET, Columns, check_rows_file
+from mmesid_jax.serving.options import Options, open_recommender
+from mmesid_jax.serving.ranker import TopItems
+from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages.workdir import REFRESHED
 from mmesid_jax.training.interrupts import StopRequest
 
@@ -35,6 +36,12 @@ SCHEMA = {
   "scores": list[float],
 }
 
+# A row for every recommended item, in a file that cannot hold lists.
+LONG_SCHEMA = {
+  **{name: SCHEMA[name] for name in ("user_id", "user_key", "target_id", "target_key")},
+  **{"place": int, "item_id": int, "item_key": str, "score": float},
+}
+
 Keys = Sequence[str | None]  # by item id, row 0 unused
 
 
@@ -46,7 +53,8 @@ def write_all_users(
   *,
   overwrite: bool = False,
 ) -> None:
-  """Writes SCHEMA's columns, those of keys where there are any, best items first.
+  """Writes SCHEMA's columns, in CSV those of LONG_SCHEMA, of keys where there are any, best items
+  first.
 
   split: "valid" or "test" writes a row for every user with a target in that part, for the history
   before it, and the target; None takes all users with their whole histories, and has no targets.
@@ -58,26 +66,27 @@ def write_all_users(
 
   Raises UserError, and Interrupted for SIGINT and SIGTERM.
   """
-  check_rows_file(output)
+  check_rows_file(output, (PARQUET, JSON_LINES, CSV))
   refuse_data_file(output)
   if not parts_folder(output).is_dir():  # else it may be that of a run that was killed as it ended
     check_new_file(output, overwrite=overwrite)
-  served = open_model(path, options)
-  model, dataset = served.model, served.workdir.dataset
+  model = open_recommender(path, options)
+  dataset = model.workdir.dataset
   model.check_top_k(options.top_k)
-  counted = served.workdir.artifact(REFRESHED)
+  counted = model.workdir.artifact(REFRESHED)
   if split and counted in model.files:
     raise UserError(
       f"--split={split}: {counted} counts the held-out items, too; delete it, or take "
       "--model=network"
     )
-  user_keys = keys.kept_user_keys(served.workdir.data_dir, len(dataset))
+  user_keys = model.user_keys
   user_E, length_E = _histories(dataset, split)
   absent = set() if split else {"target_id", "target_key"}
   absent |= {"user_key"} if user_keys is None else set()
-  absent |= {"item_keys", "target_key"} if served.item_keys is None else set()
-  schema = {name: kind for name, kind in SCHEMA.items() if name not in absent}
-  settings = _settings(served, options, user_keys) | {"columns": list(schema), "split": split}
+  absent |= {"item_keys", "item_key", "target_key"} if model.item_keys is None else set()
+  of_format = LONG_SCHEMA if output.suffix == CSV else SCHEMA
+  schema = {name: kind for name, kind in of_format.items() if name not in absent}
+  settings = _settings(model, options) | {"columns": list(schema), "split": split}
   shape = model.shape_for(length_E)
   starts = range(0, len(user_E), USERS_PER_PART)
   folder = parts_folder(output)
@@ -105,23 +114,23 @@ def write_all_users(
         columns = {
           "user_id": dataset.users[users].tolist(),
           "user_key": user_keys and [user_keys[user] for user in users],
-          **_item_columns(top, served.item_keys),
+          **_item_columns(top, model.item_keys),
         }
         if split:
           targets = dataset.items[dataset.offsets[users] + length_E[start : rows.stop]].tolist()
           columns["target_id"] = targets
-          columns["target_key"] = served.item_keys and [served.item_keys[i] for i in targets]
-        parts.write(n, schema, columns)
+          columns["target_key"] = model.item_keys and [model.item_keys[i] for i in targets]
+        parts.write(n, schema, _long(columns) if output.suffix == CSV else columns)
         bar.update(len(rows))
     parts.finish()  # a signal ends it at once: the parts stay until the output is there
   reporter.info(f"{output}: {len(user_E):,} users, {', '.join(schema)}")
-  if not options.repeat and (empty := max(short, _count_empty(served, user_E, length_E))):
+  if not options.repeat and (empty := max(short, _count_empty(model, user_E, length_E))):
     reporter.warn(f"the lists of {empty:,} users are empty: {model.why_nothing()}")
 
 
-def _count_empty(served: ServedModel, user_E: np.ndarray, length_E: np.ndarray) -> int:
+def _count_empty(model: Recommender, user_E: np.ndarray, length_E: np.ndarray) -> int:
   """Users whose history, the first items that are read, holds all that may be recommended."""
-  dataset, offered = served.workdir.dataset, served.model.offered
+  dataset, offered = model.workdir.dataset, model.offered
   long_E = np.flatnonzero(length_E >= len(offered))
   histories = (dataset.sequence(user_E[e])[: length_E[e]] for e in long_E)
   return sum(bool(np.isin(offered, history).all()) for history in histories)
@@ -143,21 +152,21 @@ def _histories(dataset: Dataset, split: str | None) -> tuple[np.ndarray, np.ndar
   return users, dataset.split.targets[split][users]
 
 
-def _settings(served: ServedModel, options: Options, user_keys: Keys | None) -> dict:
+def _settings(model: Recommender, options: Options) -> dict:
   """The settings that all parts of a file must share."""
   new_items = options.new_items
   return {
     "top_k": options.top_k,
     "repeat": options.repeat,
-    "served": served.model.kind,
-    "model": " ".join(file_sha256(artifact)[:16] for artifact in served.model.files),
+    "served": model.kind,
+    "model": " ".join(file_sha256(artifact)[:16] for artifact in model.files),
     "only new": options.only_new,
     "new items": new_items and file_sha256(pathlib.Path(new_items))[:16],
-    "dataset": served.workdir.dataset.fingerprint,
-    "item keys": served.item_keys and json_sha256(served.item_keys)[:16],
-    "user keys": user_keys and json_sha256(user_keys)[:16],
+    "dataset": model.workdir.dataset.fingerprint,
+    "item keys": model.item_keys and json_sha256(model.item_keys)[:16],
+    "user keys": model.user_keys and json_sha256(model.user_keys)[:16],
     "users per part": USERS_PER_PART,
-    "users per batch": served.workdir.config.evaluation.targets,
+    "users per batch": model.config.evaluation.targets,
   }
 
 
@@ -173,3 +182,15 @@ def _item_columns(top: TopItems, item_keys: Keys | None) -> Columns:
   scores = rows_of(top.score_EA.astype(str).astype(np.float64))
   names = item_keys and [[item_keys[i] for i in row] for row in ids]
   return {"item_ids": ids, "item_keys": names, "scores": scores}
+
+
+def _long(columns: Columns) -> Columns:
+  """The columns of LONG_SCHEMA from those of SCHEMA."""
+  counts = list(map(len, columns["item_ids"]))
+  long = {"place": [place for count in counts for place in range(1, count + 1)]}
+  for name in ("item_ids", "item_keys", "scores"):
+    long[name[:-1]] = columns[name] and list(itertools.chain.from_iterable(columns[name]))
+  for name in ("user_id", "user_key", "target_id", "target_key"):
+    if column := columns.get(name):
+      long[name] = np.repeat(np.array(column, object), counts).tolist()
+  return long

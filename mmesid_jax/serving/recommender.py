@@ -1,44 +1,25 @@
-"""Recommendations from Python: Recommender.load(workdir).recommend(histories, top_k), or, for many
-histories and as arrays, .top_items(histories, top_k, shape=...).
+"""Recommendations by name: Recommender.load(workdir).recommend(users=["ann"]).
 
-On several devices, where the catalogue is large: load and recommend within `jax.set_mesh`.
+A user is named by an id (a number) or by a key (a text, as in users.jsonl), an item by an id or by
+a key as in items.jsonl. On several devices, where the catalogue is large: load and recommend within
+`jax.set_mesh`.
 """
 
 import dataclasses
 import functools
-import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from ml_collections import ConfigDict
 
-from mmesid_jax.config.saved import read_config
-from mmesid_jax.config.schema import SERVED
-from mmesid_jax.data.batches import batch_sequences, with_histories
-from mmesid_jax.data.packing import Batch
-from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
+from mmesid_jax.data.folder import keys
 from mmesid_jax.errors import UserError
-from mmesid_jax.evaluation.evaluator import model_catalogue
-from mmesid_jax.models.blend import BlendModel, ServableModel, score_parts
-from mmesid_jax.models.generate.generated_ranking import GENERATED, GeneratedRanking
-from mmesid_jax.models.sequence_recommender import RecommenderModel
-from mmesid_jax.parallel import sharding
-from mmesid_jax.parallel.placement import place_model
-from mmesid_jax.serving.refreshed_counts import read_refreshed
-from mmesid_jax.stages.blend_stage import BLEND, blend_file, load_blend
-from mmesid_jax.stages.new_item_codes import append_new_items
-from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
-from mmesid_jax.stages.sequence_task import evaluation_layout
-from mmesid_jax.stages.workdir import REFRESHED
+from mmesid_jax.models.blend import ServableModel
+from mmesid_jax.serving.ranker import Ranker, is_whole_number
+from mmesid_jax.serving.served_model import load_model
+from mmesid_jax.stages.workdir import Workdir, reopen_workdir
 
-KINDS = {"network": RecommenderModel, "blend": BlendModel, **GENERATED}
-BATCHES = (1, 8, 32)  # histories in one call to the device; more are answered batch after batch
-HISTORIES_PER_ROW, ROW_USED = 8, 0.9  # of short histories; the share of a row that they fill
+Name = int | str  # an id, or a key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,346 +30,224 @@ class Recommendation:
   item: int
   score: float
   parts: dict[str, float]
+  key: str | None = None
   title: str | None = None
 
 
-class TopItems(NamedTuple):
-  """The best A items for each of E histories, best first.
+class Recommender(Ranker):
+  """A trained model, the names of its items, and the histories of its users. Make one with `load`.
 
-  Where fewer than A can be recommended, the last scores are -inf and their items mean nothing.
+  `titles` and `item_keys` are by item id, row 0 unused; a title may be None, and item_keys is None
+  where the data set has no keys.
   """
 
-  item_EA: np.ndarray  # int32
-  score_EA: np.ndarray  # float32
-  part_EAO: np.ndarray | None = None  # float32, summands of the scores by source, if asked for
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """The static shape of a batch of histories. Each shape compiles once."""
-
-  layout: Layout
-  history: int  # items of the longest history, at least
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "top_k", "reasons"))
-def _top_items(
-  graph: nnx.GraphDef,
-  state: nnx.State,
-  item_ID: jax.Array,
-  batch: Batch,
-  offered_2: jax.Array,  # first item that may be recommended, and the one after the last
-  repeat: jax.Array,  # bool, whether items of the history may be
-  *,
-  top_k: int,
-  reasons: bool,
-):
-  model = nnx.merge(graph, state)
-  o_QD = model.hidden(batch)
-  score_QI = model.score_states(o_QD, batch, item_ID)
-  item_I, (first, stop) = jnp.arange(score_QI.shape[1]), offered_2
-  offered_I = (item_I >= first) & (item_I < stop)
-  score_QI = jnp.where(offered_I, score_QI, -jnp.inf)
-  excluded_QX = jnp.where(repeat, 0, batch.history_QX)
-  score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], excluded_QX].set(-jnp.inf)
-  score_QA, item_QA = sharding.top_k(score_QI, top_k)
-  if not reasons:
-    return TopItems(item_QA, score_QA)
-  return TopItems(item_QA, score_QA, score_parts(model, o_QD, batch, item_QA, score_QA))
-
-
-class Recommender:
-  """A trained model, ready to answer. Make one with `load`.
-
-  `offered`: the ids of the items that may be recommended. `files`: the artifacts that `load` read.
-  """
-
-  files: Sequence[pathlib.Path] = ()
-
-  def __init__(
-    self,
-    model: ServableModel,
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    titles: Sequence[str | None] | None = None,
-  ):
-    """workdir: the folder of the model. titles: by item id, row 0 unused; None = no titles."""
-    self._config, self._workdir = config, workdir
-    self._layout = RECOMMENDER.layout(config)
-    self._sources = model.sources
-    self._set_model(model, titles)
-
-  @property
-  def kind(self) -> str:
-    """Which of SERVED it serves."""
-    return next(name for name, kind in KINDS.items() if type(self._model) is kind)
-
-  def _set_model(self, model: ServableModel, titles: Sequence[str | None] | None) -> None:
-    self._model, self._titles = model, titles
-    self.num_items = model.num_items
-    self.offered = range(1, self.num_items + 1)
-    self._place(model)
-
-  def _place(self, model: ServableModel) -> None:
-    placed = nnx.clone(model)  # shares the arrays; items are added to `model`
-    place_model(placed)
-    self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
-    self._item_ID = model_catalogue(self._graph, self._state)
+  def __init__(self, model: ServableModel, workdir: Workdir, key: str | None = None):
+    """workdir: of the model. key: the field of items.jsonl that holds the keys; None = `key`, if
+    there is one. Raises UserError for data with another number of items."""
+    super().__init__(model, workdir.config, workdir.path)
+    self.workdir = workdir
+    if self.num_items != workdir.dataset.num_items:
+      raise UserError(
+        f"{workdir.data_dir}: {workdir.dataset.num_items:,} items; the model of {workdir.path} was "
+        f"trained with {self.num_items:,}"
+      )
+    self.titles = workdir.dataset.titles()
+    item_keys = keys.kept_item_keys(workdir.data_dir, key)
+    self.item_keys = None if item_keys is None else [None, *item_keys]
+    self._id_of_key = {k: i for i, k in enumerate(self.item_keys or ()) if k is not None}
 
   @classmethod
   def load(
     cls,
     workdir: str | pathlib.Path,
-    titles: Sequence[str | None] | None = None,
     *,
     model: str | None = None,
+    data_dir: str | None = None,
+    key: str | None = None,
   ) -> "Recommender":
-    """Reads config.json, recommender.safetensors and, for the blend, blend.safetensors and the
-    counts of `mmesid_jax.refresh` in workdir.
+    """Reads a workdir and the data that it was trained on.
 
-    model: "network" for the recommender alone, "blend" for its sum with counts and content,
-    "generated" for the items whose semantic IDs it generates, "summed" for the sum of these two;
-    None = the blend where there is one, else what was trained. Raises UserError.
+    Args:
+      model: as `Ranker.load` says; None = the blend where there is one.
+      data_dir: where the data is now, if it has moved. Newer data are taken with a warning.
+      key: the field of items.jsonl that holds the keys; None = `key`, if there is one.
+
+    Raises UserError.
     """
-    path = pathlib.Path(workdir)
-    config = read_config(path)
-    if model is None:
-      model = "blend" if blend_file(path).exists() else "network"
-      if config.recommender.head == "generate":
-        model = "generated"
-    if model not in SERVED:
-      raise UserError(f"model={model!r}: expected one of {', '.join(SERVED)}")
-    names = [RECOMMENDER.name]
-    _check_head(path, config.recommender.head, model)
-    if model != "blend":
-      loaded = load_recommender(path, config)
-      if model in GENERATED:
-        loaded = GENERATED[model](loaded, config.evaluation.beams)
-    else:
-      refreshed = read_refreshed(path)
-      loaded = load_blend(path, config, refreshed)
-      names += [BLEND.name, REFRESHED] if refreshed else [BLEND.name]
-    recommender = cls(loaded, config, path, titles)
-    recommender.files = [path / f"{name}.safetensors" for name in names]
+    opened = reopen_workdir(pathlib.Path(workdir), data_dir, newer_data=True)
+    loaded = load_model(opened.path, opened.config, model)
+    recommender = cls(loaded.model, opened, key)
+    recommender.files = loaded.files
     return recommender
 
   def add_items(
     self,
     source: str | pathlib.Path | Mapping[str, np.ndarray],
     titles: Sequence[str | None] | None = None,
+    item_keys: Sequence[str | None] | None = None,
   ) -> range:
-    """Appends items that training never saw, so that they can be recommended and be part of
-    histories. Returns their ids, which follow the largest so far.
-
-    A modality that is left out, such as the collaborative one of a new item, is read as the mean of
-    the training items and has no weight in the scores; the learned row has none either.
-
-    Args:
-      source: a file that `mmesid_jax.semantic_ids encode` wrote, or feature rows by modality
-        ({"text": [E, V]}: one row for each new item, none for padding).
-      titles: titles of the new items.
-
-    Raises UserError for a source that does not fit the model.
-    """
-    model = append_new_items(self._model, self._workdir, self._config, source)
-    added = range(self.num_items + 1, model.num_items + 1)
-    if titles is not None and len(titles) != len(added):
-      raise UserError(f"{len(titles)} titles of {len(added)} new items")
-    if titles is not None or self._titles is not None:
-      before = self._titles or [None] * (self.num_items + 1)
-      titles = [*before, *(titles or [None] * len(added))]
-    self._set_model(model, titles)
+    """As `Ranker.add_items`, for items with titles and keys. Raises UserError also for keys that
+    are taken, and for keys where the data set has none."""
+    self._check_new_keys(item_keys or ())
+    before = self.model
+    added = super().add_items(source)
+    for names, of_what in ((titles, "titles"), (item_keys, "keys")):
+      if names is not None and len(names) != len(added):
+        self._set_model(before)
+        raise UserError(f"{len(names)} {of_what} of {len(added)} new items")
+    self.titles = [*self.titles, *(titles or [None] * len(added))]
+    if self.item_keys is not None:
+      self.item_keys = [*self.item_keys, *(item_keys or [None] * len(added))]
+      self._id_of_key |= {self.item_keys[i]: i for i in added if self.item_keys[i] is not None}
     return added
 
-  def restrict_to(self, items: range) -> None:
-    """Recommends only these items until the next call, or until items are added.
+  def _check_new_keys(self, item_keys: Sequence[str | None]) -> None:
+    given = [key for key in item_keys if key is not None]
+    if given and self.item_keys is None:
+      raise UserError("the data set has no keys, so new items can have none")
+    for n, key in enumerate(given):
+      if key in self._id_of_key or key in given[:n]:
+        raise UserError(f"the key {key!r} is taken")
 
-    Use it for new items, which seldom come up beside items of which more is known. Raises UserError
-    for a range that is empty or leaves the catalogue.
-    """
-    if items.step != 1 or not 1 <= items.start < items.stop <= self.num_items + 1:
-      raise UserError(f"{items}: expected consecutive items from 1 to {self.num_items}")
-    self.offered = items
-    if isinstance(self._model, GeneratedRanking):  # a search among these items alone
-      self._place(self._model.restrict_to(items))
+  def item_id(self, name: Name) -> int:
+    """The id of an item. Raises UserError for what is not one of the items."""
+    if isinstance(name, str):
+      if name in self._id_of_key:
+        return self._id_of_key[name]
+      raise UserError(f"item {name!r} is not known; expected {_known_keys(self._id_of_key)}")
+    if not is_whole_number(name):
+      raise UserError(f"{name!r} is not an item; expected an id, a whole number, or a key, a text")
+    if not 1 <= name <= self.num_items:
+      raise UserError(f"item {name} is not in the catalogue (1 to {self.num_items})")
+    return int(name)
 
-  def why_nothing(self) -> str:
-    """The reason of an empty answer."""
-    if self.kind == "generated":
-      return (
-        "the history holds all items that the search found; repeat takes them too, and a larger "
-        f"evaluation.beams in {self._workdir / 'config.json'} finds more"
-      )
-    return f"the history holds all {len(self.offered):,} items that may be; repeat takes them too"
+  @functools.cached_property
+  def user_keys(self) -> list[str] | None:
+    """Keys of the users by row, None where the data set has none."""
+    return keys.kept_user_keys(self.workdir.data_dir, len(self.workdir.dataset))
+
+  @functools.cached_property
+  def _row_of_user(self) -> dict[Name, int]:
+    by_id = {user: row for row, user in enumerate(self.workdir.dataset.users.tolist())}
+    return by_id | {key: row for row, key in enumerate(self.user_keys or ())}
+
+  def user_row(self, user: Name) -> int:
+    """The row of a user in the data set. Raises UserError for what is not one of the users."""
+    if not (isinstance(user, str) or is_whole_number(user)):
+      raise UserError(f"{user!r} is not a user; expected an id, a whole number, or a key, a text")
+    if user in self._row_of_user:
+      return self._row_of_user[user]
+    if isinstance(user, str):
+      raise UserError(f"user {user!r} is not known; expected {_known_keys(self.user_keys or ())}")
+    some = ", ".join(map(str, self.workdir.dataset.users[:3]))
+    raise UserError(
+      f"user {user} is not known; the {len(self.workdir.dataset):,} users are such as {some}"
+    )
+
+  def history(self, user: Name) -> list[int]:
+    """The items of a user in the data set, oldest first. Raises UserError as `user_row` does."""
+    return self.workdir.dataset.sequence(self.user_row(user)).tolist()
 
   def recommend(
     self,
-    histories: Sequence[Sequence[int]],
+    histories: Iterable[Iterable[Name]] | None = None,
     top_k: int = 10,
     *,
+    users: Iterable[Name] | None = None,
     repeat: bool = False,
   ) -> list[list[Recommendation]]:
-    """The top_k next items for each history (item ids, oldest first; may be empty), best first.
-
-    Items of the history are left out unless `repeat`, so an answer may be shorter, or empty. Of a
-    history longer than a row the newest items are read. Raises UserError for an item id that is not
-    in the catalogue, a top_k out of range, and scores that are not finite.
-    """
-    top = self.top_items(histories, top_k, repeat=repeat, reasons=True)
-    return [self.recommendations(*of_history) for of_history in zip(*top, strict=True)]
-
-  def shape_for(self, lengths: np.ndarray) -> Shape:
-    """The fastest shape for `top_items` with very many histories of these lengths, int [E]: batches
-    as large as those of the evaluation."""
-    layout = evaluation_layout(self._layout, self._config.evaluation.targets)
-    read = np.minimum(lengths, layout.longest_history)
-    pieces = Pieces(np.arange(len(read)), np.zeros_like(read), read + 1, read)
-    rows = with_rows_for(layout, pieces, sharding.shard_count("batch"))
-    return Shape(rows, int(lengths.max(initial=1)))
-
-  def top_items(
-    self,
-    histories: Sequence[Sequence[int]],
-    top_k: int = 10,
-    *,
-    repeat: bool = False,
-    reasons: bool = False,
-    shape: Shape | None = None,
-    offered: range | None = None,
-  ) -> TopItems:
-    """`recommend` as arrays, with the parts of the scores if `reasons`.
+    """The top_k next items, best first, for each of the histories or of the users.
 
     Args:
-      shape: from `shape_for`, for many calls with very many histories, or from `small_shape`.
-      offered: the items that may be recommended, instead of those of `restrict_to`.
+      histories: items by id or key, oldest first; an empty history is a new user.
+      users: users of the data set by id or key, with their whole histories.
+      repeat: whether items of the history may be recommended. Where they may not, an answer may be
+        shorter than top_k, or empty.
 
-    Raises UserError as `recommend` does.
+    Of a history longer than a row the newest items are read. Raises UserError for a name that is
+    not known, arguments of another form, a top_k out of range, and scores that are not finite.
     """
-    offered = self.offered if offered is None else offered
-    self.check_top_k(top_k)
-    arrays = [self._checked(i, history) for i, history in enumerate(histories)]
-    if shape is None:
-      shape = self.small_shape([len(a) for a in arrays])
-    newest = [a[-shape.layout.longest_history :] for a in arrays]
-    E, sources = len(arrays), len(self._sources)
-    top = TopItems(
-      np.zeros((E, top_k), np.int32),
-      np.zeros((E, top_k), np.float32),
-      np.zeros((E, top_k, sources), np.float32) if reasons else None,
-    )
-    allowed = np.array([offered.start, offered.stop], np.int32), np.array(repeat)
-    options = {"top_k": top_k, "reasons": reasons}
-    for place_Q, of_batch in _one_ahead(self._answers(arrays, newest, shape, allowed, options)):
-      for all_EA, some_QA in zip(top, jax.device_get(of_batch), strict=True):
-        if all_EA is not None:
-          all_EA[place_Q] = some_QA[: len(place_Q)]
-    if len(wrong := np.flatnonzero(~(top.score_EA < np.inf).all(1))):
-      raise UserError(
-        f"{self._workdir}: the scores of history {wrong[0] + 1} are not finite; the model has "
-        "diverged, train it again with a lower learning rate"
-      )
-    return top
+    ids = self._histories(histories, users)
+    top = self.top_items(ids, top_k, repeat=repeat, reasons=True)
+    return [self.recommendations(*of_history) for of_history in zip(*top, strict=True)]
 
-  def small_shape(self, lengths: Sequence[int]) -> Shape:
-    """A shape for histories of these lengths: the smallest of BATCHES that holds them, in few rows
-    if they are short."""
-    most = next((size for size in BATCHES if size >= len(lengths)), BATCHES[-1])
-    few = math.ceil(most / HISTORIES_PER_ROW)
-    read_E = np.minimum(np.asarray(lengths[:most], int), self._layout.longest_history)
-    tokens = self._layout.tokens(read_E + 1, np.ones_like(read_E)).sum()
-    in_few_rows = tokens <= ROW_USED * few * self._layout.row_length
+  def recommend_frame(
+    self,
+    histories: Iterable[Iterable[Name]] | None = None,
+    top_k: int = 10,
+    *,
+    users: Iterable[Name] | None = None,
+    repeat: bool = False,
+  ):
+    """`recommend` as a polars.DataFrame, a row for each recommended item.
 
-    def places(number: int, axis: str) -> int:
-      return number + -number % sharding.shard_count(axis)
+    Columns: `history` (its number, from 0) or `user` (as given), `place` (from 1), `item`, `key`,
+    `title`, `score`, and for each source its summand, as "transitions". `.to_pandas()` makes a
+    pandas frame of it.
+    """
+    import polars as pl
 
-    rows = min(places(few if in_few_rows else most, "batch"), self._layout.rows)
-    layout = dataclasses.replace(self._layout, rows=rows)
-    longest = max(lengths, default=0)
-    return Shape(
-      evaluation_layout(layout, places(most, "targets")), 1 << max(longest, 1).bit_length()
-    )
+    users = users if users is None else _listed(users, "users", "user ids or keys")
+    answers = self.recommend(histories, top_k, users=users, repeat=repeat)
+    asked, name = (range(len(answers)), "history") if users is None else (users, "user")
+    if users is not None and len({isinstance(user, str) for user in users}) > 1:
+      asked = map(str, users)  # a column has one type
+    rows = [
+      {name: who, "place": place, "item": r.item, "key": r.key, "title": r.title, "score": r.score}
+      | r.parts
+      for who, answer in zip(asked, answers, strict=True)
+      for place, r in enumerate(answer, 1)
+    ]
+    numbers = {source: pl.Float64 for source in ("score", *self.sources)}
+    first = pl.String if any(isinstance(row[name], str) for row in rows[:1]) else pl.Int64
+    schema = {name: first, "place": pl.Int64, "item": pl.Int64, "key": pl.String}
+    return pl.DataFrame(rows, schema | {"title": pl.String} | numbers)
 
-  @property
-  def largest_top_k(self) -> int:
-    """The most items of an answer."""
-    most = len(self.offered)
-    return min(most, self._model.beams) if self.kind == "generated" else most
-
-  def check_top_k(self, top_k: int) -> None:
-    """Raises UserError for more items than can be recommended, `largest_top_k`."""
-    if not 1 <= top_k <= len(self.offered):
-      raise UserError(f"top_k={top_k}: expected a number from 1 to {len(self.offered)}")
-    if self.kind == "generated" and top_k > (beams := self._model.beams):
-      raise UserError(
-        f"top_k={top_k}: the search keeps {beams} IDs; ask for at most as many, or write a larger "
-        f"evaluation.beams into {self._workdir / 'config.json'}"
-      )
-
-  def _answers(self, arrays, newest, shape, allowed, options):
-    """Yields the places of a batch's histories, and its answer, which may still be computed."""
-    sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
-    first = [len(a) for a in newest]
-    for batch in batch_sequences(sequences, shape.layout, first):
-      place_Q = batch.piece_Q[batch.weight_Q > 0]  # places in use are the first
-      batch = with_histories(batch, arrays, shape.history)
-      yield (
-        place_Q,
-        _top_items(
-          self._graph,
-          self._state,
-          self._item_ID,
-          sharding.device_put_batch(batch),
-          *allowed,
-          **options,
-        ),
-      )
-
-  def _checked(self, index: int, history: Sequence[int]) -> np.ndarray:
-    try:
-      array = np.asarray(history, np.int64).reshape(-1)
-    except OverflowError:  # a number that int64 does not hold
-      unknown = [max(history, key=abs)]
-    else:
-      unknown = array[(array < 1) | (array > self.num_items)]
-    if len(unknown):
-      raise UserError(
-        f"history {index + 1}: item {unknown[0]} is not in the catalogue (1 to {self.num_items})"
-      )
-    return array.astype(np.int32)
+  def _histories(self, histories, users) -> list[list[int] | np.ndarray]:
+    if (histories is None) == (users is None):
+      raise UserError("expected one of histories and users")
+    if users is not None:
+      users = _listed(users, "users", "user ids or keys")
+      return [self.workdir.dataset.sequence(self.user_row(user)) for user in users]
+    ids = []
+    for n, history in enumerate(_listed(histories, "histories", "histories, each of items"), 1):
+      if isinstance(history, np.ndarray) and history.dtype.kind in "iu" and history.ndim == 1:
+        ids.append(history)  # `top_items` checks the range
+        continue
+      if isinstance(history, str) or not isinstance(history, Iterable):
+        raise UserError(
+          f"histories: number {n} is {history!r}; expected a list of histories, each a list of "
+          "items, as [[12, 57]]"
+        )
+      try:
+        ids.append([self.item_id(name) for name in history])
+      except UserError as error:
+        raise UserError(f"history {n}: {error}") from None
+    return ids
 
   def recommendations(
     self, item_A: np.ndarray, score_A: np.ndarray, part_AO: np.ndarray
   ) -> list[Recommendation]:
-    """The items of one history in `TopItems`, with their titles."""
+    """The items of one history in `TopItems`, with their names."""
     return [
       Recommendation(
         int(item),
         float(score),
-        dict(zip(self._sources, part_O.tolist(), strict=True)),
-        self._titles[item] if self._titles else None,
+        dict(zip(self.sources, part_O.tolist(), strict=True)),
+        self.item_keys and self.item_keys[item],
+        self.titles[item],
       )
       for item, score, part_O in zip(item_A, score_A, part_AO, strict=True)
       if np.isfinite(score)
     ]
 
 
-def _check_head(path: pathlib.Path, head: str, model: str) -> None:
-  """Raises UserError for a model that was not trained."""
-  trained = {"rank": ("network", "blend"), "generate": ("generated",)}.get(head, SERVED)
-  if model not in trained:
-    raise UserError(
-      f"{path}: was trained with recommender.head={head}, without {model!r}; expected "
-      f"{' or '.join(trained)}, or train with head=both"
-    )
+def _listed(values: Iterable, name: str, expected: str) -> list:
+  if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+    raise UserError(f"{name}={values!r}: expected a list of {expected}")
+  return list(values)
 
 
-def _one_ahead(answers: Iterator) -> Iterator:
-  """Yields each answer after the next one was requested, so that a device computes while the next
-  batch is packed."""
-  waiting = None
-  for answer in answers:
-    if waiting is not None:
-      yield waiting
-    waiting = answer
-  if waiting is not None:
-    yield waiting
+def _known_keys(known: Iterable[str]) -> str:
+  known = list(known)
+  return f"one of {len(known):,} keys such as {known[0]!r}" if known else "ids; there are no keys"

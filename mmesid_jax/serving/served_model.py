@@ -1,74 +1,57 @@
-"""A trained recommender with what its workdir knows of the items, as the commands need it."""
+"""Which of the models in a workdir is served, and how it is read."""
 
-import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmesid_jax.data.folder import keys
-from mmesid_jax.data.repeats import count_repeats
-from mmesid_jax.display import reporter
+from ml_collections import ConfigDict
+
+from mmesid_jax.config.schema import SERVED
 from mmesid_jax.errors import UserError
-from mmesid_jax.serving.recommender import Recommender
-from mmesid_jax.stages.workdir import Workdir, reopen_workdir
+from mmesid_jax.models.blend import BlendModel, ServableModel
+from mmesid_jax.models.generate.generated_ranking import GENERATED
+from mmesid_jax.models.sequence_recommender import RecommenderModel
+from mmesid_jax.serving.refreshed_counts import read_refreshed
+from mmesid_jax.stages.blend_stage import BLEND, blend_file, load_blend
+from mmesid_jax.stages.recommender_stage import RECOMMENDER, load_recommender
+from mmesid_jax.stages.workdir import REFRESHED
+
+KINDS = {"network": RecommenderModel, "blend": BlendModel, **GENERATED}
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """Which items are recommended, by which model.
+class LoadedModel(NamedTuple):
+  """A model, and the artifacts that it was read from."""
 
-  model: as in `Recommender.load`. new_items: a file of items to add to the catalogue. only_new:
-  recommend only those. data_dir: where the data is now, if it has moved. key: the field of
-  items.jsonl that holds the keys; None = `key`, if there is one.
-  """
-
-  top_k: int = 10
-  repeat: bool = False
-  model: str | None = None
-  new_items: str | None = None
-  only_new: bool = False
-  data_dir: str | None = None
-  key: str | None = None
+  model: ServableModel
+  files: Sequence[pathlib.Path]
 
 
-class ServedModel(NamedTuple):
-  """Titles and keys are by item id, row 0 unused, new items last; item_keys is None where the data
-  set keeps none."""
+def load_model(path: pathlib.Path, config: ConfigDict, name: str | None) -> LoadedModel:
+  """The model of a workdir; name: as `Ranker.load` says. Raises UserError."""
+  if name is None:
+    name = "blend" if blend_file(path).exists() else "network"
+    if config.recommender.head == "generate":
+      name = "generated"
+  if name not in SERVED:
+    raise UserError(f"model={name!r}: expected one of {', '.join(SERVED)}")
+  names = [RECOMMENDER.name]
+  _check_head(path, config.recommender.head, name)
+  if name != "blend":
+    model = load_recommender(path, config)
+    if name in GENERATED:
+      model = GENERATED[name](model, config.evaluation.beams)
+  else:
+    refreshed = read_refreshed(path)
+    model = load_blend(path, config, refreshed)
+    names += [BLEND.name, REFRESHED] if refreshed else [BLEND.name]
+  return LoadedModel(model, [path / f"{name}.safetensors" for name in names])
 
-  workdir: Workdir
-  model: Recommender
-  titles: list[str | None]
-  item_keys: list[str | None] | None
 
-
-def open_model(path: pathlib.Path, options: Options) -> ServedModel:
-  """The model of the workdir `path`, with new items where `options` names them. Raises
-  UserError."""
-  if options.only_new and options.new_items is None:
-    raise UserError("--only_new: name the new items with --new_items=FILE")
-  workdir = reopen_workdir(path, options.data_dir, newer_data=True)
-  titles = workdir.dataset.titles()
-  item_keys = keys.kept_item_keys(workdir.data_dir, options.key)
-  _warn_of_repeats(workdir, options)
-  model = Recommender.load(path, titles, model=options.model)
-  if model.num_items != workdir.dataset.num_items:
+def _check_head(path: pathlib.Path, head: str, model: str) -> None:
+  """Raises UserError for a model that was not trained."""
+  trained = {"rank": ("network", "blend"), "generate": ("generated",)}.get(head, SERVED)
+  if model not in trained:
     raise UserError(
-      f"{workdir.data_dir}: {workdir.dataset.num_items:,} items; the model of {path} was trained "
-      f"with {model.num_items:,}"
-    )
-  added = model.add_items(options.new_items) if options.new_items is not None else ()
-  if options.only_new:
-    model.restrict_to(added)
-  titles += [f"(new item {n})" for n in range(1, len(added) + 1)]
-  if item_keys is not None:
-    item_keys = [None, *item_keys, *(None for _ in added)]
-  return ServedModel(workdir, model, titles, item_keys)
-
-
-def _warn_of_repeats(workdir: Workdir, options: Options) -> None:
-  """Says where users often come back to an item, which lists without --repeat cannot hold."""
-  repeats = count_repeats(workdir.dataset)["test"]
-  if repeats.matter and not (options.repeat or options.only_new):
-    reporter.warn(
-      f"{repeats} of the test items are in their user's own history, which the lists leave out; "
-      "--repeat keeps it in"
+      f"{path}: was trained with recommender.head={head}, without {model!r}; expected "
+      f"{' or '.join(trained)}, or train with head=both"
     )

@@ -13,7 +13,7 @@ from mmesid_jax.files.atomic import check_new_file
 from mmesid_jax.files.resumable import PartFiles
 from mmesid_jax.reports.code_export import export_codes
 from mmesid_jax.serving.all_users import write_all_users
-from mmesid_jax.serving.served_model import Options
+from mmesid_jax.serving.options import Options
 from mmesid_jax.stages.new_item_codes import encode_and_write
 
 EXISTS = "exists already; name another file, or pass --overwrite"

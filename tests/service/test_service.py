@@ -1,6 +1,7 @@
 """The service within this process: its answers, what it remembers, and what it refuses."""
 
 import asyncio
+import functools
 import json
 import shutil
 
@@ -14,10 +15,9 @@ from mmesid_jax.service.prometheus import Metrics
 from mmesid_jax.service.service import Limits, Service
 from mmesid_jax.serving.answer import recommendation_json
 from mmesid_jax.serving.recommender import Recommender
-from mmesid_jax.serving.served_model import Options
 
 TOP_K = 20
-LIMITS = Limits(queue=200, items=100, body_bytes=20_000)
+LIMITS = Limits(queue=200, items=100, body_bytes=20_000, top_k=TOP_K)
 
 
 class Client:
@@ -25,8 +25,8 @@ class Client:
 
   def __init__(self, path, limits=LIMITS, token=None, model=None):
     self.metrics = Metrics()
-    options = Options(top_k=TOP_K, repeat=True, model=model)
-    self.service = Service(path, options, limits, self.metrics.add_batch)
+    load = functools.partial(Recommender.load, path, model=model)
+    self.service = Service(path, load, limits, self.metrics.add_batch)
     self.app = create_app(self.service, self.metrics, token)
 
   async def _ask(self, requests):
@@ -74,7 +74,7 @@ def model(workdir):
 
 def expected_items(model, history, top_k, repeat):
   (answer,) = model.recommend([history], TOP_K, repeat=repeat)  # compiled once
-  return [recommendation_json(r, None) for r in answer[:top_k]]
+  return [recommendation_json(r) for r in answer[:top_k]]
 
 
 def test_answers_are_those_of_the_model_at_any_concurrency(client, model):

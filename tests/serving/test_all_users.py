@@ -1,5 +1,6 @@
 """Results out: semantic IDs and recommendations for all users, as files, by the commands."""
 
+import csv
 import errno
 import json
 import os
@@ -22,9 +23,9 @@ from mmesid_jax.errors import Interrupted, UserError
 from mmesid_jax.files.artifact import read_artifact, write_artifact
 from mmesid_jax.reports import code_export
 from mmesid_jax.reports.test_ranks import evaluation_file
-from mmesid_jax.serving import all_users, answer, served_model
+from mmesid_jax.serving import all_users, answer, options
+from mmesid_jax.serving.options import Options
 from mmesid_jax.serving.recommender import Recommender
-from mmesid_jax.serving.served_model import Options
 from mmesid_jax.stages import new_item_codes
 from mmesid_jax.stages.workdir import reopen_workdir
 
@@ -152,6 +153,28 @@ def test_all_users_get_what_each_gets_alone(workdir, tmp_path, suffix, monkeypat
   assert {len(row["item_ids"]) for row in read(output)} == {40}
 
 
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_csv_has_a_row_for_every_recommended_item(workdir, tmp_path, with_keys, monkeypatch):
+  monkeypatch.setattr(all_users, "USERS_PER_PART", 25)
+  if with_keys:
+    give_keys(workdir)
+  for split, top_k in ((None, 5), ("test", 40)):
+    for name in ("recs.csv", "recs.jsonl"):
+      options = Options(top_k=top_k)
+      all_users.write_all_users(workdir, tmp_path / name, options, split, overwrite=True)
+    with (tmp_path / "recs.csv").open(encoding="utf-8", newline="") as file:
+      found = list(csv.DictReader(file))
+    expected = []
+    for row in read(tmp_path / "recs.jsonl"):
+      lists = {name: row.pop(name) for name in ("item_ids", "item_keys", "scores") if name in row}
+      for place, values in enumerate(zip(*lists.values(), strict=True), 1):
+        one = dict(zip((name[:-1] for name in lists), values, strict=True))
+        expected.append({**row, "place": place, **one})
+    assert len(found) == len(expected) > 60 * 4
+    for row, of_lists in zip(found, expected, strict=True):
+      assert row == {name: str(value) for name, value in of_lists.items()}
+
+
 @pytest.mark.parametrize(
   ("made", "served", "split"),
   [
@@ -208,10 +231,10 @@ def test_a_split_without_targets_is_refused(workdir, tmp_path):
 
 def test_lists_that_leave_out_what_people_come_back_to_say_so(trained, monkeypatch, capsys):
   monkeypatch.setattr(
-    served_model, "count_repeats", lambda dataset: {"test": Repeats(60, 5), "valid": Repeats(60, 0)}
+    options, "count_repeats", lambda dataset: {"test": Repeats(60, 5), "valid": Repeats(60, 0)}
   )
   for repeat in (False, True):
-    served_model.open_model(trained, Options(repeat=repeat))
+    options.open_recommender(trained, Options(repeat=repeat))
     err = capsys.readouterr().err
     assert ("warning: 5 of 60 (8.3%) of the test items are in" in err) != repeat
     assert ("--repeat keeps it in" in err) != repeat
@@ -393,8 +416,9 @@ def test_keys_go_in_and_come_out(workdir, tmp_path, capsys):
   assert out == shown(workdir, capsys, user_key=[user_key(7), user_key(2)])
   keys = f"--history_keys={ITEM_KEYS[0]} B0"
   line = refused("recommend", f"--workdir={workdir}", keys)
-  assert "--history_keys: not one of the 40 items: 'B0' (keys are such as" in line
-  with pytest.raises(UserError, match="--user_key: not one of the 60 users: 'A1' .*as 'A1 "):
+  assert "--history_keys: item 'B0' is not known; expected one of 40 keys such as" in line
+  says = "--user_key: user 'A1' is not known; expected one of 60 keys such as 'A1 "
+  with pytest.raises(UserError, match=says):
     shown(workdir, capsys, user_key=["A1"])
 
 
@@ -417,8 +441,8 @@ def test_mistakes_of_recommend_are_one_line(workdir, tmp_path):
   assert f"{workdir}/blend.safetensors: no such file" in line
   line = refused(*recommend, "--user=1", "--split=test")
   assert "--split: belongs to --all_users" in line
-  line = refused(*recommend, "--all_users", f"--output={tmp_path}/recs.csv")
-  assert "expected a name that ends in .parquet or .jsonl" in line
+  line = refused(*recommend, "--all_users", f"--output={tmp_path}/recs.txt")
+  assert "expected a name that ends in .parquet or .jsonl or .csv" in line
   (tmp_path / "file").touch()
   line = refused(*recommend, "--all_users", f"--output={tmp_path}/file/recs.jsonl")
   assert f"{tmp_path}/file" in line and "not a directory" in line

@@ -18,9 +18,9 @@ from mmesid_jax.files.artifact import read_artifact, write_artifact
 from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.reports.test_ranks import evaluate_models
 from mmesid_jax.serving.all_users import write_all_users
+from mmesid_jax.serving.options import Options, open_recommender
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.serving.refreshed_counts import refresh_counts
-from mmesid_jax.serving.served_model import Options, open_model
 from mmesid_jax.stages.blend_stage import BLEND, amounts_and_shares
 from mmesid_jax.stages.evidence_stages import (
   item_shares,
@@ -230,11 +230,11 @@ def test_newer_histories_need_no_warning_once_they_are_counted(path, data, capsy
   config["data"] |= {"source": "files", "dir": str(path / "synthetic")}
   (path / "config.json").write_text(json.dumps(config))
   options = Options(data_dir=str(data))
-  open_model(path, options)
+  open_recommender(path, options)
   assert "holds other users" in capsys.readouterr().err
   refresh_counts(path, data, str(path / "synthetic"))
   capsys.readouterr()
-  open_model(path, options)
+  open_recommender(path, options)
   assert "holds other users" not in capsys.readouterr().err
 
 

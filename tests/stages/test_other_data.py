@@ -11,7 +11,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_artifact, read_header, write_artifact
 from mmesid_jax.reports.code_export import export_codes
 from mmesid_jax.serving.answer import print_recommendations
-from mmesid_jax.serving.served_model import Options
+from mmesid_jax.serving.options import Options
 from mmesid_jax.stages.collaborative_stage import COLLABORATIVE
 from mmesid_jax.stages.workdir import open_workdir, reopen_workdir
 

@@ -8,7 +8,7 @@ from mmesid_jax.features.join_by_key import join_vectors
 from mmesid_jax.features.torch_files.torch_table import convert_torch_file
 from mmesid_jax.reports.code_export import export_codes
 from mmesid_jax.serving.all_users import write_all_users
-from mmesid_jax.serving.served_model import Options
+from mmesid_jax.serving.options import Options
 
 JOIN = {"keys": [], "key": "key", "key_column": None, "vector_columns": None, "dtype": "float32"}
 WRITERS = {
