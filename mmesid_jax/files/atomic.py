@@ -27,6 +27,12 @@ def check_new_file(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) 
     raise UserError(f"--output={path}: exists already; name another file, or pass --overwrite")
 
 
+def check_new_directory(directory: Path) -> None:
+  """Raises UserError for a directory that exists: nothing is written over."""
+  if os.path.lexists(directory):
+    raise UserError(f"{directory}: exists already; name a new directory")
+
+
 def refuse_folder(path: Path) -> None:
   """Raises UserError for a folder where a file is read or written."""
   if path.is_dir():

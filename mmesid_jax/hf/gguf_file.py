@@ -16,10 +16,11 @@ import numpy as np
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError, report_disk_errors
+from mmesid_jax.files.atomic import check_new_directory
 from mmesid_jax.hf.architecture import FAMILIES, read_architecture
 from mmesid_jax.hf.gguf_header import GgufHeader, read_gguf_header
 from mmesid_jax.hf.pretrained import LOCAL_ONLY, explain_load_errors, import_extra
-from mmesid_jax.hf.safetensors_dir import check_new_directory, write_checkpoint
+from mmesid_jax.hf.safetensors_dir import write_checkpoint
 
 OUTSIDE = ("token_embd.weight", "output_norm.weight", "output.weight")
 BLOCK = r"blk\.\d+\.(attn_norm|attn_[qkv]|attn_output|ffn_norm|ffn_gate|ffn_up|ffn_down)\.weight"

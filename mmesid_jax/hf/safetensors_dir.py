@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.atomic import atomic_folder
+from mmesid_jax.files.atomic import atomic_folder, check_new_directory
 from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.files.tensor_file import TensorFile
 
@@ -118,12 +118,6 @@ class Checkpoint:
     if not os.path.isfile(file):  # not is_file(), which raises where a name is too long
       raise UserError(f"{file}: no such file, but {INDEX} names it; download it again")
     return TensorFile(file, remedy="download it again")
-
-
-def check_new_directory(directory: pathlib.Path) -> None:
-  """Raises UserError for a directory that exists: nothing is written over."""
-  if directory.exists():
-    raise UserError(f"{directory}: exists already; name a new directory")
 
 
 def write_checkpoint(

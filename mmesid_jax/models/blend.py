@@ -155,6 +155,21 @@ class BlendModel(nnx.Module):
     """Scores [Q, I] of all items for the batch's targets; the batch has histories."""
     return self.score_states(self.hidden(batch), batch, catalogue)
 
+  def static_table(self) -> jax.Array:
+    """Vectors [I, V] of the items. Their products with `static_query` are the scores without the
+    terms that depend on a history and an item together: transitions, repeats, reranking."""
+    none_Q0 = jnp.zeros((1, 0), jnp.int32)
+    tables = [table_IV for _, table_IV in self.evidence.products(none_Q0).values()]
+    return jnp.concatenate([self.network.static_table(), *tables], axis=1)
+
+  def static_query(self, o_QD: jax.Array, batch: Batch) -> jax.Array:
+    """Vectors [Q, V] of the histories, from hidden(batch)."""
+    products = self.evidence.products(batch.history_QX).values()
+    of_evidence_QV = jnp.concatenate([query_QV for query_QV, _ in products], axis=1)
+    of_evidence_QV = jnp.where(has_items(batch.history_QX)[:, None], of_evidence_QV, 0)
+    of_network_QV = self.weights(batch.history_QX)[:, None] * o_QD
+    return jnp.concatenate([of_network_QV, of_evidence_QV], axis=1)
+
   def candidates(self, batch: Batch, catalogue: jax.Array) -> Candidates:
     """The CANDIDATES items with the highest sums.
 

@@ -27,6 +27,14 @@ class ProductScores:
     """Scores [Q, I] of all items for the batch's targets."""
     return self.score_states(self.hidden(batch), batch, catalogue)
 
+  def static_table(self) -> jax.Array:
+    """Vectors [I, V] of the items; their products with `static_query` are the scores."""
+    return self.item_vectors()
+
+  def static_query(self, h_QD: jax.Array, batch: Batch) -> jax.Array:
+    """Vectors [Q, V] of the histories, from hidden(batch)."""
+    return h_QD
+
 
 def candidate_mask(columns: int, num_items: int) -> jax.Array:
   """Bool [columns], True for items 1 .. num_items.

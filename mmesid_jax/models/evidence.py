@@ -178,7 +178,7 @@ class EvidenceModel(nnx.Module):
     items."""
     return self.transitions(history_QX)[1].sum(1)
 
-  def _products(self, history_QX: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+  def products(self, history_QX: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Name -> query [Q, V] and table [I, V], for the terms that every item has."""
     by_count, history_QX = CountSettings(*self.counts[...]), history_QX[:, :NEWEST]
 
@@ -217,7 +217,7 @@ class EvidenceModel(nnx.Module):
     if transition_QI is None:
       transition_QI = self.transition_scores(history_QX)
     score_QI = transition_QI + self.repeat_scores(history_QX)
-    for query_QV, table_IV in self._products(history_QX).values():
+    for query_QV, table_IV in self.products(history_QX).values():
       # With a barrier the product is a call of the library, also for one history; without, XLA for
       # CPUs makes it a part of the loop over the sum, which takes three times as long.
       score_QI += jax.lax.optimization_barrier(
@@ -235,7 +235,7 @@ class EvidenceModel(nnx.Module):
       "transitions": gather_columns(transition_QI, item_QA),
       "repeats": gather_columns(self.repeat_scores(history_QX), item_QA),
     }
-    for name, (query_QV, table_IV) in self._products(history_QX).items():
+    for name, (query_QV, table_IV) in self.products(history_QX).items():
       parts[name] = jnp.einsum("qv,qav->qa", query_QV, lookup_rows(table_IV, item_QA))
     return jnp.stack([parts[name] for name in self.sources], axis=-1)
 

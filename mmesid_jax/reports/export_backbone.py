@@ -8,10 +8,11 @@ from ml_collections import ConfigDict
 
 from mmesid_jax.config.saved import read_config
 from mmesid_jax.display import reporter
+from mmesid_jax.files.atomic import check_new_directory
 from mmesid_jax.files.readers import read_json_object
 from mmesid_jax.hf.architecture import architecture_json
 from mmesid_jax.hf.llama_weights import EMBEDDING, entries, to_hugging_face
-from mmesid_jax.hf.safetensors_dir import Checkpoint, check_new_directory, write_checkpoint
+from mmesid_jax.hf.safetensors_dir import Checkpoint, write_checkpoint
 from mmesid_jax.models.llama import LlamaConfig
 from mmesid_jax.models.sequence_recommender import RecommenderModel
 from mmesid_jax.stages import recommender_stage

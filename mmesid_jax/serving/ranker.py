@@ -24,7 +24,7 @@ from mmesid_jax.data.row_layout import Layout, Pieces, with_rows_for
 from mmesid_jax.errors import UserError
 from mmesid_jax.evaluation.evaluator import model_catalogue
 from mmesid_jax.models.blend import ServableModel, score_parts
-from mmesid_jax.models.generate.generated_ranking import GeneratedRanking
+from mmesid_jax.models.generate.generated_ranking import GENERATED, GeneratedRanking
 from mmesid_jax.parallel import sharding
 from mmesid_jax.parallel.placement import place_model
 from mmesid_jax.serving.served_model import KINDS, load_model
@@ -56,7 +56,7 @@ class Shape:
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "top_k", "reasons"))
-def _top_items(
+def rank_items(
   graph: nnx.GraphDef,
   state: nnx.State,
   item_ID: jax.Array,
@@ -66,7 +66,8 @@ def _top_items(
   *,
   top_k: int,
   reasons: bool,
-):
+) -> TopItems:
+  """The best items for the histories of a batch, on the device."""
   model = nnx.merge(graph, state)
   o_QD = model.hidden(batch)
   score_QI = model.score_states(o_QD, batch, item_ID)
@@ -79,6 +80,17 @@ def _top_items(
   if not reasons:
     return TopItems(item_QA, score_QA)
   return TopItems(item_QA, score_QA, score_parts(model, o_QD, batch, item_QA, score_QA))
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _static_table(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
+  return nnx.merge(graph, state).static_table()
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _static_query(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> jax.Array:
+  model = nnx.merge(graph, state)
+  return model.static_query(model.hidden(batch), batch)
 
 
 class Ranker:
@@ -94,7 +106,7 @@ class Ranker:
     """config: of the model's training. path: the workdir, which messages name."""
     self.config, self.path = config, path
     self.sources = model.sources
-    self._layout = RECOMMENDER.layout(config)
+    self.layout: Layout = RECOMMENDER.layout(config)
     self._set_model(model)
 
   @property
@@ -113,6 +125,11 @@ class Ranker:
     place_model(placed)
     self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
     self._item_ID = model_catalogue(self._graph, self._state)
+
+  @property
+  def parts(self) -> tuple[nnx.GraphDef, nnx.State, jax.Array | None]:
+    """The first three arguments of `rank_items`."""
+    return self._graph, self._state, self._item_ID
 
   @classmethod
   def load(cls, workdir: str | pathlib.Path, *, model: str | None = None) -> "Ranker":
@@ -172,7 +189,7 @@ class Ranker:
   def shape_for(self, lengths: np.ndarray) -> Shape:
     """The fastest shape for `top_items` with very many histories of these lengths, int [E]: batches
     as large as those of the evaluation."""
-    layout = evaluation_layout(self._layout, self.config.evaluation.targets)
+    layout = evaluation_layout(self.layout, self.config.evaluation.targets)
     read = np.minimum(lengths, layout.longest_history)
     pieces = Pieces(np.arange(len(read)), np.zeros_like(read), read + 1, read)
     rows = with_rows_for(layout, pieces, sharding.shard_count("batch"))
@@ -206,16 +223,19 @@ class Ranker:
     arrays = [self._checked(i, history) for i, history in enumerate(histories)]
     if shape is None:
       shape = self.small_shape([len(a) for a in arrays])
-    newest = [a[-shape.layout.longest_history :] for a in arrays]
     E, sources = len(arrays), len(self.sources)
     top = TopItems(
       np.zeros((E, top_k), np.int32),
       np.zeros((E, top_k), np.float32),
       np.zeros((E, top_k, sources), np.float32) if reasons else None,
     )
-    allowed = np.array([offered.start, offered.stop], np.int32), np.array(repeat)
-    options = {"top_k": top_k, "reasons": reasons}
-    for place_Q, of_batch in _one_ahead(self._answers(arrays, newest, shape, allowed, options)):
+    asked = np.array([offered.start, offered.stop], np.int32), np.array(repeat)
+    rank = functools.partial(rank_items, top_k=top_k, reasons=reasons)
+    answers = (
+      (place_Q, rank(self._graph, self._state, self._item_ID, batch, *asked))
+      for place_Q, batch in _batches(arrays, shape)
+    )
+    for place_Q, of_batch in _one_ahead(answers):
       for all_EA, some_QA in zip(top, jax.device_get(of_batch), strict=True):
         if all_EA is not None:
           all_EA[place_Q] = some_QA[: len(place_Q)]
@@ -226,20 +246,50 @@ class Ranker:
       )
     return top
 
+  def static_table(self) -> np.ndarray:
+    """Vectors of the items for a nearest-neighbor index, float32 [I, V], row 0 unused.
+
+    The product of a row and one of `static_queries` is the item's score without the terms that
+    depend on the history and the item together: transitions, repeats and reranking of a blend.
+    Raises UserError for a model whose scores are no products.
+    """
+    if self.kind in GENERATED:
+      raise UserError(f"the model {self.kind!r} has no vectors; take the network or the blend")
+    return np.asarray(_static_table(self._graph, self._state))[: self.num_items + 1]
+
+  def static_queries(
+    self, histories: Sequence[Sequence[int]], *, shape: Shape | None = None
+  ) -> np.ndarray:
+    """Vectors of histories for the index, float32 [E, V]; shape: as in `top_items`. Raises
+    UserError as `static_table`, and for an item id that is not in the catalogue."""
+    if self.kind in GENERATED:
+      raise UserError(f"the model {self.kind!r} has no vectors; take the network or the blend")
+    arrays = [self._checked(i, history) for i, history in enumerate(histories)]
+    if shape is None:
+      shape = self.small_shape([len(a) for a in arrays])
+    found = []
+    answers = (
+      (place_Q, _static_query(self._graph, self._state, batch))
+      for place_Q, batch in _batches(arrays, shape)
+    )
+    for place_Q, query_QV in _one_ahead(answers):
+      found.append(np.asarray(query_QV)[: len(place_Q)])  # histories keep their order
+    return np.concatenate(found)
+
   def small_shape(self, lengths: Sequence[int]) -> Shape:
     """A shape for histories of these lengths: the smallest of BATCHES that holds them, in few rows
     if they are short."""
     most = next((size for size in BATCHES if size >= len(lengths)), BATCHES[-1])
     few = math.ceil(most / HISTORIES_PER_ROW)
-    read_E = np.minimum(np.asarray(lengths[:most], int), self._layout.longest_history)
-    tokens = self._layout.tokens(read_E + 1, np.ones_like(read_E)).sum()
-    in_few_rows = tokens <= ROW_USED * few * self._layout.row_length
+    read_E = np.minimum(np.asarray(lengths[:most], int), self.layout.longest_history)
+    tokens = self.layout.tokens(read_E + 1, np.ones_like(read_E)).sum()
+    in_few_rows = tokens <= ROW_USED * few * self.layout.row_length
 
     def places(number: int, axis: str) -> int:
       return number + -number % sharding.shard_count(axis)
 
-    rows = min(places(few if in_few_rows else most, "batch"), self._layout.rows)
-    layout = dataclasses.replace(self._layout, rows=rows)
+    rows = min(places(few if in_few_rows else most, "batch"), self.layout.rows)
+    layout = dataclasses.replace(self.layout, rows=rows)
     longest = max(lengths, default=0)
     return Shape(
       evaluation_layout(layout, places(most, "targets")), 1 << max(longest, 1).bit_length()
@@ -262,25 +312,6 @@ class Ranker:
         f"evaluation.beams into {self.path / 'config.json'}"
       )
 
-  def _answers(self, arrays, newest, shape, allowed, options):
-    """Yields the places of a batch's histories, and its answer, which may still be computed."""
-    sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
-    first = [len(a) for a in newest]
-    for batch in batch_sequences(sequences, shape.layout, first):
-      place_Q = batch.piece_Q[batch.weight_Q > 0]  # places in use are the first
-      batch = with_histories(batch, arrays, shape.history)
-      yield (
-        place_Q,
-        _top_items(
-          self._graph,
-          self._state,
-          self._item_ID,
-          sharding.device_put_batch(batch),
-          *allowed,
-          **options,
-        ),
-      )
-
   def _checked(self, index: int, history: Sequence[int]) -> np.ndarray:
     try:
       array = np.asarray(history, np.int64).reshape(-1)
@@ -293,6 +324,16 @@ class Ranker:
         f"history {index + 1}: item {unknown[0]} is not in the catalogue (1 to {self.num_items})"
       )
     return array.astype(np.int32)
+
+
+def _batches(arrays: Sequence[np.ndarray], shape: Shape) -> Iterator[tuple[np.ndarray, Batch]]:
+  """Yields the places of a batch's histories, and the batch on the device."""
+  newest = [a[-shape.layout.longest_history :] for a in arrays]
+  sequences = [np.append(a, 0) for a in newest]  # the item to be predicted is not known: 0
+  for batch in batch_sequences(sequences, shape.layout, [len(a) for a in newest]):
+    place_Q = batch.piece_Q[batch.weight_Q > 0]  # places in use are the first
+    batch = with_histories(batch, arrays, shape.history)
+    yield place_Q, sharding.device_put_batch(batch)
 
 
 def is_whole_number(x: object) -> bool:
