@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -26,7 +27,9 @@ from mmesid_jax.quantize.id_trie import build_trie
 from mmesid_jax.quantize.item_ids import number_shared_codes
 from mmesid_jax.reports.test_ranks import evaluate_models
 from mmesid_jax.serving import all_users
+from mmesid_jax.serving.jax_export import write_exported
 from mmesid_jax.serving.options import Options
+from mmesid_jax.serving.ranker import Ranker
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages.recommender_stage import RECOMMENDER, describe_ids
 from mmesid_jax.stages.workdir import reopen_workdir
@@ -101,6 +104,22 @@ def test_only_what_was_trained_is_served(run, trained):
   parts = [Recommender.load(run("both"), model=model) for model in ("network", "generated")]
   first, second = (part.recommend([[1, 2]], top_k=1)[0][0] for part in parts)
   assert len(first.parts) > 1 and [*second.parts] == ["generated"]
+
+
+@pytest.mark.parametrize("head, model", [("generate", "generated"), ("both", "summed")])
+def test_a_search_is_exported_too_and_has_no_vectors(run, head, model, tmp_path):
+  served = Ranker.load(run(head), model=model)
+  histories = [[1, 2, 3], [], [7, 8, 9, 10]]
+  write_exported(served, tmp_path / "jax", batch=3, history=9, top_k=5)
+  exported = jax.export.deserialize((tmp_path / "jax" / "model.jax_export").read_bytes())
+  asked = np.array([[1, 2, 3] + 6 * [0], 9 * [0], [7, 8, 9, 10] + 5 * [0]], np.int32)
+  weights = dict(np.load(tmp_path / "jax" / "weights.npz"))
+  found, expected = exported.call(weights, asked, np.array(False)), served.top_items(histories, 5)
+  np.testing.assert_array_equal(found[0], expected.item_EA)
+  np.testing.assert_allclose(found[1], expected.score_EA, rtol=1e-5, atol=1e-5)
+  for use in (served.static_table, lambda: served.static_queries(histories)):
+    with pytest.raises(UserError, match=f"the model '{model}' has no vectors"):
+      use()
 
 
 def with_beams(path: pathlib.Path, beams: int, copy: pathlib.Path) -> pathlib.Path:

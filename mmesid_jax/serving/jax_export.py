@@ -30,7 +30,7 @@ def write_exported(
   first, then zeros. Scores of places that no item is left for are -inf.
 
   Args:
-    ranker: the model; generated items cannot be exported.
+    ranker: the model.
     batch: histories in one call. history: items of the longest; of longer ones, give the newest.
     top_k: items in an answer.
 
@@ -40,8 +40,6 @@ def write_exported(
   check_new_directory(output)
   ranker.check_top_k(top_k)
   longest = ranker.layout.longest_history
-  if ranker.kind == "generated":
-    raise UserError("the model 'generated' searches, which is not exported; take another --model")
   if not 1 <= history <= longest:
     raise UserError(f"--max_history={history}: expected 1 to {longest}, the items of a row")
   graph, state, catalogue = ranker.parts

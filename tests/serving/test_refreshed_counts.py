@@ -129,7 +129,7 @@ def test_recommend_serves_them_with_the_network_as_it_was(path, data):
 def test_the_share_of_a_user_is_among_those_of_now(path, data):
   """Half of the users have less evidence than the one in the middle, by the new counts too."""
   refresh_counts(path, data)
-  model = Recommender.load(path)._model
+  model = Recommender.load(path).model
   rows = [h[::-1][:50] for h in sequences(data) if len(h) >= 3]
   history_QX = np.zeros((len(rows), 50), np.int32)
   for q, row in enumerate(rows):
