@@ -3,9 +3,9 @@
   python -m mmesid_jax.export --workdir=runs/beauty --format=index --output=vectors
   python benchmarks/index_recall.py --index=vectors
 
-Needs usearch. The index is a graph (HNSW). Larger products do not mean smaller angles, so every item
-gets one number more, which makes all items equally long, and every user a zero: then the products
-stay, and the nearest item by angle is the one with the largest product.
+Needs usearch. The index is a graph (HNSW). Larger products do not mean smaller angles, so every
+item gets one number more, which makes all items equally long, and every user a zero: then the
+products stay, and the nearest item by angle is the one with the largest product.
 """
 
 import json
@@ -19,7 +19,9 @@ from mmesid_jax.display.table import format_table
 
 INDEX = flags.DEFINE_string("index", None, "The folder of vectors.", required=True)
 K = flags.DEFINE_list("k", ["10", "100"], "How many items are asked for.")
-EXPANSION = flags.DEFINE_list("expansion", ["128", "256", "512", "1024"], "Places that are visited.")
+EXPANSION = flags.DEFINE_list(
+  "expansion", ["128", "256", "512", "1024"], "Places that are visited."
+)
 CONNECTIONS = flags.DEFINE_integer("connections", 32, "Neighbors of a place in the graph.")
 USERS = flags.DEFINE_integer("users", 2000, "Users that ask, drawn at random.")
 SEED = flags.DEFINE_integer("seed", 0, "Which users.")

@@ -10,7 +10,18 @@ from mmesid_jax.errors import UserError
 
 COMMANDS = (  # in the order of use
   *("prepare", "encode", "fetch_images", "vectors", "convert_gguf", "train", "evaluate"),
-  *("recommend", "serve", "refresh", "semantic_ids", "export", "plan", "cold_start", "ablate"),
+  *(
+    "recommend",
+    "serve",
+    "refresh",
+    "semantic_ids",
+    "export",
+    "push",
+    "pull",
+    "plan",
+    "cold_start",
+  ),
+  "ablate",
 )
 
 

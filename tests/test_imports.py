@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmesid_jax"
 COMMANDS = (
   *("prepare", "encode", "fetch_images", "vectors", "train", "evaluate", "recommend", "export"),
   *("plan", "ablate", "semantic_ids", "cold_start", "refresh", "convert_gguf", "serve"),
+  *("push", "pull"),
 )
 LAYERS = (
   ("__main__",),

@@ -144,13 +144,13 @@ def write_checkpoint(
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for pattern in COPIED if copy_from is not None else ():
       for file in filter(pathlib.Path.is_file, copy_from.glob(pattern)):
-        _check_link(file, copy_from)
+        check_link(file, copy_from)
         target = temporary / file.relative_to(copy_from)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)  # not its mode: a read-only base makes no read-only export
 
 
-def _check_link(file: pathlib.Path, directory: pathlib.Path) -> None:
+def check_link(file: pathlib.Path, directory: pathlib.Path) -> None:
   """Refuses a link out of the directory: a stranger's could publish a file of the user.
 
   In the cache of Hugging Face, files of a snapshot are links to blobs beside the snapshots.
