@@ -47,6 +47,7 @@ from mmesid_jax.stages.workdir import (
   count_data,
   open_workdir,
 )
+from mmesid_jax.training.tracker import check_trackers
 
 TEXT_TABLE = "text.npy"  # as `encode --modality=text` names it
 
@@ -215,6 +216,7 @@ def check_config(config: ConfigDict) -> None:
   fit_sizes_to_data(config, count_data)
   check_values(config)
   metrics.check_select(config.evaluation.select, config.evaluation.cutoffs)
+  check_trackers(config.run.trackers)
   backbone.check_checkpoint(config)
 
 

@@ -36,6 +36,7 @@ BASELINES = ()  # stages that run only where config.stages names them
 SERVED = ("network", "blend", "generated", "summed")  # what a workdir can answer with
 FROM_EVENTS = "collaborative"  # the modality that an item has only once somebody has met it
 PROJECTIONS = ("q", "k", "v", "out", "gate", "up", "down")  # of a Llama block
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 
 # fmt: off
@@ -254,6 +255,9 @@ KEYS: Mapping[str, Key] = {
 
   "run.log_every": Key(20, whole(1),
     "Steps between two entries of the log."),
+  "run.trackers": Key(("tensorboard",), some_of(*TRACKERS),
+    "Where metrics are shown, beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow.",
+    added=True),
   "run.save_every": Key(200, whole(1),
     "Steps between two checkpoints."),
   "run.save_minutes": Key(10.0, at_least(0),

@@ -144,6 +144,8 @@ class Stage:
       keep=run.keep,
       profile_steps=workdir.config.profile.steps,
       steps_at_once=run.steps_at_once[self.name],
+      trackers=run.trackers,
+      settings=flatten(workdir.config),
     )
 
   def write(

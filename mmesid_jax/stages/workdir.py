@@ -47,7 +47,8 @@ FILES = (
 MARKS = ("config.json", CHOSEN, "dataset/dataset.json")
 # What training writes in the folder of a stage, also when it is killed as it writes.
 OF_TRAINING = re.compile(
-  r"fingerprint|metrics\.jsonl|\.(fingerprint|metrics\.jsonl)\.[0-9a-f]{8}\.tmp|"
+  r"(fingerprint|metrics\.jsonl|trackers\.json)|"
+  r"\.(fingerprint|metrics\.jsonl|trackers\.json)\.[0-9a-f]{8}\.tmp|"
   r"(tensorboard/events|trace/plugins/profile/|(steps|best|damaged)/\d+[./]).*",
   re.DOTALL,
 )

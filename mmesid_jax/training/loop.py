@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -90,6 +90,8 @@ def fit(
   keep: int = 2,
   profile_steps: int = 0,
   steps_at_once: int = 1,
+  trackers: Sequence[str] = ("tensorboard",),
+  settings: Mapping[str, Any] | None = None,
 ) -> Result:
   """Trains to task.steps, from the newest checkpoint in `folder` if there is one.
 
@@ -104,6 +106,8 @@ def fit(
     profile_steps: if above 0, writes a trace of that many steps to folder/trace.
     steps_at_once: steps that go to the device in one call, for steps shorter than the call itself;
       fewer before a validation or a save.
+    trackers: where metrics are shown, out of tracker.TRACKERS.
+    settings: flat configuration, for trackers.
 
   Raises:
     Interrupted: after SIGINT or SIGTERM, when everything is saved.
@@ -133,7 +137,9 @@ def fit(
   with (
     checkpoints,
     StopRequest() as stop_request,
-    _Metrics(task, folder, step, checkpoints, log_every) as metrics,
+    _Metrics(
+      task, MetricsLog(folder, step, trackers, settings), step, checkpoints, log_every
+    ) as metrics,
     contextlib.closing(trace),
     contextlib.closing(iterator),
   ):
@@ -242,11 +248,9 @@ class _Metrics:
   the device never waits for the host.
   """
 
-  def __init__(
-    self, task: Task, folder: pathlib.Path, step: int, checkpoints: Checkpoints, delay: int
-  ):
+  def __init__(self, task: Task, log: MetricsLog, step: int, checkpoints: Checkpoints, delay: int):
     self._task, self._checkpoints, self._delay, self._first_step = task, checkpoints, delay, step
-    self._log = MetricsLog(folder, step)
+    self._log = log
     self._pending: collections.deque[tuple[int, dict[str, jax.Array], Steps]] = collections.deque()
     self.throughput = Throughput(task.unit)
     self.progress = StepProgress(
@@ -261,7 +265,7 @@ class _Metrics:
 
   def __exit__(self, *error) -> None:
     self.progress.close()
-    self._log.close()
+    self._log.close(finished=error[0] is None)
 
   def start(self) -> None:
     """Starts the clock and the progress bar: the first step is compiled."""

@@ -1,33 +1,34 @@
-"""The log of a stage's training: metrics.jsonl and TensorBoard event files."""
+"""The log of a stage's training: metrics.jsonl, and the trackers that show the same."""
 
 import json
 import math
 import pathlib
-import secrets
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from mmesid_jax.files.append import append_bytes, open_to_append
 from mmesid_jax.files.artifact import write_text
 from mmesid_jax.files.artifact_form import NUMBER
 from mmesid_jax.files.readers import parse_json, read_bytes
 from mmesid_jax.parallel import processes
+from mmesid_jax.training.tracker import Trackers, Training
 
 
 class MetricsLog:
-  """Appends {"step": ..., name: value} lines to folder/metrics.jsonl and the same to
-  folder/tensorboard.
+  """Appends {"step": ..., name: value} lines to folder/metrics.jsonl and passes the same on
+  to the trackers.
 
   On resume, lines after `step` are dropped, since the run repeats those steps. Only the first
   process writes.
   """
 
-  def __init__(self, folder: pathlib.Path, step: int):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    step: int,
+    trackers: Sequence[str] = ("tensorboard",),
+    settings: Mapping[str, Any] | None = None,
+  ):
     self._writes = processes.is_main()
     if not self._writes:
       return
@@ -37,29 +38,19 @@ class MetricsLog:
       kept = [line for line in _read_lines(path) if _parse_line(line).get("step", math.inf) <= step]
       write_text(path, "".join(line + "\n" for line in kept))
     self._file = open_to_append(path)
-    # not a SummaryWriter: its thread dies where the disk is full, and the next lines wait for it
-    (folder / "tensorboard").mkdir(exist_ok=True)
-    # the rest of its name can be guessed, and it would be written through a link of that name
-    suffix = f".{secrets.token_hex(4)}"
-    self._board = EventsWriter(str(folder / "tensorboard" / "events"), suffix)
-    self._event(step, session_log=SessionLog(status=SessionLog.START))
+    self._trackers = Trackers(trackers, Training(folder, step, settings or {}))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     if not self._writes:
       return
     append_bytes(self._file, json.dumps({"step": step, **metrics}).encode() + b"\n")
-    for name, value in metrics.items():
-      self._event(step, summary=scalar(name, value))
-    self._board.flush()
+    self._trackers.log(step, metrics)
 
-  def close(self) -> None:
+  def close(self, *, finished: bool = True) -> None:
     if not self._writes:
       return
     self._file.close()
-    self._board.close()
-
-  def _event(self, step: int, **content: Any) -> None:
-    self._board.write_event(Event(step=step, wall_time=time.time(), **content))
+    self._trackers.close(finished=finished)
 
 
 def read_values(folder: pathlib.Path, name: str) -> list[float]:
