@@ -27,7 +27,7 @@ ask() {
   done
   everywhere "sudo mkdir -p /shared && sudo mount $SHARED /shared
     git clone --quiet $SOURCE mmesid_jax && cd mmesid_jax && python3 -m venv .venv
-    .venv/bin/pip install --quiet -e . 'jax[tpu]'"
+    .venv/bin/pip install --quiet -e '.[tpu]'"
 }
 
 arguments=$(printf '%q ' "$@")

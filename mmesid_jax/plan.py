@@ -35,7 +35,7 @@ ROWS = flags.DEFINE_integer(
   upper_bound=1_000_000,
 )
 COMPILE = flags.DEFINE_bool(
-  "compile", False, "Also compile a step for TPUs, for minutes; needs jax[tpu], but no TPU."
+  "compile", False, "Also compile a step for TPUs, for minutes; needs mmesid_jax[tpu], but no TPU."
 )
 GROUPS = {
   "Required": "config=NAME[:PRESET] device=KIND",

@@ -55,7 +55,7 @@ def check_compiler(kind: str) -> None:
   if kind not in HOST_CHIPS:
     raise UserError(f"--compile: {kind} is no TPU; known: {', '.join(HOST_CHIPS)}")
   if importlib.util.find_spec("libtpu") is None:
-    raise UserError("--compile: needs the compiler for TPUs; pip install 'jax[tpu]'")
+    raise UserError("--compile: needs the compiler for TPUs; pip install 'mmesid_jax[tpu]'")
 
 
 def smallest_topology(kind: str, devices: int) -> str:
