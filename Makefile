@@ -8,10 +8,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALLED := $(VENV)/installed
 PARITY := $(VENV)/parity-installed
+NOTEBOOKS := $(VENV)/notebooks-installed
+PACKAGING := $(VENV)/packaging-installed
 QUICKSTART := runs/quickstart
 DOCS := -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 
-.PHONY: quickstart test docs parity processes gpu format clean
+.PHONY: quickstart test docs parity processes gpu notebooks dist sbom format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)  ## a synthetic catalogue, all stages, then recommendations with titles
@@ -34,8 +36,24 @@ parity: $(PARITY)  ## the same numbers as PyTorch, transformers and peft
 processes: $(INSTALLED)  ## runs of several processes on this host: equal, stopped, killed, resumed
 	$(BIN)/python -m pytest -q -m multiprocess
 
-gpu: $(INSTALLED)  ## what needs a GPU and, in .venv, jax[cuda13]
+gpu: $(INSTALLED)  ## what needs a GPU and, in .venv, the extra `gpu`
 	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -q -m gpu
+
+notebooks: $(NOTEBOOKS)  ## runs every notebook of docs/notebooks
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/test_notebooks.py
+
+dist: $(PACKAGING)  ## source distribution and wheel in dist/, checked
+	rm -rf build/lib dist/*.tar.gz dist/*.whl
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*.tar.gz dist/*.whl
+
+# An environment of its own, so that the list has what the wheel needs, and no tools.
+sbom: dist  ## what the wheel installs, as CycloneDX JSON: dist/*.cdx.json
+	rm -rf build/runtime dist/*.cdx.json
+	$(BIN)/python -m venv --without-pip build/runtime
+	$(BIN)/python -m pip --python build/runtime/bin/python install --quiet --no-compile dist/*.whl
+	name=$$(basename dist/*.whl -py3-none-any.whl) && $(BIN)/cyclonedx-py environment \
+	  --output-reproducible --output-file dist/$$name.cdx.json build/runtime/bin/python
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -56,4 +74,12 @@ $(INSTALLED): requirements.txt pyproject.toml setup.py | $(BIN)/python
 # CPU build does as well: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 $(PARITY): $(INSTALLED)
 	$(PIP) torch==2.13.0 --editable '.[test,docs,parity]'
+	touch $@
+
+$(NOTEBOOKS): $(INSTALLED)
+	$(PIP) --editable '.[test,docs,notebooks]'
+	touch $@
+
+$(PACKAGING): | $(BIN)/python
+	$(PIP) 'build>=1.2' 'twine>=6.1' 'cyclonedx-bom>=7'
 	touch $@
