@@ -47,11 +47,12 @@ dist: $(PACKAGING)  ## source distribution and wheel in dist/, checked
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*.tar.gz dist/*.whl
 
-# An environment of its own, so that the list has what the wheel needs, and no tools.
+# An environment of its own, so that the list has what the wheel needs, no tools, and no path of dist/.
 sbom: dist  ## what the wheel installs, as CycloneDX JSON: dist/*.cdx.json
 	rm -rf build/runtime dist/*.cdx.json
 	$(BIN)/python -m venv --without-pip build/runtime
 	$(BIN)/python -m pip --python build/runtime/bin/python install --quiet --no-compile dist/*.whl
+	rm build/runtime/lib/*/site-packages/mmesid_jax-*/direct_url.json
 	name=$$(basename dist/*.whl -py3-none-any.whl) && $(BIN)/cyclonedx-py environment \
 	  --output-reproducible --output-file dist/$$name.cdx.json build/runtime/bin/python
 
