@@ -24,6 +24,7 @@ PAGES = {
   str(page.relative_to(ROOT)): page.read_text() for page in [ROOT / "README.md", *DOCS.glob("*.md")]
 }
 GENERATED = PAGES.pop("docs/configuration.md")
+NOTEBOOKS = [json.loads(file.read_text()) for file in DOCS.glob("notebooks/*.ipynb")]
 # Reads command lines from stdin and prints those that do not parse; each is parsed in a child of
 # its own, because a process has one set of flags.
 PARSE = """
@@ -84,7 +85,8 @@ def test_from_five_rows_to_a_recommendation(tmp_path):
 
 def test_every_command_line_parses():
   """Its command, its flags and its configuration keys exist, and values have their types."""
-  lines = [line for text in PAGES.values() for line in commands(text)]
+  cells = ["".join(cell["source"]) for notebook in NOTEBOOKS for cell in notebook["cells"]]
+  lines = [line for text in [*PAGES.values(), *cells] for line in commands(text)]
   assert len(lines) > 30
   done = subprocess.run(
     [sys.executable, "-c", PARSE],
