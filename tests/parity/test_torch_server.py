@@ -1,6 +1,7 @@
 """The PyTorch server that the service is measured beside answers as the service does."""
 
 import asyncio
+import functools
 import json
 import pathlib
 import shutil
@@ -20,7 +21,7 @@ from mmesid_jax.models.layers.reranker import RerankerParams
 from mmesid_jax.service.app import create_app
 from mmesid_jax.service.prometheus import Metrics
 from mmesid_jax.service.service import Limits, Service
-from mmesid_jax.serving.served_model import Options
+from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.stages.blend_stage import load_blend
 
 pytestmark = pytest.mark.parity
@@ -47,7 +48,8 @@ def ask(app) -> list[list[dict]]:
 
 
 def compare(path, model):
-  service = Service(path, Options(top_k=TOP_K, repeat=True, model=model), Limits())
+  load = functools.partial(Recommender.load, path, model=model)
+  service = Service(path, load, Limits(top_k=TOP_K))
   ours = ask(create_app(service, Metrics(), None))
   service.close()
   theirs = ask(torch_server.create_app(path, model, 1))
