@@ -113,7 +113,7 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
   @app.post("/events", response_model=messages.History, responses=refused)
   async def events(request: messages.Events) -> Response:
     """Adds events to a user's history; the next answer knows them."""
-    return _json(service.add_events(request))
+    return _json(await service.add_events(request))
 
   @app.post("/items", response_model=messages.Added, responses=refused)
   async def items(request: messages.NewItems) -> Response:

@@ -45,6 +45,7 @@ class Batcher:
   ):
     self._answer, self._most, self._capacity, self._watch = answer, most, capacity, watch
     self._waiting: collections.deque[_Waiting] = collections.deque()
+    self._calls: collections.deque[tuple[Callable[[], None], Future]] = collections.deque()
     self._changed = threading.Condition()
     self._closed = False
     self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
@@ -74,6 +75,17 @@ class Batcher:
       self._changed.notify()
     return [entry.future for entry in entries]
 
+  def call(self, function: Callable[[], None]) -> Future:
+    """Runs a function in the thread of the batches, before the next one. Raises QueueFull once the
+    batcher is closed."""
+    future: Future = Future()
+    with self._changed:
+      if self._closed:
+        raise QueueFull
+      self._calls.append((function, future))
+      self._changed.notify()
+    return future
+
   def close(self) -> None:
     """Answers all that waits, and ends the thread."""
     with self._changed:
@@ -83,14 +95,19 @@ class Batcher:
 
   def _run(self) -> None:
     try:
-      while batch := self._next_batch():
-        self._answer_batch(batch)
+      while self._wait():
+        while self._calls:
+          _run_call(*self._calls.popleft())
+        if batch := self._next_batch():
+          self._answer_batch(batch)
     finally:  # after an error that no batch explains, nobody waits for ever
       with self._changed:
         self._closed = True
         for entry in self._waiting:
           _finish(entry.future, error=TooLate())
         self._waiting.clear()
+        for _, future in self._calls:
+          _finish(future, error=TooLate())
 
   def _answer_batch(self, batch: list[_Waiting]) -> None:
     started = time.monotonic()
@@ -108,17 +125,29 @@ class Batcher:
       for entry in batch:
         _finish(entry.future, error=error)
 
-  def _next_batch(self) -> list[_Waiting]:
-    """Waits for queries; empty at the end."""
+  def _wait(self) -> bool:
+    """Waits for queries and calls; whether there are any, as at the end there are none."""
     with self._changed:
-      while not self._waiting and not self._closed:
+      while not (self._waiting or self._calls or self._closed):
         self._changed.wait()
+      return bool(self._waiting or self._calls)
+
+  def _next_batch(self) -> list[_Waiting]:
+    with self._changed:
       batch, others = [], []
       while self._waiting and len(batch) < self._most:
         entry = self._waiting.popleft()
         (batch if not batch or entry.kind == batch[0].kind else others).append(entry)
       self._waiting.extendleft(reversed(others))
       return batch
+
+
+def _run_call(function: Callable[[], None], future: Future) -> None:
+  try:
+    function()
+    _finish(future)
+  except Exception as error:
+    _finish(future, error=error)
 
 
 def _finish(future: Future, answer: Any = None, error: BaseException | None = None) -> None:

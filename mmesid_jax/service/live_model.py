@@ -7,8 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.artifact import read_header
 from mmesid_jax.service.messages import RequestError
+from mmesid_jax.service.users import Users
 from mmesid_jax.serving.answer import recommendation_json
+from mmesid_jax.serving.live_counts import add_transitions
 from mmesid_jax.serving.ranker import BATCHES, Shape, TopItems
 from mmesid_jax.serving.recommender import Name, Recommender
 from mmesid_jax.stages.blend_stage import BLEND
@@ -63,6 +66,11 @@ class LiveModel:
     lengths = self.recommender.workdir.dataset.lengths
     self.longest = int(max(most_items, lengths.max(initial=1)))
     self.top_k = min(top_k, self.recommender.largest_top_k)
+    self._counted: int | None = None  # of the additions of events, those in the counts
+    self._counting: tuple[int, float] | None = None  # window and decay, of a blend
+    if self.recommender.kind == "blend":
+      settings = read_header(path / f"{BLEND.name}.safetensors", BLEND.name)["settings"]
+      self._counting = settings["window"], settings["distance_decay"]
 
   def _add(self, addition: Addition) -> None:
     try:
@@ -109,6 +117,17 @@ class LiveModel:
     offered = range(self.known_items + 1, self.num_items + 1) if kind.only_new else None
     options = {"repeat": kind.repeat, "shape": shape, "offered": offered}
     return self.recommender.top_items(histories, self.top_k, reasons=True, **options)
+
+  def count_new_events(self, users: Users) -> None:
+    """Adds the transitions of all events that were added to users and are not counted yet. Counts
+    of `mmesid_jax.refresh` are taken to hold those that came before they were read."""
+    stop = users.additions
+    if self._counted is None:
+      refreshed = self.recommender.path / f"{REFRESHED}.safetensors"
+      self._counted = stop if refreshed in self.recommender.files else 0
+    if self._counting is not None and self._counted < stop:
+      add_transitions(self.recommender, users.new_events(self._counted, stop), *self._counting)
+    self._counted = stop
 
   def warm(self) -> None:
     """Compiles all programs that `answer` may need."""

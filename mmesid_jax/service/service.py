@@ -54,6 +54,7 @@ class Service:
     self.live = self._new_live()
     known = self.live.recommender
     self.users = Users(known.workdir.dataset, known.user_keys, path / JOURNAL)
+    self.live.count_new_events(self.users)
     self.live.warm()  # takes longest, so last
     self.batcher = Batcher(self._answer, BATCHES[-1], limits.queue, watch)
     self._changing = asyncio.Lock()
@@ -69,8 +70,19 @@ class Service:
       raise UserError(
         f"{self.path}: {live.known_items:,} items instead of {self.live.known_items:,}; start again"
       )
+    live.count_new_events(self.users)
     live.warm()
     return live
+
+  async def _count(self) -> None:
+    """Adds what is new in users' histories to the counts of the model that answers now."""
+    call = self.batcher.call(lambda: self.live.count_new_events(self.users))
+    await asyncio.wrap_future(call)
+
+  async def _replace(self) -> None:
+    """Serves what the workdir and the additions hold now."""
+    self.live = await asyncio.to_thread(self._load)
+    await self._count()  # events that came meanwhile
 
   def _answer(
     self, kind: Kind, histories: Sequence[Sequence[int]]
@@ -105,10 +117,11 @@ class Service:
       return [self.users.history(user)[-self.live.longest :] for user in request.users]
     return [[self.live.item_id(name) for name in history] for history in request.histories]
 
-  def add_events(self, request: Events) -> dict:
-    """The answer to POST /events: the user's history."""
+  async def add_events(self, request: Events) -> dict:
+    """The answer to POST /events: the user's history, once the events count."""
     items = [self.live.item_id(name) for name in request.items]
     self.users.append(request.user, items)
+    await self._count()
     return self.history(request.user)
 
   def history(self, user: User) -> dict:
@@ -123,7 +136,7 @@ class Service:
       first = self.live.num_items + 1
       self._additions.append(addition)
       try:
-        self.live = await asyncio.to_thread(self._load)
+        await self._replace()
       except BaseException:
         self._additions.pop()
         raise
@@ -137,7 +150,7 @@ class Service:
         continue
       async with self._changing:
         try:
-          self.live = await asyncio.to_thread(self._load)
+          await self._replace()
           self.reloads += 1
           reporter.info(f"{self.path}: newer artifacts are served")
         except Exception as error:  # whatever it is, the model that answers goes on

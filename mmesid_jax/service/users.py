@@ -3,8 +3,8 @@
 import json
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import IO
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple
 
 from mmesid_jax.data.dataset import Dataset
 from mmesid_jax.display import reporter
@@ -14,10 +14,19 @@ from mmesid_jax.files.digest import json_sha256
 from mmesid_jax.files.lock import try_lock
 from mmesid_jax.files.readers import parse_json
 from mmesid_jax.service.messages import RequestError
+from mmesid_jax.serving.live_counts import NewEvents
 
 JOURNAL = "served_events.jsonl"  # in the workdir
 
 User = int | str
+
+
+class _Addition(NamedTuple):
+  """Events that were added to a history: it had `length` items then, of which `new` were new."""
+
+  place: User
+  length: int
+  new: int
 
 
 class Users:
@@ -31,6 +40,7 @@ class Users:
     self._dataset = dataset
     self._row_of_key = None if keys is None else {key: row for row, key in enumerate(keys)}
     self._added: dict[User, list[int]] = {}  # by row, or by the key of a new user
+    self._log: list[_Addition] = []
     self._unknown = 0  # events of items that were added, and are not there after a new start
     self._file: IO[bytes] = open_to_append(journal)
     if not try_lock(self._file, journal, "no other service writes to it"):
@@ -43,8 +53,22 @@ class Users:
     place = self._place(user)
     if place is None:
       raise RequestError(f"user {user!r} is not known")
+    return self._history(place)
+
+  def _history(self, place: User) -> list[int]:
     known = self._dataset.sequence(place).tolist() if isinstance(place, int) else []
     return known + self._added.get(place, [])
+
+  @property
+  def additions(self) -> int:
+    """How often events were added, those of the journal among them."""
+    return len(self._log)
+
+  def new_events(self, first: int, stop: int) -> Iterator[NewEvents]:
+    """What the additions `first` to `stop` - 1 brought. Also for another thread than that of
+    `append`."""
+    for place, length, new in self._log[first:stop]:
+      yield NewEvents(self._history(place)[:length], new)
 
   def append(self, user: User, items: Sequence[int]) -> None:
     """Adds events at the end of a user's history. Raises RequestError for an id that is not
@@ -57,7 +81,11 @@ class Users:
         )
       place = user
     self._write({"user": user, "items": list(items)})
+    self._add(place, items)
+
+  def _add(self, place: User, items: Sequence[int]) -> None:
     self._added.setdefault(place, []).extend(items)
+    self._log.append(_Addition(place, len(self._history(place)), len(items)))
 
   def _write(self, entry: dict) -> None:
     """Adds a line to the journal, the whole line or nothing. Raises OSError."""
@@ -121,4 +149,4 @@ class Users:
     place = self._place(user)
     known = [item for item in map(int, items) if 1 <= item <= self._dataset.num_items]
     self._unknown += len(items) - len(known)
-    self._added.setdefault(user if place is None else place, []).extend(known)
+    self._add(user if place is None else place, known)

@@ -121,10 +121,18 @@ class Ranker:
     self._place(model)
 
   def _place(self, model: ServableModel) -> None:
+    self._split(model)
+    self._item_ID = model_catalogue(self._graph, self._state)
+
+  def _split(self, model: ServableModel) -> None:
     placed = nnx.clone(model)  # shares the arrays; items are added to `model`
     place_model(placed)
     self._graph, self._state = nnx.split(placed)  # once: it costs more than a small batch
-    self._item_ID = model_catalogue(self._graph, self._state)
+
+  def use_changed_tables(self) -> None:
+    """Ranks with the tables that `model` has now, where only those changed that `rank_items` reads
+    and the vectors of the items do not depend on."""
+    self._split(self.model)
 
   @property
   def parts(self) -> tuple[nnx.GraphDef, nnx.State, jax.Array | None]:

@@ -9,12 +9,14 @@ import httpx
 import numpy as np
 import pytest
 
-from mmesid_jax.service import users
+from mmesid_jax.service import live_model, service, users
 from mmesid_jax.service.app import create_app
 from mmesid_jax.service.prometheus import Metrics
 from mmesid_jax.service.service import Limits, Service
+from mmesid_jax.serving import ranker
 from mmesid_jax.serving.answer import recommendation_json
 from mmesid_jax.serving.recommender import Recommender
+from mmesid_jax.serving.refreshed_counts import refresh_counts
 
 TOP_K = 20
 LIMITS = Limits(queue=200, items=100, body_bytes=20_000, top_k=TOP_K)
@@ -43,6 +45,15 @@ class Client:
 
   def post(self, path, content):
     return self("POST", path, json=content)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+  """Fewer and smaller shapes: compiling them is most of the time here."""
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (ranker, live_model, service):
+      patch.setattr(module, "BATCHES", (1, 8))
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +167,46 @@ def test_events_count_at_once_and_after_a_new_start(client, workdir, model):
   once_more.service.close()
 
 
+def part_of(client, history, item, part="transitions"):
+  request = {"histories": [history], "top_k": TOP_K, "reasons": True}
+  (answer,) = client.post("/recommend", request).json()["answers"]
+  return {x["item"]: x["parts"][part] for x in answer["items"]}.get(item, 0)
+
+
+def test_events_of_one_user_count_for_the_others(client, workdir):
+  """Item B comes up for those who had A, when many go from A to B; also after a new start."""
+  a, b = 17, 33
+  before = part_of(client, [a], b)
+  for n in range(30):
+    assert client.post("/events", {"user": f"new {n}", "items": [a, b]}).status_code == 200
+  found = part_of(client, [a], b)
+  assert found > before + 0.05
+  client.service.close()
+  again = Client(workdir)
+  assert part_of(again, [a], b) == pytest.approx(found, abs=2e-3)
+  again.service.close()
+
+
+def test_counts_that_were_refreshed_are_not_added_to_again(workdir, tmp_path):
+  path = shutil.copytree(workdir, tmp_path / "run")
+  (path / "served_events.jsonl").unlink(missing_ok=True)
+  client = Client(path)
+  for n in range(30):
+    client.post("/events", {"user": f"new {n}", "items": [17, 33]})
+  client.service.close()
+  refresh_counts(path, path / "synthetic")  # without these events
+  again = Client(path)
+  (answer,) = Recommender.load(path).recommend([[17]], TOP_K)
+  before = part_of(again, [17], 33)
+  assert before == pytest.approx(
+    {r.item: r.parts["transitions"] for r in answer}.get(33, 0), abs=2e-3
+  )
+  for n in range(30):
+    again.post("/events", {"user": f"newer {n}", "items": [17, 33]})
+  assert part_of(again, [17], 33) > before + 0.05
+  again.service.close()
+
+
 def test_a_new_item_comes_up_for_a_history_that_it_fits(client, workdir):
   """It has the text of a known item, so it comes up after the items that this one is like."""
   text = np.load(workdir / "synthetic" / "text.npy")
@@ -259,7 +310,7 @@ def test_other_paths_methods_and_kinds_of_content_are_refused(refusing):
 
 
 def test_what_waits_too_long_is_refused(workdir):
-  client = Client(workdir, Limits(seconds=-1))
+  client = Client(workdir, Limits(seconds=-1, items=LIMITS.items, top_k=TOP_K))
   answer = client.post("/recommend", {"histories": [[1]]})
   assert answer.status_code in (408, 503) and set(answer.json()) == {"error"}
   client.service.close()
