@@ -122,7 +122,7 @@ class BlendModel(nnx.Module):
 
   def _sums(self, o_QD, batch, catalogue) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The sum, the network's scores and the transitions of all items, each [Q, I]."""
-    network_QI = self.network.score_states(o_QD, batch, catalogue)
+    network_QI = jax.lax.optimization_barrier(self.network.score_states(o_QD, batch, catalogue))
     transition_QI = self.evidence.transition_scores(batch.history_QX)
     evidence_QI = self.evidence.scores(batch.history_QX, transition_QI)
     evidence_QI = jnp.where(has_items(batch.history_QX)[:, None], evidence_QI, 0)

@@ -19,7 +19,7 @@ from mmesid_jax.stages.recommender_stage import RECOMMENDER
 from mmesid_jax.stages.workdir import REFRESHED
 
 ARTIFACTS = (RECOMMENDER.name, BLEND.name, REFRESHED)  # that a model is read from
-SHORT = 64  # longer histories are computed apart, in arrays of the longest length that is taken
+LENGTHS = (24, 64)  # of histories in one array; longer ones are in arrays of the longest length
 
 
 class Kind(NamedTuple):
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
   repeat: bool
   only_new: bool
-  long: bool
+  length: int  # of the longest history that their arrays hold
 
 
 class Addition(NamedTuple):
@@ -65,6 +65,7 @@ class LiveModel:
       self._add(addition)
     lengths = self.recommender.workdir.dataset.lengths
     self.longest = int(max(most_items, lengths.max(initial=1)))
+    self.lengths = (*(x for x in LENGTHS if x < self.longest), self.longest)
     self.top_k = min(top_k, self.recommender.largest_top_k)
     self._counted: int | None = None  # of the additions of events, those in the counts
     self._counting: tuple[int, float] | None = None  # window and decay, of a blend
@@ -104,19 +105,20 @@ class LiveModel:
       raise RequestError("only_new: no items were added to the catalogue")
     if only_new and self.recommender.kind == "generated":
       raise RequestError("only_new: is not there for generated items")
-    return Kind(repeat, only_new, len(history) > SHORT)
+    return Kind(repeat, only_new, next(x for x in self.lengths if x >= len(history)))
 
-  def answer(self, kind: Kind, histories: Sequence[Sequence[int]]) -> TopItems:
-    """The best `top_k` items for each history, with reasons."""
-    return self._answer(kind, histories, [len(history) for history in histories])
+  def answer(self, kind: Kind, histories: Sequence[Sequence[int]], *, reasons: bool) -> TopItems:
+    """The best `top_k` items for each history, with the parts of their scores if `reasons`."""
+    lengths = [len(history) for history in histories]
+    return self._answer(kind, histories, lengths, reasons=reasons)
 
-  def _answer(self, kind, histories, lengths: Sequence[int]) -> TopItems:
+  def _answer(self, kind, histories, lengths: Sequence[int], *, reasons: bool) -> TopItems:
     """lengths: of the histories, as far as they decide the shape."""
     shape = self.recommender.small_shape(lengths)
-    shape = Shape(shape.layout, self.longest if kind.long else SHORT)
+    shape = Shape(shape.layout, kind.length)
     offered = range(self.known_items + 1, self.num_items + 1) if kind.only_new else None
     options = {"repeat": kind.repeat, "shape": shape, "offered": offered}
-    return self.recommender.top_items(histories, self.top_k, reasons=True, **options)
+    return self.recommender.top_items(histories, self.top_k, reasons=reasons, **options)
 
   def count_new_events(self, users: Users) -> None:
     """Adds the transitions of all events that were added to users and are not counted yet. Counts
@@ -131,14 +133,17 @@ class LiveModel:
 
   def warm(self) -> None:
     """Compiles all programs that `answer` may need."""
-    for size in BATCHES:
-      for length in (1, self.longest):  # in few rows and in many
-        for long in (False, True):
-          self._answer(Kind(False, False, long), [[1]] * size, [length] * size)
+    shortest = 0
+    for most in self.lengths:
+      for size in BATCHES:
+        for length in (shortest, most):  # in few rows and in many
+          self._answer(Kind(False, False, most), [[1]] * size, [length] * size, reasons=True)
+      shortest = most + 1
 
   def as_json(self, top: TopItems, place: int, top_k: int, *, reasons: bool) -> list[dict]:
     """The best items of one history, with their keys and titles."""
-    best = (x[place, :top_k] for x in top)
+    parts = top.part_EAO if reasons else None
+    best = (None if x is None else x[place, :top_k] for x in (*top[:2], parts))
     found = [recommendation_json(r) for r in self.recommender.recommendations(*best)]
     if not reasons:
       for item in found:

@@ -85,10 +85,12 @@ class Service:
     await self._count()  # events that came meanwhile
 
   def _answer(
-    self, kind: Kind, histories: Sequence[Sequence[int]]
+    self, kind: Kind, queries: Sequence[tuple[Sequence[int], bool]]
   ) -> list[tuple[LiveModel, TopItems, int]]:
+    """queries: a history, and whether reasons are wanted."""
     live = self.live  # one model for the batch, whatever is put in its place
-    top = live.answer(kind, histories)
+    histories, reasons = zip(*queries, strict=True)
+    top = live.answer(kind, histories, reasons=any(reasons))
     return [(live, top, place) for place in range(len(histories))]
 
   async def recommend(self, request: Recommend) -> dict:
@@ -97,7 +99,9 @@ class Service:
     if request.top_k > self.live.top_k:
       raise RequestError(f"top_k={request.top_k}: at most {self.live.top_k} can be asked for")
     options = {"repeat": request.repeat, "only_new": request.only_new}
-    queries = [(self.live.kind(history, **options), history) for history in histories]
+    queries = [
+      (self.live.kind(history, **options), (history, request.reasons)) for history in histories
+    ]
     futures = self.batcher.submit(queries, self.limits.seconds)
     answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
     return {

@@ -73,9 +73,8 @@ def write_exported(
       offered_2,
       repeat,
       top_k=top_k,
-      reasons=False,
     )
-    return top.item_EA, top.score_EA
+    return top.item_QA, top.score_QA
 
   shapes = (
     {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in stored.items()},

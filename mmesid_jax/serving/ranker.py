@@ -9,7 +9,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ from mmesid_jax.stages.sequence_task import evaluation_layout
 
 BATCHES = (1, 8, 32)  # histories in one call to the device; more are answered batch after batch
 HISTORIES_PER_ROW, ROW_USED = 8, 0.9  # of short histories; the share of a row that they fill
+FEW_CALLS = 2  # with few rows, before one call with a row for each history is faster
+SHORT_ROW = 32  # tokens of the row of one short history
 
 
 class TopItems(NamedTuple):
@@ -55,7 +57,15 @@ class Shape:
   history: int  # items of the longest history, at least
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "top_k", "reasons"))
+class Ranked(NamedTuple):
+  """The answer to a batch, and the hidden states that it came from, on the device."""
+
+  item_QA: jax.Array
+  score_QA: jax.Array
+  states: Any  # as the model's `hidden` gives them
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "top_k"))
 def rank_items(
   graph: nnx.GraphDef,
   state: nnx.State,
@@ -65,9 +75,8 @@ def rank_items(
   repeat: jax.Array,  # bool, whether items of the history may be
   *,
   top_k: int,
-  reasons: bool,
-) -> TopItems:
-  """The best items for the histories of a batch, on the device."""
+) -> Ranked:
+  """The best items for the histories of a batch."""
   model = nnx.merge(graph, state)
   o_QD = model.hidden(batch)
   score_QI = model.score_states(o_QD, batch, item_ID)
@@ -77,9 +86,14 @@ def rank_items(
   excluded_QX = jnp.where(repeat, 0, batch.history_QX)
   score_QI = score_QI.at[jnp.arange(len(score_QI))[:, None], excluded_QX].set(-jnp.inf)
   score_QA, item_QA = sharding.top_k(score_QI, top_k)
-  if not reasons:
-    return TopItems(item_QA, score_QA)
-  return TopItems(item_QA, score_QA, score_parts(model, o_QD, batch, item_QA, score_QA))
+  return Ranked(item_QA, score_QA, o_QD)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _explain(graph: nnx.GraphDef, state: nnx.State, batch: Batch, ranked: Ranked) -> jax.Array:
+  """Summands of the scores, [Q, A, O]. Apart from `rank_items`: most answers need none."""
+  model = nnx.merge(graph, state)
+  return score_parts(model, ranked.states, batch, ranked.item_QA, ranked.score_QA)
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -238,11 +252,13 @@ class Ranker:
       np.zeros((E, top_k, sources), np.float32) if reasons else None,
     )
     asked = np.array([offered.start, offered.stop], np.int32), np.array(repeat)
-    rank = functools.partial(rank_items, top_k=top_k, reasons=reasons)
-    answers = (
-      (place_Q, rank(self._graph, self._state, self._item_ID, batch, *asked))
-      for place_Q, batch in _batches(arrays, shape)
-    )
+
+    def answer(batch: Batch) -> TopItems:
+      ranked = rank_items(*self.parts, batch, *asked, top_k=top_k)
+      parts = _explain(self._graph, self._state, batch, ranked) if reasons else None
+      return TopItems(ranked.item_QA, ranked.score_QA, parts)
+
+    answers = ((place_Q, answer(batch)) for place_Q, batch in _batches(arrays, shape))
     for place_Q, of_batch in _one_ahead(answers):
       for all_EA, some_QA in zip(top, jax.device_get(of_batch), strict=True):
         if all_EA is not None:
@@ -291,13 +307,16 @@ class Ranker:
     few = math.ceil(most / HISTORIES_PER_ROW)
     read_E = np.minimum(np.asarray(lengths[:most], int), self.layout.longest_history)
     tokens = self.layout.tokens(read_E + 1, np.ones_like(read_E)).sum()
-    in_few_rows = tokens <= ROW_USED * few * self.layout.row_length
+    row_length = self.layout.row_length
+    in_few_rows = tokens <= FEW_CALLS * ROW_USED * few * row_length
+    if most == 1 and tokens <= SHORT_ROW:
+      row_length = min(row_length, SHORT_ROW)
 
     def places(number: int, axis: str) -> int:
       return number + -number % sharding.shard_count(axis)
 
     rows = min(places(few if in_few_rows else most, "batch"), self.layout.rows)
-    layout = dataclasses.replace(self.layout, rows=rows)
+    layout = dataclasses.replace(self.layout, rows=rows, row_length=row_length)
     longest = max(lengths, default=0)
     return Shape(
       evaluation_layout(layout, places(most, "targets")), 1 << max(longest, 1).bit_length()

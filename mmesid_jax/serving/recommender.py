@@ -7,6 +7,7 @@ a key as in items.jsonl. On several devices, where the catalogue is large: load 
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,7 +23,7 @@ from mmesid_jax.stages.workdir import Workdir, reopen_workdir
 Name = int | str  # an id, or a key
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Recommendation:
   """One recommended item. parts: the summands of its score by source, as the model's `sources`
   names them: "identity", a modality, and of evidence for example "transitions", "similar text"."""
@@ -226,19 +227,22 @@ class Recommender(Ranker):
     return ids
 
   def recommendations(
-    self, item_A: np.ndarray, score_A: np.ndarray, part_AO: np.ndarray
+    self, item_A: np.ndarray, score_A: np.ndarray, part_AO: np.ndarray | None
   ) -> list[Recommendation]:
-    """The items of one history in `TopItems`, with their names."""
+    """The items of one history in `TopItems`, with their names; without parts where it has none."""
+    parts = [{}] * len(item_A)
+    if part_AO is not None:
+      parts = [dict(zip(self.sources, part_O, strict=True)) for part_O in part_AO.tolist()]
     return [
       Recommendation(
-        int(item),
-        float(score),
-        dict(zip(self.sources, part_O.tolist(), strict=True)),
+        item,
+        score,
+        of_item,
         self.item_keys and self.item_keys[item],
         self.titles[item],
       )
-      for item, score, part_O in zip(item_A, score_A, part_AO, strict=True)
-      if np.isfinite(score)
+      for item, score, of_item in zip(item_A.tolist(), score_A.tolist(), parts, strict=True)
+      if math.isfinite(score)
     ]
 
 

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from commands import benchmark
 
 
+@pytest.mark.slow
 def test_both_answer_requests_of_one_and_of_many(blended, tmp_path):
   done = benchmark("blend_cost", f"--workdir={blended}", f"--output={tmp_path}", "--rounds=1")
   assert done.returncode == 0, done.stderr[-2000:]

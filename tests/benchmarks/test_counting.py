@@ -2,9 +2,11 @@
 
 import re
 
+import pytest
 from commands import benchmark
 
 
+@pytest.mark.slow
 def test_it_says_how_long_counting_takes_and_what_memory():
   done = benchmark("counting", "--events=5000", "--items=300")
   assert done.returncode == 0, done.stderr[-2000:]

@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "evaluation_speed.py"
 
 
+@pytest.mark.slow
 def test_one_user_at_a_time_has_the_ranks_of_batches(tmp_path):
   """Histories longer than a row, items that come again, users without a test item."""
   rng = np.random.default_rng(0)

@@ -56,6 +56,7 @@ def test_measures_and_draws_a_series(name, tmp_path):
     assert full["bytes"] > 2 * table + scores > sampled["bytes"] > 2 * table
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_not_run(tmp_path):
   table_and_gradient = 2 * 4 * 10_001 * 64 / 2**30
   done = run(tmp_path, "--only=items", "--most_items=10000", f"--limit_gib={table_and_gradient}")

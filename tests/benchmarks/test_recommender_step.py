@@ -33,6 +33,7 @@ def small_model(S: int) -> RecommenderModel:
   return RecommenderModel(items, gates, backbone, P=3, S=S, item_dropout=0.0, rngs=rngs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("S", [0, 2])
 def test_samples_alone_have_the_hidden_states_of_packed_rows(S):
   """Lengths on both sides of a power of two, an empty history, a repeated item, padded places."""

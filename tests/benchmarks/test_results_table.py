@@ -58,6 +58,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
   assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_control_without_the_network_is_a_row_and_is_compared(runs, tmp_path):
   control, file = shutil.copytree(runs[1], tmp_path / "control"), tmp_path / "results.json"
   flags = f"--workdirs={runs[0]},{runs[1]}", f"--control={control}", f"--file={file}"
@@ -75,6 +76,7 @@ def test_a_control_without_the_network_is_a_row_and_is_compared(runs, tmp_path):
   assert mean == pytest.approx((of_blend[0] - of_blend[1]) / 2, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_refits_are_rows_and_are_compared_with_each_other(runs, tmp_path):
   file = tmp_path / "results.json"
   flags = f"--workdirs={runs[0]},{runs[1]}", f"--file={file}", "--refitted"

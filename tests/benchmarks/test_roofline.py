@@ -125,6 +125,7 @@ def kept(row_length: int) -> dict[str, dict[str, float]]:
   return {remat: kernels.kept(make(DEEP), layout, remat) for remat in REMATS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", REMATS)
 def test_memory_is_what_xla_takes(remat):
   """Of a step without the optimizer: what is kept, and the largest temporary."""
@@ -153,6 +154,7 @@ def test_a_flash_kernel_keeps_nothing_that_grows_with_pairs(flash):
   assert (a_layer(128) <= 2 * a_layer(64)) == flash
 
 
+@pytest.mark.slow
 def test_predicts_from_a_data_set(tmp_path):
   """As it is typed; its trained parameters are those of the paper's model around these items."""
   items = 40

@@ -45,6 +45,7 @@ def test_rate_and_memory_of_our_step_on_given_features(tmp_path):
   assert tables < ours["peak_gib"] * 2**30 < 2 * tables
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(tmp_path):
   for flags, told in (
     (["--contestants=our"], "'our'"),

@@ -83,7 +83,7 @@ def test_an_empty_answer_says_why(trained, capsys):
 def test_scores_that_are_not_finite_are_refused(model, monkeypatch):
   """Also where all numbers of the model are."""
   for value in (np.nan, np.inf):
-    bad = ranker.TopItems(np.ones((64, 5), np.int32), np.full((64, 5), value, np.float32))
+    bad = ranker.Ranked(np.ones((64, 5), np.int32), np.full((64, 5), value, np.float32), None)
     monkeypatch.setattr(ranker, "rank_items", lambda *given, **options: bad)  # noqa: B023
     with pytest.raises(UserError, match="the scores of history 1 are not finite"):
       model.top_items([[1, 2], [3]], top_k=5)

@@ -66,7 +66,7 @@ rows = st.integers(1, 3).flatmap(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(rows, st.integers(1, 30), st.integers(0, 99), st.sets(st.integers(1, 20), max_size=3))
 def test_a_beam_finds_what_loops_find(rows, beams, seed, left_out):
   """Items that share their codes, prefixes with one child, fewer items than beams."""
@@ -87,7 +87,7 @@ def test_a_beam_finds_what_loops_find(rows, beams, seed, left_out):
     assert not items[len(expected) :].any() and np.isneginf(scores[len(expected) :]).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(rows, st.integers(0, 99))
 def test_exact_scores_are_sums_over_the_codes_of_an_item(rows, seed):
   ids = number_shared_codes(np.array([[0] * len(rows[0]), *rows]), C)

@@ -38,18 +38,18 @@ def reading_batch(sequences, S):
 
 
 LORA = LoRAConfig(rank=2, alpha=4.0)
+# response tokens, and what else the model has
 PARTS = [
-  {},
-  {"window": 2},
-  {"window": 6},
-  {"qkv_bias": True, "head_norms": True},
-  {"weights": "float32", "lora": LORA},
-  {"modalities": ("a", "b"), "levels": 2},
+  (0, {}),
+  (2, {"window": 2}),
+  (0, {"window": 6}),
+  (2, {"qkv_bias": True, "head_norms": True}),
+  (0, {"weights": "float32", "lora": LORA}),
+  (2, {"modalities": ("a", "b"), "levels": 2}),
 ]
 
 
-@pytest.mark.parametrize("S", [0, 2])
-@pytest.mark.parametrize("parts", PARTS, ids=str)
+@pytest.mark.parametrize(("S", "parts"), PARTS, ids=str)
 def test_exact_scores_are_those_of_training(S, parts):
   model, sequences = recommender(S, **parts), histories([5, 0, 1, 9])
   batch = reading_batch(sequences, S)
