@@ -152,7 +152,7 @@ def measure(
 
 
 async def ask_at_once(port: int, histories: list[list[int]], clients: int) -> list[float]:
-  """Seconds of the requests that ended within SECONDS, after WARM_SECONDS."""
+  """Seconds that the requests took which ended within SECONDS, after WARM_SECONDS."""
   seconds: list[float] = []
   begin = time.perf_counter() + WARM_SECONDS
   end = begin + SECONDS.value
@@ -168,7 +168,7 @@ async def ask_at_once(port: int, histories: list[list[int]], clients: int) -> li
       await reader.readexactly(int(re.search(rb"content-length: (\d+)", answer)[1]))
       if not answer.startswith(b"HTTP/1.1 200"):
         raise RuntimeError(answer.decode())
-      if begin <= sent and (now := time.perf_counter()) < end:
+      if begin <= (now := time.perf_counter()) < end:
         seconds.append(now - sent)
       place += clients
     writer.close()

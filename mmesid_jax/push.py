@@ -23,7 +23,7 @@ from mmesid_jax.errors import UserError
 WORKDIR = paths.define_path("workdir", None, "A folder that the command train wrote.")
 OUTPUT = paths.define_path("output", None, "The folder or .zip file to write.")
 REPO = flags.DEFINE_string("repo", None, "A repository of the Hugging Face hub: OWNER/NAME.")
-PUBLIC = flags.DEFINE_bool("public", False, "Everybody may see a repository that is made.")
+PUBLIC = flags.DEFINE_bool("public", False, "Make a public repository, or use one.")
 WITH_DATA = flags.DEFINE_bool("with_data", False, "Add the data: histories, keys and titles.")
 DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a .zip file that exists.")
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
   command_line.require_flags("workdir", ("output", "repo"))
   if PUBLIC.value and REPO.value is None:
     raise UserError("--public: belongs to --repo")
+  if OVERWRITE.value and OUTPUT.value is None:
+    raise UserError("--overwrite: belongs to --output")
   from mmesid_jax.reports import shared_workdir
 
   path = pathlib.Path(WORKDIR.value)

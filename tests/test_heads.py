@@ -113,7 +113,7 @@ def test_a_search_is_exported_too_and_has_no_vectors(run, head, model, tmp_path)
   write_exported(served, tmp_path / "jax", batch=3, history=9, top_k=5)
   exported = jax.export.deserialize((tmp_path / "jax" / "model.jax_export").read_bytes())
   asked = np.array([[1, 2, 3] + 6 * [0], 9 * [0], [7, 8, 9, 10] + 5 * [0]], np.int32)
-  weights = dict(np.load(tmp_path / "jax" / "weights.npz"))
+  weights = {file.stem: np.load(file) for file in (tmp_path / "jax" / "weights").glob("*.npy")}
   found, expected = exported.call(weights, asked, np.array(False)), served.top_items(histories, 5)
   np.testing.assert_array_equal(found[0], expected.item_EA)
   np.testing.assert_allclose(found[1], expected.score_EA, rtol=1e-5, atol=1e-5)

@@ -153,9 +153,12 @@ def check(make, meshes) -> list[str]:
   return [compare(make(), expected, mesh) for mesh in meshes]
 
 
+SLOW = ("sampled", "as new", "paper", "projected", "chunked")
+
+
 @pytest.mark.parametrize(
   "variant",
-  [pytest.param(v, marks=[pytest.mark.slow] * (v in ("sampled", "as new"))) for v in VARIANTS],
+  [pytest.param(v, marks=[pytest.mark.slow] * (v in SLOW)) for v in VARIANTS],
 )
 def test_recommender_equals_one_device(opened, variant):
   """And no device ever gathers a table of items, or the scores of all."""

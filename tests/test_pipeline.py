@@ -294,7 +294,12 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+QUICK = ("paper", "grid", "bce, no alignment, unmasked")  # the others under the mark `slow`
+
+
+@pytest.mark.parametrize(
+  "name", [pytest.param(v, marks=[pytest.mark.slow] * (v not in QUICK)) for v in VARIANTS]
+)
 def test_every_choice_runs(tiny, tmp_path, name):
   preset, changes = VARIANTS[name]
   quick = {f"{stage}.epochs": 1 for stage in STAGES}

@@ -58,7 +58,8 @@ def write_rows(path: Path, schema: Schema, columns: Columns) -> None:
         pl.DataFrame(columns, types).write_parquet(temporary, row_group_size=ROW_GROUP)
       elif path.suffix == CSV:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-          writer = csv.writer(file, lineterminator="\n")
+          # texts in quotes: else a lone \r would end a line
+          writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
           writer.writerow(columns)
           writer.writerows(zip(*columns.values(), strict=True))
       else:

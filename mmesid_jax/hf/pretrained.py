@@ -19,7 +19,7 @@ def import_extra(name: str, *, extra: str = "encode", use: str = "encoding") -> 
     return importlib.import_module(name)
   except ImportError as error:
     if error.name != name.split(".")[0]:
-      raise  # installed, but broken
+      raise UserError(f"{name} is installed, but cannot be imported: {error}") from None
     raise UserError(
       f'{name} is not installed, and {use} needs it: pip install "mmesid_jax[{extra}]"'
     ) from None

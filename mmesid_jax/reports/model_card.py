@@ -12,6 +12,7 @@ from mmesid_jax.display.escape import escape_line
 from mmesid_jax.display.table import format_markdown_table
 from mmesid_jax.evaluation.ranking import PROTOCOLS
 from mmesid_jax.files.digest import json_sha256
+from mmesid_jax.files.readers import parse_json
 
 SHOWN = ("nDCG@5", "nDCG@10", "HR@5", "HR@10")
 PAPER = "https://arxiv.org/abs/2509.02017"
@@ -28,7 +29,7 @@ def model_card(
     evaluation: the content of evaluation.json, None where the model was not evaluated.
     data: names of the files of data that come with the model.
   """
-  parts = [_header(name, evaluation), f"# {name}", _about(config), _use(name, data)]
+  parts = [_header(name, evaluation), f"# {name}", _about(config), _use(name, config, data)]
   parts += [_results(evaluation), _settings(config), _limits(data), _source()]
   return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -59,9 +60,8 @@ def _about(config: ConfigDict) -> str:
   c = config.recommender
   backbone = f"{c.layers} layers of width {c.width}, trained from scratch"
   if c.backbone.checkpoint:
-    backbone = (
-      f"the pretrained {escape_line(c.backbone.checkpoint)} with LoRA of rank {c.lora.rank}"
-    )
+    backbone = f"the pretrained {escape_line(c.backbone.checkpoint)}, "
+    backbone += f"LoRA of rank {c.lora.rank}" if c.backbone.kind == "lora" else c.backbone.kind
   return (
     "A recommender that reads the items of a user and ranks the whole catalogue: multimodal "
     f"semantic IDs ({', '.join(modalities(config))}) and a Llama ({backbone}). Made with "
@@ -69,9 +69,11 @@ def _about(config: ConfigDict) -> str:
   )
 
 
-def _use(name: str, data: Sequence[str]) -> str:
+def _use(name: str, config: ConfigDict, data: Sequence[str]) -> str:
   folder = f"runs/{name}"
-  lines = ["## Use", "```", f"python -m mmesid_jax.pull --repo=REPOSITORY --workdir={folder}"]
+  needs = " --checkpoint=DIR" if config.recommender.backbone.checkpoint else ""
+  pull = f"python -m mmesid_jax.pull --repo=REPOSITORY --workdir={folder}{needs}"
+  lines = ["## Use", "```", pull]
   if data:
     lines.append(f"python -m mmesid_jax.recommend --workdir={folder} --history=1,2,3")
     return "\n".join([*lines, "```"])
@@ -101,8 +103,8 @@ def _results(evaluation: Mapping[str, Any] | None) -> str:
     tables.append(f"{how}\n\n{format_markdown_table(['model', *SHOWN], rows)}")
   intro = (
     f"{evaluation['users']:,} users, the item held out for the {evaluation['split']}, among all "
-    "items; in brackets 95 % intervals for other users. The seed is "
-    f"{evaluation['seed']}; other seeds differ, too."
+    "items; in brackets 95 % bootstrap intervals over users. The seed is "
+    f"{evaluation['seed']}; results also differ between seeds."
   )
   return "\n\n".join(["## Results", intro, *tables])
 
@@ -116,7 +118,7 @@ def _settings(config: ConfigDict) -> str:
   flat = flatten(config)
   rows = [[f"`{key}`", flat[key]] for key in keys if key in flat]
   table = format_markdown_table(["setting", "value"], rows)
-  digest = json_sha256(json.loads(config.to_json_best_effort()))[:16]
+  digest = json_sha256(parse_json(config.to_json_best_effort()))[:16]
   return f"## Settings\n\n{table}\n\nAll of them are in `config.json` ({digest})."
 
 
@@ -128,7 +130,7 @@ def _limits(data: Sequence[str]) -> str:
     "the data, `--data_dir` gives names and users."
   )
   return (
-    "## Limits\n\nIt knows the items of its training, and prefers what was bought often. It was "
+    "## Limits\n\nIt knows the items of its training, and prefers frequent items. It was "
     f"measured on past events, not on people who saw its lists. {held}"
   )
 

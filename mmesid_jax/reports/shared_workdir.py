@@ -16,24 +16,25 @@ from mmesid_jax.config.schema import BASELINES, STAGES, flatten
 from mmesid_jax.data.folder.file_names import ITEMS, SEQUENCES, TIMES, USERS
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.files.artifact import read_header
+from mmesid_jax.files.artifact import read_artifact, read_header, write_artifact
 from mmesid_jax.files.atomic import (
   atomic_file,
   atomic_folder,
   check_new_directory,
   check_new_file,
 )
-from mmesid_jax.files.readers import read_json_object
+from mmesid_jax.files.readers import open_to_read, parse_json, read_json_object
 from mmesid_jax.hf.safetensors_dir import check_link
 from mmesid_jax.reports.model_card import model_card
 from mmesid_jax.stages.workdir import CHOSEN, REFRESHED, reopen_workdir
 
 ARTIFACTS = {f"{name}.safetensors": name for name in (*STAGES, *BASELINES, REFRESHED)}
 CONFIG, EVALUATION, CARD, DATA = "config.json", "evaluation.json", "README.md", "data"
-REPORTS = (EVALUATION, "evaluation_valid.json", "environment.json", CHOSEN)
+EVALUATIONS = (EVALUATION, "evaluation_valid.json")
+REPORTS = (*EVALUATIONS, "environment.json", CHOSEN)
 DATA_FILES = tuple(f"{DATA}/{name}" for name in (SEQUENCES, ITEMS, USERS, TIMES))
 NAMES = (CONFIG, CARD, *ARTIFACTS, *REPORTS, *DATA_FILES)  # nothing else is copied
-ZIP = ".zip"
+ZIP = ".zip"  # of any case
 
 
 def write_shared(
@@ -50,13 +51,15 @@ def write_shared(
   and with `with_data` the data set: histories of users, names of items. Feature tables and
   checkpoints are left out. The same workdir gives the same bytes. Raises UserError.
   """
-  if output.suffix == ZIP:
+  if output.suffix.lower() == ZIP:
     check_new_file(output, overwrite=overwrite)
     with tempfile.TemporaryDirectory() as temporary, atomic_file(output) as file:
       folder = pathlib.Path(temporary)
       _fill(workdir, folder, with_data=with_data, data_dir=data_dir)
       _zip(folder, file)
   else:
+    if overwrite:
+      raise UserError("--overwrite: belongs to a .zip file; no folder is replaced")
     check_new_directory(output)
     with atomic_folder(output) as folder:
       _fill(workdir, folder, with_data=with_data, data_dir=data_dir)
@@ -72,7 +75,8 @@ def upload(
   data_dir: str | None = None,
 ) -> None:
   """Uploads such a copy to the Hugging Face hub, where the token of `hf auth login` allows it. A
-  repository that does not exist is made, a private one unless `public`. Raises UserError."""
+  repository that does not exist is made, a private one unless `public`; a public one is refused
+  without `public`. Raises UserError."""
   import huggingface_hub
 
   with tempfile.TemporaryDirectory() as temporary:
@@ -80,7 +84,14 @@ def upload(
     with _hub_errors(repo):
       hub = huggingface_hub.HfApi()
       hub.create_repo(repo, private=not public, exist_ok=True)
-      hub.upload_folder(repo_id=repo, folder_path=temporary, commit_message="A trained model")
+      if not (public or hub.repo_info(repo).private):
+        raise UserError(f"--repo={repo}: everybody can see it; pass --public, or name another")
+      hub.upload_folder(
+        repo_id=repo,
+        folder_path=temporary,
+        commit_message="A trained model",
+        delete_patterns=list(NAMES),  # of an earlier upload
+      )
   _say(f"https://huggingface.co/{repo}", with_data=with_data)
 
 
@@ -107,7 +118,7 @@ def read_shared(
   """
   check_new_directory(workdir)
   with atomic_folder(workdir) as folder:
-    if source.suffix == ZIP:
+    if source.suffix.lower() == ZIP and not source.is_dir():
       _unzip(source, folder)
     else:
       _copy_known(source, folder)
@@ -116,7 +127,8 @@ def read_shared(
       read_header(folder / name, ARTIFACTS[name])
     if not (folder / "recommender.safetensors").exists():
       raise UserError(f"{source}: holds no recommender.safetensors; was it written by push?")
-    has_data = (folder / DATA).exists()
+    has_data = (folder / DATA / SEQUENCES).exists()
+    config = _without_places(config)
     config.data.dir = os.fspath((workdir / DATA).absolute())
     name = config.recommender.backbone.checkpoint
     if bool(name) != bool(checkpoint):
@@ -124,7 +136,9 @@ def read_shared(
         f"needs the checkpoint {name!r}; name its folder" if name else "needs none; leave it out"
       )
       raise UserError(f"--checkpoint: {source} {needs}")
-    config.recommender.backbone.checkpoint = checkpoint or ""
+    if checkpoint and not os.path.isdir(checkpoint):
+      raise UserError(f"--checkpoint={checkpoint}: no such folder")
+    config.recommender.backbone.checkpoint = os.path.abspath(checkpoint) if checkpoint else ""
     _write_config(folder, config)
   reporter.info(f"{workdir}: a workdir, {'with' if has_data else 'without'} data")
 
@@ -135,27 +149,51 @@ def _fill(
   config = read_config(workdir)
   if not (workdir / "recommender.safetensors").is_file():
     raise UserError(f"{workdir}: holds no trained recommender; run mmesid_jax.train first")
+  config = _without_places(config)
   data = []
   if with_data:
     place = reopen_workdir(workdir, data_dir).data_dir
-    data = [name for name in DATA_FILES if (place / pathlib.Path(name).name).is_file()]
+    data = [name for name in (SEQUENCES, ITEMS, USERS, TIMES) if (place / name).is_file()]
     (folder / DATA).mkdir()
     for name in data:
-      shutil.copyfile(place / pathlib.Path(name).name, folder / name)
+      if place.is_relative_to(workdir):
+        check_link(place / name, workdir)
+      shutil.copyfile(place / name, folder / DATA / name)
   elif data_dir:
     raise UserError("--data_dir: belongs to --with_data")
-  for name in (*ARTIFACTS, *REPORTS):
-    if (workdir / name).is_file():
+  for name in filter(lambda name: os.path.lexists(workdir / name), (*ARTIFACTS, *REPORTS)):
+    check_link(workdir / name, workdir)
+    if name in ARTIFACTS:
+      _copy_artifact(workdir / name, folder / name, ARTIFACTS[name])
+    elif name in EVALUATIONS:
+      found = read_json_object(workdir / name) | {"config": flatten(config)}
+      (folder / name).write_text(json.dumps(found, indent=1) + "\n")
+    else:
       shutil.copyfile(workdir / name, folder / name)
-  _write_config(folder, _without_places(config))
+  _write_config(folder, config)
   evaluation = None
-  if (workdir / EVALUATION).exists():
-    evaluation = read_json_object(workdir / EVALUATION)
-    evaluation["config"] = flatten(_without_places(config))
-    (folder / EVALUATION).write_text(json.dumps(evaluation, indent=1) + "\n")
-  names = [pathlib.Path(name).name for name in data]
-  card = model_card(workdir.absolute().name, config, evaluation, names)
+  if (folder / EVALUATION).exists():
+    evaluation = read_json_object(folder / EVALUATION)
+  try:
+    card = model_card(workdir.resolve().name, config, evaluation, data)
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
+    raise UserError(
+      f"{workdir / EVALUATION}: is not as evaluate writes it ({error!r}); delete it, or evaluate "
+      "again"
+    ) from None
   (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _copy_artifact(source: pathlib.Path, target: pathlib.Path, stage: str) -> None:
+  """Copies an artifact whose header is whole, without the paths of feature tables in it."""
+  kept = read_header(source, stage).get("config", {})
+  names = {k: pathlib.PurePath(v).name for k, v in kept.items() if k.startswith("features.")}
+  if names.items() <= kept.items():
+    shutil.copyfile(source, target)
+    return
+  tensors, header = read_artifact(source, stage)
+  del header["schema"]
+  write_artifact(target, tensors, header | {"config": kept | names})
 
 
 def _without_places(config: ConfigDict) -> ConfigDict:
@@ -165,22 +203,22 @@ def _without_places(config: ConfigDict) -> ConfigDict:
   config.data.update(source="files", dir=DATA)
   for section, keys in (
     (config.recommender.backbone, ("checkpoint",)),
-    (config.recommender.lora, ("start",)),
     (config.features, tuple(config.features)),
   ):
     for key in keys:
       section[key] = pathlib.PurePath(section[key]).name
+  config.recommender.lora.start = ""  # only training reads it
   return config
 
 
 def _write_config(folder: pathlib.Path, config: ConfigDict) -> None:
-  text = json.dumps(json.loads(config.to_json_best_effort()), indent=1, sort_keys=True)
+  text = json.dumps(parse_json(config.to_json_best_effort()), indent=1, sort_keys=True)
   (folder / CONFIG).write_text(text + "\n")
 
 
 def _copy_known(source: pathlib.Path, folder: pathlib.Path) -> None:
   if not source.is_dir():
-    raise UserError(f"--source={source}: no such folder")
+    raise UserError(f"--source={source}: no such folder or {ZIP} file")
   for name in NAMES:
     if os.path.lexists(file := source / name):
       check_link(file, source)
@@ -196,7 +234,7 @@ def _zip(folder: pathlib.Path, file: pathlib.Path) -> None:
   with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
     for name in filter(lambda name: (folder / name).exists(), NAMES):
       with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member:
-        with (folder / name).open("rb") as content:
+        with open_to_read(folder / name) as content:
           shutil.copyfileobj(content, member, 1 << 20)
 
 
@@ -207,30 +245,33 @@ def _unzip(source: pathlib.Path, folder: pathlib.Path) -> None:
     with zipfile.ZipFile(source) as archive:
       for member in archive.infolist():
         if member.filename not in NAMES or member.compress_type != zipfile.ZIP_STORED:
-          raise UserError(f"{source}: {member.filename!r} is not from push; nothing was unpacked")
+          raise UserError(
+            f"{source}: {member.filename!r} is not as push writes it (its own names, not "
+            "compressed); nothing was unpacked"
+          )
         target = folder / member.filename
         target.parent.mkdir(exist_ok=True)
         with archive.open(member) as content, target.open("xb") as file:
           shutil.copyfileobj(content, file, 1 << 20)
+  except UserError:
+    raise
   except (
-    zipfile.BadZipFile,
-    EOFError,
-    FileExistsError,
-    NotImplementedError,
-    RuntimeError,
+    *(zipfile.BadZipFile, EOFError, FileExistsError, NotImplementedError, RuntimeError),
+    *(ValueError, OverflowError),  # of numbers and names in a damaged file
   ) as error:
-    raise UserError(f"{source}: not a whole .zip file of push ({error})") from None
+    raise UserError(f"{source}: is damaged, or no file of push ({error!r})") from None
 
 
 @contextlib.contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
   """Turns the errors of the hub and of the network into one line."""
   import httpx
-  from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
   try:
     yield
-  except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError) as error:
+  except UserError:
+    raise
+  except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:  # theirs are among these
     first = str(error).strip().split("\n")[0]
     raise UserError(f"--repo={repo}: {type(error).__name__}: {first}") from None
 

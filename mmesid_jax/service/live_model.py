@@ -8,10 +8,11 @@ import numpy as np
 
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.artifact import read_header
+from mmesid_jax.files.digest import file_sha256
 from mmesid_jax.service.messages import RequestError
 from mmesid_jax.service.users import Users
 from mmesid_jax.serving.answer import recommendation_json
-from mmesid_jax.serving.live_counts import add_transitions
+from mmesid_jax.serving.live_counts import LiveCounts
 from mmesid_jax.serving.ranker import BATCHES, Shape, TopItems
 from mmesid_jax.serving.recommender import Name, Recommender
 from mmesid_jax.stages.blend_stage import BLEND
@@ -67,11 +68,14 @@ class LiveModel:
     self.longest = int(max(most_items, lengths.max(initial=1)))
     self.lengths = (*(x for x in LENGTHS if x < self.longest), self.longest)
     self.top_k = min(top_k, self.recommender.largest_top_k)
-    self._counted: int | None = None  # of the additions of events, those in the counts
-    self._counting: tuple[int, float] | None = None  # window and decay, of a blend
+    self._counts: LiveCounts | None = None
+    self.refreshed: str | None = None  # digest of the counts of `mmesid_jax.refresh`
+    self.counted = 0  # of the additions of events, those in the counts
     if self.recommender.kind == "blend":
       settings = read_header(path / f"{BLEND.name}.safetensors", BLEND.name)["settings"]
-      self._counting = settings["window"], settings["distance_decay"]
+      self._counts = LiveCounts(self.recommender, settings["window"], settings["distance_decay"])
+      if (refreshed := self.recommender.workdir.artifact(REFRESHED)) in self.recommender.files:
+        self.refreshed = file_sha256(refreshed)
 
   def _add(self, addition: Addition) -> None:
     try:
@@ -95,6 +99,13 @@ class LiveModel:
       return self.recommender.item_id(name)
     except UserError as error:
       raise RequestError(str(error)) from None
+
+  def check_new_keys(self, keys: Sequence[str | None]) -> None:
+    """Raises RequestError for keys of new items that are taken, come twice, or cannot be kept."""
+    try:
+      self.recommender.check_new_keys(keys)
+    except UserError as error:
+      raise RequestError(f"items: {error}") from None
 
   def kind(self, history: Sequence[int], *, repeat: bool, only_new: bool) -> Kind:
     """The kind of a query. Raises RequestError for a history that is too long, and for `only_new`
@@ -121,24 +132,25 @@ class LiveModel:
     return self.recommender.top_items(histories, self.top_k, reasons=reasons, **options)
 
   def count_new_events(self, users: Users) -> None:
-    """Adds the transitions of all events that were added to users and are not counted yet. Counts
-    of `mmesid_jax.refresh` are taken to hold those that came before they were read."""
-    stop = users.additions
-    if self._counted is None:
-      refreshed = self.recommender.path / f"{REFRESHED}.safetensors"
-      self._counted = stop if refreshed in self.recommender.files else 0
-    if self._counting is not None and self._counted < stop:
-      add_transitions(self.recommender, users.new_events(self._counted, stop), *self._counting)
-    self._counted = stop
+    """Adds the transitions of all events that were added to users and are not counted yet."""
+    first, self.counted = self.counted, users.additions
+    if self._counts is not None and first < self.counted:
+      self._counts.add(users.new_events(first, self.counted, self._counts.window))
 
   def warm(self) -> None:
     """Compiles all programs that `answer` may need."""
+    if self._counts is not None:
+      self._counts.warm()
     shortest = 0
-    for most in self.lengths:
+    for longest in self.lengths:
+      smallest = 1
       for size in BATCHES:
-        for length in (shortest, most):  # in few rows and in many
-          self._answer(Kind(False, False, most), [[1]] * size, [length] * size, reasons=True)
-      shortest = most + 1
+        # the fewest tokens and the most: in few rows and in many, as far as both can be
+        for count, length in ((smallest, shortest), (size, longest)):
+          kind = Kind(False, False, longest)
+          self._answer(kind, [[1]] * count, [length] * count, reasons=True)
+        smallest = size + 1
+      shortest = longest + 1
 
   def as_json(self, top: TopItems, place: int, top_k: int, *, reasons: bool) -> list[dict]:
     """The best items of one history, with their keys and titles."""

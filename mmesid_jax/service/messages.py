@@ -35,7 +35,9 @@ class Recommend(Message):
   histories: list[list[Name]] | None = Field(
     None, description="Items by id or key, oldest first; an empty one is a new user."
   )
-  users: list[Name] | None = Field(None, description="Users by id or key, with all their events.")
+  users: list[Name] | None = Field(
+    None, description="Users by id or key, with their events; the newest ones of very many."
+  )
   top_k: int = Field(10, ge=1, description="Number of items.")
   repeat: bool = Field(False, description="Recommend items of the history, too.")
   only_new: bool = Field(False, description="Recommend only items of POST /items.")
@@ -77,7 +79,7 @@ class Events(Message):
   """Items that a user took, oldest first, added to the end of their history."""
 
   user: Name = Field(description="A user by id or key; a key that is not known is a new user.")
-  items: list[Name] = Field(min_length=1)
+  items: list[Name] = Field(min_length=1, max_length=1024)
 
   model_config = ConfigDict(json_schema_extra={"examples": [{"user": 1, "items": [57, 12]}]})
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
-from mmesid_jax.service.batcher import Batcher
+from mmesid_jax.service.batcher import Batcher, QueueFull
 from mmesid_jax.service.live_model import Addition, Kind, LiveModel, file_versions
 from mmesid_jax.service.messages import Events, NewItems, Recommend, RequestError
 from mmesid_jax.service.users import JOURNAL, User, Users
@@ -53,7 +53,9 @@ class Service:
     self._additions: list[Addition] = []
     self.live = self._new_live()
     known = self.live.recommender
+    self._fingerprint = known.workdir.dataset.fingerprint
     self.users = Users(known.workdir.dataset, known.user_keys, path / JOURNAL)
+    self._count_from_start(self.live)
     self.live.count_new_events(self.users)
     self.live.warm()  # takes longest, so last
     self.batcher = Batcher(self._answer, BATCHES[-1], limits.queue, watch)
@@ -64,25 +66,32 @@ class Service:
     limits = self.limits
     return LiveModel(self.path, self._read, limits.items, limits.top_k, self._additions)
 
+  def _count_from_start(self, live: LiveModel) -> None:
+    """Has the model count the events that its refreshed counts do not hold."""
+    if live.refreshed is not None:
+      live.counted = self.users.additions_before(live.refreshed)
+
   def _load(self) -> LiveModel:
     live = self._new_live()
+    if live.recommender.workdir.dataset.fingerprint != self._fingerprint:
+      raise UserError(f"{self.path}: other histories in its data; start again")
     if live.known_items != self.live.known_items:
       raise UserError(
         f"{self.path}: {live.known_items:,} items instead of {self.live.known_items:,}; start again"
       )
-    live.count_new_events(self.users)
     live.warm()
     return live
 
-  async def _count(self) -> None:
-    """Adds what is new in users' histories to the counts of the model that answers now."""
-    call = self.batcher.call(lambda: self.live.count_new_events(self.users))
-    await asyncio.wrap_future(call)
-
   async def _replace(self) -> None:
     """Serves what the workdir and the additions hold now."""
-    self.live = await asyncio.to_thread(self._load)
-    await self._count()  # events that came meanwhile
+    live = await asyncio.to_thread(self._load)
+    self._count_from_start(live)
+
+    def swap() -> None:  # between two batches
+      live.count_new_events(self.users)
+      self.live = live
+
+    await asyncio.shield(asyncio.wrap_future(self.batcher.call(swap)))
 
   def _answer(
     self, kind: Kind, queries: Sequence[tuple[Sequence[int], bool]]
@@ -124,8 +133,14 @@ class Service:
   async def add_events(self, request: Events) -> dict:
     """The answer to POST /events: the user's history, once the events count."""
     items = [self.live.item_id(name) for name in request.items]
+    if not self.batcher.is_alive:
+      raise QueueFull
     self.users.append(request.user, items)
-    await self._count()
+    try:
+      call = self.batcher.call(lambda: self.live.count_new_events(self.users))
+      await asyncio.wrap_future(call)
+    except Exception as error:  # the events are in the history, and must not come twice
+      reporter.warn(f"events are not counted: {type(error).__name__}: {error}")
     return self.history(request.user)
 
   def history(self, user: User) -> dict:
@@ -137,6 +152,7 @@ class Service:
     """The answer to POST /items: the ids of the new items, once they can be recommended."""
     addition = _addition(request)
     async with self._changing:
+      self.live.check_new_keys(addition.keys)
       first = self.live.num_items + 1
       self._additions.append(addition)
       try:

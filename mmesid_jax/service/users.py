@@ -41,6 +41,7 @@ class Users:
     self._row_of_key = None if keys is None else {key: row for row, key in enumerate(keys)}
     self._added: dict[User, list[int]] = {}  # by row, or by the key of a new user
     self._log: list[_Addition] = []
+    self._refreshed: dict[str, int] = {}  # digest of refreshed counts -> additions before them
     self._unknown = 0  # events of items that were added, and are not there after a new start
     self._file: IO[bytes] = open_to_append(journal)
     if not try_lock(self._file, journal, "no other service writes to it"):
@@ -64,11 +65,22 @@ class Users:
     """How often events were added, those of the journal among them."""
     return len(self._log)
 
-  def new_events(self, first: int, stop: int) -> Iterator[NewEvents]:
-    """What the additions `first` to `stop` - 1 brought. Also for another thread than that of
-    `append`."""
+  def additions_before(self, refreshed: str) -> int:
+    """How many additions there were when the service first saw the refreshed counts with this
+    digest, which the journal remembers. Raises OSError where it cannot be written."""
+    if refreshed not in self._refreshed:
+      self._write({"refreshed": refreshed})
+      self._refreshed[refreshed] = len(self._log)
+    return self._refreshed[refreshed]
+
+  def new_events(self, first: int, stop: int, window: int) -> Iterator[NewEvents]:
+    """The events of the additions `first` to `stop` - 1, with the `window` items before them. Also
+    for another thread than that of `append`."""
     for place, length, new in self._log[first:stop]:
-      yield NewEvents(self._history(place)[:length], new)
+      known = self._dataset.sequence(place) if isinstance(place, int) else ()
+      begin = max(length - new - window, 0)
+      added = self._added[place][max(begin - len(known), 0) : length - len(known)]
+      yield NewEvents([*map(int, known[begin:]), *added], new)
 
   def append(self, user: User, items: Sequence[int]) -> None:
     """Adds events at the end of a user's history. Raises RequestError for an id that is not
@@ -85,7 +97,8 @@ class Users:
 
   def _add(self, place: User, items: Sequence[int]) -> None:
     self._added.setdefault(place, []).extend(items)
-    self._log.append(_Addition(place, len(self._history(place)), len(items)))
+    known = len(self._dataset.sequence(place)) if isinstance(place, int) else 0
+    self._log.append(_Addition(place, known + len(self._added[place]), len(items)))
 
   def _write(self, entry: dict) -> None:
     """Adds a line to the journal, the whole line or nothing. Raises OSError."""
@@ -125,6 +138,8 @@ class Users:
         entry = parse_json(line)
         if number == 1:
           known = entry["dataset"]
+        elif "refreshed" in entry:
+          self._refreshed.setdefault(str(entry["refreshed"]), len(self._log))
         else:
           self._restore(entry["user"], entry["items"])
       except (ValueError, KeyError, TypeError, UserError):
@@ -147,6 +162,8 @@ class Users:
 
   def _restore(self, user: User, items: Sequence[int]) -> None:
     place = self._place(user)
+    if place is None and not isinstance(user, str):
+      raise ValueError("an id of no user")
     known = [item for item in map(int, items) if 1 <= item <= self._dataset.num_items]
     self._unknown += len(items) - len(known)
     self._add(user if place is None else place, known)

@@ -13,16 +13,17 @@ from mmesid_jax.data.packing import Batch
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.files.atomic import atomic_folder, check_new_directory
+from mmesid_jax.files.feature_table import write_array
 from mmesid_jax.serving.ranker import Ranker, rank_items
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-BFLOAT16 = "bfloat16"  # stored as uint16: .npz does not know it
+BFLOAT16 = "bfloat16"  # stored as uint16: .npy does not know it
 
 
 def write_exported(
   ranker: Ranker, output: pathlib.Path, *, batch: int, history: int, top_k: int
 ) -> None:
-  """Writes a new folder: model.jax_export (StableHLO and calling convention), weights.npz, and
+  """Writes a new folder: model.jax_export (StableHLO and calling convention), weights/*.npy, and
   export.json, which names the shapes.
 
   The function takes (weights, histories int32 [batch, history], repeat bool) and returns
@@ -31,7 +32,8 @@ def write_exported(
 
   Args:
     ranker: the model.
-    batch: histories in one call. history: items of the longest; of longer ones, give the newest.
+    batch: histories in one call. history: the most items of a history; longer ones must be cut to
+      their newest items, and then older items may be recommended again.
     top_k: items in an answer.
 
   Raises UserError for sizes that do not fit the model, a folder that exists, and what the disk
@@ -45,11 +47,11 @@ def write_exported(
   graph, state, catalogue = ranker.parts
   leaves, structure = jax.tree.flatten(state)
   names = [
-    jax.tree_util.keystr(path, simple=True, separator="/")
+    jax.tree_util.keystr(path, simple=True, separator=".")
     for path, _ in jax.tree_util.tree_leaves_with_path(state)
   ]
   stored = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
-  if catalogue is not None:
+  if isinstance(catalogue, jax.Array):
     stored["catalogue"] = np.asarray(catalogue)
   dtypes = {name: x.dtype.name for name, x in stored.items()}
   stored = {
@@ -68,7 +70,7 @@ def write_exported(
     top = rank_items(
       graph,
       restored,
-      arrays.get("catalogue"),
+      arrays.get("catalogue", catalogue),
       packed,
       offered_2,
       repeat,
@@ -83,14 +85,16 @@ def write_exported(
   )
   exported = export.export(jax.jit(recommend), platforms=PLATFORMS)(*shapes)
   about = {
-    "inputs": f"weights.npz, int32 [{batch}, {history}] item ids (oldest first, then 0), bool",
+    "inputs": f"weights by name, int32 [{batch}, {history}] item ids (oldest first, then 0), bool",
     "outputs": f"int32 [{batch}, {top_k}] item ids, float32 [{batch}, {top_k}] scores",
     **{"model": ranker.kind, "batch": batch, "history": history, "top_k": top_k},
     **{"items": ranker.num_items, "platforms": PLATFORMS, "jax": jax.__version__},
   }
   with atomic_folder(output) as folder:
     (folder / "model.jax_export").write_bytes(exported.serialize())
-    np.savez(folder / "weights.npz", **stored)
+    (folder / "weights").mkdir()
+    for name, x in stored.items():
+      write_array(folder / "weights" / f"{name}.npy", x)
     (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
   size = sum(x.nbytes for x in stored.values()) / 2**20
   reporter.info(f"{output}: {ranker.kind}, {batch} histories of {history} items, {size:.1f} MiB")

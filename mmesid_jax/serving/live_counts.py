@@ -2,20 +2,20 @@
 
 import collections
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from mmesid_jax.models.blend import BlendModel
 from mmesid_jax.serving.ranker import Ranker
 
 ROWS = 256  # items whose followers are changed in one step
+MOST_OUTSIDE = 2**20  # pairs that are remembered and have no place in the tables
 
 
 class NewEvents(NamedTuple):
-  """The history of a user, oldest first, and how many of its last items are new."""
+  """The end of a user's history, oldest first, and how many of its last items are new."""
 
   history: Sequence[int]
   new: int
@@ -24,7 +24,7 @@ class NewEvents(NamedTuple):
 def new_pairs(
   events: Iterable[NewEvents], window: int, decay: float
 ) -> dict[int, dict[int, float]]:
-  """What the events add to the counts of `data.transitions`: item -> follower -> amount."""
+  """Amounts that events add to the counts of `data.transitions`: item -> follower -> amount."""
   added: dict[int, dict[int, float]] = collections.defaultdict(
     lambda: collections.defaultdict(float)
   )
@@ -35,49 +35,80 @@ def new_pairs(
   return added
 
 
-def add_transitions(ranker: Ranker, events: Iterable[NewEvents], window: int, decay: float) -> None:
-  """Adds the transitions of new events to the counts of a blend; other models have none.
+class LiveCounts:
+  """The counts of a blend's ranker, which new events change in place; no call of the ranker may run
+  meanwhile.
 
-  An item that has all its places for followers in use takes a new one in the place of the weakest,
-  if that is weaker. Shares, trends and weights stay as they are. The tables are changed in place:
-  no call of the ranker may run meanwhile.
+  An item keeps its strongest followers in the tables. The amounts of up to MOST_OUTSIDE others are
+  kept beside them, so a follower comes in once it is stronger than the weakest, however its events
+  arrive. Shares, trends and weights stay as they are.
+
+  Args:
+    ranker: of a blend.
+    window, decay: as in `count_transitions`.
   """
-  if not isinstance(ranker.model, BlendModel):
-    return
-  evidence, pairs = ranker.model.evidence, new_pairs(events, window, decay)
-  items = sorted(pairs)
-  for start in range(0, len(items), ROWS):
+
+  def __init__(self, ranker: Ranker, window: int, decay: float):
+    self.window = window
+    self._ranker, self._decay = ranker, decay
+    self._outside: dict[tuple[int, int], float] = {}
+
+  def add(self, events: Iterable[NewEvents]) -> None:
+    """Adds the transitions of new events."""
+    pairs = new_pairs(events, self.window, self._decay)
+    items = sorted(pairs)
+    if len(self._outside) > MOST_OUTSIDE:
+      self._outside.clear()
+    for start in range(0, len(items), ROWS):
+      self._change_rows(items[start : start + ROWS], pairs)
+
+  def warm(self) -> None:
+    """Compiles what `add` needs, by changing nothing."""
+    self._change_rows([], {})
+
+  def _change_rows(self, items: Sequence[int], pairs: Mapping[int, Mapping[int, float]]) -> None:
+    evidence = self._ranker.model.evidence
     row_E = np.zeros(ROWS, np.int32)  # row 0 is padding, and stays as it is
-    some = items[start : start + ROWS]
-    row_E[: len(some)] = some
-    follower_EK, count_EK = (
-      np.array(_take_rows(table[...], row_E)) for table in (evidence.follower_IK, evidence.count_IK)
-    )
-    for follower_K, count_K, item in zip(follower_EK, count_EK, some, strict=False):
-      _add_to_row(follower_K, count_K, pairs[item])
-    evidence.follower_IK.set_value(_put_rows(evidence.follower_IK[...], row_E, follower_EK))
-    evidence.count_IK.set_value(_put_rows(evidence.count_IK[...], row_E, count_EK))
-  if items:
-    ranker.use_changed_tables()
+    row_E[: len(items)] = items
+    tables = evidence.follower_IK[...], evidence.count_IK[...]
+    follower_EK, count_EK = map(np.array, _take_rows(tables, row_E))
+    for follower_K, count_K, item in zip(follower_EK, count_EK, items, strict=False):
+      _add_to_row(item, follower_K, count_K, pairs[item], self._outside)
+    follower_IK, count_IK = _put_rows(tables, row_E, (follower_EK, count_EK))
+    evidence.follower_IK.set_value(follower_IK)
+    evidence.count_IK.set_value(count_IK)
+    self._ranker.use_changed_tables()
 
 
-def _add_to_row(follower_K: np.ndarray, count_K: np.ndarray, added: Mapping[int, float]) -> None:
-  place_of = {item: place for place, item in enumerate(follower_K.tolist()) if count_K[place] > 0}
-  for item, amount in added.items():
-    if item not in place_of:
-      place = int(count_K.argmin())
-      if count_K[place] >= amount:
-        continue
-      place_of.pop(int(follower_K[place]), None)
-      follower_K[place], count_K[place], place_of[item] = item, 0, place
-    count_K[place_of[item]] += amount
+def _add_to_row(
+  item: int,
+  follower_K: np.ndarray,
+  count_K: np.ndarray,
+  added: Mapping[int, float],
+  outside: MutableMapping[tuple[int, int], float],
+) -> None:
+  place_of = {f: place for place, f in enumerate(follower_K.tolist()) if count_K[place] > 0}
+  for follower, amount in added.items():
+    if follower in place_of:
+      count_K[place_of[follower]] += amount
+      continue
+    amount += outside.pop((item, follower), 0.0)
+    place = int(count_K.argmin())
+    weakest, count = int(follower_K[place]), float(count_K[place])
+    if count >= amount:
+      outside[item, follower] = amount
+      continue
+    if count > 0:
+      outside[item, weakest] = count
+      del place_of[weakest]
+    follower_K[place], count_K[place], place_of[follower] = follower, amount, place
 
 
 @jax.jit
-def _take_rows(table_IK: jax.Array, row_E: jax.Array) -> jax.Array:
-  return table_IK[row_E]
+def _take_rows(tables, row_E):
+  return jax.tree.map(lambda table_IK: table_IK[row_E], tables)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_rows(table_IK: jax.Array, row_E: jax.Array, new_EK: jax.Array) -> jax.Array:
-  return table_IK.at[row_E].set(new_EK)
+def _put_rows(tables, row_E, rows):
+  return jax.tree.map(lambda table_IK, new_EK: table_IK.at[row_E].set(new_EK), tables, rows)

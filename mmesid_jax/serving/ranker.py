@@ -291,6 +291,8 @@ class Ranker:
     arrays = [self._checked(i, history) for i, history in enumerate(histories)]
     if shape is None:
       shape = self.small_shape([len(a) for a in arrays])
+    if not arrays:
+      return self.static_table()[:0]
     found = []
     answers = (
       (place_Q, _static_query(self._graph, self._state, batch))

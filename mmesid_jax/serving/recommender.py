@@ -89,7 +89,7 @@ class Recommender(Ranker):
   ) -> range:
     """As `Ranker.add_items`, for items with titles and keys. Raises UserError also for keys that
     are taken, and for keys where the data set has none."""
-    self._check_new_keys(item_keys or ())
+    self.check_new_keys(item_keys or ())
     before = self.model
     added = super().add_items(source)
     for names, of_what in ((titles, "titles"), (item_keys, "keys")):
@@ -102,13 +102,16 @@ class Recommender(Ranker):
       self._id_of_key |= {self.item_keys[i]: i for i in added if self.item_keys[i] is not None}
     return added
 
-  def _check_new_keys(self, item_keys: Sequence[str | None]) -> None:
+  def check_new_keys(self, item_keys: Sequence[str | None]) -> None:
+    """Raises UserError for keys that items have, that come twice, or where items have none."""
     given = [key for key in item_keys if key is not None]
     if given and self.item_keys is None:
       raise UserError("the data set has no keys, so new items can have none")
-    for n, key in enumerate(given):
-      if key in self._id_of_key or key in given[:n]:
+    taken = set(self._id_of_key)
+    for key in given:
+      if key in taken:
         raise UserError(f"the key {key!r} is taken")
+      taken.add(key)
 
   def item_id(self, name: Name) -> int:
     """The id of an item. Raises UserError for what is not one of the items."""
@@ -192,7 +195,8 @@ class Recommender(Ranker):
     answers = self.recommend(histories, top_k, users=users, repeat=repeat)
     asked, name = (range(len(answers)), "history") if users is None else (users, "user")
     if users is not None and len({isinstance(user, str) for user in users}) > 1:
-      asked = map(str, users)  # a column has one type
+      asked = list(map(str, users))  # a column has one type
+    is_text = any(isinstance(who, str) for who in asked) if users is not None else False
     rows = [
       {name: who, "place": place, "item": r.item, "key": r.key, "title": r.title, "score": r.score}
       | r.parts
@@ -200,8 +204,12 @@ class Recommender(Ranker):
       for place, r in enumerate(answer, 1)
     ]
     numbers = {source: pl.Float64 for source in ("score", *self.sources)}
-    first = pl.String if any(isinstance(row[name], str) for row in rows[:1]) else pl.Int64
-    schema = {name: first, "place": pl.Int64, "item": pl.Int64, "key": pl.String}
+    schema = {
+      name: pl.String if is_text else pl.Int64,
+      "place": pl.Int64,
+      "item": pl.Int64,
+      "key": pl.String,
+    }
     return pl.DataFrame(rows, schema | {"title": pl.String} | numbers)
 
   def _histories(self, histories, users) -> list[list[int] | np.ndarray]:

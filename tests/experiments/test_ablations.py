@@ -82,6 +82,7 @@ def result(done, name, seed=0) -> dict:
   return json.loads((done.results / f"{name}-seed{seed}.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_two_variants_share_is_trained_once(done):
   assert done.counts == TRAINED
   ours, base = (done.path / f"{name}-seed0" for name in ("no_codes", "base"))

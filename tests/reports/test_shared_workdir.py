@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import types
 import zipfile
 
 import huggingface_hub
@@ -11,6 +12,7 @@ import yaml
 from commands import refused, run
 
 from mmesid_jax.errors import UserError
+from mmesid_jax.files.artifact import read_artifact, write_artifact
 from mmesid_jax.reports import shared_workdir
 from mmesid_jax.reports.shared_workdir import NAMES, read_shared, upload, write_shared
 from mmesid_jax.serving import Ranker, Recommender
@@ -72,6 +74,73 @@ def test_without_data_no_history_and_no_name_leaves(blended, tmp_path):
   assert named == Recommender.load(blended).recommend(HISTORIES, 5)
 
 
+def test_no_path_of_this_machine_leaves(blended, tmp_path):
+  """From the configuration, both evaluations, and the headers of artifacts."""
+  path = shutil.copytree(blended, tmp_path / "run")
+  secret = "/home/ann/secret"
+  config = json.loads((path / "config.json").read_text())
+  config["features"]["text"] = f"{secret}/text.npy"
+  config["recommender"]["lora"]["start"] = f"{secret}/adapter"
+  config["data"] |= {"source": "files", "dir": secret}
+  (path / "config.json").write_text(json.dumps(config))
+  evaluation = json.loads((path / "evaluation.json").read_text())
+  evaluation["config"]["features.text"] = f"{secret}/text.npy"
+  for name in ("evaluation.json", "evaluation_valid.json"):
+    (path / name).write_text(json.dumps(evaluation))
+  tensors, header = read_artifact(path / "semantic_ids.safetensors", "semantic_ids")
+  header["config"]["features.text"] = f"{secret}/text.npy"
+  write_artifact(path / "semantic_ids.safetensors", tensors, header)
+  write_shared(path, tmp_path / "copy", with_data=False)
+  assert {"semantic_ids.safetensors", "evaluation_valid.json"} <= files(tmp_path / "copy")
+  for name in files(tmp_path / "copy"):
+    assert b"secret" not in (tmp_path / "copy" / name).read_bytes(), name
+  copied, new = read_artifact(tmp_path / "copy" / "semantic_ids.safetensors", "semantic_ids")
+  assert new["config"]["features.text"] == "text.npy"
+  assert all((copied[name] == x).all() for name, x in tensors.items())
+
+
+@pytest.mark.parametrize("name", ["environment.json", "semantic_ids.safetensors", "ranks"])
+def test_a_link_in_a_workdir_publishes_nothing(blended, tmp_path, name):
+  path = shutil.copytree(blended, tmp_path / "run")
+  (tmp_path / "private").write_text("key")
+  if name == "ranks":  # is not copied
+    shutil.rmtree(path / name)
+    (path / name).symlink_to(tmp_path)
+    write_shared(path, tmp_path / "copy", with_data=False)
+    assert not (tmp_path / "copy" / name).exists()
+    return
+  (path / name).unlink()
+  (path / name).symlink_to(tmp_path / "private")
+  with pytest.raises(UserError, match="private, out of its directory"):
+    write_shared(path, tmp_path / "copy", with_data=False)
+  assert not (tmp_path / "copy").exists()
+
+
+def test_an_evaluation_of_another_form_is_one_line(blended, tmp_path):
+  path = shutil.copytree(blended, tmp_path / "run")
+  for text in ('{"models": {}}', '{"models": []}', '{"models": {"a": {"masked": 1}}}'):
+    (path / "evaluation.json").write_text(text)
+    with pytest.raises(UserError, match="evaluation.json: is not as evaluate writes it"):
+      write_shared(path, tmp_path / "copy", with_data=False)
+
+
+def test_a_model_with_a_checkpoint_asks_for_it(blended, tmp_path):
+  path = shutil.copytree(blended, tmp_path / "run")
+  config = json.loads((path / "config.json").read_text())
+  config["recommender"]["backbone"] |= {"checkpoint": "/models/Llama-X", "kind": "lora"}
+  (path / "config.json").write_text(json.dumps(config))
+  write_shared(path, tmp_path / "copy", with_data=False)
+  card = (tmp_path / "copy" / "README.md").read_text()
+  assert "--checkpoint=DIR" in card and "the pretrained Llama-X, LoRA" in card
+  for given, says in ((None, "needs the checkpoint 'Llama-X'"), ("none", "none: no such folder")):
+    with pytest.raises(UserError, match=says):
+      read_shared(tmp_path / "copy", tmp_path / "pulled", checkpoint=given)
+  (tmp_path / "llama").mkdir()
+  read_shared(tmp_path / "copy", tmp_path / "pulled", checkpoint=str(tmp_path / "llama"))
+  saved = json.loads((tmp_path / "pulled" / "config.json").read_text())
+  assert saved["recommender"]["backbone"]["checkpoint"] == str(tmp_path / "llama")
+
+
 def test_the_card_shows_the_figures_of_the_evaluation(blended, pushed):
   card = (pushed / "README.md").read_text()
   _, header, text = card.split("---\n", 2)
@@ -126,7 +195,7 @@ def test_a_file_with_other_names_is_not_unpacked(pushed, tmp_path, name):
   with zipfile.ZipFile(write, "w") as archive:
     archive.write(pushed / "config.json", "config.json")
     archive.writestr(name, "x")
-  with pytest.raises(UserError, match="is not from push; nothing was unpacked"):
+  with pytest.raises(UserError, match="is not as push writes it .*; nothing was unpacked"):
     read_shared(write, tmp_path / "pulled")
   assert [entry.name for entry in tmp_path.iterdir()] == ["bad.zip"]
 
@@ -142,9 +211,9 @@ def test_a_file_that_grows_or_is_torn_is_refused(pushed, tmp_path):
     for _ in range(2):
       archive.write(pushed / "config.json", "config.json")
   for name, says in (
-    ("bomb", "is not from push"),
-    ("torn", "not a whole"),
-    ("twice", "not a whole"),
+    ("bomb", "is not as push"),
+    ("torn", "is damaged, or no file of push"),
+    ("twice", "is damaged, or no file of push"),
   ):
     with pytest.raises(UserError, match=says):
       read_shared(tmp_path / f"{name}.zip", tmp_path / "pulled")
@@ -153,14 +222,17 @@ def test_a_file_that_grows_or_is_torn_is_refused(pushed, tmp_path):
 
 def test_a_hub_gets_the_same_files_in_a_private_repository(blended, pushed, monkeypatch, tmp_path):
   hub = tmp_path / "hub"
-  made = {}
+  made = {"is_private": True}
 
   class Hub:
     def create_repo(self, repo, *, private, exist_ok):
       made.update(repo=repo, private=private, exist_ok=exist_ok)
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
-      assert repo_id == made["repo"]
+    def repo_info(self, repo):
+      return types.SimpleNamespace(private=made["is_private"])
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
+      assert repo_id == made["repo"] and delete_patterns == list(NAMES)
       shutil.copytree(folder_path, hub)
 
   def snapshot(repo, *, revision, allow_patterns):
@@ -170,10 +242,16 @@ def test_a_hub_gets_the_same_files_in_a_private_repository(blended, pushed, monk
   monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
   upload(blended, "ann/model", with_data=True, public=False)
-  assert made == {"repo": "ann/model", "private": True, "exist_ok": True}
+  assert (made["repo"], made["private"], made["exist_ok"]) == ("ann/model", True, True)
   assert files(hub) == files(pushed)
   shared_workdir.download("ann/model", tmp_path / "pulled", revision="v1")
   assert Recommender.load(tmp_path / "pulled").recommend(HISTORIES, 5)
+  made["is_private"] = False
+  with pytest.raises(UserError, match="everybody can see it; pass --public"):
+    upload(blended, "ann/model", with_data=True, public=False)
+  shutil.rmtree(hub)
+  upload(blended, "ann/model", with_data=False, public=True)
+  assert made["private"] is False
   monkeypatch.undo()
   with pytest.raises(UserError, match="--repo=no such name: HFValidationError: Repo id"):
     upload(blended, "no such name", with_data=False, public=False)

@@ -95,3 +95,32 @@ def test_a_query_that_nobody_waits_for_any_more_harms_nothing():
   answer.go.set()
   assert other.result(20) == 2
   batcher.close()
+
+
+def test_a_call_runs_between_batches_and_its_error_is_its_own():
+  begun, go, order = threading.Event(), threading.Event(), []
+
+  def answer(kind, queries):
+    begun.set()
+    go.wait(10)
+    order.append(list(queries))
+    return queries
+
+  def fail():
+    raise OSError("full")
+
+  batcher = Batcher(answer, 8, 100)
+  first = batcher.submit([("a", 1)], 10)
+  begun.wait(10)
+  second = batcher.submit([("a", 2)], 10)
+  calls = [batcher.call(lambda: order.append("call")), batcher.call(fail)]
+  go.set()
+  assert calls[0].result(10) is None and second[0].result(10) == 2 and first[0].result(10) == 1
+  with pytest.raises(OSError, match="full"):
+    calls[1].result(10)
+  assert order == [[1], "call", [2]]
+  last = batcher.call(lambda: order.append("last"))
+  batcher.close()
+  assert last.result(10) is None and order[-1] == "last"
+  with pytest.raises(QueueFull):
+    batcher.call(fail)

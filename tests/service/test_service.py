@@ -15,6 +15,7 @@ from mmesid_jax.service.prometheus import Metrics
 from mmesid_jax.service.service import Limits, Service
 from mmesid_jax.serving import ranker
 from mmesid_jax.serving.answer import recommendation_json
+from mmesid_jax.serving.ranker import _explain, rank_items
 from mmesid_jax.serving.recommender import Recommender
 from mmesid_jax.serving.refreshed_counts import refresh_counts
 
@@ -173,6 +174,17 @@ def part_of(client, history, item, part="transitions"):
   return {x["item"]: x["parts"][part] for x in answer["items"]}.get(item, 0)
 
 
+def test_no_request_waits_for_the_compiler(client):
+  """Any number of histories of any length has a program from the start."""
+  programs = rank_items._cache_size(), _explain._cache_size()
+  for length in (0, 1, 23, 24, 25, 31, 32, 64, 65, 100):
+    for count in (1, 2, 5, 8):
+      request = {"histories": [[1] * length] * count, "top_k": 3, "reasons": length % 2 == 0}
+      assert client.post("/recommend", request).status_code == 200
+  client.post("/events", {"user": "Ann", "items": [3, 4]})
+  assert (rank_items._cache_size(), _explain._cache_size()) == programs
+
+
 def test_events_of_one_user_count_for_the_others(client, workdir):
   """Item B comes up for those who had A, when many go from A to B; also after a new start."""
   a, b = 17, 33
@@ -203,8 +215,14 @@ def test_counts_that_were_refreshed_are_not_added_to_again(workdir, tmp_path):
   )
   for n in range(30):
     again.post("/events", {"user": f"newer {n}", "items": [17, 33]})
-  assert part_of(again, [17], 33) > before + 0.05
+  assert (found := part_of(again, [17], 33)) > before + 0.05
+  text = np.load(path / "synthetic" / "text.npy")[5].tolist()
+  again.post("/items", {"items": [{"key": "N1", "vectors": {"text": text}}]})
+  assert part_of(again, [17], 33) == pytest.approx(found, abs=2e-3)
   again.service.close()
+  once_more = Client(path)  # what came after the counts were read is not forgotten
+  assert part_of(once_more, [17], 33) == pytest.approx(found, abs=2e-3)
+  once_more.service.close()
 
 
 def test_a_new_item_comes_up_for_a_history_that_it_fits(client, workdir):
@@ -288,6 +306,7 @@ def test_a_wrong_request_gets_one_sentence(refusing, request_, status, text):
       "items.0.title: ",
     ),
     ("/events", b'{"user": "\\ud83d", "items": [1]}', 422, "user: "),
+    ("/events", b'{"user": 1, "items": [' + b"1," * 1024 + b"1]}", 422, "items: List should have"),
     ("/items", b'{"items": [{"vectors": {}}]}', 422, "items: expected vectors of the same"),
     ("/items", b'{"items": [{"vectors": {"text": [1]}}, {"vectors": {"text": [1, 2]}}]}', 422, ""),
   ],

@@ -54,11 +54,11 @@ def test_an_empty_history_has_the_vector_of_the_network_alone(model):
 
 
 BARE = """
-import sys, jax, numpy as np
+import pathlib, sys, jax, numpy as np
 folder = sys.argv[1]
 with open(f"{folder}/model.jax_export", "rb") as file:
   model = jax.export.deserialize(file.read())
-weights = dict(np.load(f"{folder}/weights.npz"))
+weights = {file.stem: np.load(file) for file in pathlib.Path(folder, "weights").glob("*.npy")}
 for name, repeat in (("kept", True), ("left_out", False)):
   items, scores = model.call(weights, np.load(f"{folder}/asked.npy"), np.array(repeat))
   np.savez(f"{folder}/{name}.npz", items=items, scores=scores)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmesid_jax.data.transitions import count_transitions
-from mmesid_jax.serving.live_counts import NewEvents, _add_to_row, add_transitions, new_pairs
+from mmesid_jax.serving import live_counts
+from mmesid_jax.serving.live_counts import LiveCounts, NewEvents, _add_to_row, new_pairs
 from mmesid_jax.serving.ranker import Ranker
 
 ITEMS, WINDOW, DECAY = 40, 3, 0.7
@@ -50,19 +51,39 @@ def test_new_events_add_what_a_count_of_all_events_adds(pairs_of_lists):
 
 
 def test_a_full_row_lets_the_weakest_go():
-  follower_K, count_K = np.int32([7, 3, 9]), np.float32([5, 2, 1])
-  _add_to_row(follower_K, count_K, {4: 0.5, 3: 1.0})  # too weak for a place; known
+  follower_K, count_K, outside = np.int32([7, 3, 9]), np.float32([5, 2, 1]), {}
+  _add_to_row(8, follower_K, count_K, {4: 0.5, 3: 1.0}, outside)  # too weak for a place; known
   assert follower_K.tolist() == [7, 3, 9] and count_K.tolist() == [5, 3, 1]
-  _add_to_row(follower_K, count_K, {4: 2.0, 9: 0.5})
+  _add_to_row(8, follower_K, count_K, {4: 1.5, 9: 0.5}, outside)  # 0.5 is not forgotten
   assert follower_K.tolist() == [7, 3, 4] and count_K.tolist() == [5, 3, 2]
-  _add_to_row(follower_K, empty := np.zeros(3, np.float32), {0: 1.0, 7: 2.0})  # places not in use
+  _add_to_row(8, follower_K, count_K, {9: 1.5}, outside)  # nor are 1 and 0.5
+  assert follower_K.tolist() == [7, 3, 9] and count_K.tolist() == [5, 3, 3]
+  _add_to_row(8, follower_K, empty := np.zeros(3, np.float32), {0: 1.0, 7: 2.0}, outside)
   assert dict(zip(follower_K.tolist(), empty.tolist(), strict=True)).items() >= {(0, 1.0), (7, 2.0)}
 
 
-def test_tables_and_answers_change_and_nothing_else(blended):
+def test_one_by_one_is_as_good_as_all_at_once():
+  """A follower that comes in many small steps, to a row that is full."""
+  rng = np.random.default_rng(0)
+  drawn = rng.integers(1, 9, 300).tolist(), rng.random(300).tolist()
+  steps = list(zip(*drawn, strict=True))
+  totals = {f: sum(a for g, a in steps if g == f) for f in range(1, 9)}
+  follower_K, count_K, outside = np.zeros(3, np.int32), np.zeros(3, np.float32), {}
+  for follower, amount in steps:
+    _add_to_row(5, follower_K, count_K, {follower: amount}, outside)
+  best = sorted(totals, key=totals.get)[-3:]
+  assert sorted(follower_K.tolist()) == sorted(best)
+  found = dict(zip(follower_K.tolist(), count_K.tolist(), strict=True))
+  assert found == pytest.approx({f: totals[f] for f in best}, rel=1e-4)
+
+
+def test_tables_and_answers_change_and_nothing_else(blended, monkeypatch):
+  monkeypatch.setattr(live_counts, "ROWS", 3)  # in several steps
   changed, before = Ranker.load(blended), Ranker.load(blended)
   events = [NewEvents([1, 2, 3, 4, 5], 2), NewEvents([1, 2, 3, 4], 1), NewEvents([9], 1)]
-  add_transitions(changed, events, WINDOW, DECAY)
+  counts = LiveCounts(changed, WINDOW, DECAY)
+  counts.warm()
+  counts.add(events)
   added = new_pairs(events, WINDOW, DECAY)
   new, old = changed.model.evidence, before.model.evidence
 
@@ -88,10 +109,3 @@ def test_tables_and_answers_change_and_nothing_else(blended):
   ]
   assert parts[0][0][4] > parts[1][0][4] + 0.01
   assert parts[0][1] == pytest.approx(parts[1][1], abs=1e-6)
-
-
-def test_a_network_has_no_counts_to_change(blended):
-  network = Ranker.load(blended, model="network")
-  state = network.parts[1]
-  add_transitions(network, [NewEvents([1, 2, 3], 2)], WINDOW, DECAY)
-  assert network.parts[1] is state
