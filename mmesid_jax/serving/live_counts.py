@@ -1,7 +1,6 @@
 """Transitions of new events, added to the counts of a blend that is served."""
 
 import collections
-import functools
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ def new_pairs(
 
 
 class LiveCounts:
-  """The counts of a blend's ranker, which new events change in place; no call of the ranker may run
+  """The counts of a blend's ranker, which new events change; no call of the ranker may run
   meanwhile.
 
   An item keeps its strongest followers in the tables. The amounts of up to MOST_OUTSIDE others are
@@ -109,6 +108,6 @@ def _take_rows(tables, row_E):
   return jax.tree.map(lambda table_IK: table_IK[row_E], tables)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@jax.jit  # the old tables are not donated: they may be memory of numpy, which is not XLA's to write
 def _put_rows(tables, row_E, rows):
   return jax.tree.map(lambda table_IK, new_EK: table_IK.at[row_E].set(new_EK), tables, rows)
