@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
 
 
 def commands(path: pathlib.Path) -> dict[str, list[str]]:
-  """What starts each server, by its name."""
+  """The command that starts each server, by its name."""
   command = [sys.executable, "-m", "mmesid_jax.serve", f"--workdir={path}", "--port=0"]
   found = {OURS: command + ([f"--model={MODEL.value}"] if MODEL.value else [])}
   if BESIDE.value:

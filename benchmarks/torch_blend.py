@@ -44,7 +44,7 @@ def linear(x: torch.Tensor, named: Tensors, name: str) -> torch.Tensor:
 
 
 def item_tokens(named: Tensors, kind: str) -> torch.Tensor:
-  """What the Llama reads of each item, [I, D]."""
+  """The vectors of the items that the Llama reads, [I, D]."""
   project = "items.project_input" if kind == "untied" else "items.project"
   features = strip_prefix(named, "items.feature_IV.")
   parts = [linear(x_IV, named, f"{project}.{m}") for m, x_IV in features.items()]
@@ -59,7 +59,7 @@ def item_tokens(named: Tensors, kind: str) -> torch.Tensor:
 
 
 def item_vectors(named: Tensors, temperature: float) -> torch.Tensor:
-  """What scores each item, [I, D]; their weights are 1 where there are no gates."""
+  """The vectors that score the items, [I, D]; without gates, all sources have the weight 1."""
   sources = [named["items.identity_ID"]]
   for m, x_IV in strip_prefix(named, "items.feature_IV.").items():
     sources.append(linear(x_IV, named, f"items.project.{m}"))

@@ -1,4 +1,4 @@
-"""What is published: files, extras, versions, and the workflow that does it."""
+"""The published package: files, extras, versions, and the workflow that publishes it."""
 
 import fnmatch
 import pathlib

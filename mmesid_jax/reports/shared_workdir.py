@@ -253,8 +253,6 @@ def _unzip(source: pathlib.Path, folder: pathlib.Path) -> None:
         target.parent.mkdir(exist_ok=True)
         with archive.open(member) as content, target.open("xb") as file:
           shutil.copyfileobj(content, file, 1 << 20)
-  except UserError:
-    raise
   except (
     *(zipfile.BadZipFile, EOFError, FileExistsError, NotImplementedError, RuntimeError),
     *(ValueError, OverflowError),  # of numbers and names in a damaged file
@@ -269,8 +267,6 @@ def _hub_errors(repo: str) -> Iterator[None]:
 
   try:
     yield
-  except UserError:
-    raise
   except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:  # theirs are among these
     first = str(error).strip().split("\n")[0]
     raise UserError(f"--repo={repo}: {type(error).__name__}: {first}") from None

@@ -15,7 +15,7 @@ from mmesid_jax.serving.answer import recommendation_json
 from mmesid_jax.serving.live_counts import LiveCounts
 from mmesid_jax.serving.ranker import BATCHES, Shape, TopItems
 from mmesid_jax.serving.recommender import Name, Recommender
-from mmesid_jax.stages.blend_stage import BLEND
+from mmesid_jax.stages.blend_stage import BLEND, blend_file
 from mmesid_jax.stages.recommender_stage import RECOMMENDER
 from mmesid_jax.stages.workdir import REFRESHED
 
@@ -72,7 +72,7 @@ class LiveModel:
     self.refreshed: str | None = None  # digest of the counts of `mmesid_jax.refresh`
     self.counted = 0  # of the additions of events, those in the counts
     if self.recommender.kind == "blend":
-      settings = read_header(path / f"{BLEND.name}.safetensors", BLEND.name)["settings"]
+      settings = read_header(blend_file(path), BLEND.name)["settings"]
       self._counts = LiveCounts(self.recommender, settings["window"], settings["distance_decay"])
       if (refreshed := self.recommender.workdir.artifact(REFRESHED)) in self.recommender.files:
         self.refreshed = file_sha256(refreshed)

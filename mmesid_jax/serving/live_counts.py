@@ -60,10 +60,12 @@ class LiveCounts:
       self._outside.clear()
     for start in range(0, len(items), ROWS):
       self._change_rows(items[start : start + ROWS], pairs)
+    self._ranker.use_changed_tables()
 
   def warm(self) -> None:
     """Compiles what `add` needs, by changing nothing."""
     self._change_rows([], {})
+    self._ranker.use_changed_tables()
 
   def _change_rows(self, items: Sequence[int], pairs: Mapping[int, Mapping[int, float]]) -> None:
     evidence = self._ranker.model.evidence
@@ -76,7 +78,6 @@ class LiveCounts:
     follower_IK, count_IK = _put_rows(tables, row_E, (follower_EK, count_EK))
     evidence.follower_IK.set_value(follower_IK)
     evidence.count_IK.set_value(count_IK)
-    self._ranker.use_changed_tables()
 
 
 def _add_to_row(

@@ -277,8 +277,7 @@ class Ranker:
     depend on the history and the item together: transitions, repeats and reranking of a blend.
     Raises UserError for a model whose scores are no products.
     """
-    if self.kind in GENERATED:
-      raise UserError(f"the model {self.kind!r} has no vectors; take the network or the blend")
+    self._check_products()
     return np.asarray(_static_table(self._graph, self._state))[: self.num_items + 1]
 
   def static_queries(
@@ -286,8 +285,7 @@ class Ranker:
   ) -> np.ndarray:
     """Vectors of histories for the index, float32 [E, V]; shape: as in `top_items`. Raises
     UserError as `static_table`, and for an item id that is not in the catalogue."""
-    if self.kind in GENERATED:
-      raise UserError(f"the model {self.kind!r} has no vectors; take the network or the blend")
+    self._check_products()
     arrays = [self._checked(i, history) for i, history in enumerate(histories)]
     if shape is None:
       shape = self.small_shape([len(a) for a in arrays])
@@ -301,6 +299,10 @@ class Ranker:
     for place_Q, query_QV in _one_ahead(answers):
       found.append(np.asarray(query_QV)[: len(place_Q)])  # histories keep their order
     return np.concatenate(found)
+
+  def _check_products(self) -> None:
+    if self.kind in GENERATED:
+      raise UserError(f"the model {self.kind!r} has no vectors; take the network or the blend")
 
   def small_shape(self, lengths: Sequence[int]) -> Shape:
     """A shape for histories of these lengths: the smallest of BATCHES that holds them, in few rows

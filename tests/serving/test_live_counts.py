@@ -22,7 +22,7 @@ histories = st.lists(
 
 
 def counted_again(pairs_of_lists) -> dict[int, dict[int, float]]:
-  """What the second lists add, after `count_transitions` of all events."""
+  """The counts that the second lists add, by `count_transitions` of all events."""
   items = [item for old, new in pairs_of_lists for item in (*old, *new)]
   users = [u for u, (old, new) in enumerate(pairs_of_lists) for _ in (*old, *new)]
   is_new = [flag for old, new in pairs_of_lists for flag in [False] * len(old) + [True] * len(new)]
