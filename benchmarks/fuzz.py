@@ -28,17 +28,9 @@ import time
 import traceback
 import warnings
 
-from absl import flags
-
 from mmesid_jax.config import command_line
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import Stop
-
-COUNT = flags.DEFINE_integer("count", 10_000, "Number of inputs.", lower_bound=1)
-FIRST = flags.DEFINE_integer("first", 0, "Number of the first input.", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", 0, "Of the inputs.")
-READER = flags.DEFINE_string("reader", "", "Only readers whose name contains this.")
-OUTPUT = flags.DEFINE_string("output", "runs/fuzz", "Folder for the files of findings.")
 
 SECONDS = 10.0  # for one input
 MEMORY_DISK = "/dev/shm"  # where there is one: a disk takes more time than the readers
@@ -248,4 +240,11 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  from absl import flags
+
+  COUNT = flags.DEFINE_integer("count", 10_000, "Number of inputs.", lower_bound=1)
+  FIRST = flags.DEFINE_integer("first", 0, "Number of the first input.", lower_bound=0)
+  SEED = flags.DEFINE_integer("seed", 0, "Of the inputs.")
+  READER = flags.DEFINE_string("reader", "", "Only readers whose name contains this.")
+  OUTPUT = flags.DEFINE_string("output", "runs/fuzz", "Folder for the files of findings.")
   command_line.run_command(main)

@@ -13,19 +13,8 @@ import pathlib
 import time
 
 import numpy as np
-from absl import app, flags
 
 from mmesid_jax.display.table import format_table
-
-INDEX = flags.DEFINE_string("index", None, "The folder of vectors.", required=True)
-K = flags.DEFINE_list("k", ["10", "100"], "How many items are asked for.")
-EXPANSION = flags.DEFINE_list(
-  "expansion", ["128", "256", "512", "1024"], "Places that are visited."
-)
-CONNECTIONS = flags.DEFINE_integer("connections", 32, "Neighbors of a place in the graph.")
-USERS = flags.DEFINE_integer("users", 2000, "Users that ask, drawn at random.")
-SEED = flags.DEFINE_integer("seed", 0, "Which users.")
-OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the figures.")
 
 
 def equally_long(item_NV: np.ndarray) -> np.ndarray:
@@ -93,4 +82,15 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  from absl import app, flags
+
+  INDEX = flags.DEFINE_string("index", None, "The folder of vectors.", required=True)
+  K = flags.DEFINE_list("k", ["10", "100"], "How many items are asked for.")
+  EXPANSION = flags.DEFINE_list(
+    "expansion", ["128", "256", "512", "1024"], "Places that are visited."
+  )
+  CONNECTIONS = flags.DEFINE_integer("connections", 32, "Neighbors of a place in the graph.")
+  USERS = flags.DEFINE_integer("users", 2000, "Users that ask, drawn at random.")
+  SEED = flags.DEFINE_integer("seed", 0, "Which users.")
+  OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the figures.")
   app.run(main)

@@ -84,7 +84,7 @@ def test_what_cannot_be_compiled_for_is_refused(monkeypatch):
   with pytest.raises(UserError, match="h200 is no TPU; known: v4, v5e, v5p, v6e"):
     tpu_compiler.check_compiler("h200")
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(UserError, match=r"pip install 'jax\[tpu\]'"):
+  with pytest.raises(UserError, match=r"pip install 'mmesid_jax\[tpu\]'"):
     tpu_compiler.check_compiler("v5e")
 
 
