@@ -156,16 +156,23 @@ def test_the_example_from_python_recommends(trained, capsys):
   assert eval(call, names)[0].shape == (2, 20)
 
 
-def test_the_example_of_new_items_from_python_recommends_them(trained):
-  from mmesid_jax.serving import Recommender
+def test_the_example_of_new_items_from_python_recommends_them(trained, monkeypatch):
+  from mmesid_jax.serving import Recommender, item_texts
 
-  (block,) = code_blocks("docs/new_items.md", "python")
+  block, by_texts = code_blocks("docs/new_items.md", "python")
   width = np.load(trained / "synthetic" / "text.npy").shape[1]
   rows = np.random.default_rng(0).normal(size=(2, width)).astype(np.float32)
   names = {"model": Recommender.load(trained), "rows": rows, "titles": ["a", "b"]}
   exec(block, names)
   answer = names["model"].recommend([[1, 2]], top_k=2)[0]
   assert {r.item for r in answer} == {41, 42} and {r.title for r in answer} == {"a", "b"}
+  # the synthetic catalogue has no table that `encode` made
+  monkeypatch.setattr(item_texts.ItemTexts, "__init__", lambda self, workdir: None)
+  monkeypatch.setattr(
+    item_texts.ItemTexts, "vectors", lambda self, items: {"text": rows[: len(items)]}
+  )
+  exec(by_texts, names)
+  assert names["added"] == range(43, 44)
 
 
 def test_the_example_from_a_data_frame_writes_a_folder(tmp_path, monkeypatch):

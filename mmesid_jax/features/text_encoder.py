@@ -57,7 +57,7 @@ class TextEncoder:
     self.batch = batch
     self.max_tokens = self._max_length(max_length)
     self.width = self._model(self._pad(self._tokenize(["width"]))).shape[1]
-    self._tokens = self._tokenize([self._model.modules.prompt + text for text in texts])
+    self._tokens = self._tokenize(texts)
     lengths = np.array([len(tokens) for tokens in self._tokens])
     self.order = np.argsort(-lengths, kind="stable")
     self.work, self.unit = lengths[self.order], "tokens"
@@ -76,6 +76,12 @@ class TextEncoder:
       tokens = [self._tokens[i] for i in self.order[at : at + self.batch]]
       yield self._model(self._pad(tokens))
 
+  def encode(self, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of other texts, float32 [E, V], a row for each."""
+    tokens = self._tokenize(texts)
+    parts = [tokens[at : at + self.batch] for at in range(0, len(tokens), self.batch)]
+    return np.concatenate([self._model(self._pad(part)) for part in parts])
+
   def _pad(self, tokens: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     # SigLIP was trained with texts padded to one length, without a mask
     one_length = self._model.config.model_type.startswith("siglip")
@@ -92,7 +98,7 @@ class TextEncoder:
     tokens = []
     with reporter.progress(label="tokenize", total=len(texts), unit="texts") as bar:
       for at in range(0, len(texts), CHUNK_TEXTS):
-        chunk = list(texts[at : at + CHUNK_TEXTS])
+        chunk = [self._model.modules.prompt + text for text in texts[at : at + CHUNK_TEXTS]]
         if self._model.modules.lower_case:
           chunk = [text.lower() for text in chunk]
         with explain_load_errors(self._model.directory, "tokenizer"):

@@ -41,7 +41,7 @@ class TfidfEncoder:
     """Computes all vectors. Raises UserError if no text has a word."""
     import sklearn
 
-    matrix, least_texts = _weigh_terms(texts)
+    matrix, self._vectorizer = _weigh_terms(texts)
     self.order = np.flatnonzero(np.diff(matrix.indptr))
     if unknown := len(texts) - len(self.order):
       reporter.info(f"{unknown:,} texts have no term in common with others, and so no vector")
@@ -52,7 +52,7 @@ class TfidfEncoder:
       reporter.info(f"vectors are {self.width:,} wide, not {WIDTH:,}: the texts have no more terms")
     self.made_from: dict[str, Any] = {
       "model": TFIDF,
-      "terms": VECTORIZER | {"min_df": least_texts},
+      "terms": VECTORIZER | {"min_df": self._vectorizer.min_df},
       "width": WIDTH,
       "texts": json_sha256(list(texts)),
       "scikit-learn": sklearn.__version__,
@@ -63,17 +63,21 @@ class TfidfEncoder:
     for at in range(start, len(self.order), self.batch):
       yield self._x_EV[at : at + self.batch]
 
+  def encode(self, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of other texts, float32 [E, V]; zeros for a text without a known term."""
+    return _project(self._vectorizer.transform(texts))
+
 
 def _weigh_terms(texts: Sequence[str]):
-  """Returns TF-IDF, sparse float32 [texts, terms] with rows of length 1 or 0, and the least texts
-  of a term. Raises UserError."""
+  """Returns TF-IDF, sparse float32 [texts, terms] with rows of length 1 or 0, and the fitted
+  vectorizer. Raises UserError."""
   from sklearn.feature_extraction.text import TfidfVectorizer
 
   settings = {**VECTORIZER, "ngram_range": tuple(VECTORIZER["ngram_range"]), "dtype": np.float32}
   for least in (LEAST_TEXTS, 1):
     try:
       vectorizer = TfidfVectorizer(**settings, min_df=least)
-      return vectorizer.fit_transform(texts), least
+      return vectorizer.fit_transform(texts), vectorizer
     except ValueError:  # no terms; the settings themselves are valid
       continue
   raise UserError(f"--model={TFIDF}: found no words in the items' texts that tell them apart")

@@ -93,23 +93,32 @@ class History(Message):
 
 
 class NewItem(Message):
-  """An item that training never saw."""
+  """An item that training never saw, with its vectors, or with texts to make them of."""
 
   key: Text | None = None
   title: Text | None = None
-  vectors: dict[Text, list[float]] = Field(
-    description="By modality, as the feature table has them: text, visual, ..."
+  fields: dict[Text, Text | list[Text]] = Field(
+    {},
+    description="Other fields as in items.jsonl, such as brand; read where vectors are not given.",
+  )
+  vectors: dict[Text, list[float]] | None = Field(
+    None,
+    description="By modality, as the feature table has them: text, visual, ... If not given, the "
+    "title and the other fields are encoded.",
   )
 
 
 class NewItems(Message):
-  """Items to add to the catalogue. All of them have vectors of the same modalities."""
+  """Items to add to the catalogue. All of them have vectors of the same modalities, or none."""
 
   items: list[NewItem] = Field(min_length=1)
 
   model_config = ConfigDict(
     json_schema_extra={
-      "examples": [{"items": [{"title": "Rose soap", "vectors": {"text": [0.1, -0.2]}}]}]
+      "examples": [
+        {"items": [{"title": "Rose soap", "fields": {"brand": "Flora"}}]},
+        {"items": [{"title": "Rose soap", "vectors": {"text": [0.1, -0.2]}}]},
+      ]
     }
   )
 

@@ -13,6 +13,7 @@ from mmesid_jax.service.batcher import Batcher, QueueFull
 from mmesid_jax.service.live_model import Addition, Kind, LiveModel, file_versions
 from mmesid_jax.service.messages import Events, NewItems, Recommend, RequestError
 from mmesid_jax.service.users import JOURNAL, User, Users
+from mmesid_jax.serving.item_texts import ItemTexts
 from mmesid_jax.serving.ranker import BATCHES, TopItems
 from mmesid_jax.serving.recommender import Recommender
 
@@ -51,6 +52,7 @@ class Service:
   ):
     self.path, self.limits, self._read = path, limits, load
     self._additions: list[Addition] = []
+    self._texts: ItemTexts | None = None  # read when the first item comes without vectors
     self.live = self._new_live()
     known = self.live.recommender
     self._fingerprint = known.workdir.dataset.fingerprint
@@ -150,8 +152,9 @@ class Service:
 
   async def add_items(self, request: NewItems) -> dict:
     """The answer to POST /items: the ids of the new items, once they can be recommended."""
-    addition = _addition(request)
     async with self._changing:
+      vectors = await asyncio.to_thread(self._vectors, request)
+      addition = Addition([i.key for i in request.items], [i.title for i in request.items], vectors)
       self.live.check_new_keys(addition.keys)
       first = self.live.num_items + 1
       self._additions.append(addition)
@@ -161,6 +164,21 @@ class Service:
         self._additions.pop()
         raise
       return {"items": list(range(first, self.live.num_items + 1))}
+
+  def _vectors(self, request: NewItems) -> dict[str, np.ndarray]:
+    """The items' vectors by modality, as given, or made of their texts. Raises RequestError."""
+    if any(item.vectors is not None for item in request.items):
+      return _given_vectors(request)
+    if self._texts is None:
+      try:
+        self._texts = ItemTexts(self.live.recommender.workdir)
+      except UserError as error:
+        reporter.warn(f"new items cannot be encoded: {error}")
+        raise RequestError("items: texts cannot be encoded here; give vectors") from None
+    try:
+      return self._texts.vectors([{**item.fields, "title": item.title} for item in request.items])
+    except UserError as error:
+      raise RequestError(f"items: {error}") from None
 
   async def follow_artifacts(self) -> None:
     """Serves newer artifacts of the workdir as they appear; ends when it is canceled."""
@@ -186,8 +204,8 @@ class Service:
     self.users.close()
 
 
-def _addition(request: NewItems) -> Addition:
-  names = [set(item.vectors) for item in request.items]
+def _given_vectors(request: NewItems) -> dict[str, np.ndarray]:
+  names = [set(item.vectors or ()) for item in request.items]
   if not names[0] or any(given != names[0] for given in names):
     raise RequestError("items: expected vectors of the same modalities, at least one, in all items")
   vectors = {}
@@ -198,4 +216,4 @@ def _addition(request: NewItems) -> Addition:
     vectors[modality] = np.asarray(rows, np.float32)
     if not np.isfinite(vectors[modality]).all():
       raise RequestError(f"items: vectors of {modality} hold a number that is not finite")
-  return Addition([i.key for i in request.items], [i.title for i in request.items], vectors)
+  return vectors

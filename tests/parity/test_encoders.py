@@ -5,13 +5,16 @@ import pathlib
 import shutil
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
 from commands import run, start
 
+from mmesid_jax.config.schema import default_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.features.encode_items import EncodeSettings, encode_items
+from mmesid_jax.serving.item_texts import ItemTexts
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -79,6 +82,23 @@ def test_texts_are_encoded_as_if_each_were_alone(mini_lm, tmp_path, pooling, cap
       expected[item["item_id"]] = x_D / x_D.norm()
   found = np.load(tmp_path / "text.npy", allow_pickle=False)
   np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_new_items_get_the_rows_that_their_texts_have(mini_lm, tmp_path):
+  items = write_items(tmp_path, 40, without=(7,))
+  text(tmp_path, mini_lm, batch=8, template="{title}")
+  config = default_config()
+  config.features = {"text": "text.npy"}
+  workdir = types.SimpleNamespace(config=config, data_dir=tmp_path, feature_dir=tmp_path)
+  some = [3, 21, 40]
+  found = ItemTexts(workdir).vectors([items[item - 1] for item in some])["text"]
+  np.testing.assert_allclose(found, np.load(tmp_path / "text.npy")[some], atol=2e-6)
+  text(tmp_path, mini_lm, batch=8, template="{title}", pooling="cls", overwrite=True)
+  record = json.loads((tmp_path / "text.json").read_text())
+  record["made_from"]["pooling"] = "last"
+  (tmp_path / "text.json").write_text(json.dumps(record))
+  with pytest.raises(UserError, match="text.json does not give its rows again"):
+    ItemTexts(workdir)
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(mini_lm, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
+from mmesid_jax.features import tfidf_encoder
+from mmesid_jax.features.encode_items import EncodeSettings, encode_items
 from mmesid_jax.service import live_model, service, users
 from mmesid_jax.service.app import create_app
 from mmesid_jax.service.prometheus import Metrics
@@ -241,6 +243,34 @@ def test_a_new_item_comes_up_for_a_history_that_it_fits(client, workdir):
   parts = {x["item"]: x["parts"] for x in similar["answers"][0]["items"]}
   assert {41, 42} & set(parts)
   assert client("GET", "/ready").json()["items"] == 42
+
+
+def test_a_new_item_comes_by_its_texts(blended, tmp_path, monkeypatch):
+  """Its vectors are those that `encode` made of the same texts."""
+  path = tmp_path / "run"
+  shutil.copytree(blended, path)
+  data = path / "synthetic"
+  client = Client(path)
+  new = {"title": "Cedar bath soap", "fields": {"brand": "Fernhill", "categories": ["Beauty"]}}
+  refused = client.post("/items", {"items": [new]})
+  assert refused.json() == {"error": "items: texts cannot be encoded here; give vectors"}
+  monkeypatch.setattr(tfidf_encoder, "WIDTH", np.load(data / "text.npy").shape[1])
+  monkeypatch.setattr(tfidf_encoder, "LEAST_TEXTS", 1)  # for as many terms
+  settings = {"data": data, "modality": "text", "model": None, "output": data / "text.npy"}
+  encode_items(EncodeSettings(**settings, template="{title} {item_id}, {brand}", overwrite=True))
+  item = json.loads((data / "items.jsonl").read_text().splitlines()[11])
+  fields = {"title": item["title"], "fields": {"brand": item["brand"], "item_id": "12"}}
+  assert client.post("/items", {"items": [fields]}).json() == {"items": [41]}
+  (addition,) = client.service._additions
+  text = np.load(data / "text.npy")[12]
+  np.testing.assert_allclose(addition.vectors["text"], text[None], atol=1e-6)
+  answer = client.post("/recommend", {"histories": [[12]], "only_new": True}).json()["answers"][0]
+  assert [x["title"] for x in answer["items"]] == [item["title"]]
+  some = client.post("/items", {"items": [fields, {"vectors": {"text": text.tolist()}}]})
+  assert some.json()["error"].startswith("items: expected vectors of the same modalities")
+  unknown = client.post("/items", {"items": [{"title": "xylophone"}]})
+  assert unknown.json()["error"].startswith("items: item 1: the catalogue has none of the words")
+  client.service.close()
 
 
 WRONG = [
