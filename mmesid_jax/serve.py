@@ -6,7 +6,8 @@ Examples:
 
 Then ask: curl --json '{"users": [1], "top_k": 5}' http://127.0.0.1:8000/recommend
 
-The page is http://127.0.0.1:8000/, the interface http://127.0.0.1:8000/docs. Needs the extra
+The page is http://127.0.0.1:8000/, the interface http://127.0.0.1:8000/docs. With --images it shows
+the files that fetch_images wrote, or KEY.jpg (.png, ...). Needs the extra
 `serve`: pip install ".[serve]".
 
 The environment variable MMESID_TOKEN holds a token that requests must send ("Authorization: Bearer
@@ -45,11 +46,12 @@ SECONDS = flags.DEFINE_float(
 BODY = flags.DEFINE_integer("max_body", 2**20, "Bytes of the largest request.", 1024, 2**30)
 HISTORY = flags.DEFINE_integer("max_history", 1024, "Items of the longest history.", 1, 10**6)
 DATA_DIR = paths.define_path("data_dir", None, "Where the data is now, if it has moved.")
+IMAGES = paths.define_path("images", None, "Folder with images of items, for the page.")
 KEY = flags.DEFINE_string("key", None, "Field of items.jsonl that holds the keys, if not `key`.")
 GROUPS = {
   "Required": "workdir=DIR",
   "Where": "host=ADDRESS port no_token",
-  "What": "model max_top_k data_dir=DIR key=FIELD",
+  "What": "model max_top_k data_dir=DIR key=FIELD images=DIR",
   "Limits": "queue seconds max_body max_history",
 }
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -80,7 +82,8 @@ def main(argv: list[str]) -> None:
   )
   limits = Limits(QUEUE.value, SECONDS.value, BODY.value, HISTORY.value, TOP_K.value)
   local_only = token is None and HOST.value in LOOPBACK
-  serve(path, load, limits, HOST.value, PORT.value, token, local_only=local_only)
+  images = None if IMAGES.value is None else pathlib.Path(IMAGES.value)
+  serve(path, load, limits, HOST.value, PORT.value, token, local_only=local_only, images=images)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from mmesid_jax.service.service import Service
 
 PAGE = pkgutil.get_data(__package__, "page.html")
 PATHS = frozenset(
-  ("/", "/recommend", "/events", "/items", "/history", "/health", "/ready", "/metrics")
+  ("/", "/recommend", "/events", "/items", "/history", "/image", "/health", "/ready", "/metrics")
 )
 
 
@@ -130,6 +130,17 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
       return _fault(422, "expected one of user and key")
     return _json(service.history(key if user is None else user))
 
+  @app.get("/image", response_class=Response, responses={404: {"model": messages.Fault}, **refused})
+  async def image(item: Annotated[int, Query(description="An item's id.")]) -> Response:
+    """The image of an item."""
+    found = None
+    if service.images is not None:
+      found = await asyncio.to_thread(service.images.read, item)
+    if found is None:
+      return _fault(404, f"item {item} has no image here")
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
+    return Response(found[0], headers=headers, media_type=found[1])
+
   @app.get("/health")
   async def health() -> dict[str, str]:
     """Whether the process answers."""
@@ -140,7 +151,9 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     """Whether requests are answered; a service that is not warm does not listen."""
     if not service.batcher.is_alive:
       return _fault(503, "the service is stopping")
-    return _json({"status": "ready", "items": service.live.num_items, "reloads": service.reloads})
+    images = 0 if service.images is None else len(service.images)
+    figures = {"items": service.live.num_items, "images": images, "reloads": service.reloads}
+    return _json({"status": "ready"} | figures)
 
   @app.get("/metrics", response_class=Response)
   async def figures() -> Response:
@@ -150,7 +163,7 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
   @app.get("/", include_in_schema=False)
   async def page() -> Response:
     headers = {
-      "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src 'self' data:; "
+      "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src 'self' blob:; "
       "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     }
     return Response(PAGE, headers=headers, media_type="text/html; charset=utf-8")

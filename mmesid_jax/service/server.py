@@ -34,14 +34,17 @@ def serve(
   token: str | None,
   *,
   local_only: bool,
+  images: pathlib.Path | None = None,
 ) -> None:
   """Loads and warms the model, then answers requests. Returns after a signal, when all requests
   that were accepted are answered. load: reads the workdir `path`. token and local_only are those of
-  `Limited`. Raises UserError."""
+  `Limited`, images is that of `Service`. Raises UserError."""
   listener = _listen(host, port)
   metrics = Metrics()
   reporter.info(f"{path}: the model is loaded and compiled ...")
-  service = Service(path, load, limits, metrics.add_batch)
+  service = Service(path, load, limits, metrics.add_batch, images)
+  if service.images is not None:
+    reporter.info(f"{images}: images of {len(service.images):,} items")
   metrics.watch("mmesid_waiting", "Histories that wait", lambda: service.batcher.waiting)
   metrics.watch("mmesid_items", "Items that can be recommended", lambda: service.live.num_items)
   metrics.watch("mmesid_reloads", "Newer artifacts that were read", lambda: service.reloads)

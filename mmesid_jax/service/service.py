@@ -10,6 +10,7 @@ import numpy as np
 from mmesid_jax.display import reporter
 from mmesid_jax.errors import UserError
 from mmesid_jax.service.batcher import Batcher, QueueFull
+from mmesid_jax.service.images import Images
 from mmesid_jax.service.live_model import Addition, Kind, LiveModel, file_versions
 from mmesid_jax.service.messages import Events, NewItems, Recommend, RequestError
 from mmesid_jax.service.users import JOURNAL, User, Users
@@ -41,6 +42,9 @@ class Service:
     path: the workdir.
     load: reads the workdir.
     watch: gets the size and the seconds of every batch.
+    images: a folder with images of items.
+
+  Raises UserError as `load` and `Images` do.
   """
 
   def __init__(
@@ -49,12 +53,14 @@ class Service:
     load: Callable[[], Recommender],
     limits: Limits,
     watch: Callable[[int, float], None] = lambda size, seconds: None,
+    images: pathlib.Path | None = None,
   ):
     self.path, self.limits, self._read = path, limits, load
     self._additions: list[Addition] = []
     self._texts: ItemTexts | None = None  # read when the first item comes without vectors
     self.live = self._new_live()
     known = self.live.recommender
+    self.images = None if images is None else Images(images, known)
     self._fingerprint = known.workdir.dataset.fingerprint
     self.users = Users(known.workdir.dataset, known.user_keys, path / JOURNAL)
     self._count_from_start(self.live)
