@@ -18,7 +18,7 @@ from mmesid_jax.service.batcher import QueueFull, TooLate
 from mmesid_jax.service.limits import Limited
 from mmesid_jax.service.messages import RequestError
 from mmesid_jax.service.prometheus import CONTENT_TYPE, Measured, Metrics
-from mmesid_jax.service.service import Service
+from mmesid_jax.service.service import NEWEST, Service
 
 PAGE = pkgutil.get_data(__package__, "page.html")
 PATHS = frozenset(
@@ -124,11 +124,12 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
   async def history(
     user: Annotated[int | None, Query(description="A user's id.")] = None,
     key: Annotated[str | None, Query(description="A user's key.")] = None,
+    newest: Annotated[int, Query(ge=1, le=NEWEST, description="Most events.")] = NEWEST,
   ) -> Response:
-    """A user's events, oldest first."""
+    """A user's newest events, oldest first."""
     if (user is None) == (key is None):
       return _fault(422, "expected one of user and key")
-    return _json(service.history(key if user is None else user))
+    return _json(service.history(key if user is None else user, newest))
 
   @app.get("/image", response_class=Response, responses={404: {"model": messages.Fault}, **refused})
   async def image(item: Annotated[int, Query(description="An item's id.")]) -> Response:

@@ -85,9 +85,10 @@ class Events(Message):
 
 
 class History(Message):
-  """The events of a user, oldest first: those of the data set and those of POST /events."""
+  """The newest events of a user, oldest first: of the data set and of POST /events."""
 
   user: int | str
+  earlier: int = Field(description="Number of events before these.")
   items: list[int]
   titles: list[str | None]
 

@@ -18,6 +18,7 @@ from mmesid_jax.serving.item_texts import ItemTexts
 from mmesid_jax.serving.ranker import BATCHES, TopItems
 from mmesid_jax.serving.recommender import Recommender
 
+NEWEST = 1000  # events of a history that is asked for
 CHECK_SECONDS = 2.0  # between looks at the artifacts
 
 
@@ -151,10 +152,12 @@ class Service:
       reporter.warn(f"events are not counted: {type(error).__name__}: {error}")
     return self.history(request.user)
 
-  def history(self, user: User) -> dict:
-    """The answer to GET /history."""
-    items = self.users.history(user)
-    return {"user": user, "items": items, "titles": [self.live.title(item) for item in items]}
+  def history(self, user: User, newest: int = NEWEST) -> dict:
+    """The answer to GET /history: the `newest` events of a user."""
+    events = self.users.history(user)
+    items = events[-newest:]
+    titles = [self.live.title(item) for item in items]
+    return {"user": user, "earlier": len(events) - len(items), "items": items, "titles": titles}
 
   async def add_items(self, request: NewItems) -> dict:
     """The answer to POST /items: the ids of the new items, once they can be recommended."""

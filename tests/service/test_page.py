@@ -42,10 +42,11 @@ class FixedAnswers:
   def close(self):
     pass
 
-  def history(self, user):
+  def history(self, user, newest):
+    assert newest == 20
     if user != 1:
       raise RequestError(f"user {user} is not known")
-    return {"user": 1, "items": [2, 3], "titles": ["Soap", None]}
+    return {"user": 1, "earlier": 6, "items": [2, 3], "titles": ["Soap", None]}
 
   async def recommend(self, request):
     assert request.users == [1] and request.reasons and request.top_k == 10
@@ -93,11 +94,12 @@ class Text(html.parser.HTMLParser):
 
   def __init__(self, page: str):
     super().__init__()
-    self.ids, self.text, self.images, self.widths = [], {}, {}, {}
+    self.ids, self.text, self.images, self.widths, self.start = [], {}, {}, {}, None
     self.feed(page)
 
   def handle_starttag(self, tag, attributes):
     given = dict(attributes)
+    self.start = given.get("start", self.start)
     if tag not in ("meta", "input", "img"):
       self.ids.append(given.get("id") or (self.ids[-1] if self.ids else ""))
     elif tag == "img":
@@ -128,6 +130,7 @@ def test_it_shows_history_recommendations_and_reasons(tmp_path):
   with served(FixedAnswers()) as address:
     page = look_at(address, tmp_path)
   assert page.text["history"].split() == ["Soap", "2item", "3"]
+  assert page.start == "7"  # after the six earlier ones
   assert HOSTILE in page.text["items"] and not page.images  # a text, not an element
   assert "K1, item 1, score 4.00" in page.text["items"]
   assert "transitions 2.00 + similar text -0.50" in page.text["items"]
@@ -148,7 +151,7 @@ def test_it_shows_images(tmp_path):
 @needs_chromium
 def test_it_shows_why_a_request_is_refused(tmp_path):
   service = FixedAnswers()
-  service.history = lambda user: FixedAnswers.history(service, 7)
+  service.history = lambda user, newest: FixedAnswers.history(service, 7, newest)
   with served(service) as address:
     page = look_at(address, tmp_path)
   assert page.text["error"] == "user 7 is not known"

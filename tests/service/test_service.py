@@ -143,6 +143,10 @@ def test_items_and_users_have_ids_and_keys(client):
   assert client("GET", "/history?key=U2").json()["items"] == history["items"]
   assert client.post("/recommend", {"histories": [history["items"]], "top_k": 3}).json() == user
   assert len(history["titles"]) == len(history["items"]) and all(history["titles"])
+  newest = client("GET", "/history?key=U2&newest=2").json()
+  assert newest["items"] == history["items"][-2:] and history["earlier"] == 0
+  assert newest["earlier"] == len(history["items"]) - 2
+  assert client("GET", "/history?key=U2&newest=0").status_code == 422
 
 
 def test_events_count_at_once_and_after_a_new_start(client, workdir, model):
