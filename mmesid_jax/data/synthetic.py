@@ -110,7 +110,7 @@ def _walks(
   items, clusters = len(cluster_I), cluster_I.max() + 1
   popularity_I = 1.0 / rng.permutation(np.arange(1, items + 1)) ** ZIPF
   rotation, _ = np.linalg.qr(rng.normal(size=(LATENT, LATENT)))
-  affinity_II = SHARPNESS * (z_IW @ rotation) @ z_IW.T
+  query_IW = SHARPNESS * (z_IW @ rotation)
   neighbors = np.array([rng.permutation(clusters)[: len(NEIGHBORS)] for _ in range(clusters)])
   members = [np.flatnonzero(cluster_I == k) for k in range(clusters)]
   shares = np.array(NEIGHBORS[: neighbors.shape[1]]) / sum(NEIGHBORS[: neighbors.shape[1]])
@@ -129,7 +129,7 @@ def _walks(
       candidates = members[k][free_I[members[k]]]
       if not len(candidates):  # the user has all items of the cluster: any other item
         candidates = np.flatnonzero(free_I)
-      logits = affinity_II[item, candidates] + np.log(popularity_I[candidates])
+      logits = z_IW[candidates] @ query_IW[item] + np.log(popularity_I[candidates])
       weights = np.exp(logits - logits.max())
       item = rng.choice(candidates, p=weights / weights.sum())
       walk.append(item)
