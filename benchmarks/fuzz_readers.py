@@ -41,7 +41,7 @@ from mmesid_jax.ingest.compressed_lines import BadLines
 from mmesid_jax.ingest.settings import default_settings
 from mmesid_jax.models.layers.lora import LoRAConfig
 from mmesid_jax.models.llama import Llama
-from mmesid_jax.reports import test_ranks
+from mmesid_jax.reports import shared_workdir, test_ranks
 from mmesid_jax.training import checkpoint
 
 ITEMS, USERS = 4, 3
@@ -336,18 +336,36 @@ def _of_a_workdir() -> list[Reader]:
     file = pathlib.Path(name) / "a.safetensors"
     artifact.write_artifact(file, {"a.b": X, "c": X}, {"stage": "x"})
     whole = file.read_bytes()
+    artifact.write_artifact(file, {"a.b": X}, {"stage": "recommender"})
+    shared = io.BytesIO()
+    with zipfile.ZipFile(shared, "w") as archive:
+      archive.writestr("config.json", config)
+      archive.write(file, "recommender.safetensors")
+      archive.writestr("data/sequences.txt", "1 1 2 3\n")
   results = pathlib.Path(__file__).parents[1] / "results" / "ablations"
+  result = (results / "no_codes-seed0.json").read_bytes()
   result = (results / "no_codes-seed0.json").read_bytes()
   settings = _json({provenance.MADE_FROM: {"a": 1}})
 
   def read_artifact(path: pathlib.Path) -> None:
     artifact.read_artifact(path, "x", prefix="a.")
 
+  def pull(path: pathlib.Path) -> None:
+    shared_workdir.read_shared(path / "w.zip", path / "out")
+
   return [
     *_one("config.json of a workdir", 2, "config.json", [config], damage_json, _read_saved_config),
     *_one("artifacts", 6, "a.safetensors", [whole], fuzz_inputs.damage_safetensors, read_artifact),
     *_one("artifacts", 2, "r.json", [result], damage_json, ablation_table.read_result),
     *_one("artifacts", 2, "s.json", [settings], damage_json, _read_settings),
+    Reader(
+      "zip of a workdir",
+      2,
+      pull,
+      {"w.zip": shared.getvalue()},
+      {"w.zip": fuzz_inputs.damage_zip},
+      writes=True,
+    ),
     Reader(
       "artifacts",
       3,

@@ -1,6 +1,7 @@
 """Workdirs for others: copied with a model card, as a folder, one file, or on a model hub."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -257,7 +258,15 @@ def _unzip(source: pathlib.Path, folder: pathlib.Path) -> None:
     *(zipfile.BadZipFile, EOFError, FileExistsError, NotImplementedError, RuntimeError),
     *(ValueError, OverflowError),  # of numbers and names in a damaged file
   ) as error:
-    raise UserError(f"{source}: is damaged, or no file of push ({error!r})") from None
+    raise _damaged(source, error) from None
+  except OSError as error:
+    if error.errno == errno.EINVAL:  # it says that a part begins before the file
+      raise _damaged(source, error) from None
+    raise
+
+
+def _damaged(source: pathlib.Path, error: Exception) -> UserError:
+  return UserError(f"{source}: is damaged, or no file of push ({error!r})")
 
 
 @contextlib.contextmanager

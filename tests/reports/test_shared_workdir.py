@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import types
+import warnings
 import zipfile
 
 import huggingface_hub
@@ -209,11 +210,18 @@ def test_a_file_that_grows_or_is_torn_is_refused(pushed, tmp_path):
   write.write_bytes(write.read_bytes()[:-30])
   with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
     for _ in range(2):
-      archive.write(pushed / "config.json", "config.json")
+      with warnings.catch_warnings(action="ignore"):
+        archive.write(pushed / "config.json", "config.json")
+  with zipfile.ZipFile(tmp_path / "early.zip", "w") as archive:
+    archive.write(pushed / "config.json", "config.json")
+  content = bytearray((tmp_path / "early.zip").read_bytes())
+  content[-6:-2] = (len(content) + 1000).to_bytes(4, "little")  # where the list of members begins
+  (tmp_path / "early.zip").write_bytes(content)
   for name, says in (
     ("bomb", "is not as push"),
     ("torn", "is damaged, or no file of push"),
     ("twice", "is damaged, or no file of push"),
+    ("early", "is damaged, or no file of push"),
   ):
     with pytest.raises(UserError, match=says):
       read_shared(tmp_path / f"{name}.zip", tmp_path / "pulled")
