@@ -336,7 +336,9 @@ def _of_a_workdir() -> list[Reader]:
     file = pathlib.Path(name) / "a.safetensors"
     artifact.write_artifact(file, {"a.b": X, "c": X}, {"stage": "x"})
     whole = file.read_bytes()
-    artifact.write_artifact(file, {"a.b": X}, {"stage": "recommender"})
+    header = {"stage": "recommender", "fingerprint": "a", "dataset": "b", "upstream": {}}
+    tensors = {"counts": np.arange(ITEMS + 1), "model.items.feature_IV.text": X}
+    artifact.write_artifact(file, tensors, header | {"num_items": ITEMS})
     shared = io.BytesIO()
     with zipfile.ZipFile(shared, "w") as archive:
       archive.writestr("config.json", config)
