@@ -346,7 +346,6 @@ def _of_a_workdir() -> list[Reader]:
       archive.writestr("data/sequences.txt", "1 1 2 3\n")
   results = pathlib.Path(__file__).parents[1] / "results" / "ablations"
   result = (results / "no_codes-seed0.json").read_bytes()
-  result = (results / "no_codes-seed0.json").read_bytes()
   settings = _json({provenance.MADE_FROM: {"a": 1}})
 
   def read_artifact(path: pathlib.Path) -> None:

@@ -17,6 +17,7 @@ from mmesid_jax.features.image_encoder import BrokenImage, ImageEncoder, read_im
 from mmesid_jax.features.image_files import item_image_files
 from mmesid_jax.features.item_template import item_texts
 from mmesid_jax.features.missing_rows import check_record, is_table_up_to_date, write_filled_table
+from mmesid_jax.features.sentence_modules import Normalize
 from mmesid_jax.features.text_encoder import TextEncoder
 from mmesid_jax.features.tfidf_encoder import TFIDF, TfidfEncoder
 from mmesid_jax.files.digest import json_sha256
@@ -181,7 +182,7 @@ def _encode_remaining(
     try:
       for x_BV in encoder.batches(done):
         if settings.normalize:
-          x_BV = x_BV / np.maximum(np.linalg.norm(x_BV, axis=1, keepdims=True), 1e-12)
+          x_BV = Normalize()(x_BV)
         x_BV, lost_B = cast_rows(x_BV, settings.dtype)
         if np.isinf(x_BV).any() or lost_B.any():
           raise UserError(f"--dtype={settings.dtype}: cannot hold these vectors; take float32")

@@ -51,7 +51,7 @@ class HFEncoder:
         transformer, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL_ONLY
       )
     self._features = getattr(model, features, None)
-    if self._features is not None and pooling is not None:
+    if self._features is not None and pooling not in (None, features):  # as `pooling` says it
       raise UserError(
         f"--pooling={pooling}: {directory} has vectors of its own ({features}); leave it out"
       )

@@ -134,9 +134,7 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
   @app.get("/image", response_class=Response, responses={404: {"model": messages.Fault}, **refused})
   async def image(item: Annotated[int, Query(description="An item's id.")]) -> Response:
     """The image of an item."""
-    found = None
-    if service.images is not None:
-      found = await asyncio.to_thread(service.images.read, item)
+    found = await asyncio.to_thread(service.images.read, item)
     if found is None:
       return _fault(404, f"item {item} has no image here")
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
@@ -152,9 +150,8 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     """Whether requests are answered; a service that is not warm does not listen."""
     if not service.batcher.is_alive:
       return _fault(503, "the service is stopping")
-    images = 0 if service.images is None else len(service.images)
-    figures = {"items": service.live.num_items, "images": images, "reloads": service.reloads}
-    return _json({"status": "ready"} | figures)
+    counts = {"items": service.live.num_items, "images": len(service.images)}
+    return _json({"status": "ready"} | counts | {"reloads": service.reloads})
 
   @app.get("/metrics", response_class=Response)
   async def figures() -> Response:

@@ -22,22 +22,26 @@ TYPES = {  # of the formats that browsers show
 
 class Images:
   """The image files of a catalogue, found as `item_image_files` finds them: by the items' keys, or
-  by their ids where they have no keys.
+  by their ids where they have no keys. folder: None = no images.
 
   Raises UserError as `item_image_files` does.
   """
 
-  def __init__(self, folder: pathlib.Path, recommender: Recommender):
+  def __init__(self, folder: pathlib.Path | None, recommender: Recommender):
+    self._files: dict[int, pathlib.Path] = {}  # by item, of those that have one
+    if folder is None:
+      return
     items = read_item_objects(recommender.workdir.data_dir / ITEMS)
     names = (recommender.item_keys or [])[1:] or [str(item) for item in range(1, len(items) + 1)]
-    self._files = item_image_files(folder, names, items)
+    files = enumerate(item_image_files(folder, names, items), start=1)
+    self._files = {item: file for item, file in files if file is not None}
 
   def __len__(self) -> int:
-    return sum(file is not None for file in self._files)
+    return len(self._files)
 
   def read(self, item: int) -> tuple[bytes, str] | None:
     """An item's image and its media type; None where no image can be shown."""
-    if not 1 <= item <= len(self._files) or (file := self._files[item - 1]) is None:
+    if (file := self._files.get(item)) is None:
       return None
     try:
       with open_to_read(file) as opened:

@@ -43,7 +43,7 @@ def serve(
   metrics = Metrics()
   reporter.info(f"{path}: the model is loaded and compiled ...")
   service = Service(path, load, limits, metrics.add_batch, images)
-  if service.images is not None:
+  if images is not None:
     reporter.info(f"{images}: images of {len(service.images):,} items")
   metrics.watch("mmesid_waiting", "Histories that wait", lambda: service.batcher.waiting)
   metrics.watch("mmesid_items", "Items that can be recommended", lambda: service.live.num_items)

@@ -43,7 +43,7 @@ class Service:
     path: the workdir.
     load: reads the workdir.
     watch: gets the size and the seconds of every batch.
-    images: a folder with images of items.
+    images: a folder with images of items; None = no images.
 
   Raises UserError as `load` and `Images` do.
   """
@@ -61,14 +61,14 @@ class Service:
     self._texts: ItemTexts | None = None  # read when the first item comes without vectors
     self.live = self._new_live()
     known = self.live.recommender
-    self.images = None if images is None else Images(images, known)
+    self.images = Images(images, known)
     self._fingerprint = known.workdir.dataset.fingerprint
     self.users = Users(known.workdir.dataset, known.user_keys, path / JOURNAL)
     self._count_from_start(self.live)
     self.live.count_new_events(self.users)
     self.live.warm()  # takes longest, so last
     self.batcher = Batcher(self._answer, BATCHES[-1], limits.queue, watch)
-    self._changing = asyncio.Lock()
+    self._changing, self._encoding = asyncio.Lock(), asyncio.Lock()
     self.reloads = self.failed_reloads = 0
 
   def _new_live(self) -> LiveModel:
@@ -161,9 +161,13 @@ class Service:
 
   async def add_items(self, request: NewItems) -> dict:
     """The answer to POST /items: the ids of the new items, once they can be recommended."""
+    if any(item.vectors is not None for item in request.items):
+      vectors = _given_vectors(request)
+    else:
+      async with self._encoding:
+        vectors = await asyncio.to_thread(self._encode, request)
+    addition = Addition([i.key for i in request.items], [i.title for i in request.items], vectors)
     async with self._changing:
-      vectors = await asyncio.to_thread(self._vectors, request)
-      addition = Addition([i.key for i in request.items], [i.title for i in request.items], vectors)
       self.live.check_new_keys(addition.keys)
       first = self.live.num_items + 1
       self._additions.append(addition)
@@ -174,10 +178,8 @@ class Service:
         raise
       return {"items": list(range(first, self.live.num_items + 1))}
 
-  def _vectors(self, request: NewItems) -> dict[str, np.ndarray]:
-    """The items' vectors by modality, as given, or made of their texts. Raises RequestError."""
-    if any(item.vectors is not None for item in request.items):
-      return _given_vectors(request)
+  def _encode(self, request: NewItems) -> dict[str, np.ndarray]:
+    """The items' vectors by modality, made of their texts. Raises RequestError."""
     if self._texts is None:
       try:
         self._texts = ItemTexts(self.live.recommender.workdir)

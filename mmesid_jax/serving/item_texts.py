@@ -13,6 +13,7 @@ from mmesid_jax.data.folder.items import read_item_objects
 from mmesid_jax.errors import UserError
 from mmesid_jax.features.item_template import ItemTemplate
 from mmesid_jax.features.missing_rows import record_path
+from mmesid_jax.features.sentence_modules import Normalize
 from mmesid_jax.features.text_encoder import TextEncoder
 from mmesid_jax.features.tfidf_encoder import TFIDF, TfidfEncoder
 from mmesid_jax.files.provenance import MADE_FROM
@@ -48,9 +49,8 @@ class ItemTexts:
     self._tables: dict[str, _Table] = {}
     items = None
     for modality in modalities(workdir.config):
-      table = workdir.feature_dir / workdir.config.features[modality]
-      record = _text_record(table)
-      if record is None:
+      table = workdir.feature_file(modality)
+      if table is None or (record := _text_record(table)) is None:
         continue
       items = items or read_item_objects(workdir.data_dir / ITEMS)
       self._tables[modality] = _open_table(table, record, items)
@@ -83,14 +83,14 @@ def _open_table(path: pathlib.Path, record: Mapping[str, Any], items: Sequence[F
   try:
     template, normalize = ItemTemplate(made_from["template"]), bool(made_from["normalize"])
     dtype = DTYPES[made_from["dtype"]]
+    texts = {i: text for i, item in enumerate(items, 1) if (text := template(item)) is not None}
     if made_from["model"] == TFIDF:
-      encoder = TfidfEncoder([text for item in items if (text := template(item)) is not None])
+      encoder = TfidfEncoder([*texts.values()])
     else:
-      pooling = made_from["pooling"]
       encoder = TextEncoder(
         pathlib.Path(record["model"]),
         [],
-        pooling=None if pooling == "get_text_features" else pooling,
+        pooling=made_from["pooling"],
         max_length=made_from["max_length"],
         batch=BATCH,
       )
@@ -103,17 +103,17 @@ def _open_table(path: pathlib.Path, record: Mapping[str, Any], items: Sequence[F
   def encode(texts: Sequence[str]) -> np.ndarray:
     x_EV = encoder.encode(texts)
     if normalize:
-      x_EV = x_EV / np.maximum(np.linalg.norm(x_EV, axis=1, keepdims=True), 1e-12)
+      x_EV = Normalize()(x_EV)
     return x_EV.astype(dtype).astype(np.float32)
 
-  _check_rows(path, encode, template, items)
+  _check_rows(path, encode, texts, len(items))
   return _Table(template, encode)
 
 
-def _check_rows(path: pathlib.Path, encode, template: ItemTemplate, items) -> None:
-  """Raises UserError unless some items get the rows that they have in the table."""
-  rows_IV = open_features(path, len(items))
-  texts = {i: text for i, item in enumerate(items, 1) if (text := template(item)) is not None}
+def _check_rows(path: pathlib.Path, encode, texts: Mapping[int, str], num_items: int) -> None:
+  """Raises UserError unless some items get the rows that they have in the table. texts: by item,
+  of those that have one."""
+  rows_IV = open_features(path, num_items)
   some = sorted(texts)[:: max(len(texts) // CHECKED, 1)]
   x_EV, row_EV = encode([texts[i] for i in some]), np.asarray(rows_IV[some], np.float32)
   known_E = x_EV.any(axis=1)  # the others have the mean row

@@ -135,14 +135,15 @@ class Workdir:
     """Checkpoints, metrics and event files of the stage's training."""
     return self.path / stage
 
+  def feature_file(self, modality: str) -> pathlib.Path | None:
+    """The file of a modality's table; None for the collaborative stage's own vectors."""
+    source = self.config.features[modality]
+    return None if source == OWN_VECTORS else self.feature_dir / source
+
   def feature_digests(self) -> dict[str, str]:
     """modality -> sha256 of its table; of the collaborative stage's own vectors, "stage"."""
-    digests = {}
-    for modality in modalities(self.config):
-      digests[modality] = source = self.config.features[modality]
-      if source != OWN_VECTORS:
-        digests[modality] = file_sha256(self.feature_dir / source)
-    return digests
+    files = {modality: self.feature_file(modality) for modality in modalities(self.config)}
+    return {m: OWN_VECTORS if file is None else file_sha256(file) for m, file in files.items()}
 
   def features(
     self, *, mapped: bool = False, names: Sequence[str] | None = None
@@ -153,12 +154,11 @@ class Workdir:
     read_table = open_features if mapped else read_features
     tables = {}
     for modality in modalities(self.config) if names is None else names:
-      source = self.config.features[modality]
-      if source == OWN_VECTORS:
+      if (file := self.feature_file(modality)) is None:
         found, _ = artifact.read_artifact(self.artifact("collaborative"), "collaborative")
         tables[modality] = found["items"]
       else:
-        tables[modality] = read_table(self.feature_dir / source, self.dataset.num_items)
+        tables[modality] = read_table(file, self.dataset.num_items)
     return tables
 
   def check_targets(self, split: str) -> None:
@@ -174,8 +174,8 @@ class Workdir:
     """Reads through every table that comes from a file. Raises UserError for one that does not
     fit."""
     for modality in modalities(self.config):
-      if (source := self.config.features[modality]) != OWN_VECTORS:
-        open_features(self.feature_dir / source, self.dataset.num_items)
+      if (file := self.feature_file(modality)) is not None:
+        open_features(file, self.dataset.num_items)
 
 
 def open_workdir(config: ConfigDict, path: pathlib.Path) -> Workdir:

@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import signal
 import time
-import types
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from mmesid_jax.config.schema import default_config
 from mmesid_jax.errors import UserError
 from mmesid_jax.features.encode_items import EncodeSettings, encode_items
 from mmesid_jax.serving.item_texts import ItemTexts
+from mmesid_jax.stages.workdir import Workdir
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -89,7 +89,7 @@ def test_new_items_get_the_rows_that_their_texts_have(mini_lm, tmp_path):
   text(tmp_path, mini_lm, batch=8, template="{title}")
   config = default_config()
   config.features = {"text": "text.npy"}
-  workdir = types.SimpleNamespace(config=config, data_dir=tmp_path, feature_dir=tmp_path)
+  workdir = Workdir(tmp_path, config, None, data_dir=tmp_path, feature_dir=tmp_path)
   some = [3, 21, 40]
   found = ItemTexts(workdir).vectors([items[item - 1] for item in some])["text"]
   np.testing.assert_allclose(found, np.load(tmp_path / "text.npy")[some], atol=2e-6)

@@ -34,7 +34,7 @@ class FixedAnswers:
     self.limits, self.reloads = Limits(), 0
     self.batcher = types.SimpleNamespace(is_alive=True)
     self.live = types.SimpleNamespace(num_items=3)
-    self.images = None
+    self.images = ()
 
   async def follow_artifacts(self):
     pass

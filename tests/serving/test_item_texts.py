@@ -1,7 +1,6 @@
 """Vectors of new items from their texts: equal to the rows that `encode` gives the same texts."""
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from mmesid_jax.errors import UserError
 from mmesid_jax.features import tfidf_encoder
 from mmesid_jax.features.encode_items import EncodeSettings, encode_items
 from mmesid_jax.serving.item_texts import ItemTexts
+from mmesid_jax.stages.workdir import Workdir
 
 KINDS, SCENTS = ("soap", "cream", "balm", "oil"), ("rose", "cedar", "mint", "lemon")
 ITEMS = [
@@ -29,7 +29,7 @@ def workdir(tmp_path, monkeypatch):
   config.features = {"collaborative": "stage", "text": "text.npy", "visual": "visual.npy"}
   write_items(tmp_path, ITEMS)
   encode(tmp_path)
-  return types.SimpleNamespace(config=config, data_dir=tmp_path, feature_dir=tmp_path)
+  return Workdir(tmp_path, config, None, data_dir=tmp_path, feature_dir=tmp_path)
 
 
 def write_items(folder, items):
@@ -68,7 +68,7 @@ def test_items_without_a_text_that_is_known_are_refused(workdir):
 def test_tables_that_are_not_of_texts_are_no_encoder(workdir):
   record = workdir.data_dir / "text.json"
   content = json.loads(record.read_text())
-  del content["made_from"]["template"]  # as of images
+  del content["made_from"]["template"]  # the record of a table made from images has none
   record.write_text(json.dumps(content))
   with pytest.raises(UserError, match="no table of features was made from texts"):
     ItemTexts(workdir)
